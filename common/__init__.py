@@ -1,0 +1,1 @@
+"""What every setting shares: schedules, losses, checkpoints, runs, phases, probes and plotting."""

@@ -1,0 +1,1 @@
+"""BERT on Wikipedia and Books, masked prediction (setting 5 of the paper)."""
