@@ -1,0 +1,219 @@
+"""What a student minimises: the only place where temperature, alpha and the divergences live.
+
+Everything works on logits of shape (..., classes), in float32 or wider. With student probabilities p, teacher
+probabilities q (the targets) and labels y, the loss is
+
+    alpha * CE(y, p) + (1 - alpha) * D(q, p)
+
+In Panigrahi et al. (2025), arXiv:2410.05464, D is the forward KL divergence and temperature applies to the teacher
+only. The reverse KL and generalised Jensen-Shannon divergences are those of Agarwal et al. (2024), arXiv:2306.13649.
+Losses are in nats. Targets are constants: no gradient is meant to reach them.
+"""
+
+import math
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.errors import UserError
+
+Divergence = Literal["forward-kl", "reverse-kl", "jensen-shannon"]
+
+ARG_MAX_TEMPERATURE = 1e-10
+"""Temperatures at or below this one mean the arg-max: softmax would divide by numbers that float32 cannot hold."""
+
+LOG_PROBABILITY_FLOOR = -30.0
+"""Lowest log q in the reverse KL divergence, which is infinite where a teacher's class has no probability."""
+
+
+def teacher_probabilities(teacher_logits: Tensor, temperature: float, top_k: int | None = None) -> Tensor:
+    """softmax(teacher_logits / temperature), of shape (..., classes).
+
+    Args:
+        teacher_logits: (..., classes).
+        temperature: 0 and everything up to `ARG_MAX_TEMPERATURE` puts all probability on the first largest logit.
+        top_k: keep the `top_k` most probable classes and renormalise. Exactly `top_k` are kept, also among equals.
+
+    Raises:
+        UserError: a temperature that is negative or not finite, or `top_k` outside 1 to classes.
+    """
+    classes = teacher_logits.shape[-1]
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"the temperature must be 0 or more, got {temperature}")
+    if top_k is not None and not 1 <= top_k <= classes:
+        raise UserError(f"top_k must be between 1 and the number of classes, {classes}, got {top_k}")
+    if temperature <= ARG_MAX_TEMPERATURE:
+        return F.one_hot(teacher_logits.argmax(-1), classes).to(teacher_logits.dtype)
+    scaled = (teacher_logits - teacher_logits.amax(-1, keepdim=True)) / temperature
+    if top_k is not None:
+        kept, indices = scaled.topk(top_k)
+        scaled = torch.full_like(scaled, -math.inf).scatter(-1, indices, kept)
+    return scaled.softmax(-1)
+
+
+def one_hot_probabilities(labels: Tensor, classes: int, temperature: float) -> Tensor:
+    """softmax(one_hot(labels) / temperature): label smoothing without a teacher.
+
+    Args:
+        labels: (...), integers in [0, classes).
+        classes: number of classes.
+        temperature: 0 leaves the labels as they are.
+
+    Returns:
+        (..., classes) in torch's default dtype.
+
+    Raises:
+        UserError: a temperature that is negative or not finite.
+    """
+    return teacher_probabilities(F.one_hot(labels, classes).to(torch.get_default_dtype()), temperature)
+
+
+def label_cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
+    """-log p[y], of shape (...). A label of -100 gives 0. Gradient at the logits: p - one_hot(y)."""
+    losses = F.cross_entropy(student_logits.reshape(-1, student_logits.shape[-1]), labels.reshape(-1), reduction="none")
+    return losses.view(labels.shape)
+
+
+def cross_entropy(student_logits: Tensor, targets: Tensor) -> Tensor:
+    """H(q, p) = -sum q log p, of shape (...). Gradient at the logits: p - q."""
+    return -(targets * student_logits.log_softmax(-1)).sum(-1)
+
+
+def forward_kl(student_logits: Tensor, targets: Tensor) -> Tensor:
+    """KL(q || p) = sum q log(q / p) = H(q, p) - H(q), of shape (...). Gradient at the logits: p - q."""
+    return F.kl_div(student_logits.log_softmax(-1), targets, reduction="none").sum(-1)
+
+
+def reverse_kl(student_logits: Tensor, targets: Tensor) -> Tensor:
+    """KL(p || q) = sum p log(p / q), of shape (...), with log q at least `LOG_PROBABILITY_FLOOR`.
+
+    Gradient at the logits: p * (v - sum p v) with v = log(p / q).
+    """
+    log_targets = targets.log().clamp(min=LOG_PROBABILITY_FLOOR)
+    return F.kl_div(log_targets, student_logits.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+
+
+def jensen_shannon(student_logits: Tensor, targets: Tensor, beta: float) -> Tensor:
+    """beta * KL(q || m) + (1 - beta) * KL(p || m) with m = beta * q + (1 - beta) * p, of shape (...).
+
+    Gradient at the logits: p * (v - sum p v) with v = (1 - beta) * log(p / m). Divided by beta it tends to the
+    forward KL divergence as beta -> 0; divided by 1 - beta it tends to the reverse one as beta -> 1.
+
+    Raises:
+        UserError: beta not strictly between 0 and 1.
+    """
+    if not 0 < beta < 1:
+        raise UserError(f"beta must be between 0 and 1, both excluded, got {beta}")
+    log_student = student_logits.log_softmax(-1)
+    log_mixture = torch.logaddexp(targets.log() + math.log(beta), log_student + math.log1p(-beta))
+    from_targets = F.kl_div(log_mixture, targets, reduction="none").sum(-1)
+    from_student = F.kl_div(log_mixture, log_student, reduction="none", log_target=True).sum(-1)
+    return beta * from_targets + (1 - beta) * from_student
+
+
+def distillation_loss(
+    student_logits: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    *,
+    alpha: float = 0.0,
+    divergence: Divergence = "forward-kl",
+    beta: float = 0.5,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """alpha * CE(labels) + (1 - alpha) * divergence from the targets, averaged over the positions in the mask.
+
+    Args:
+        student_logits: (..., classes).
+        labels: (...), integers; -100 is allowed outside the mask.
+        targets: (..., classes), the teacher's probabilities.
+        alpha: weight of the labels, 0 in the paper.
+        divergence: "forward-kl" has the gradient of the paper's H(q, p) and is lower by the teacher's entropy.
+        beta: only for "jensen-shannon".
+        mask: (...), True where the loss counts. Everywhere by default.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        UserError: alpha outside 0 to 1, an unknown divergence, beta outside its range, or an empty mask.
+    """
+    if not 0 <= alpha <= 1:
+        raise UserError(f"alpha must be between 0 and 1, got {alpha}")
+    match divergence:
+        case "forward-kl":
+            losses = forward_kl(student_logits, targets)
+        case "reverse-kl":
+            losses = reverse_kl(student_logits, targets)
+        case "jensen-shannon":
+            losses = jensen_shannon(student_logits, targets, beta)
+        case _:
+            raise UserError(f"unknown divergence {divergence!r}; use forward-kl, reverse-kl or jensen-shannon")
+    if alpha > 0:
+        losses = alpha * label_cross_entropy(student_logits, labels) + (1 - alpha) * losses
+    return masked_mean(losses, mask)
+
+
+def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean of `values` (...) where `mask` (...) is True, or of all of them without a mask.
+
+    Raises:
+        UserError: the mask is False everywhere.
+    """
+    if mask is None:
+        return values.mean()
+    if not mask.any():
+        raise UserError("the mask selects no position; the batch holds nothing to learn from")
+    return values[mask].mean()
+
+
+def stepwise(values: npt.ArrayLike, boundaries: npt.ArrayLike, steps: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """A constant that changes at given steps, for an alpha that moves: values[i] from boundaries[i - 1] on.
+
+    Args:
+        values: (n + 1,).
+        boundaries: (n,) steps, increasing.
+        steps: any shape; the result has it too.
+
+    Raises:
+        UserError: the number of values is not one more than that of boundaries, or these do not increase.
+    """
+    values, boundaries = np.asarray(values, np.float64), np.asarray(boundaries)
+    if len(values) != len(boundaries) + 1:
+        raise UserError(f"{len(boundaries)} boundaries separate {len(boundaries) + 1} values, got {len(values)}")
+    if np.any(np.diff(boundaries) <= 0):
+        raise UserError(f"the boundaries must increase, got {boundaries.tolist()}")
+    return values[np.searchsorted(boundaries, steps, side="right")]
+
+
+def annealed_temperature(
+    steps: npt.ArrayLike, start: float, end: float, total: int, kind: Literal["linear", "logarithmic"] = "linear"
+) -> npt.NDArray[np.float64]:
+    """Temperature that goes from `start` at step 0 to `end` at step `total` and stays there.
+
+    Args:
+        steps: any shape; the result has it too.
+        start: temperature at step 0.
+        end: temperature from step `total` on.
+        total: steps of annealing.
+        kind: "linear" in the temperature, or "logarithmic": linear in its logarithm.
+
+    Raises:
+        UserError: `total` below 1, a negative temperature, one of 0 with "logarithmic", or an unknown kind.
+    """
+    if total < 1:
+        raise UserError(f"temperature is annealed over at least 1 step, got {total}")
+    if min(start, end) < 0:
+        raise UserError(f"temperatures must be 0 or more, got {start} and {end}")
+    done = np.clip(np.asarray(steps) / total, 0, 1)
+    if kind == "linear":
+        return (1 - done) * start + done * end
+    if kind != "logarithmic":
+        raise UserError(f"unknown annealing {kind!r}; use linear or logarithmic")
+    if min(start, end) == 0:
+        raise UserError("logarithmic annealing needs temperatures above 0; 1e-20 serves for the arg-max")
+    return start ** (1 - done) * end**done

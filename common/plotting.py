@@ -1,0 +1,137 @@
+"""One style for every figure: sizes of a column and of a page, small type, and a fixed line for every method.
+
+The colours are those of Okabe and Ito (jfly.uni-koeln.de/color), which stay apart for colour-blind readers; markers and
+dashes keep the lines apart in grey. Figures are made without pyplot, so that a notebook keeps its backend.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from numpy.typing import ArrayLike, NDArray
+
+COLUMN_WIDTH = 3.3
+"""Inches."""
+PAGE_WIDTH = 6.75
+"""Inches."""
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#555555"
+
+
+@dataclass(frozen=True)
+class Line:
+    """How one curve looks, the same in every figure."""
+
+    label: str
+    colour: str
+    dashes: str = "-"
+    marker: str = ""
+
+
+METHODS = {
+    "teacher": Line("teacher", GREY, "--"),
+    "ce": Line("cross entropy", BLACK, ":", "s"),
+    "one-shot": Line("one-shot", BLUE, "-", "v"),
+    "progressive": Line("progressive", VERMILLION, "-", "o"),
+    "two-shot": Line("two-shot", GREEN, "-", "D"),
+    "two-shot before": Line("two-shot, before", SKY, "-", "<"),
+    "two-shot inside": Line("two-shot, inside", GREEN, "-", "d"),
+    "two-shot after": Line("two-shot, after", PURPLE, "-", ">"),
+    "until-saturation": Line("until saturation", ORANGE, "-", "^"),
+}
+
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#E5E5E5",
+    "grid.linewidth": 0.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+}
+
+
+def new_figure(
+    columns: int = 1, rows: int = 1, width: float = COLUMN_WIDTH, height: float = 2.2
+) -> tuple[Figure, NDArray[np.object_]]:
+    """An empty figure in the common style.
+
+    Args:
+        columns, rows: of axes.
+        width, height: of the figure, in inches.
+
+    Returns:
+        The figure and its axes, of shape (rows, columns).
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def curve(axis: Axes, steps: ArrayLike, values_per_seed: ArrayLike, line: Line) -> None:
+    """Draw the mean over seeds and a band from the lowest to the highest seed; `legend` says so.
+
+    With a few seeds a range is what was seen, while a standard deviation is a poor estimate.
+
+    Args:
+        steps: of shape (evaluations,), common to all seeds.
+        values_per_seed: of shape (seeds, evaluations).
+        line: such as `METHODS["progressive"]`.
+    """
+    values = np.asarray(values_per_seed, dtype=np.float64)
+    axis.fill_between(steps, values.min(axis=0), values.max(axis=0), color=line.colour, alpha=0.2, linewidth=0)
+    axis.plot(
+        steps,
+        values.mean(axis=0),
+        color=line.colour,
+        linestyle=line.dashes,
+        linewidth=1.2,
+        marker=line.marker,
+        markersize=3.5,
+        markevery=(0.03 * (len(axis.lines) % 5), 0.15),  # in diagonals of the axes; curves that coincide take turns
+        label=line.label,
+    )
+
+
+def step_axis(axis: Axes, label: str = "training steps") -> None:
+    """Write the horizontal axis as 0, 200k, 1M, and leave no margin beside the curves."""
+    axis.set_xlabel(label)
+    axis.margins(x=0)
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def legend(axis: Axes, seeds: int) -> None:
+    """A legend without a frame, whose title says what line and band are."""
+    axis.legend(
+        title=f"mean and range of {seeds} seeds" if seeds > 1 else None,
+        alignment="left",
+        fontsize=7,
+        title_fontsize=7,
+        frameon=False,
+        handlelength=2.2,
+        labelspacing=0.3,
+    )
+
+
+def panel_title(axis: Axes, text: str) -> None:
+    """A title at the left, such as "(a) teacher"."""
+    axis.set_title(text, fontsize=8, loc="left")
+
+
+def save(figure: Figure, path: Path | str) -> None:
+    """Write a PNG of 300 dots per inch; the same figure gives the same bytes."""
+    figure.savefig(path, format="png", dpi=300, metadata={"Software": None})

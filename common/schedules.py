@@ -1,0 +1,225 @@
+"""Which teacher checkpoint supervises which student step.
+
+A schedule is a list of `Segment`s in order: from `start` on (student steps, inclusive), the student learns from
+the teacher checkpoint saved at `checkpoint` (teacher steps). The last segment has no end; a schedule without
+segments has no teacher. Everything a trainer needs is in the list, so a schedule can be printed, stored in
+config.json and tested without a model.
+
+`checkpoints` are always the teacher steps at which checkpoints exist, in any order. Where a rule asks for a teacher
+step at which there is none, the latest earlier checkpoint serves; a checkpoint that the caller names must exist.
+
+(N, T)-progressive distillation is defined in section 2 of Panigrahi et al. (2025), arXiv:2410.05464; `accelerated`,
+`refreshed` and `until_saturation` are variants published with it.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import groupby, pairwise
+
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Segment:
+    start: int
+    """First student step (counted from 0) of this segment."""
+    checkpoint: int
+    """Teacher step of the checkpoint in use."""
+
+
+def ce_only() -> list[Segment]:
+    """No teacher: the student learns from the labels alone."""
+    return []
+
+
+def one_shot(checkpoints: Sequence[int]) -> list[Segment]:
+    """Only the last checkpoint, from the first step on.
+
+    Raises:
+        UserError: no checkpoint.
+    """
+    return [Segment(0, _sorted(checkpoints)[-1])]
+
+
+def progressive(checkpoints: Sequence[int], every: int, number: int | None = None) -> list[Segment]:
+    """Each checkpoint in turn for `every` student steps; the last one stays: (N, T) in the paper.
+
+    Args:
+        checkpoints: teacher steps.
+        every: student steps per checkpoint (T).
+        number: use only this many checkpoints (N), at i / N of the last teacher step for i = 1 to N.
+
+    Raises:
+        UserError: no checkpoint, none as early as 1 / N of the last, or an argument below 1.
+    """
+    steps = _sorted(checkpoints)
+    _require_positive(every, "student steps per checkpoint")
+    if number is not None:
+        _require_positive(number, "the number of checkpoints")
+        steps = [_latest(steps, steps[-1] * i // number) for i in range(1, number + 1)]
+    return _merged([Segment(i * every, step) for i, step in enumerate(steps)])
+
+
+def explicit(plan: Sequence[tuple[int, int | None]]) -> list[Segment]:
+    """The given checkpoints in the given order, which need not be the teacher's.
+
+    Args:
+        plan: (teacher step, student steps) pairs. The last checkpoint stays, so its student steps may be None.
+
+    Raises:
+        UserError: an empty plan, student steps below 1, or None before the last pair.
+    """
+    if not plan:
+        raise UserError("the schedule names no checkpoint")
+    segments: list[Segment] = []
+    start = 0
+    for checkpoint, steps in plan:
+        segments.append(Segment(start, checkpoint))
+        if steps is not None:
+            _require_positive(steps, f"student steps for checkpoint {checkpoint}")
+            start += steps
+        elif len(segments) < len(plan):
+            raise UserError(f"checkpoint {checkpoint} needs a number of student steps; only the last may go without")
+    return _merged(segments)
+
+
+def two_shot(checkpoints: Sequence[int], first: int, first_steps: int) -> list[Segment]:
+    """Checkpoint `first` for `first_steps` student steps, then the last one: (2, T) in the paper.
+
+    Raises:
+        UserError: no checkpoint, none at `first`, or `first_steps` below 1.
+    """
+    steps = _sorted(checkpoints)
+    if first not in steps:
+        nearest = min(steps, key=lambda step: abs(step - first))
+        raise UserError(f"no teacher checkpoint at step {first}; the nearest is at step {nearest}")
+    return explicit([(first, first_steps), (steps[-1], None)])
+
+
+def accelerated(checkpoints: Sequence[int], multiplier: float) -> list[Segment]:
+    """Student step s learns from the latest checkpoint at or before teacher step multiplier * s.
+
+    Until the first checkpoint is reached, the student learns from the first. Step 0 learns from what step 1 learns
+    from, so that a huge multiplier is exactly `one_shot`.
+
+    Args:
+        checkpoints: teacher steps.
+        multiplier: teacher steps per student step, taken as the decimal number it prints as.
+
+    Raises:
+        UserError: no checkpoint, or a multiplier that is not positive and finite.
+    """
+    first, *later = _sorted(checkpoints)
+    _require_positive(multiplier, "the multiplier")
+    starts = {0: first}
+    for step in later:
+        start = math.ceil(step / Fraction(str(multiplier)))
+        starts[start if start > 1 else 0] = step
+    return [Segment(start, step) for start, step in starts.items()]
+
+
+def refreshed(checkpoints: Sequence[int], refresh: int, speed: float = 1) -> list[Segment]:
+    """A new checkpoint every `refresh` student steps: teacher step speed * (1 + step // refresh) * refresh.
+
+    Args:
+        checkpoints: teacher steps.
+        refresh: student steps between changes.
+        speed: teacher steps per student step, taken as the decimal number it prints as.
+
+    Raises:
+        UserError: no checkpoint, none as early as speed * refresh, or an argument that is not positive and finite.
+    """
+    steps = _sorted(checkpoints)
+    _require_positive(refresh, "student steps between refreshes")
+    _require_positive(speed, "the speed")
+    stride = Fraction(str(speed)) * refresh
+    _latest(steps, math.floor(stride))  # an error if student step 0 has no checkpoint
+    starts = {max(math.ceil(step / stride) - 1, 0) * refresh: step for step in steps}
+    return [Segment(start, step) for start, step in starts.items()]
+
+
+def until_saturation(
+    checkpoints: Sequence[int],
+    evaluations: Sequence[tuple[int, float]],
+    *,
+    max_steps: int,
+    window: int = 5,
+    threshold: float = 0.01,
+) -> list[Segment]:
+    """Each checkpoint in turn until the student's accuracy stops improving: the segments decided so far.
+
+    An accuracy belongs to the checkpoint in use up to its evaluation. At each evaluation the student goes to the next
+    checkpoint if, of the accuracies that belong to the current one, the best of the last `window` is less than
+    `threshold` above the best before them, or if the current one has been in use for `max_steps` or more. All changes
+    happen at evaluations, so a new evaluation can only append a segment that starts there, and a resumed run gets the
+    same schedule from its recorded evaluations.
+
+    Args:
+        checkpoints: teacher steps.
+        evaluations: (student steps taken, held-out accuracy in [0, 1]) pairs, in order.
+        max_steps: student steps on one checkpoint.
+        window: evaluations without improvement.
+        threshold: the improvement that counts, in units of accuracy.
+
+    Raises:
+        UserError: no checkpoint, evaluations out of order, or `max_steps` or `window` below 1.
+    """
+    first, *later = _sorted(checkpoints)
+    _require_positive(max_steps, "the most student steps per checkpoint")
+    _require_positive(window, "the window of evaluations")
+    if any(step >= after for (step, _), (after, _) in pairwise(evaluations)):
+        raise UserError("the evaluations are not in order of student steps; a step may appear only once")
+
+    segments = [Segment(0, first)]
+    accuracies: list[float] = []
+    for step, accuracy in evaluations:
+        if len(segments) > len(later):
+            break
+        accuracies.append(accuracy)
+        best_before = max(accuracies[:-window], default=-math.inf)
+        saturated = max(accuracies[-window:]) < best_before + threshold
+        if saturated or step - segments[-1].start >= max_steps:
+            segments.append(Segment(step, later[len(segments) - 1]))
+            accuracies = []
+    return segments
+
+
+def checkpoint_at(schedule: Sequence[Segment], step: int) -> int | None:
+    """Teacher step of the checkpoint that supervises student step `step` (from 0); None without a teacher."""
+    if not schedule:
+        return None
+    return schedule[bisect_right(schedule, step, key=lambda segment: segment.start) - 1].checkpoint
+
+
+def spans(schedule: Sequence[Segment], start: int, stop: int) -> list[tuple[int, int, int | None]]:
+    """Student steps `start` to `stop` (exclusive) cut where the checkpoint changes.
+
+    Returns:
+        (first step, step after the last, checkpoint) triples in order, none of them empty.
+    """
+    changes = [segment.start for segment in schedule if start < segment.start < stop]
+    return [(a, b, checkpoint_at(schedule, a)) for a, b in pairwise([start, *changes, stop]) if a < b]
+
+
+def _sorted(checkpoints: Sequence[int]) -> list[int]:
+    if not checkpoints:
+        raise UserError("the teacher has no checkpoints")
+    return sorted(set(checkpoints))
+
+
+def _latest(steps: list[int], wanted: int) -> int:
+    if wanted < steps[0]:
+        raise UserError(f"the schedule needs a checkpoint at or before teacher step {wanted}; the first is {steps[0]}")
+    return steps[bisect_right(steps, wanted) - 1]
+
+
+def _merged(segments: list[Segment]) -> list[Segment]:
+    return [next(group) for _, group in groupby(segments, key=lambda segment: segment.checkpoint)]
+
+
+def _require_positive(value: float, name: str) -> None:
+    if not 0 < value < math.inf:
+        raise UserError(f"{name} must be positive and finite, got {value}")
