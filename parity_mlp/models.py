@@ -1,0 +1,80 @@
+"""The MLP, its initialisation and its checkpoints.
+
+ReLU layers with bias and torch's default `nn.Linear` initialisation. The optimisation engines work on plain arrays, so
+a network travels as a `Tensors` dictionary with the names of `MLP.state_dict()`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from common.checkpoints import read_checkpoint
+from common.errors import UserError
+
+MODEL_TYPE = "parity_mlp"
+
+Tensors = dict[str, NDArray]
+
+
+class MLP(nn.Module):
+    """`layers` hidden ReLU layers of `width` neurons on d inputs; input (samples, d), output (samples, classes)."""
+
+    def __init__(self, d: int, width: int, classes: int, layers: int = 1) -> None:
+        super().__init__()
+        sizes = [d] + [width] * layers
+        self.hidden = nn.ModuleList(nn.Linear(*pair) for pair in zip(sizes, sizes[1:], strict=False))
+        self.output = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.hidden:
+            x = torch.relu(layer(x))
+        return self.output(x)
+
+
+def initial_tensors(d: int, width: int, classes: int, layers: int, seed: int, dtype: str) -> Tensors:
+    """A freshly initialised network; the same for a seed whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MLP(d, width, classes, layers)
+    return {name: value.numpy().astype(dtype) for name, value in model.state_dict().items()}
+
+
+def architecture(tensors: Tensors) -> dict[str, Any]:
+    """The entries of a checkpoint's config.json."""
+    width, d = tensors["hidden.0.weight"].shape
+    return {
+        "model_type": MODEL_TYPE,
+        "d": d,
+        "width": width,
+        "layers": sum(name.startswith("hidden.") and name.endswith(".weight") for name in tensors),
+        "classes": len(tensors["output.bias"]),
+        "dtype": str(tensors["output.bias"].dtype),
+    }
+
+
+def load_tensors(checkpoint: Path, d: int, classes: int) -> Tensors:
+    """The tensors of a checkpoint folder, checked to be an MLP for this task.
+
+    Raises:
+        UserError: the folder is damaged, holds another kind of model, or one of another d or number of classes.
+    """
+    config, tensors = read_checkpoint(checkpoint)
+    if config.get("model_type") != MODEL_TYPE:
+        raise UserError(f"{checkpoint} holds a {config.get('model_type')!r} model, not {MODEL_TYPE!r}")
+    for name, here in (("d", d), ("classes", classes)):
+        if config[name] != here:
+            raise UserError(f"the network in {checkpoint} has {name} = {config[name]}, but this task has {here}")
+    return tensors
+
+
+def load_model(checkpoint: Path) -> MLP:
+    """The network in a checkpoint folder as a torch module."""
+    config, tensors = read_checkpoint(checkpoint)
+    model = MLP(config["d"], config["width"], config["classes"], config["layers"])
+    state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
+    model.to(next(iter(state.values())).dtype).load_state_dict(state)
+    return model

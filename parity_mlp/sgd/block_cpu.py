@@ -1,0 +1,478 @@
+"""Exact batch-1 SGD on the CPU: blocks of steps on tiles of neurons, compiled by numba.
+
+The network is o = V relu(W x) + c, with x in {-1, +1}^d and a constant 1 appended for the bias. A step at sample t is a
+rank-1 update W += D_t x_t^T, D_t = -lr (V^T delta_t) * (W x_t > 0), so B steps can be taken without touching W: the
+pre-activation of sample t under the updated weights is
+
+    h_t = W x_t + sum_{s < t} D_s <x_s, x_t>,                                                              (1)
+
+and W += sum_t D_t x_t^T once per block. This is the same arithmetic as B single steps, up to rounding. Weight decay
+multiplies W by f_t = 1 - lr_t * decay before each update; with S_t = f_1 ... f_{t-1} the block stores D_t / S_{t+1}, and
+h_t and, at the end, W are multiplied by S.
+
+Three things make it fast:
+
+* Every row x is signs, so W x needs no multiplication. For each four coordinates the 16 signed sums of the four columns
+  of W are tabulated once per block, and a sample picks one per group by four of its bits (the method of the four
+  Russians): d/4 additions per neuron instead of d multiply-adds. The update sum_t D_t x_t^T is the same computation
+  with samples and coordinates exchanged.
+* Neurons are kept in tiles of 64 (`simd.LANES`), each with its slice of W, V and of the block's h, so that the update
+  for one block and the products for the next read a tile of W once, in the first-level cache. The slot of h_t becomes
+  the slot of D_t. The sum in (1) is split in two levels: sub-blocks of `SUB_BLOCK` steps are corrected together by all
+  earlier sub-blocks, a small matrix product; inside a sub-block a step adds its predecessors one by one.
+* Neurons depend on each other only through the logits. Threads own fixed ranges of tiles and meet once per step at a
+  spin barrier. Logits are summed over fixed partitions of the tiles in a fixed order, so the number of threads does not
+  change a single bit.
+"""
+
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from parity_mlp.models import Tensors
+from parity_mlp.sgd.objective import Objective, logit_gradient
+from parity_mlp.sgd.simd import (
+    LANES,
+    atomic_add,
+    atomic_load,
+    load,
+    multiply_add,
+    popcount,
+    splat,
+    store,
+    where_positive,
+    yield_processor,
+    zeros,
+)
+
+DEFAULT_BLOCK = 32
+MAX_BLOCK = 64
+SUB_BLOCK = 16
+CORRECTED_TOGETHER = 4
+"""Steps of a sub-block whose pre-activations share a read of the earlier updates."""
+TABLES = 8
+"""Tables of 16 rows in use at a time: with a tile of W they fill the first-level cache."""
+JOINT_WIDTH = 4096
+"""Networks at least this wide are split over the threads; narrower ones get a thread each if there are enough."""
+SPINS_BEFORE_YIELD = 10_000
+
+
+class Network(NamedTuple):
+    """A network in tiles of `LANES` neurons; the last tile is padded with neurons that are zero and stay so."""
+
+    hidden: NDArray
+    """(tiles * columns, LANES): row tile * columns + k is column k of W for the tile's neurons; column d is the bias;
+    columns d + 1 and up, zeros, fill the last group of four."""
+    output: NDArray
+    """(tiles * classes, LANES): row tile * classes + c is V[c] for the tile's neurons."""
+    bias: NDArray
+    """(classes,)"""
+
+
+class Inputs(NamedTuple):
+    """The samples of a range of n steps in the three forms that the engine reads; shared by all students."""
+
+    bits: NDArray[np.uint64]
+    """(n, words): packed inputs, with room for the constant coordinate d (bit 0: +1)."""
+    transposed: NDArray[np.uint64]
+    """(blocks, d + 1): bit t is coordinate k of the block's sample t."""
+    gram: NDArray
+    """(n, block): gram[t, s] = <x_t, x_s> with sample s of t's block, for s < t; the constant is counted."""
+
+
+class _Workspace(NamedTuple):
+    slots: int
+    """Rows of `steps` per tile."""
+    columns: int
+    """Rows of `Network.hidden` per tile."""
+    steps: NDArray
+    """(tiles * slots, LANES): row tile * slots + t is h_t, then D_t."""
+    lanes: NDArray
+    """(partitions * classes, LANES): sums of logits, lane by lane."""
+    logits: NDArray[np.float64]
+    """(2, partitions, classes): sums of logits of even and of odd steps."""
+    arrivals: NDArray[np.int64]
+    """(1,): how often a thread has reached a barrier."""
+
+
+def pack(tensors: Tensors) -> Network:
+    """A one-hidden-layer network in tiles."""
+    hidden = np.concatenate([tensors["hidden.0.weight"], tensors["hidden.0.bias"][:, None]], axis=1)
+    output = tensors["output.weight"]
+    width, columns = hidden.shape
+    tiles = -(-width // LANES)
+    pad_width, pad_columns = tiles * LANES - width, -columns % 4
+    hidden = np.pad(hidden, ((0, pad_width), (0, pad_columns))).reshape(tiles, LANES, -1).transpose(0, 2, 1)
+    output = np.pad(output, ((0, 0), (0, pad_width))).reshape(len(output), tiles, LANES).transpose(1, 0, 2)
+    return Network(_aligned(hidden), _aligned(output), tensors["output.bias"].copy())
+
+
+def unpack(network: Network, d: int, width: int) -> Tensors:
+    """The inverse of `pack`."""
+    classes = len(network.bias)
+    tiles = len(network.output) // classes
+    hidden = network.hidden.reshape(tiles, -1, LANES).transpose(0, 2, 1).reshape(tiles * LANES, -1)[:width]
+    output = network.output.reshape(tiles, classes, LANES).transpose(1, 0, 2).reshape(classes, -1)[:, :width]
+    return {
+        "hidden.0.weight": np.ascontiguousarray(hidden[:, :d]),
+        "hidden.0.bias": np.ascontiguousarray(hidden[:, d]),
+        "output.weight": np.ascontiguousarray(output),
+        "output.bias": network.bias.copy(),
+    }
+
+
+def prepare(bits: NDArray[np.uint64], d: int, dtype: str, block: int = DEFAULT_BLOCK) -> Inputs:
+    """Everything about the samples `bits` (n, words) that does not depend on a network."""
+    words = d // 64 + 1
+    bits = np.pad(bits, ((0, 0), (0, words - bits.shape[1])))
+    transposed = np.zeros((-(-len(bits) // block), d + 1), np.uint64)
+    gram = np.zeros((len(bits) + CORRECTED_TOGETHER, block), dtype)
+    _fill_inputs(bits, transposed, gram)
+    return Inputs(bits, transposed, gram)
+
+
+@njit(cache=True, nogil=True)
+def _fill_inputs(bits, transposed, gram):  # type: ignore[no-untyped-def]
+    columns = transposed.shape[1]
+    block = gram.shape[1]
+    for start in range(0, len(bits), block):
+        for t in range(start, min(start + block, len(bits))):
+            for k in range(columns):
+                bit = (bits[t, k // 64] >> np.uint64(k % 64)) & np.uint64(1)
+                transposed[start // block, k] |= bit << np.uint64(t - start)
+            for s in range(start, t):
+                different = 0
+                for word in range(bits.shape[1]):
+                    different += popcount(bits[t, word] ^ bits[s, word])
+                gram[t, s - start] = columns - 2 * different
+
+
+def sgd_steps(networks: list[Network], objectives: list[Objective], inputs: Inputs, threads: int) -> None:
+    """Take one SGD step per sample of `inputs`, in order, on every network, in place.
+
+    A network is either split over all threads or trained by one of them; both give the same bits.
+    """
+    wide = [len(network.output) // len(network.bias) * LANES >= JOINT_WIDTH for network in networks]
+    if len(networks) < threads:
+        wide = [True] * len(networks)
+    for i in np.flatnonzero(wide):
+        _train_jointly(networks[i], objectives[i], inputs, threads)
+    narrow = sorted(np.flatnonzero(~np.array(wide)), key=lambda i: -networks[i].output.size)
+    _in_threads(
+        threads,
+        lambda thread: [_train_jointly(networks[i], objectives[i], inputs, 1) for i in narrow[thread::threads]],
+    )
+
+
+def _train_jointly(network: Network, objective: Objective, inputs: Inputs, threads: int) -> None:
+    classes = len(network.bias)
+    tiles = len(network.output) // classes
+    partition = max(4, -(-tiles // 64))  # tiles per partition: at most 64 partitions, and none too small for a thread
+    partitions = -(-tiles // partition)
+    threads = min(threads, partitions)
+    block = inputs.gram.shape[1]
+    dtype = network.hidden.dtype
+    slots = -(-block // CORRECTED_TOGETHER) * CORRECTED_TOGETHER
+    work = _Workspace(
+        slots=slots,
+        columns=len(network.hidden) // tiles,
+        steps=_aligned(np.zeros((tiles * slots, LANES), dtype)),
+        lanes=_aligned(np.zeros((partitions * classes, LANES), dtype)),
+        logits=np.zeros((2, partitions, classes)),
+        arrivals=np.zeros(1, np.int64),
+    )
+    bounds = [min(tiles, partition * (partitions * i // threads)) for i in range(threads)] + [tiles]
+    _in_threads(
+        threads,
+        lambda thread: _train_tiles(
+            network, objective, inputs, work, partition, bounds[thread], bounds[thread + 1], threads
+        ),
+    )
+
+@njit(cache=True, nogil=True)
+def _train_tiles(network, objective, inputs, work, partition, first, last, threads):  # type: ignore[no-untyped-def]
+    """The share of one thread: all steps, for tiles first .. last - 1; a whole number of partitions."""
+    samples, block = len(inputs.bits), inputs.gram.shape[1]
+    classes = len(network.bias)
+    number = network.hidden.dtype.type
+    tables = _row_buffer(network.hidden, TABLES * 16)
+    bias = network.bias.astype(np.float64)
+    logits, gradient = np.empty(classes), np.empty(classes)
+    pull = np.zeros(classes, network.bias.dtype)  # -lr * gradient of the step before
+    keep = 1.0  # f of the step before
+    scale = 1.0  # S of the step at hand
+
+    for start in range(0, samples, block):
+        size = min(block, samples - start)
+        for t in range(size):
+            for tile in range(first, last):
+                if t > 0:
+                    _finish_step(network, work, tile, t - 1, pull, number(keep), number(1 / scale))
+                elif start > 0:
+                    _finish_step(network, work, tile, block - 1, pull, number(keep), number(1 / scale))
+                    _apply_updates(network, inputs, work, tables, tile, start // block - 1, block, number(scale))
+                if t == 0:
+                    _multiply(network, inputs, work, tables, tile, start, size)
+                elif t % SUB_BLOCK == 0:
+                    _correct(inputs, work, tile, start, t, min(t + SUB_BLOCK, size))
+                _begin_step(network, inputs, work, tile, start, t, number(scale if t > 0 else 1), partition)
+            if t == 0:
+                scale = 1.0
+
+            step = start + t
+            _sum_lanes(work, step % 2, first // partition, -(-last // partition))
+            if threads > 1:
+                _meet(work.arrivals, (step + 1) * threads)
+            for c in range(classes):
+                logits[c] = bias[c]
+                for p in range(work.logits.shape[1]):
+                    logits[c] += work.logits[step % 2, p, c]
+            logit_gradient(
+                logits,
+                objective.targets[step],
+                objective.labels[step],
+                objective.alpha[step],
+                objective.divergence,
+                objective.beta,
+                gradient,
+            )
+            keep = 1 - objective.lr[step] * objective.decay
+            scale *= keep
+            for c in range(classes):
+                bias[c] = keep * bias[c] - objective.lr[step] * gradient[c]
+                pull[c] = -objective.lr[step] * gradient[c]
+
+    last_size = (samples - 1) % block + 1
+    for tile in range(first, last):
+        _finish_step(network, work, tile, last_size - 1, pull, number(keep), number(1 / scale))
+        _apply_updates(network, inputs, work, tables, tile, (samples - 1) // block, last_size, number(scale))
+    if first == 0:
+        network.bias[:] = bias
+
+
+@njit(inline="always")
+def _finish_step(network, work, tile, t, pull, keep, inverse_scale):  # type: ignore[no-untyped-def]
+    """Turn h_t into D_t and update V, for one tile."""
+    classes = len(network.bias)
+    slot = tile * work.slots + t
+    h = load(work.steps, slot)
+    activation = where_positive(h, h)
+    back = zeros(work.steps)
+    for c in range(classes):
+        row = tile * classes + c
+        v = load(network.output, row)
+        rate = splat(network.output, pull[c])
+        back = multiply_add(v, rate, back)
+        store(network.output, row, multiply_add(activation, rate, v * splat(network.output, keep)))
+    store(work.steps, slot, where_positive(h, back) * splat(work.steps, inverse_scale))
+
+
+@njit(inline="always")
+def _begin_step(network, inputs, work, tile, start, t, scale, partition):  # type: ignore[no-untyped-def]
+    """Complete h_t with the updates of its own sub-block and add the tile's share of the logits."""
+    classes = len(network.bias)
+    slot = tile * work.slots
+    h = load(work.steps, slot + t)
+    for s in range(t - t % SUB_BLOCK, t):
+        h = multiply_add(load(work.steps, slot + s), splat(work.steps, inputs.gram[start + t, s]), h)
+    h = h * splat(work.steps, scale)
+    store(work.steps, slot + t, h)
+    activation = where_positive(h, h)
+    for c in range(classes):
+        lane = tile // partition * classes + c
+        product = activation * load(network.output, tile * classes + c)
+        store(work.lanes, lane, product if tile % partition == 0 else load(work.lanes, lane) + product)
+
+
+@njit(cache=True, nogil=True)
+def _correct(inputs, work, tile, start, first, last):  # type: ignore[no-untyped-def]
+    """Add the updates of steps 0 .. first - 1 of a block to the pre-activations of its steps first .. last - 1."""
+    slot = tile * work.slots
+    for t in range(first, last, CORRECTED_TOGETHER):
+        h0, h1 = load(work.steps, slot + t), load(work.steps, slot + t + 1)
+        h2, h3 = load(work.steps, slot + t + 2), load(work.steps, slot + t + 3)
+        for s in range(first):
+            update = load(work.steps, slot + s)
+            h0 = multiply_add(update, splat(work.steps, inputs.gram[start + t, s]), h0)
+            h1 = multiply_add(update, splat(work.steps, inputs.gram[start + t + 1, s]), h1)
+            h2 = multiply_add(update, splat(work.steps, inputs.gram[start + t + 2, s]), h2)
+            h3 = multiply_add(update, splat(work.steps, inputs.gram[start + t + 3, s]), h3)
+        store(work.steps, slot + t, h0)
+        store(work.steps, slot + t + 1, h1)
+        store(work.steps, slot + t + 2, h2)
+        store(work.steps, slot + t + 3, h3)
+
+
+@njit(cache=True, nogil=True)
+def _multiply(network, inputs, work, tables, tile, start, size):  # type: ignore[no-untyped-def]
+    """h_t = W x_t for the `size` samples of a block, for one tile."""
+    groups = work.columns // 4
+    for group in range(0, groups, TABLES):
+        count = min(TABLES, groups - group)
+        for i in range(count):
+            _tabulate(tables, i, network.hidden, tile * work.columns + 4 * (group + i))
+        for t in range(size):
+            slot = tile * work.slots + t
+            h = zeros(work.steps) if group == 0 else load(work.steps, slot)
+            codes = inputs.bits[start + t, group // 16] >> np.uint64(4 * (group % 16))
+            store(work.steps, slot, _add_entries(h, tables, codes, count))
+
+
+@njit(cache=True, nogil=True)
+def _apply_updates(network, inputs, work, tables, tile, block, size, scale):  # type: ignore[no-untyped-def]
+    """W = scale * (W + sum_t D_t x_t^T) over the `size` steps of a block, for one tile."""
+    groups = -(-size // 4)
+    for t in range(size, 4 * groups):
+        store(work.steps, tile * work.slots + t, zeros(work.steps))
+    for group in range(0, groups, TABLES):
+        count = min(TABLES, groups - group)
+        for i in range(count):
+            _tabulate(tables, i, work.steps, tile * work.slots + 4 * (group + i))
+        factor = splat(network.hidden, scale if group + count == groups else network.hidden.dtype.type(1))
+        for k in range(inputs.transposed.shape[1]):
+            row = tile * work.columns + k
+            codes = inputs.transposed[block, k] >> np.uint64(4 * group)
+            store(network.hidden, row, _add_entries(load(network.hidden, row), tables, codes, count) * factor)
+
+
+@njit(inline="always")
+def _add_entries(row, tables, codes, count):  # type: ignore[no-untyped-def]
+    """`row` plus one entry of each of the first `count` tables, picked by four bits of `codes` each."""
+    for i in range(count):
+        row = row + load(tables, 16 * i + np.int64(codes & np.uint64(15)))
+        codes >>= np.uint64(4)
+    return row
+
+
+@njit(cache=True, nogil=True)
+def _tabulate(tables, i, rows, first):  # type: ignore[no-untyped-def]
+    """Fill table i with the 16 signed sums of four rows from `first` on; bit j of an entry's number means minus."""
+    a, b, c, d = load(rows, first), load(rows, first + 1), load(rows, first + 2), load(rows, first + 3)
+    low, low_difference, high, high_difference = a + b, a - b, c + d, c - d
+    _store_pair(tables, i, 0, high + low)
+    _store_pair(tables, i, 1, high - low_difference)
+    _store_pair(tables, i, 2, high + low_difference)
+    _store_pair(tables, i, 3, high - low)
+    _store_pair(tables, i, 8, high_difference + low)
+    _store_pair(tables, i, 9, high_difference - low_difference)
+    _store_pair(tables, i, 10, high_difference + low_difference)
+    _store_pair(tables, i, 11, high_difference - low)
+
+
+@njit(inline="always")
+def _store_pair(tables, i, entry, value):  # type: ignore[no-untyped-def]
+    """Write an entry and the one with all signs turned."""
+    store(tables, 16 * i + entry, value)
+    store(tables, 16 * i + 15 - entry, zeros(tables) - value)
+
+
+@njit(cache=True, nogil=True)
+def _sum_lanes(work, parity, first, last):  # type: ignore[no-untyped-def]
+    """Add up the lanes of partitions first .. last - 1, pairwise."""
+    classes = work.logits.shape[2]
+    lanes = work.lanes
+    for row in range(first * classes, last * classes):
+        width = LANES // 2
+        while width > 0:
+            for i in range(width):
+                lanes[row, i] += lanes[row, i + width]
+            width //= 2
+        work.logits[parity, row // classes, row % classes] = lanes[row, 0]
+
+
+@njit(cache=True, nogil=True)
+def _meet(arrivals, expected):  # type: ignore[no-untyped-def]
+    """Wait until threads have arrived `expected` times in all."""
+    atomic_add(arrivals, 0, 1)
+    spins = 0
+    while atomic_load(arrivals, 0) < expected:
+        spins += 1
+        if spins > SPINS_BEFORE_YIELD:
+            yield_processor()
+
+
+def network_logits(network: Network, bits: NDArray[np.uint64], threads: int) -> NDArray[np.float64]:
+    """Logits (n, classes) of a frozen network for packed inputs (n, words)."""
+    tiles = len(network.output) // len(network.bias)
+    columns = len(network.hidden) // tiles
+    bits = np.pad(bits, ((0, 0), (0, -(-columns // 64) - bits.shape[1])))
+    logits = np.empty((len(bits), len(network.bias)))
+    share = -(-len(bits) // threads)
+    _in_threads(
+        threads,
+        lambda thread: _forward(
+            network,
+            columns,
+            bits[thread * share : (thread + 1) * share],
+            logits[thread * share : (thread + 1) * share],
+        ),
+    )
+    return logits
+
+
+FORWARD_BLOCK = 256
+"""Samples that share the tables of a tile in `network_logits`."""
+
+
+@njit(cache=True, nogil=True)
+def _forward(network, columns, bits, logits):  # type: ignore[no-untyped-def]
+    classes = len(network.bias)
+    tiles = len(network.output) // classes
+    groups = columns // 4
+    tables = _row_buffer(network.hidden, TABLES * 16)
+    hidden = _row_buffer(network.hidden, FORWARD_BLOCK)
+    lanes = _row_buffer(network.hidden, FORWARD_BLOCK * classes)
+    for start in range(0, len(bits), FORWARD_BLOCK):
+        size = min(FORWARD_BLOCK, len(bits) - start)
+        lanes[:] = 0
+        for tile in range(tiles):
+            for group in range(0, groups, TABLES):
+                count = min(TABLES, groups - group)
+                for i in range(count):
+                    _tabulate(tables, i, network.hidden, tile * columns + 4 * (group + i))
+                for t in range(size):
+                    h = zeros(hidden) if group == 0 else load(hidden, t)
+                    codes = bits[start + t, group // 16] >> np.uint64(4 * (group % 16))
+                    h = _add_entries(h, tables, codes, count)
+                    store(hidden, t, h)
+                    if group + count == groups:
+                        activation = where_positive(h, h)
+                        for c in range(classes):
+                            lane = load(lanes, t * classes + c)
+                            v = load(network.output, tile * classes + c)
+                            store(lanes, t * classes + c, multiply_add(activation, v, lane))
+        for t in range(size):
+            for c in range(classes):
+                logits[start + t, c] = network.bias[c] + lanes[t * classes + c].sum()
+
+
+@njit(cache=True, nogil=True)
+def _row_buffer(like, rows):  # type: ignore[no-untyped-def]
+    return np.zeros((rows, LANES), like.dtype)
+
+
+def _aligned(array: NDArray) -> NDArray:
+    """A copy as rows of `LANES`, starting on a cache line."""
+    raw = np.empty(array.nbytes + 64, np.uint8)
+    offset = -raw.ctypes.data % 64
+    rows = raw[offset : offset + array.nbytes].view(array.dtype).reshape(-1, LANES)
+    rows[:] = array.reshape(-1, LANES)
+    return rows
+
+
+def _in_threads(threads: int, work: Callable[[int], object]) -> None:
+    """Call work(0), ..., work(threads - 1) at the same time and wait for all."""
+    if threads == 1:
+        work(0)
+    else:
+        list(_pool(threads).map(work, range(threads)))
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)

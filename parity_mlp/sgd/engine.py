@@ -1,0 +1,69 @@
+"""One interface to the three ways of training: blocks on the CPU, blocks on an accelerator, and plain PyTorch.
+
+An engine holds networks that learn from one stream of samples. The block engines (`block_cpu`, `block_torch`) take
+exact batch-1 SGD steps for one hidden layer; `plain` takes any number of layers and any batch size.
+"""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_mlp.models import Tensors, architecture
+from parity_mlp.sgd import block_cpu
+from parity_mlp.sgd.block_torch import TorchBlockEngine
+from parity_mlp.sgd.objective import Objective
+from parity_mlp.sgd.plain import PlainEngine
+
+
+class Engine(Protocol):
+    """Networks in training. All inputs are packed bits of shape (samples, words), see `parity_mlp.data`."""
+
+    def train(self, bits: NDArray[np.uint64], objectives: dict[int, Objective]) -> None:
+        """Take one step per batch of `bits`, in order, on each network that `objectives` names by its number."""
+
+    def logits(self, network: int, bits: NDArray[np.uint64]) -> NDArray[np.float64]:
+        """Logits (samples, classes) of a network as it is now."""
+
+    def tensors(self, network: int) -> Tensors:
+        """A copy of a network's weights."""
+
+
+class CPUBlockEngine:
+    """Exact blocks of batch-1 steps on the CPU; see `block_cpu`."""
+
+    def __init__(self, networks: list[Tensors], threads: int, block: int = block_cpu.DEFAULT_BLOCK) -> None:
+        self._shapes = [network["hidden.0.weight"].shape for network in networks]
+        self._networks = [block_cpu.pack(network) for network in networks]
+        self._threads = threads
+        self._block = block
+
+    def train(self, bits: NDArray[np.uint64], objectives: dict[int, Objective]) -> None:
+        d = self._shapes[0][1]
+        inputs = block_cpu.prepare(bits, d, self._networks[0].hidden.dtype.name, self._block)
+        networks = [self._networks[i] for i in objectives]
+        block_cpu.sgd_steps(networks, list(objectives.values()), inputs, self._threads)
+
+    def logits(self, network: int, bits: NDArray[np.uint64]) -> NDArray[np.float64]:
+        return block_cpu.network_logits(self._networks[network], bits, self._threads)
+
+    def tensors(self, network: int) -> Tensors:
+        width, d = self._shapes[network]
+        return block_cpu.unpack(self._networks[network], d, width)
+
+
+def make_engine(networks: list[Tensors], device: str, batch_size: int, threads: int) -> Engine:
+    """The fastest engine for these networks, which share d, the number of classes and the dtype.
+
+    Args:
+        networks: their initial weights.
+        device: a torch device, such as `cpu` or `cuda`.
+        batch_size: samples per step.
+        threads: processor threads of the CPU block engine.
+    """
+    deep = any(architecture(network)["layers"] > 1 for network in networks)
+    if deep or batch_size > 1:
+        return PlainEngine(networks, device, batch_size)
+    if device == "cpu":
+        return CPUBlockEngine(networks, threads)
+    return TorchBlockEngine(networks, device)

@@ -1,0 +1,75 @@
+"""What a student minimises in a range of steps, and the gradient of that at its logits.
+
+The losses themselves are in `common.losses`; here is their derivative with respect to the logits, in closed form, for
+the engines that do not use autograd. With student probabilities p, teacher probabilities q and the one-hot label y,
+
+    alpha (p - y) + (1 - alpha) (p - q)                  forward KL
+    alpha (p - y) + (1 - alpha) p (v - <p, v>)           v = log(p / q)              reverse KL
+                                                         v = (1 - beta) log(p / m)   Jensen-Shannon, m = beta q + (1 - beta) p
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from common.losses import LOG_PROBABILITY_FLOOR
+
+FORWARD_KL, REVERSE_KL, JENSEN_SHANNON = 0, 1, 2
+DIVERGENCE_CODES = {"forward-kl": FORWARD_KL, "reverse-kl": REVERSE_KL, "jensen-shannon": JENSEN_SHANNON}
+
+
+class Objective(NamedTuple):
+    """Loss, learning rate and weight decay of every step of a range of n steps."""
+
+    labels: NDArray[np.int64]
+    """(n,) classes."""
+    targets: NDArray[np.float64]
+    """(n, classes) teacher probabilities; not read where alpha is 1."""
+    alpha: NDArray[np.float64]
+    """(n,) weight of the cross entropy with the label; 1 - alpha is that of the divergence from the teacher."""
+    lr: NDArray[np.float64]
+    """(n,) learning rates."""
+    decay: float
+    """L2 weight decay, as in torch.optim.SGD: added to the gradient as decay * weight."""
+    divergence: int
+    """One of `DIVERGENCE_CODES`."""
+    beta: float
+    """Weight of KL(q || m) in the Jensen-Shannon divergence."""
+
+
+@njit(cache=True, nogil=True)
+def logit_gradient(logits, target, label, alpha, divergence, beta, gradient):  # type: ignore[no-untyped-def]
+    """Write d loss / d logits for one sample into `gradient`; all three arrays are float64 of shape (classes,)."""
+    classes = len(logits)
+    largest = logits.max()
+    total = 0.0
+    for c in range(classes):
+        gradient[c] = math.exp(logits[c] - largest)
+        total += gradient[c]
+    if divergence == FORWARD_KL:
+        for c in range(classes):
+            gradient[c] = gradient[c] / total - (1 - alpha) * target[c]
+    else:
+        log_total = largest + math.log(total)
+        mean = 0.0
+        for c in range(classes):
+            p = gradient[c] / total
+            if p > 0:
+                mean += p * _slope(logits[c] - log_total, p, target[c], divergence, beta)
+        for c in range(classes):
+            p = gradient[c] / total
+            if p > 0:
+                slope = _slope(logits[c] - log_total, p, target[c], divergence, beta)
+                gradient[c] = alpha * p + (1 - alpha) * p * (slope - mean)
+    gradient[label] -= alpha
+
+
+@njit(cache=True, nogil=True)
+def _slope(log_p, p, q, divergence, beta):  # type: ignore[no-untyped-def]
+    if divergence == REVERSE_KL:
+        log_q = math.log(q) if q > 0 else LOG_PROBABILITY_FLOOR
+        return log_p - max(log_q, LOG_PROBABILITY_FLOOR)
+    return (1 - beta) * (log_p - math.log(beta * q + (1 - beta) * p))
