@@ -30,29 +30,31 @@ LOG_PROBABILITY_FLOOR = -30.0
 """Lowest log q in the reverse KL divergence, which is infinite where a teacher's class has no probability."""
 
 
-def teacher_probabilities(teacher_logits: Tensor, temperature: float, top_k: int | None = None) -> Tensor:
+def teacher_probabilities(teacher_logits: Tensor, temperature: float | Tensor, top_k: int | None = None) -> Tensor:
     """softmax(teacher_logits / temperature), of shape (..., classes).
 
     Args:
         teacher_logits: (..., classes).
-        temperature: 0 and everything up to `ARG_MAX_TEMPERATURE` puts all probability on the first largest logit.
+        temperature: one for all, or of shape (...). 0 and everything up to `ARG_MAX_TEMPERATURE` puts all probability
+            on the first largest logit.
         top_k: keep the `top_k` most probable classes and renormalise. Exactly `top_k` are kept, also among equals.
 
     Raises:
         UserError: a temperature that is negative or not finite, or `top_k` outside 1 to classes.
     """
     classes = teacher_logits.shape[-1]
-    if not 0 <= temperature < math.inf:
-        raise UserError(f"the temperature must be 0 or more, got {temperature}")
+    temperature = torch.as_tensor(temperature, dtype=teacher_logits.dtype)[..., None]
+    if not (temperature.isfinite() & (temperature >= 0)).all():
+        raise UserError(f"the temperature must be 0 or more, got {temperature.squeeze(-1).tolist()}")
     if top_k is not None and not 1 <= top_k <= classes:
         raise UserError(f"top_k must be between 1 and the number of classes, {classes}, got {top_k}")
-    if temperature <= ARG_MAX_TEMPERATURE:
-        return F.one_hot(teacher_logits.argmax(-1), classes).to(teacher_logits.dtype)
-    scaled = (teacher_logits - teacher_logits.amax(-1, keepdim=True)) / temperature
+    arg_max = temperature <= ARG_MAX_TEMPERATURE
+    scaled = (teacher_logits - teacher_logits.amax(-1, keepdim=True)) / temperature.masked_fill(arg_max, 1)
     if top_k is not None:
         kept, indices = scaled.topk(top_k)
         scaled = torch.full_like(scaled, -math.inf).scatter(-1, indices, kept)
-    return scaled.softmax(-1)
+    one_hot = F.one_hot(teacher_logits.argmax(-1), classes).to(teacher_logits.dtype)
+    return torch.where(arg_max, one_hot, scaled.softmax(-1))
 
 
 def one_hot_probabilities(labels: Tensor, classes: int, temperature: float) -> Tensor:

@@ -89,14 +89,13 @@ def explicit(plan: Sequence[tuple[int, int | None]]) -> list[Segment]:
 def two_shot(checkpoints: Sequence[int], first: int, first_steps: int) -> list[Segment]:
     """Checkpoint `first` for `first_steps` student steps, then the last one: (2, T) in the paper.
 
+    If there is no checkpoint at `first`, the latest earlier one takes its place.
+
     Raises:
-        UserError: no checkpoint, none at `first`, or `first_steps` below 1.
+        UserError: no checkpoint, none as early as `first`, or `first_steps` below 1.
     """
     steps = _sorted(checkpoints)
-    if first not in steps:
-        nearest = min(steps, key=lambda step: abs(step - first))
-        raise UserError(f"no teacher checkpoint at step {first}; the nearest is at step {nearest}")
-    return explicit([(first, first_steps), (steps[-1], None)])
+    return explicit([(_latest(steps, first), first_steps), (steps[-1], None)])
 
 
 def accelerated(checkpoints: Sequence[int], multiplier: float) -> list[Segment]:

@@ -59,6 +59,8 @@ TABLES = 8
 """Tables of 16 rows in use at a time: with a tile of W they fill the first-level cache."""
 JOINT_WIDTH = 4096
 """Networks at least this wide are split over the threads; narrower ones get a thread each if there are enough."""
+MIN_PARTITION, MAX_PARTITIONS = 4, 64
+"""Fewest tiles whose logits are summed together, unless there are fewer, and most partitions of a network."""
 SPINS_BEFORE_YIELD = 10_000
 
 
@@ -85,11 +87,15 @@ class Inputs(NamedTuple):
     """(n, block): gram[t, s] = <x_t, x_s> with sample s of t's block, for s < t; the constant is counted."""
 
 
-class _Workspace(NamedTuple):
+class Workspace(NamedTuple):
+    """What is kept between the steps of a block."""
+
     slots: int
     """Rows of `steps` per tile."""
     columns: int
     """Rows of `Network.hidden` per tile."""
+    partition: int
+    """Tiles whose logits are summed together."""
     steps: NDArray
     """(tiles * slots, LANES): row tile * slots + t is h_t, then D_t."""
     lanes: NDArray
@@ -170,35 +176,41 @@ def sgd_steps(networks: list[Network], objectives: list[Objective], inputs: Inpu
 
 
 def _train_jointly(network: Network, objective: Objective, inputs: Inputs, threads: int) -> None:
+    work = workspace(network, inputs.gram.shape[1])
+    partitions = work.logits.shape[1]
+    threads = min(threads, partitions)
+    bounds = [partitions * i // threads for i in range(threads + 1)]
+    _in_threads(
+        threads,
+        lambda thread: _train_tiles(network, objective, inputs, work, bounds[thread], bounds[thread + 1], threads),
+    )
+
+
+def workspace(network: Network, block: int) -> Workspace:
+    """What the engine keeps between the steps of a call."""
     classes = len(network.bias)
     tiles = len(network.output) // classes
-    partition = max(4, -(-tiles // 64))  # tiles per partition: at most 64 partitions, and none too small for a thread
+    partition = max(MIN_PARTITION, -(-tiles // MAX_PARTITIONS))
     partitions = -(-tiles // partition)
-    threads = min(threads, partitions)
-    block = inputs.gram.shape[1]
-    dtype = network.hidden.dtype
     slots = -(-block // CORRECTED_TOGETHER) * CORRECTED_TOGETHER
-    work = _Workspace(
+    dtype = network.hidden.dtype
+    return Workspace(
         slots=slots,
         columns=len(network.hidden) // tiles,
+        partition=partition,
         steps=_aligned(np.zeros((tiles * slots, LANES), dtype)),
         lanes=_aligned(np.zeros((partitions * classes, LANES), dtype)),
         logits=np.zeros((2, partitions, classes)),
         arrivals=np.zeros(1, np.int64),
     )
-    bounds = [min(tiles, partition * (partitions * i // threads)) for i in range(threads)] + [tiles]
-    _in_threads(
-        threads,
-        lambda thread: _train_tiles(
-            network, objective, inputs, work, partition, bounds[thread], bounds[thread + 1], threads
-        ),
-    )
+
 
 @njit(cache=True, nogil=True)
-def _train_tiles(network, objective, inputs, work, partition, first, last, threads):  # type: ignore[no-untyped-def]
-    """The share of one thread: all steps, for tiles first .. last - 1; a whole number of partitions."""
+def _train_tiles(network, objective, inputs, work, first, last, threads):  # type: ignore[no-untyped-def]
+    """The share of one thread: all steps, for the tiles of partitions first .. last - 1."""
     samples, block = len(inputs.bits), inputs.gram.shape[1]
     classes = len(network.bias)
+    first_tile, last_tile = first * work.partition, min(last * work.partition, len(network.output) // classes)
     number = network.hidden.dtype.type
     tables = _row_buffer(network.hidden, TABLES * 16)
     bias = network.bias.astype(np.float64)
@@ -210,7 +222,7 @@ def _train_tiles(network, objective, inputs, work, partition, first, last, threa
     for start in range(0, samples, block):
         size = min(block, samples - start)
         for t in range(size):
-            for tile in range(first, last):
+            for tile in range(first_tile, last_tile):
                 if t > 0:
                     _finish_step(network, work, tile, t - 1, pull, number(keep), number(1 / scale))
                 elif start > 0:
@@ -220,12 +232,12 @@ def _train_tiles(network, objective, inputs, work, partition, first, last, threa
                     _multiply(network, inputs, work, tables, tile, start, size)
                 elif t % SUB_BLOCK == 0:
                     _correct(inputs, work, tile, start, t, min(t + SUB_BLOCK, size))
-                _begin_step(network, inputs, work, tile, start, t, number(scale if t > 0 else 1), partition)
+                _begin_step(network, inputs, work, tile, start, t, number(scale if t > 0 else 1))
             if t == 0:
                 scale = 1.0
 
             step = start + t
-            _sum_lanes(work, step % 2, first // partition, -(-last // partition))
+            _sum_lanes(work, step % 2, first, last)
             if threads > 1:
                 _meet(work.arrivals, (step + 1) * threads)
             for c in range(classes):
@@ -248,7 +260,7 @@ def _train_tiles(network, objective, inputs, work, partition, first, last, threa
                 pull[c] = -objective.lr[step] * gradient[c]
 
     last_size = (samples - 1) % block + 1
-    for tile in range(first, last):
+    for tile in range(first_tile, last_tile):
         _finish_step(network, work, tile, last_size - 1, pull, number(keep), number(1 / scale))
         _apply_updates(network, inputs, work, tables, tile, (samples - 1) // block, last_size, number(scale))
     if first == 0:
@@ -273,7 +285,7 @@ def _finish_step(network, work, tile, t, pull, keep, inverse_scale):  # type: ig
 
 
 @njit(inline="always")
-def _begin_step(network, inputs, work, tile, start, t, scale, partition):  # type: ignore[no-untyped-def]
+def _begin_step(network, inputs, work, tile, start, t, scale):  # type: ignore[no-untyped-def]
     """Complete h_t with the updates of its own sub-block and add the tile's share of the logits."""
     classes = len(network.bias)
     slot = tile * work.slots
@@ -284,9 +296,9 @@ def _begin_step(network, inputs, work, tile, start, t, scale, partition):  # typ
     store(work.steps, slot + t, h)
     activation = where_positive(h, h)
     for c in range(classes):
-        lane = tile // partition * classes + c
+        lane = tile // work.partition * classes + c
         product = activation * load(network.output, tile * classes + c)
-        store(work.lanes, lane, product if tile % partition == 0 else load(work.lanes, lane) + product)
+        store(work.lanes, lane, product if tile % work.partition == 0 else load(work.lanes, lane) + product)
 
 
 @njit(cache=True, nogil=True)

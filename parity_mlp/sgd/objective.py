@@ -22,7 +22,11 @@ DIVERGENCE_CODES = {"forward-kl": FORWARD_KL, "reverse-kl": REVERSE_KL, "jensen-
 
 
 class Objective(NamedTuple):
-    """Loss, learning rate and weight decay of every step of a range of n steps."""
+    """Loss, learning rate and weight decay of a range of steps.
+
+    With m steps of batch_size samples each there are n = m * batch_size samples, and a step uses batch_size of them in
+    a row. The block engines have batch_size 1, so that n = m.
+    """
 
     labels: NDArray[np.int64]
     """(n,) classes."""
@@ -31,7 +35,7 @@ class Objective(NamedTuple):
     alpha: NDArray[np.float64]
     """(n,) weight of the cross entropy with the label; 1 - alpha is that of the divergence from the teacher."""
     lr: NDArray[np.float64]
-    """(n,) learning rates."""
+    """(m,) learning rates."""
     decay: float
     """L2 weight decay, as in torch.optim.SGD: added to the gradient as decay * weight."""
     divergence: int

@@ -80,6 +80,10 @@ def test_two_shot_switches_exactly_at_first_steps():
     assert [checkpoint_at(schedule, step) for step in (0, 49, 50, 10**9)] == [200, 200, 300, 300]
 
 
+def test_two_shot_falls_back_to_the_latest_earlier_checkpoint():
+    assert two_shot([100, 200, 300], first=260, first_steps=50) == two_shot([100, 200, 300], first=200, first_steps=50)
+
+
 def test_two_shot_from_the_final_checkpoint_is_one_shot():
     assert two_shot([100, 200], first=200, first_steps=50) == one_shot([100, 200])
 
@@ -198,7 +202,7 @@ def test_a_teacher_without_checkpoints_is_an_error(make):
         (lambda: explicit([]), "names no checkpoint"),
         (lambda: explicit([(1, None), (2, 10)]), "checkpoint 1 needs a number"),
         (lambda: explicit([(1, 10), (2, 0)]), "checkpoint 2 must be positive"),
-        (lambda: two_shot([100, 200], 160, 10), "no teacher checkpoint at step 160; the nearest is at step 200"),
+        (lambda: two_shot([100, 200], 60, 10), "at or before teacher step 60; the first is 100"),
         (lambda: two_shot([100, 200], 100, 0), "must be positive"),
         (lambda: accelerated([1], 0), "must be positive"),
         (lambda: accelerated([1], math.nan), "must be positive"),

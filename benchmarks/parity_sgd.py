@@ -1,0 +1,250 @@
+"""Time of a batch-1 SGD step on parity: the block engine against the plain PyTorch loop, in one process.
+
+    python benchmarks/parity_sgd.py [--out benchmarks/results/NAME.json]
+
+The plain loop is `nn.Sequential`, `cross_entropy` and `torch.optim.SGD` with one sample a step and all tensors in
+memory; for distillation, a forward pass of the teacher without gradients comes before each step. The engine's time
+contains everything it does with packed samples: unpacking, products between samples, the teacher's logits and its
+softmax. Each figure is the best of several repetitions, engine and plain loop taking turns.
+
+Printed beside it: the time in which the processor could do the arithmetic. A step has 4 * width * (d + 1)
+multiplications and additions in the textbook form. The engine needs fewer, see `parity_mlp.sgd.block_cpu`; they are
+counted per row of 64 neurons, at one addition or fused multiply-add each, and the rate of both is measured as that of
+a large matrix product.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from numba import njit
+from numpy.typing import NDArray
+from torch import nn
+
+from common.losses import teacher_probabilities
+from common.runs import command, worker_threads
+from parity_mlp.data import make_task, signs
+from parity_mlp.models import initial_tensors
+from parity_mlp.sgd import block_cpu
+from parity_mlp.sgd.engine import CPUBlockEngine
+from parity_mlp.sgd.objective import FORWARD_KL, Objective
+from parity_mlp.sgd.simd import LANES
+
+D, K, LR = 100, 6, 0.005
+TASK = make_task(D, K)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of this benchmark."""
+
+    out: Path | None = None
+    """JSON file for the results."""
+    repetitions: int = 7
+    """Each time is the best of so many."""
+
+
+def main(arguments: Arguments) -> None:
+    """Measure, print and, if asked to, write."""
+    threads = worker_threads()
+    torch.set_num_threads(threads)
+    rate = _multiply_add_rate()
+    print(f"{_processor()}, {threads} threads, {2e-9 * rate:.0f} GFLOP/s in a large float32 matrix product")
+    rows: list[dict[str, Any]] = []
+    for width, plain_steps, engine_steps in ((100, 1000, 16384), (1000, 1000, 8192), (50_000, 60, 1024)):
+        times = _best(
+            arguments.repetitions,
+            _plain_steps(width, plain_steps),
+            _engine_steps(width, engine_steps, threads),
+        )
+        rows.append(_row(f"train, width {width:,}", *times, width, rate))
+    plain, single, nine = _best(
+        arguments.repetitions,
+        _plain_distillation(60),
+        _engine_distillation(1, 4096, threads),
+        _engine_distillation(9, 4096, threads),
+    )
+    rows.append(_row("distil, width 100 from 50,000", plain, single))
+    rows.append(_row("distil, nine of width 100", 9 * plain, nine))
+    parts = _parts(50_000 // threads)
+    print(f"\nwhere a step at width 50,000 goes (one thread's share of the neurons, us): {parts}")
+    if arguments.out:
+        result = {"processor": _processor(), "threads": threads, "multiply_adds_per_second": rate}
+        arguments.out.write_text(json.dumps({**result, "rows": rows, "parts_us": parts}, indent=2) + "\n")
+
+
+def _row(name: str, plain: float, engine: float, width: int = 0, rate: float = 1) -> dict[str, Any]:
+    """Print and return one line; times are seconds per step."""
+    row = {"what": name, "plain_us": 1e6 * plain, "engine_us": 1e6 * engine, "ratio": plain / engine}
+    text = f"{name:32} plain {row['plain_us']:9.2f} us  engine {row['engine_us']:8.3f} us  ratio {row['ratio']:6.1f}"
+    if width:
+        row["textbook_limit_us"] = 1e6 * 2 * width * (D + 1) / rate
+        row["engine_limit_us"] = 1e6 * width * _operations_per_neuron() / rate
+        text += f"  limits: textbook {row['textbook_limit_us']:7.3f}, engine {row['engine_limit_us']:7.3f} us"
+    print(text, flush=True)
+    return row
+
+
+def _operations_per_neuron(classes: int = 2) -> float:
+    """Additions and fused multiply-adds of the engine per neuron and step."""
+    block, groups, sub = block_cpu.DEFAULT_BLOCK, -(-(D + 1) // 4), block_cpu.SUB_BLOCK
+    tables = 20 * (groups / block + 1 / 4)
+    entries = groups + (D + 1) / 4
+    corrections = (block - sub) / 2 + (sub - 1) / 2
+    return tables + entries + corrections + 3 * classes + 4
+
+
+def _best(repetitions: int, *functions: Callable[[], float]) -> list[float]:
+    """Shortest time per step of each function; they take turns, after one turn that does not count."""
+    times = [[function() for function in functions] for _ in range(repetitions + 1)]
+    return np.min(times[1:], axis=0).tolist()
+
+
+def _timed(function: Callable[[], object], steps: int) -> float:
+    begin = time.perf_counter()
+    function()
+    return (time.perf_counter() - begin) / steps
+
+
+def _network(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(D, width), nn.ReLU(), nn.Linear(width, 2))
+
+
+def _samples(steps: int) -> tuple[NDArray[np.uint64], torch.Tensor, torch.Tensor]:
+    """Packed bits, and what the plain loop reads: (steps, 1, d) and (steps, 1)."""
+    bits = TASK.sample(0, "train", 0, steps)
+    return bits, torch.from_numpy(signs(bits, D)).unsqueeze(1), torch.from_numpy(TASK.labels(bits)).unsqueeze(1)
+
+
+def _plain_steps(width: int, steps: int) -> Callable[[], float]:
+    model = _network(width)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    _, x, y = _samples(steps)
+
+    def run() -> None:
+        for input_, label in zip(x, y, strict=True):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(input_), label).backward()
+            optimizer.step()
+
+    return lambda: _timed(run, steps)
+
+
+def _plain_distillation(steps: int) -> Callable[[], float]:
+    teacher, student = _network(50_000), _network(100)
+    optimizer = torch.optim.SGD(student.parameters(), lr=LR)
+    _, x, _ = _samples(steps)
+
+    def run() -> None:
+        for input_ in x:
+            with torch.no_grad():
+                target = teacher(input_).softmax(-1)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(student(input_), target).backward()
+            optimizer.step()
+
+    return lambda: _timed(run, steps)
+
+
+def _engine(width: int, copies: int, threads: int) -> CPUBlockEngine:
+    return CPUBlockEngine([initial_tensors(D, width, 2, 1, seed, "float32") for seed in range(copies)], threads)
+
+
+def _objective(labels: NDArray[np.int64], targets: NDArray[np.float64], alpha: float) -> Objective:
+    steps = len(labels)
+    return Objective(labels, targets, np.full(steps, alpha), np.full(steps, LR), 0.0, FORWARD_KL, 0.5)
+
+
+def _engine_steps(width: int, steps: int, threads: int) -> Callable[[], float]:
+    engine = _engine(width, 1, threads)
+    bits = TASK.sample(0, "train", 0, steps)
+    objective = _objective(TASK.labels(bits), np.zeros((steps, 2)), 1.0)
+    return lambda: _timed(lambda: engine.train(bits, {0: objective}), steps)
+
+
+def _engine_distillation(students: int, steps: int, threads: int) -> Callable[[], float]:
+    teacher, engine = _engine(50_000, 1, threads), _engine(100, students, threads)
+    bits = TASK.sample(0, "train", 0, steps)
+    labels = TASK.labels(bits)
+
+    def run() -> None:
+        targets = teacher_probabilities(torch.from_numpy(teacher.logits(0, bits)), 1.0).numpy()
+        engine.train(bits, {i: _objective(labels, targets, 0.0) for i in range(students)})
+
+    return lambda: _timed(run, steps)
+
+
+def _multiply_add_rate(size: int = 2048) -> float:
+    """Multiply-adds per second in a large float32 matrix product."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    return size**3 / min(_timed(lambda: torch.mm(a, b), 1) for _ in range(10))
+
+
+def _parts(width: int) -> dict[str, float]:
+    """Microseconds per step of the engine's parts, in one thread; what is left of a step are the steps themselves."""
+    network = block_cpu.pack(initial_tensors(D, width, 2, 1, 0, "float32"))
+    steps = 8 * block_cpu.DEFAULT_BLOCK
+    bits = TASK.sample(0, "train", 0, steps)
+    inputs = block_cpu.prepare(bits, D, "float32")
+    work = block_cpu.workspace(network, block_cpu.DEFAULT_BLOCK)
+    objective = _objective(TASK.labels(bits), np.zeros((steps, 2)), 1.0)
+    whole = lambda: block_cpu.sgd_steps([network], [objective], inputs, 1)  # noqa: E731
+    parts = {
+        "products": lambda: _all_products(network, inputs, work, steps),
+        "corrections": lambda: _all_corrections(network, inputs, work, steps),
+        "updates": lambda: _all_updates(network, inputs, work, steps),
+    }
+    for function in (whole, *parts.values()):
+        function()
+    total = 1e6 * min(_timed(whole, steps) for _ in range(7))
+    times = {name: 1e6 * min(_timed(part, steps) for _ in range(7)) for name, part in parts.items()}
+    times["steps and barriers"] = total - sum(times.values())
+    return {name: round(value, 2) for name, value in times.items()}
+
+
+@njit(cache=True)
+def _all_products(network, inputs, work, steps):  # type: ignore[no-untyped-def]
+    tables = np.zeros((block_cpu.TABLES * 16, LANES), network.hidden.dtype)
+    for start in range(0, steps, block_cpu.DEFAULT_BLOCK):
+        for tile in range(len(network.output) // 2):
+            block_cpu._multiply(network, inputs, work, tables, tile, start, block_cpu.DEFAULT_BLOCK)
+
+
+@njit(cache=True)
+def _all_corrections(network, inputs, work, steps):  # type: ignore[no-untyped-def]
+    for start in range(0, steps, block_cpu.DEFAULT_BLOCK):
+        for first in range(block_cpu.SUB_BLOCK, block_cpu.DEFAULT_BLOCK, block_cpu.SUB_BLOCK):
+            for tile in range(len(network.output) // 2):
+                block_cpu._correct(inputs, work, tile, start, first, first + block_cpu.SUB_BLOCK)
+
+
+@njit(cache=True)
+def _all_updates(network, inputs, work, steps):  # type: ignore[no-untyped-def]
+    tables = np.zeros((block_cpu.TABLES * 16, LANES), network.hidden.dtype)
+    work.steps[:] = 0
+    for block in range(steps // block_cpu.DEFAULT_BLOCK):
+        for tile in range(len(network.output) // 2):
+            block_cpu._apply_updates(
+                network, inputs, work, tables, tile, block, block_cpu.DEFAULT_BLOCK, np.float32(1)
+            )
+
+
+def _processor() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    command(lambda: main(tyro.cli(Arguments, description=__doc__)))

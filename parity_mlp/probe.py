@@ -1,0 +1,93 @@
+"""Correlations of every checkpoint of a run with monomials inside and outside the hidden support.
+
+    python probe.py --run ../runs/parity_mlp/laptop
+
+Writes probes/monomials.json in the run's directory, after each checkpoint, so that a probe that is cut off goes on.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from common.checkpoints import find_checkpoints, local_path, write_file
+from common.errors import UserError
+from common.probes.monomials import probe_monomials
+from common.runs import Run, command, progress, worker_threads
+from parity_mlp.data import make_task
+from parity_mlp.models import load_tensors
+from parity_mlp.sgd.engine import make_engine
+
+
+@dataclass(frozen=True)
+class ProbeArguments:
+    """Arguments of `probe.py`."""
+
+    run: Path
+    """Run directory of train.py or distill.py."""
+    samples: int = 100_000
+    """Fresh samples."""
+    degrees: tuple[int, ...] = (1, 2, 3, 4, 5)
+    """Degrees of the monomials."""
+    outside: int = 100
+    """Random monomials of each degree that are not inside the support."""
+    seed: int = 0
+    """Seed of the samples and of the random monomials."""
+    output: int = 1
+    """Class whose probability is correlated."""
+    node: int = 0
+    """Inner node of the tree, in heap order, whose support is probed (hierarchical parity)."""
+    device: str = "cpu"
+    """Torch device."""
+
+
+def probe(arguments: ProbeArguments) -> None:
+    """Probe every checkpoint that is not in the file yet."""
+    config = Run(arguments.run).config["arguments"]
+    task = make_task(*(config[name] for name in ("d", "k", "labels", "support", "support_seed")))
+    if not 0 <= arguments.output < task.classes or not 0 <= arguments.node < len(task.supports):
+        raise UserError(
+            f"--output is a class, 0 to {task.classes - 1}, and --node an inner node, 0 to {len(task.supports) - 1}; "
+            f"got {arguments.output} and {arguments.node}"
+        )
+    checkpoints = find_checkpoints(arguments.run)
+    path = arguments.run / "probes" / "monomials.json"
+    settings = {name: value for name, value in asdict(arguments).items() if name not in ("run", "device")}
+    settings = json.loads(json.dumps(settings))
+    found = json.loads(path.read_text()) if path.exists() else {}
+    done = {entry["step"]: entry for entry in found.get("checkpoints", [])} if found.get("settings") == settings else {}
+
+    bits = task.sample(arguments.seed, "probe", 0, arguments.samples)
+    with progress(len(checkpoints), len(done), f"probing {arguments.run.name}", arguments.samples) as show:
+        for checkpoint in checkpoints:
+            if checkpoint.step in done:
+                continue
+            tensors = load_tensors(local_path(checkpoint), task.d, task.classes)
+            logits = make_engine([tensors], arguments.device, 1, worker_threads()).logits(0, bits)
+            odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+            probability = odds[:, arguments.output] / odds.sum(axis=1)
+            result = probe_monomials(
+                bits,
+                probability,
+                task.supports[arguments.node],
+                task.d,
+                degrees=arguments.degrees,
+                outside=arguments.outside,
+                seed=arguments.seed,
+            )
+            done[checkpoint.step] = {"step": checkpoint.step, **asdict(result)}
+            entries = [done[step] for step in sorted(done)]
+            write_file(path, json.dumps({"settings": settings, "checkpoints": entries}).encode())
+            show(len(done), teacher=checkpoint.step)
+    print(path)
+
+
+def main() -> None:
+    """Parse the command line."""
+    probe(tyro.cli(ProbeArguments, description=__doc__))
+
+
+if __name__ == "__main__":
+    command(main)

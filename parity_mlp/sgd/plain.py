@@ -1,0 +1,74 @@
+"""SGD as PyTorch does it, one autograd step at a time: for deep networks and for batches of more than one sample."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.losses import forward_kl, jensen_shannon, label_cross_entropy, reverse_kl
+from parity_mlp.models import MLP, Tensors, architecture
+from parity_mlp.sgd.block_torch import LOGITS_BATCH, unpack_signs
+from parity_mlp.sgd.objective import FORWARD_KL, REVERSE_KL, Objective
+
+
+class PlainEngine:
+    """An `engine.Engine` for networks of any depth and steps on the mean loss of `batch_size` samples each."""
+
+    def __init__(self, networks: list[Tensors], device: str, batch_size: int) -> None:
+        self._device = device
+        self._batch_size = batch_size
+        self._d = networks[0]["hidden.0.weight"].shape[1]
+        self._models = [_module(network, device) for network in networks]
+
+    def train(self, bits: NDArray[np.uint64], objectives: dict[int, Objective]) -> None:
+        x = self._inputs(bits)
+        for i, objective in objectives.items():
+            self._train_network(self._models[i], x, objective)
+
+    def logits(self, network: int, bits: NDArray[np.uint64]) -> NDArray[np.float64]:
+        with torch.no_grad():
+            logits = [
+                self._models[network](self._inputs(bits[start : start + LOGITS_BATCH]))
+                for start in range(0, len(bits), LOGITS_BATCH)
+            ]
+        return torch.cat(logits).double().cpu().numpy()
+
+    def tensors(self, network: int) -> Tensors:
+        return {name: value.cpu().numpy().copy() for name, value in self._models[network].state_dict().items()}
+
+    def _inputs(self, bits: NDArray[np.uint64]) -> Tensor:
+        return unpack_signs(bits, self._d, self._device, self._models[0].output.weight.dtype)
+
+    def _train_network(self, model: MLP, x: Tensor, objective: Objective) -> None:
+        labels = torch.tensor(objective.labels, device=self._device)
+        targets = torch.tensor(objective.targets, device=self._device, dtype=x.dtype)
+        alpha = torch.tensor(objective.alpha, device=self._device, dtype=x.dtype)
+        optimizer = torch.optim.SGD(model.parameters(), weight_decay=objective.decay)
+        for step, lr in enumerate(objective.lr.tolist()):
+            batch = slice(step * self._batch_size, (step + 1) * self._batch_size)
+            logits = model(x[batch])
+            from_labels = label_cross_entropy(logits, labels[batch])
+            from_teacher = _divergence(logits, targets[batch], objective)
+            loss = (alpha[batch] * from_labels + (1 - alpha[batch]) * from_teacher).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.param_groups[0]["lr"] = lr
+            optimizer.step()
+
+
+def _module(tensors: Tensors, device: str) -> MLP:
+    shape = architecture(tensors)
+    with torch.device("meta"):  # no initialisation, which would draw random numbers
+        model = MLP(shape["d"], shape["width"], shape["classes"], shape["layers"])
+    state = {name: torch.tensor(value, device=device) for name, value in tensors.items()}
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def _divergence(logits: Tensor, targets: Tensor, objective: Objective) -> Tensor:
+    """Divergence of every sample from its teacher probabilities, of shape (samples,)."""
+    if objective.divergence == FORWARD_KL:
+        return forward_kl(logits, targets)
+    if objective.divergence == REVERSE_KL:
+        return reverse_kl(logits, targets)
+    return jensen_shannon(logits, targets, objective.beta)

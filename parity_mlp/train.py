@@ -1,0 +1,63 @@
+"""Train an MLP on parity from the labels: a teacher, or a student without one.
+
+    python train.py laptop
+    python train.py paper --seed 1 --adaptive-checkpoints
+"""
+
+from dataclasses import asdict, dataclass
+
+import tyro
+
+from common.runs import command, default_name, open_run
+from parity_mlp.models import initial_tensors
+from parity_mlp.training import FROM_LABELS, RUNS, Arguments, Student, check, task_of, train_together
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments(Arguments):
+    """Arguments of `train.py`."""
+
+    width: int
+    """Neurons per hidden layer."""
+    seed: int = 0
+    """Seed of the initial weights and of the data stream."""
+
+
+PRESETS = {
+    "smoke": TrainArguments(
+        preset="smoke", d=12, k=3, width=128, steps=20_000, lr=0.05, eval_every=1_000, checkpoint_every=2_000
+    ),
+    "laptop": TrainArguments(
+        preset="laptop", d=50, k=5, width=2_000, steps=600_000, lr=0.005, eval_every=5_000, checkpoint_every=20_000
+    ),
+    "paper": TrainArguments(
+        preset="paper", d=100, k=6, width=50_000, steps=20_000_000, lr=0.005, eval_every=50_000, checkpoint_every=100_000
+    ),
+}
+DESCRIPTIONS = {"smoke": "seconds", "laptop": "shows the effect in seconds", "paper": "the published size"}
+
+
+def train(arguments: TrainArguments) -> None:
+    """Make the run that the arguments describe, or finish it."""
+    check(arguments)
+    task = task_of(arguments)
+    directory = arguments.out or RUNS / default_name(arguments, PRESETS[arguments.preset], arguments.preset)
+    with open_run(directory, asdict(arguments), force=arguments.force, wandb=arguments.wandb) as run:
+        if run.complete:
+            print(f"{directory} is complete")
+            return
+        tensors = initial_tensors(
+            task.d, arguments.width, task.classes, arguments.layers, arguments.seed, arguments.dtype
+        )
+        train_together(arguments, [Student(run, FROM_LABELS, tensors)], arguments.seed, directory.name)
+        print(f"{directory}: accuracy {run.records()[-1]['accuracy']:.3f}")
+
+
+def main() -> None:
+    """Parse the command line."""
+    presets = {name: (DESCRIPTIONS[name], arguments) for name, arguments in PRESETS.items()}
+    train(tyro.extras.overridable_config_cli(presets, description=__doc__))
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,526 @@
+"""Runs killed, or with the disk full, at every system call; opened twice or wrongly; named, shown and tracked."""
+
+import errno
+import io
+import itertools
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, fields, make_dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from common import runs
+from common.checkpoints import find_checkpoints, load_resume, save_checkpoint, save_resume
+from common.errors import DivergedError, UserError
+from common.runs import Run, command, default_name, open_run, progress, worker_threads
+
+ROOT = Path(__file__).parents[2]
+CALLS = ("write", "fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
+
+
+def train(directory):
+    """A run of six steps whose every file depends on all steps before; a checkpoint at each odd step."""
+    with open_run(directory, {"lr": 0.1}) as run:
+        resume = load_resume(directory)
+        run.rewind(resume.step if resume else -1)
+        weight = resume.tensors["weight"] if resume else np.ones(2)
+        for step in range(resume.step + 1 if resume else 0, 6):
+            weight = weight / 3 + step
+            run.log({"step": step, "weight": weight})
+            if step % 2:
+                save_checkpoint(directory, step, {"weight": weight}, {"width": 2})
+                save_resume(directory, step, {"weight": weight}, {})
+        run.finish({"weight": weight})
+
+
+def content(directory):
+    paths = [path for path in directory.rglob("*") if path.is_file() and path.name != ".lock"]
+    files = {str(path.relative_to(directory)): path.read_bytes() for path in paths}
+    return files | {"config.json": Run(directory).config["arguments"]}
+
+
+def before_call(number, act, names, replace=setattr):
+    """Call `act(real, args)` in place of the system call of this number; returns a list that grows with each call."""
+    calls = []
+
+    def counted(real):
+        def call(*args, **kwargs):
+            calls.append(real)
+            if len(calls) == number:
+                act(real, args)
+            return real(*args, **kwargs)
+
+        return call
+
+    for name in names:
+        replace(os, name, counted(getattr(os, name)))
+    return calls
+
+
+def exit_status(function):
+    """Status of a child process that runs the function: 0, 256 for an exception, or the signal that ended it."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            function()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitpid(child, 0)[1]
+
+
+def kill(real, args):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_in_the_middle(real, args):
+    if real.__name__ == "write":
+        real(args[0], args[1][: len(args[1]) // 2])
+    kill(real, args)
+
+
+def train_until(directory, number, act):
+    before_call(number, act, CALLS)
+    train(directory)
+
+
+def start_over_until(directory, number, act):
+    before_call(number, act, CALLS)
+    with open_run(directory, {"lr": 0.1}, force=True):
+        pass
+
+
+@pytest.mark.parametrize("act", [kill, kill_in_the_middle])
+def test_a_run_killed_at_any_system_call_ends_with_the_same_files(tmp_path, act):
+    train(tmp_path / "undisturbed")
+    for number in itertools.count(1):
+        directory = tmp_path / str(number)
+        status = exit_status(partial(train_until, directory, number, act))
+        assert status in (0, signal.SIGKILL)
+        if status == 0:
+            break
+        train(directory)
+        assert content(directory) == content(tmp_path / "undisturbed")
+    assert number > 60
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_files(tmp_path):
+    train(tmp_path / "undisturbed")
+    numbers = random.Random(0)
+    kills = 0
+    while status := exit_status(partial(train_until, tmp_path / "run", numbers.randint(1, 80), kill_in_the_middle)):
+        assert status == signal.SIGKILL
+        kills += 1
+    assert kills > 3
+    assert content(tmp_path / "run") == content(tmp_path / "undisturbed")
+
+
+def test_a_run_killed_while_it_is_started_over_ends_with_the_same_files(tmp_path):
+    train(tmp_path / "undisturbed")
+    for number in itertools.count(1):
+        directory = tmp_path / str(number)
+        train(directory)
+        status = exit_status(partial(start_over_until, directory, number, kill_in_the_middle))
+        assert status in (0, signal.SIGKILL)
+        train(directory)
+        assert content(directory) == content(tmp_path / "undisturbed")
+        if status == 0:
+            break
+    assert number > 20
+
+
+def test_a_full_disk_at_any_system_call_leaves_a_run_that_reads_and_goes_on(tmp_path):
+    def fail(real, args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    train(tmp_path / "undisturbed")
+    records = Run(tmp_path / "undisturbed").records()
+    calls = number = 0
+    while number <= calls:
+        number += 1
+        directory = tmp_path / str(number)
+        with pytest.MonkeyPatch.context() as patch:
+            made = before_call(number, fail, ("write", "fsync", "rename", "replace", "mkdir"), patch.setattr)
+            try:
+                train(directory)
+            except OSError:
+                calls = number
+            else:
+                calls = len(made)
+        if (directory / "metrics.jsonl").exists():
+            kept = Run(directory).records()
+            assert kept == records[: len(kept)]
+        if any(directory.glob("checkpoint-*")):
+            find_checkpoints(directory)
+        train(directory)
+        assert content(directory) == content(tmp_path / "undisturbed")
+    assert number > 60
+
+
+LOGGING = """
+import resource, sys
+from pathlib import Path
+from common.checkpoints import load_resume
+from common.runs import command, open_run
+
+def main():
+    if sys.argv[2:]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+    with open_run(Path(sys.argv[1]), {}) as run:
+        done = [record["step"] for record in run.records()]
+        run.rewind(max(done, default=-1))
+        for step in range(len(done), 20):
+            run.log({"step": step, "text": "x" * 1000})
+        run.finish({})
+    assert "wandb" not in sys.modules
+
+command(main)
+"""
+
+
+def python(script, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_file_size_limit_is_one_line_and_the_same_command_goes_on(tmp_path):
+    limited = python(LOGGING, tmp_path / "run", 8000)
+    assert limited.returncode == 2
+    assert limited.stderr.startswith(f"error: {tmp_path}/run/metrics.jsonl: File too large; ")
+    assert limited.stderr.count("\n") == 1
+    assert [record["step"] for record in Run(tmp_path / "run").records()] == list(range(7))
+    assert python(LOGGING, tmp_path / "run").returncode == 0
+    assert [record["step"] for record in Run(tmp_path / "run").records()] == list(range(20))
+    assert Run(tmp_path / "run").complete
+
+
+def test_rewind_keeps_what_was_logged_up_to_a_step_and_drops_a_torn_line(tmp_path):
+    with open_run(tmp_path / "run", {}) as run:
+        for step in (0, 10, 20):
+            run.log({"step": step, "loss": step / 7})
+        lines = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+        for length in range(len(lines)):
+            (tmp_path / "run" / "metrics.jsonl").write_bytes(lines[:length])
+            run.rewind(10)
+            whole = lines[:length].count(b"\n")
+            assert run.records() == [{"step": step, "loss": step / 7} for step in (0, 10)][:whole]
+        run.rewind(-1)
+        assert run.records() == []
+
+
+def test_a_record_is_valid_json_whatever_its_numbers(tmp_path):
+    with open_run(tmp_path / "run", {}) as run:
+        run.log(
+            {"loss": float("nan"), "step": np.int64(3), "norms": np.array([1, np.inf]), "of": {"a": np.float32(0.5)}}
+        )
+        run.finish({"loss": -float("inf")})
+    line = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert line == '{"step": 3, "loss": null, "norms": [1.0, null], "of": {"a": 0.5}}\n'
+    assert json.loads((tmp_path / "run" / "done.json").read_text()) == {"loss": None}
+
+
+def test_a_record_without_a_step_is_refused_before_it_is_written(tmp_path):
+    with open_run(tmp_path / "run", {}) as run:
+        with pytest.raises(KeyError, match="step"):
+            run.log({"loss": 1.0})
+        assert run.records() == []
+
+
+def test_a_damaged_record_is_one_line(tmp_path):
+    with open_run(tmp_path / "run", {}) as run:
+        (tmp_path / "run" / "metrics.jsonl").write_bytes(b'{"step": 0}\n{"st\n{"step": 2}\n')
+        with pytest.raises(UserError, match=r"^.*metrics.jsonl is damaged: .*--force$"):
+            run.rewind(10)
+
+
+def test_the_config_has_arguments_versions_and_commit(tmp_path):
+    with open_run(tmp_path / "run", {"lr": 0.1, "widths": (1, 2), "grammar": Path("a/b"), "seed": None}) as run:
+        config = json.loads((tmp_path / "run" / "config.json").read_text())
+        assert run.config == config
+    assert config["arguments"] == {"lr": 0.1, "widths": [1, 2], "grammar": "a/b", "seed": None}
+    assert config["versions"]["numpy"] == np.__version__
+    assert set(config["versions"]) == {"python", *runs.PACKAGES}
+
+
+def test_the_commit_says_whether_files_were_changed_and_is_none_outside_a_checkout(tmp_path, monkeypatch):
+    code = tmp_path / "common" / "runs.py"
+    code.parent.mkdir()
+    code.write_text("")
+    monkeypatch.setattr(runs, "__file__", str(code))
+    assert runs._commit() is None
+
+    def git(*arguments):
+        settings = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        command_line = ["git", "-C", str(tmp_path), *settings, *arguments]
+        return subprocess.run(command_line, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    assert runs._commit() is None
+    git("add", ".")
+    git("commit", "-m", "a")
+    git("tag", "-m", "a", "v1")
+    assert runs._commit() == git("rev-parse", "HEAD")
+    code.write_text("changed")
+    assert runs._commit() == git("rev-parse", "HEAD") + "-dirty"
+
+
+def test_a_finished_run_is_complete_and_keeps_no_resume_state(tmp_path):
+    train(tmp_path / "run")
+    (tmp_path / "run" / "resume").mkdir()
+    with open_run(tmp_path / "run", {"lr": 0.1}) as run:
+        assert run.complete
+    assert not (tmp_path / "run" / "resume").exists()
+
+
+def test_other_arguments_are_refused_by_name(tmp_path):
+    with open_run(tmp_path / "run", {"lr": 0.1, "seed": 0, "out": "a"}):
+        pass
+    before = content(tmp_path / "run")
+    with open_run(tmp_path / "run", {"lr": 0.1, "seed": 0, "out": "b"}):
+        pass
+    message = r"^.*\(lr is 0.1 there and 0.2 here, seed is 0 there and absent here\): .*--out, or --force .*$"
+    with pytest.raises(UserError, match=message), open_run(tmp_path / "run", {"lr": 0.2, "out": "a"}):
+        pass
+    many = {"lr": 0.1, "seed": 0, **dict.fromkeys("defgh", 1)}
+    with pytest.raises(UserError, match=r"d is absent there and 1 here.* and 2 more"), open_run(tmp_path / "run", many):
+        pass
+    assert content(tmp_path / "run") == before
+
+
+def test_a_number_that_is_not_finite_is_refused_before_anything_is_made(tmp_path):
+    arguments = {"seed": 0, "lr": float("nan")}
+    with pytest.raises(UserError, match=r"^lr is nan: "), open_run(tmp_path / "run", arguments):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_force_removes_what_the_run_made_and_nothing_else(tmp_path):
+    train(tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    (tmp_path / "run" / "probes").mkdir()
+    identity = Run(tmp_path / "run").config["id"]
+    with open_run(tmp_path / "run", {"lr": 0.2}, force=True) as run:
+        assert not run.complete
+        assert run.records() == []
+        assert run.config["id"] != identity
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {".lock", "config.json", "metrics.jsonl", "notes.txt"}
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("name", ["notes.txt", "metrics.jsonl", "config.json"])
+def test_a_directory_that_is_not_a_run_is_left_alone(tmp_path, name, force):
+    (tmp_path / name).write_text('{"model_type": "gpt2"}')
+    with pytest.raises(UserError, match=r"is not a run.*--out$"), open_run(tmp_path, {}, force=force):
+        pass
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, '{"model_type": "gpt2"}')]
+
+
+def test_a_file_is_not_a_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    for directory in (tmp_path / "file", tmp_path / "absent"):
+        with pytest.raises(UserError, match="is not a run"):
+            _ = Run(directory).config
+        with pytest.raises(UserError, match="is not a run"):
+            Run(directory).records()
+    with pytest.raises(UserError, match=r"is not a run.*--out$"), open_run(tmp_path / "file", {}):
+        pass
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone_however_it_went(tmp_path):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with open_run(tmp_path / "run", {}):
+            os.write(writer, b"open")
+            signal.pause()
+    assert os.read(reader, 4) == b"open"
+    os.close(reader)
+    os.close(writer)
+    try:
+        for force in (False, True):
+            opening = open_run(tmp_path / "run", {}, force=force)
+            with pytest.raises(UserError, match=r"^another process is at work in "), opening:
+                pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    with open_run(tmp_path / "run", {}) as run:
+        run.log({"step": 0})
+
+
+@dataclass(frozen=True)
+class Arguments:
+    lr: float = 0.1
+    seed: int = 0
+    batch_size: int = 1
+    d: object = 100
+    d1: object = None
+    methods: object = ("progressive",)
+    note: object = ""
+    out: str | None = None
+
+
+def test_a_name_has_what_differs_from_the_preset():
+    assert default_name(Arguments(out="x"), Arguments(), "laptop") == "laptop"
+    assert default_name(Arguments(lr=0.01, seed=1), Arguments(), "laptop") == "laptop-lr0.01-seed1"
+    named = default_name(Arguments(lr=1e-20, methods=("ce", "one-shot"), d1=3), Arguments(), "laptop", ("out", "d1"))
+    assert named == "laptop-lr1e-20-methods=ce,one_shot"
+    with pytest.raises(TypeError):
+        default_name(Arguments(note={}), Arguments(), "laptop")
+
+
+WORDS = [None, True, False, 0, 1, -1, 12, 2, 0.0, -0.0, 1.0, 1e-20, 1e16, float("inf"), float("-inf"), float("nan")]
+STRINGS = ["", "1", "1e", "-1", "none", "None", "inf", "a-b", "a_b", "a/b", "a+b", "a,b", "a,", ",", "a", "A", "%", "é"]
+TRICKY = [*WORDS, *STRINGS, "x-d12", "x-note=a", "=", "..", (), (1,), (1, 2), (1, -2), ("",), ("a", "b"), ("a,b",)]
+
+
+def test_no_two_of_many_tricky_arguments_share_a_name_in_any_case():
+    names = {
+        default_name(Arguments(d=d, d1=d1, note=note), Arguments(), "laptop").casefold()
+        for d, d1, note in itertools.product(TRICKY, repeat=3)
+    }
+    assert len(names) == len(TRICKY) ** 3
+    assert not any(set(name) & set("/\\\0 '\"$*?&|;<>") for name in names)
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text("ad1-=,%_/A.", max_size=5) | st.text()
+VALUES = SCALARS | st.lists(SCALARS, max_size=3).map(tuple)
+EXPERIMENT = make_dataclass("EXPERIMENT", [(name, object, None) for name in ("d", "d1", "d_1", "a", "ad", "inf", "e")])
+EXPERIMENTS = st.builds(EXPERIMENT, *[st.none() | VALUES for _ in fields(EXPERIMENT)])
+
+
+@given(EXPERIMENTS, EXPERIMENTS)
+def test_different_arguments_have_different_names_of_at_most_200_bytes(one, other):
+    names = [default_name(arguments, EXPERIMENT(), "laptop") for arguments in (one, other)]
+    assert (names[0] == names[1]) == (repr(one) == repr(other))
+    assert all(len(os.fsencode(name)) <= 200 for name in names)
+
+
+def test_long_names_that_differ_at_the_end_only_stay_different():
+    names = [default_name(Arguments(note="x" * 300 + end), Arguments(), "laptop") for end in "ab"]
+    assert names[0] != names[1]
+    assert [len(name) for name in names] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("wrong\nlr"), 2, "error: wrong lr"),
+        (DivergedError("loss is nan"), 3, "error: loss is nan"),
+        (OSError(errno.ENOSPC, "No space left on device", "x/done.json"), 2, "error: x/done.json: No space left on .*"),
+        (OSError(errno.EACCES, "Permission denied"), 2, "error: Permission denied; .*"),
+        (KeyboardInterrupt(), 130, "interrupted: .*"),
+    ],
+)
+def test_a_command_ends_in_one_line_and_a_code(error, code, line, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as exit_:
+        command(main)
+    assert exit_.value.code == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(line + "\n", captured.err)
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), FileNotFoundError(errno.ENOENT, "a bug"), SystemExit(5)])
+def test_a_command_leaves_anything_else_as_it_is(error):
+    def main():
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        command(main)
+    assert caught.value is error
+
+
+def test_a_log_file_gets_a_line_at_each_tenth_of_the_way(capsys):
+    with progress(1005, 200, "student", batch_size=8) as show:
+        for step in range(201, 1006):
+            show(step, loss=0.5, accuracy=0.75, teacher=300_000)
+    lines = capsys.readouterr().err.splitlines()
+    assert [int(line.split()[2].replace(",", "")) for line in lines] == [*range(300, 1001, 100), 1005]
+    assert lines[0].startswith("student: step 300 of 1,005, loss 0.5, accuracy 0.75, teacher 300,000, ")
+    assert lines[0].endswith(" samples/s")
+
+
+def test_a_terminal_gets_a_bar(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress(1000, 200, "student", batch_size=8) as show:
+        show(400, loss=0.5, accuracy=0.75, teacher=300)
+    bar = terminal.getvalue().split("\r")[-1]
+    assert bar.startswith("student:  40%")
+    for part in ("400/1000", "loss 0.5", "accuracy 0.75", "teacher 300", "samples/s"):
+        assert part in bar
+
+
+TRACKED = """
+import sys
+from pathlib import Path
+from common.runs import open_run
+
+step = int(sys.argv[2])
+with open_run(Path(sys.argv[1]), {"lr": 0.0625}, wandb="offline", group="sweep") as run:
+    run.log({"step": step, "loss": step / 64})
+    if step == 10:
+        run.finish({"loss": 0.03125})
+"""
+
+
+def test_wandb_gets_config_group_and_every_record_under_one_id_inside_the_run(tmp_path):
+    directory = tmp_path / "run"
+    home = {name: str(tmp_path) for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR")}
+    for step in (3, 10):
+        tracked = python(TRACKED, directory, step, WANDB_SILENT="true", **home)
+        assert tracked.returncode == 0, tracked.stderr
+    files = sorted(directory.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
+    identity = Run(directory).config["id"]
+    assert [path.name for path in files] == [f"run-{identity}.wandb"] * 2
+    for path, loss in zip(files, (b"0.046875", b"0.15625"), strict=True):
+        for part in (b"sweep", b"0.0625", b"loss", loss):
+            assert part in path.read_bytes()
+    assert b"0.03125" in files[1].read_bytes()
+
+
+def test_a_refusal_of_wandb_is_one_line(tmp_path, monkeypatch):
+    import wandb
+
+    def refuse(**_):
+        raise wandb.Error("no key")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(UserError, match=r"^wandb: no key; --wandb offline"), open_run(tmp_path, {}, wandb="online"):
+        pass
+
+
+def test_threads_are_what_omp_num_threads_says_or_the_processors_allowed(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "12")
+    assert worker_threads() == 12
+    for wrong in ("", "0", "-1", "two", "1.5"):
+        monkeypatch.setenv("OMP_NUM_THREADS", wrong)
+        with pytest.raises(UserError, match="OMP_NUM_THREADS"):
+            worker_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {2, 5, 7}, raising=False)
+    assert worker_threads() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert worker_threads() == 1
