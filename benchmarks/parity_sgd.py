@@ -231,9 +231,7 @@ def _all_updates(network, inputs, work, steps):  # type: ignore[no-untyped-def]
     work.steps[:] = 0
     for block in range(steps // block_cpu.DEFAULT_BLOCK):
         for tile in range(len(network.output) // 2):
-            block_cpu._apply_updates(
-                network, inputs, work, tables, tile, block, block_cpu.DEFAULT_BLOCK, np.float32(1)
-            )
+            block_cpu._apply_updates(network, inputs, work, tables, tile, block, block_cpu.DEFAULT_BLOCK, np.float32(1))
 
 
 def _processor() -> str:

@@ -256,7 +256,7 @@ def _to_json(value: Mapping[str, object]) -> bytes:
 
 
 def _to_safetensors(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """safetensors reads the memory as it lies, so it must be in C order; transformers asks for the format."""
+    """safetensors takes the memory as it lies, so it must be in C order; `format` is as transformers writes it."""
     in_order = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     return safetensors.numpy.save(in_order, metadata={"format": "pt"})
 

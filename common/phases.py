@@ -113,7 +113,8 @@ def choose_checkpoints(phases: Phases, checkpoints: Sequence[int]) -> tuple[int,
     """Teacher steps of a checkpoint before, inside and after the transition.
 
     Before: the one before `start` that is nearest to the middle of the plateau. Inside: the one strictly between
-    `start` and `end` that is nearest to `steepest`. After: the first one from `tail` on.
+    `start` and `end` that is nearest to `steepest`. After: the one from `tail` on that is nearest to the middle of
+    what follows it.
 
     Args:
         checkpoints: teacher steps at which checkpoints exist, in any order.
@@ -121,6 +122,7 @@ def choose_checkpoints(phases: Phases, checkpoints: Sequence[int]) -> tuple[int,
     Raises:
         UserError: one of the three does not exist.
     """
+    checkpoints = sorted(checkpoints)
     before = [step for step in checkpoints if step < phases.start]
     inside = [step for step in checkpoints if phases.start < step < phases.end]
     after = [step for step in checkpoints if step >= phases.tail]
@@ -134,7 +136,7 @@ def choose_checkpoints(phases: Phases, checkpoints: Sequence[int]) -> tuple[int,
     return (
         min(before, key=lambda step: abs(step - middle)),
         min(inside, key=lambda step: abs(step - phases.steepest)),
-        min(after),
+        min(after, key=lambda step: abs(step - (phases.tail + max(after)) / 2)),
     )
 
 

@@ -6,7 +6,7 @@ dashes keep the lines apart in grey. Figures are made without pyplot, so that a 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -114,10 +114,11 @@ def step_axis(axis: Axes, label: str = "training steps") -> None:
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def legend(axis: Axes, seeds: int) -> None:
+def legend(axis: Axes, seeds: int, place: Literal["best", "center right"] = "best") -> None:
     """A legend without a frame, whose title says what line and band are."""
     axis.legend(
-        title=f"mean and range of {seeds} seeds" if seeds > 1 else None,
+        loc=place,
+        title=f"mean and range\nof {seeds} seeds" if seeds > 1 else None,
         alignment="left",
         fontsize=7,
         title_fontsize=7,

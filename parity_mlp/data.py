@@ -35,7 +35,7 @@ class ParityTask:
     def __post_init__(self) -> None:
         if not 1 <= self.d <= MAX_D:
             raise UserError(f"d must be between 1 and {MAX_D}, got {self.d}")
-        if (len(self.supports) + 1) & len(self.supports):
+        if not self.supports or (len(self.supports) + 1) & len(self.supports):
             raise UserError(f"a tree with 2^D classes has 2^D - 1 supports, got {len(self.supports)}")
         for support in self.supports:
             outside = [i for i in support if not 0 <= i < self.d]
@@ -101,7 +101,9 @@ def make_task(d: int, k: int, labels: int = 2, support: str = "first", seed: int
         except ValueError:
             raise UserError(f"--support is first, random or comma-separated coordinates; got {support!r}") from None
         if len(coordinates) != needed:
-            raise UserError(f"--support names {len(coordinates)} coordinates; {labels} labels with k = {k} need {needed}")
+            raise UserError(
+                f"--support names {len(coordinates)} coordinates; {labels} labels with k = {k} need {needed}"
+            )
     return ParityTask(d, tuple(tuple(coordinates[n * k : (n + 1) * k]) for n in range(labels - 1)))
 
 

@@ -48,7 +48,7 @@ class DistillArguments(Arguments):
     teacher_checkpoints: int | None = None
     """Number of teacher checkpoints (progressive): N in (N, T)-progressive distillation; by default all."""
     checkpoint: tuple[str, ...] = ("inside",)
-    """First checkpoint (two-shot), one run each: a teacher step, or before, inside or after the teacher's transition."""
+    """First checkpoint (two-shot), one run each: a teacher step, or before, inside or after its transition."""
     first_steps: int
     """Student steps with the first checkpoint (two-shot)."""
     speed: float = 1.0
@@ -82,26 +82,26 @@ class DistillArguments(Arguments):
 PRESETS = {
     "smoke": DistillArguments(
         preset="smoke",
-        d=12,
-        k=3,
+        d=24,
+        k=4,
         widths=(16,),
         steps=20_000,
-        lr=0.05,
-        eval_every=1_000,
+        lr=0.02,
+        eval_every=500,
         checkpoint_every=0,
-        teacher_every=2_000,
+        teacher_every=500,
         first_steps=4_000,
     ),
     "laptop": DistillArguments(
         preset="laptop",
-        d=50,
-        k=5,
+        d=100,
+        k=4,
         widths=(10,),
         steps=600_000,
         lr=0.01,
         eval_every=5_000,
         checkpoint_every=0,
-        teacher_every=20_000,
+        teacher_every=5_000,
         first_steps=100_000,
     ),
     "paper": DistillArguments(
@@ -157,9 +157,7 @@ def _single_runs(arguments: DistillArguments) -> list[DistillArguments]:
     for method, width, seed in itertools.product(arguments.methods, arguments.widths, arguments.seeds):
         for first in arguments.checkpoint if method == "two-shot" else ("",):
             checkpoint = (first,) if first else ()
-            runs.append(
-                replace(arguments, methods=(method,), widths=(width,), seeds=(seed,), checkpoint=checkpoint)
-            )
+            runs.append(replace(arguments, methods=(method,), widths=(width,), seeds=(seed,), checkpoint=checkpoint))
     return runs
 
 
@@ -272,7 +270,9 @@ def _check_support(arguments: DistillArguments, teacher: Path) -> None:
     theirs = json.loads((teacher / "config.json").read_text()).get("arguments", {})
     for name in ("support", "support_seed", "k"):
         if theirs.get(name, getattr(arguments, name)) != getattr(arguments, name):
-            raise UserError(f"{teacher} was trained with {name} {theirs[name]}, but here it is {getattr(arguments, name)}")
+            raise UserError(
+                f"{teacher} was trained with {name} {theirs[name]}, but here it is {getattr(arguments, name)}"
+            )
 
 
 def main() -> None:

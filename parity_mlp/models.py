@@ -4,6 +4,7 @@ ReLU layers with bias and torch's default `nn.Linear` initialisation. The optimi
 a network travels as a `Tensors` dictionary with the names of `MLP.state_dict()`.
 """
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class MLP(nn.Module):
     def __init__(self, d: int, width: int, classes: int, layers: int = 1) -> None:
         super().__init__()
         sizes = [d] + [width] * layers
-        self.hidden = nn.ModuleList(nn.Linear(*pair) for pair in zip(sizes, sizes[1:], strict=False))
+        self.hidden = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
         self.output = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,8 +67,8 @@ def load_tensors(checkpoint: Path, d: int, classes: int) -> Tensors:
     if config.get("model_type") != MODEL_TYPE:
         raise UserError(f"{checkpoint} holds a {config.get('model_type')!r} model, not {MODEL_TYPE!r}")
     for name, here in (("d", d), ("classes", classes)):
-        if config[name] != here:
-            raise UserError(f"the network in {checkpoint} has {name} = {config[name]}, but this task has {here}")
+        if config.get(name) != here:
+            raise UserError(f"the network in {checkpoint} has {name} = {config.get(name)}, but this task has {here}")
     return tensors
 
 

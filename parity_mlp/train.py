@@ -2,6 +2,8 @@
 
     python train.py laptop
     python train.py paper --seed 1 --adaptive-checkpoints
+
+The run is a directory, by default in runs/parity_mlp/; the same command goes on with one that was stopped.
 """
 
 from dataclasses import asdict, dataclass
@@ -25,13 +27,13 @@ class TrainArguments(Arguments):
 
 PRESETS = {
     "smoke": TrainArguments(
-        preset="smoke", d=12, k=3, width=128, steps=20_000, lr=0.05, eval_every=1_000, checkpoint_every=2_000
+        preset="smoke", d=24, k=4, width=256, steps=20_000, lr=0.02, eval_every=500, checkpoint_every=500
     ),
     "laptop": TrainArguments(
-        preset="laptop", d=50, k=5, width=2_000, steps=600_000, lr=0.005, eval_every=5_000, checkpoint_every=20_000
+        preset="laptop", d=100, k=4, width=1_000, steps=600_000, lr=0.01, eval_every=5_000, checkpoint_every=5_000
     ),
     "paper": TrainArguments(
-        preset="paper", d=100, k=6, width=50_000, steps=20_000_000, lr=0.005, eval_every=50_000, checkpoint_every=100_000
+        preset="paper", d=100, k=6, width=50_000, steps=20_000_000, lr=0.02, eval_every=50_000, checkpoint_every=100_000
     ),
 }
 DESCRIPTIONS = {"smoke": "seconds", "laptop": "shows the effect in seconds", "paper": "the published size"}

@@ -125,7 +125,9 @@ class Student:
 
     @property
     def schedule(self) -> list[Segment]:
-        return self.supervision.schedule([(record["step"], record["accuracy"]) for record in self.records if record["step"]])
+        return self.supervision.schedule(
+            [(record["step"], record["accuracy"]) for record in self.records if record["step"]]
+        )
 
 
 def task_of(arguments: Arguments) -> ParityTask:
@@ -181,7 +183,13 @@ def train_together(arguments: Arguments, students: list[Student], stream_seed: i
                 )
             supervisor = checkpoint_at(student.schedule, max(student.step - 1, 0))
             samples = student.step * arguments.batch_size
-            record = {"step": student.step, "samples": samples, "loss": loss, "accuracy": accuracy, "teacher": supervisor}
+            record = {
+                "step": student.step,
+                "samples": samples,
+                "loss": loss,
+                "accuracy": accuracy,
+                "teacher": supervisor,
+            }
             student.records.append(record)
             student.run.log(record)
         if _checkpoint_is_due(arguments, student):

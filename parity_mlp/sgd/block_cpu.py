@@ -7,8 +7,8 @@ pre-activation of sample t under the updated weights is
     h_t = W x_t + sum_{s < t} D_s <x_s, x_t>,                                                              (1)
 
 and W += sum_t D_t x_t^T once per block. This is the same arithmetic as B single steps, up to rounding. Weight decay
-multiplies W by f_t = 1 - lr_t * decay before each update; with S_t = f_1 ... f_{t-1} the block stores D_t / S_{t+1}, and
-h_t and, at the end, W are multiplied by S.
+multiplies W by f_t = 1 - lr_t * decay before each update (0 < f_t); with S_t = f_1 ... f_{t-1} the block stores
+D_t / S_{t+1}, and h_t and, at the end, W are multiplied by S.
 
 Three things make it fast:
 
@@ -52,6 +52,7 @@ from parity_mlp.sgd.simd import (
 
 DEFAULT_BLOCK = 32
 MAX_BLOCK = 64
+"""As many as a word has bits."""
 SUB_BLOCK = 16
 CORRECTED_TOGETHER = 4
 """Steps of a sub-block whose pre-activations share a read of the earlier updates."""
@@ -133,7 +134,13 @@ def unpack(network: Network, d: int, width: int) -> Tensors:
 
 
 def prepare(bits: NDArray[np.uint64], d: int, dtype: str, block: int = DEFAULT_BLOCK) -> Inputs:
-    """Everything about the samples `bits` (n, words) that does not depend on a network."""
+    """Everything about the samples `bits` (n, words), at least one, that does not depend on a network.
+
+    Raises:
+        ValueError: a block of less than 1 or more than `MAX_BLOCK` steps.
+    """
+    if not 1 <= block <= MAX_BLOCK:
+        raise ValueError(f"a block has 1 to {MAX_BLOCK} steps, got {block}")
     words = d // 64 + 1
     bits = np.pad(bits, ((0, 0), (0, words - bits.shape[1])))
     transposed = np.zeros((-(-len(bits) // block), d + 1), np.uint64)
@@ -163,16 +170,19 @@ def sgd_steps(networks: list[Network], objectives: list[Objective], inputs: Inpu
 
     A network is either split over all threads or trained by one of them; both give the same bits.
     """
-    wide = [len(network.output) // len(network.bias) * LANES >= JOINT_WIDTH for network in networks]
-    if len(networks) < threads:
-        wide = [True] * len(networks)
-    for i in np.flatnonzero(wide):
-        _train_jointly(networks[i], objectives[i], inputs, threads)
-    narrow = sorted(np.flatnonzero(~np.array(wide)), key=lambda i: -networks[i].output.size)
-    _in_threads(
-        threads,
-        lambda thread: [_train_jointly(networks[i], objectives[i], inputs, 1) for i in narrow[thread::threads]],
-    )
+    narrow = []
+    for i, network in enumerate(networks):
+        if len(networks) < threads or len(network.output) // len(network.bias) * LANES >= JOINT_WIDTH:
+            _train_jointly(network, objectives[i], inputs, threads)
+        else:
+            narrow.append(i)
+    narrow.sort(key=lambda i: -networks[i].output.size)
+
+    def train_share(thread: int) -> None:
+        for i in narrow[thread::threads]:
+            _train_jointly(networks[i], objectives[i], inputs, 1)
+
+    _in_threads(threads, train_share)
 
 
 def _train_jointly(network: Network, objective: Objective, inputs: Inputs, threads: int) -> None:

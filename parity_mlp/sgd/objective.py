@@ -3,9 +3,9 @@
 The losses themselves are in `common.losses`; here is their derivative with respect to the logits, in closed form, for
 the engines that do not use autograd. With student probabilities p, teacher probabilities q and the one-hot label y,
 
-    alpha (p - y) + (1 - alpha) (p - q)                  forward KL
-    alpha (p - y) + (1 - alpha) p (v - <p, v>)           v = log(p / q)              reverse KL
-                                                         v = (1 - beta) log(p / m)   Jensen-Shannon, m = beta q + (1 - beta) p
+    alpha (p - y) + (1 - alpha) (p - q)             forward KL
+    alpha (p - y) + (1 - alpha) p (v - <p, v>)      reverse KL: v = log(p / q)
+                                                    Jensen-Shannon: v = (1 - beta) log(p / m), m = beta q + (1 - beta) p
 """
 
 import math
@@ -31,7 +31,7 @@ class Objective(NamedTuple):
     labels: NDArray[np.int64]
     """(n,) classes."""
     targets: NDArray[np.float64]
-    """(n, classes) teacher probabilities; not read where alpha is 1."""
+    """(n, classes) teacher probabilities; without effect where alpha is 1, but finite."""
     alpha: NDArray[np.float64]
     """(n,) weight of the cross entropy with the label; 1 - alpha is that of the divergence from the teacher."""
     lr: NDArray[np.float64]

@@ -67,7 +67,7 @@ def test_a_curve_has_the_line_of_its_method():
 def test_the_legend_has_no_frame_and_says_what_the_band_is():
     shown = example().axes[0].get_legend()
     assert not shown.get_frame_on()
-    assert shown.get_title().get_text() == "mean and range of 3 seeds"
+    assert shown.get_title().get_text() == "mean and range\nof 3 seeds"
     assert [text.get_text() for text in shown.get_texts()] == ["progressive"]
 
 

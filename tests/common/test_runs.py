@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from common import runs
-from common.checkpoints import find_checkpoints, load_resume, save_checkpoint, save_resume
+from common.checkpoints import load_resume, read_checkpoint, save_checkpoint, save_resume
 from common.errors import DivergedError, UserError
 from common.runs import Run, command, default_name, open_run, progress, worker_threads
 
@@ -30,6 +30,8 @@ CALLS = ("write", "fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
 def train(directory):
     """A run of six steps whose every file depends on all steps before; a checkpoint at each odd step."""
     with open_run(directory, {"lr": 0.1}) as run:
+        if run.complete:
+            return
         resume = load_resume(directory)
         run.rewind(resume.step if resume else -1)
         weight = resume.tensors["weight"] if resume else np.ones(2)
@@ -40,6 +42,16 @@ def train(directory):
                 save_checkpoint(directory, step, {"weight": weight}, {"width": 2})
                 save_resume(directory, step, {"weight": weight}, {})
         run.finish({"weight": weight})
+
+
+def assert_whole(directory):
+    """Whatever is in a run's directory can be read, and there is a state to go on from once there was one."""
+    for checkpoint in directory.glob("checkpoint-*"):
+        read_checkpoint(checkpoint)
+    if (directory / "metrics.jsonl").exists():
+        assert [record["step"] for record in Run(directory).records()] == list(range(len(Run(directory).records())))
+    if (directory / "checkpoint-3").exists() and not Run(directory).complete:
+        assert load_resume(directory) is not None
 
 
 def content(directory):
@@ -109,6 +121,7 @@ def test_a_run_killed_at_any_system_call_ends_with_the_same_files(tmp_path, act)
         assert status in (0, signal.SIGKILL)
         if status == 0:
             break
+        assert_whole(directory)
         train(directory)
         assert content(directory) == content(tmp_path / "undisturbed")
     assert number > 60
@@ -132,6 +145,8 @@ def test_a_run_killed_while_it_is_started_over_ends_with_the_same_files(tmp_path
         train(directory)
         status = exit_status(partial(start_over_until, directory, number, kill_in_the_middle))
         assert status in (0, signal.SIGKILL)
+        for checkpoint in directory.glob("checkpoint-*"):
+            read_checkpoint(checkpoint)
         train(directory)
         assert content(directory) == content(tmp_path / "undisturbed")
         if status == 0:
@@ -144,7 +159,6 @@ def test_a_full_disk_at_any_system_call_leaves_a_run_that_reads_and_goes_on(tmp_
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     train(tmp_path / "undisturbed")
-    records = Run(tmp_path / "undisturbed").records()
     calls = number = 0
     while number <= calls:
         number += 1
@@ -157,11 +171,7 @@ def test_a_full_disk_at_any_system_call_leaves_a_run_that_reads_and_goes_on(tmp_
                 calls = number
             else:
                 calls = len(made)
-        if (directory / "metrics.jsonl").exists():
-            kept = Run(directory).records()
-            assert kept == records[: len(kept)]
-        if any(directory.glob("checkpoint-*")):
-            find_checkpoints(directory)
+        assert_whole(directory)
         train(directory)
         assert content(directory) == content(tmp_path / "undisturbed")
     assert number > 60
@@ -258,6 +268,8 @@ def test_the_config_has_arguments_versions_and_commit(tmp_path):
 
 
 def test_the_commit_says_whether_files_were_changed_and_is_none_outside_a_checkout(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
     code = tmp_path / "common" / "runs.py"
     code.parent.mkdir()
     code.write_text("")
@@ -277,6 +289,8 @@ def test_the_commit_says_whether_files_were_changed_and_is_none_outside_a_checko
     assert runs._commit() == git("rev-parse", "HEAD")
     code.write_text("changed")
     assert runs._commit() == git("rev-parse", "HEAD") + "-dirty"
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "environment" / "common" / "runs.py"))
+    assert runs._commit() is None
 
 
 def test_a_finished_run_is_complete_and_keeps_no_resume_state(tmp_path):
@@ -300,6 +314,10 @@ def test_other_arguments_are_refused_by_name(tmp_path):
     with pytest.raises(UserError, match=r"d is absent there and 1 here.* and 2 more"), open_run(tmp_path / "run", many):
         pass
     assert content(tmp_path / "run") == before
+    with open_run(tmp_path / "other", {"seed": None}):
+        pass
+    with pytest.raises(UserError, match="seed is None there and absent"), open_run(tmp_path / "other", {}):
+        pass
 
 
 def test_a_number_that_is_not_finite_is_refused_before_anything_is_made(tmp_path):
@@ -385,7 +403,25 @@ def test_a_name_has_what_differs_from_the_preset():
         default_name(Arguments(note={}), Arguments(), "laptop")
 
 
-WORDS = [None, True, False, 0, 1, -1, 12, 2, 0.0, -0.0, 1.0, 1e-20, 1e16, float("inf"), float("-inf"), float("nan")]
+WORDS = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    12,
+    2,
+    100,
+    0.0,
+    -0.0,
+    1.0,
+    1e-20,
+    1e16,
+    float("inf"),
+    float("-inf"),
+    float("nan"),
+]
 STRINGS = ["", "1", "1e", "-1", "none", "None", "inf", "a-b", "a_b", "a/b", "a+b", "a,b", "a,", ",", "a", "A", "%", "é"]
 TRICKY = [*WORDS, *STRINGS, "x-d12", "x-note=a", "=", "..", (), (1,), (1, 2), (1, -2), ("",), ("a", "b"), ("a,b",)]
 
@@ -500,15 +536,20 @@ def test_wandb_gets_config_group_and_every_record_under_one_id_inside_the_run(tm
     assert b"0.03125" in files[1].read_bytes()
 
 
-def test_a_refusal_of_wandb_is_one_line(tmp_path, monkeypatch):
+def test_a_refusal_of_wandb_is_one_line_and_a_complete_run_does_not_ask_it(tmp_path, monkeypatch):
     import wandb
 
-    def refuse(**_):
+    def refuse(*, id, resume, **_):
+        assert (id, resume) == (Run(tmp_path).config["id"], "allow")
         raise wandb.Error("no key")
 
     monkeypatch.setattr(wandb, "init", refuse)
     with pytest.raises(UserError, match=r"^wandb: no key; --wandb offline"), open_run(tmp_path, {}, wandb="online"):
         pass
+    with open_run(tmp_path, {}) as run:
+        run.finish({})
+    with open_run(tmp_path, {}, wandb="online") as run:
+        assert run.complete
 
 
 def test_threads_are_what_omp_num_threads_says_or_the_processors_allowed(monkeypatch):

@@ -390,6 +390,12 @@ def test_inputs_on_a_device_are_those_of_the_data(d, seed):
     np.testing.assert_array_equal(unpack_signs(bits, d, "cpu", torch.float64).numpy(), signs(bits, d, np.float64))
 
 
+@pytest.mark.parametrize("case", STUDENTS, ids=lambda case: case.divergence)
+def test_torch_blocks_never_wait_for_a_number(case):
+    """Tensors on the meta device hold no numbers: to read one is an error."""
+    TorchBlockEngine([initial(case)], "meta").train(stream(41, 4, 100)[0], {0: make_objective(case, 100)})
+
+
 def test_make_engine_picks_blocks_where_they_are_exact():
     shallow, deep = (initial_tensors(5, 4, 2, layers, 0, "float32") for layers in (1, 2))
     assert isinstance(make_engine([shallow], "cpu", batch_size=1, threads=1), CPUBlockEngine)

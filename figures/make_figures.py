@@ -1,0 +1,57 @@
+"""Draw every figure of a setting, from committed data or from a folder of runs.
+
+    python figures/make_figures.py parity_mlp
+    python figures/make_figures.py parity_mlp --runs runs --out runs/figures
+
+The first draws the data in figures/data/, the second those of the runs.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import parity_figures
+import tyro
+
+from common.checkpoints import write_file
+from common.errors import UserError
+from common.plotting import save
+from common.runs import command
+
+FIGURES = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of `make_figures.py`."""
+
+    setting: Annotated[Literal["parity_mlp"], tyro.conf.Positional]
+    """Whose figures."""
+    runs: Path | None = None
+    """Directory of runs to collect the data from; by default the data are those that are committed."""
+    preset: str = "laptop"
+    """Preset of the runs."""
+    out: Path = FIGURES
+    """Where the pictures go, and the collected data, in data/."""
+
+
+def main(arguments: Arguments) -> None:
+    """Collect, if runs are given, and draw."""
+    path = Path("data") / f"{arguments.setting}_{arguments.preset}.json"
+    if arguments.runs is not None:
+        data = parity_figures.collect(arguments.runs, arguments.preset)
+        (arguments.out / "data").mkdir(parents=True, exist_ok=True)
+        write_file(arguments.out / path, (json.dumps(data) + "\n").encode())
+    elif (FIGURES / path).exists():
+        data = json.loads((FIGURES / path).read_text())
+    else:
+        raise UserError(f"there is no {FIGURES / path}; give --runs, or a preset whose data are there")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name, draw in parity_figures.FIGURES.items():
+        save(draw(data), arguments.out / f"{name}.png")
+        print(arguments.out / f"{name}.png")
+
+
+if __name__ == "__main__":
+    command(lambda: main(tyro.cli(Arguments, description=__doc__)))

@@ -1,0 +1,191 @@
+"""The parity MLP's figures: the parity panel of the overview figure (figure 1) and the spike figure (figure 2).
+
+`collect` reads runs and returns what is behind the pictures, small enough to be committed; the other functions draw it.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from common.errors import UserError
+from common.phases import choose_checkpoints, find_phases
+from common.plotting import (
+    BLUE,
+    GREY,
+    METHODS,
+    PAGE_WIDTH,
+    VERMILLION,
+    Line,
+    curve,
+    legend,
+    new_figure,
+    panel_title,
+    step_axis,
+)
+from common.runs import Run
+
+PLACES = ("before", "inside", "after")
+OVERVIEW_METHODS = ("ce", "one-shot", "progressive")
+PASSED = 0.95
+"""Accuracy at which a network counts as having passed its transition."""
+
+
+def collect(runs: Path, preset: str) -> dict[str, Any]:
+    """Curves, candidate checkpoints and correlations of a preset's runs, as made by `scripts/reproduce.sh`.
+
+    Args:
+        runs: directory that holds parity_mlp/.
+        preset: the preset's name; only runs made with it as it is are used.
+
+    Raises:
+        UserError: a run is missing or incomplete; the message names the command that makes it.
+    """
+    root = runs / "parity_mlp"
+    teacher = _complete(root / preset, f"python -m parity_mlp.train {preset}")
+    records = teacher.records()
+    steps = [record["step"] for record in records]
+    probe = teacher.directory / "probes" / "monomials.json"
+    if not probe.exists():
+        raise UserError(f"{probe} is missing; make it by python -m parity_mlp.probe --run {teacher.directory}")
+    monomials = json.loads(probe.read_text())
+    checkpoints = [entry["step"] for entry in monomials["checkpoints"]]
+    phases = find_phases(steps, [1 - record["accuracy"] for record in records])
+    distilled = f"python -m parity_mlp.distill {preset}"
+    two_shot = f"{distilled} --methods two-shot --checkpoint before inside after"
+    arguments = {name: teacher.config["arguments"][name] for name in ("d", "k", "width", "lr", "steps", "seed")}
+    students = {method: _students(root, f"{preset}-{method}-width", distilled) for method in OVERVIEW_METHODS}
+    return {
+        "preset": preset,
+        "commands": [
+            f"python -m parity_mlp.train {preset}",
+            f"python -m parity_mlp.probe --run runs/parity_mlp/{preset}",
+            distilled,
+            two_shot,
+        ],
+        "versions": teacher.config["versions"],
+        "teacher": {
+            "arguments": arguments,
+            "steps": steps,
+            "accuracy": [record["accuracy"] for record in records],
+            "loss": [round(record["loss"], 6) for record in records],
+        },
+        "phases": {"start": phases.start, "steepest": phases.steepest, "end": phases.end},
+        "candidates": dict(zip(PLACES, choose_checkpoints(phases, checkpoints), strict=True)),
+        "students": students,
+        "two_shot": {place: _students(root, f"{preset}-two-shot-{place}-width", two_shot) for place in PLACES},
+        "monomials": _degree_one(monomials),
+    }
+
+
+def passed_at(steps: list[int], accuracy: list[float]) -> int | None:
+    """First evaluated step with accuracy above `PASSED`."""
+    return next((step for step, value in zip(steps, accuracy, strict=True) if value > PASSED), None)
+
+
+def overview(data: dict[str, Any]) -> Figure:
+    """Figure 1, parity panel: accuracy of the teacher and of its students over training."""
+    figure, axes = new_figure()
+    _teacher_curve(axes[0, 0], data)
+    for method, runs in data["students"].items():
+        curve(axes[0, 0], runs["steps"], runs["accuracy"], METHODS[method])
+    _finish_accuracy_axis(
+        axes[0, 0], f"({data['teacher']['arguments']['d']}, {data['teacher']['arguments']['k']})-parity"
+    )
+    legend(axes[0, 0], seeds=len(data["students"]["ce"]["accuracy"]))
+    return figure
+
+
+def spike(data: dict[str, Any]) -> Figure:
+    """Figure 2: (a) the teacher's candidate checkpoints, (b) correlations of degree 1, (c) two-shot from each."""
+    figure, axes = new_figure(columns=3, width=PAGE_WIDTH, height=2.2)
+    _teacher_curve(axes[0, 0], data)
+    accuracy = dict(zip(data["teacher"]["steps"], data["teacher"]["accuracy"], strict=True))
+    for place, step in data["candidates"].items():
+        line = METHODS[f"two-shot {place}"]
+        axes[0, 0].plot(
+            step, accuracy[step], line.marker, color=line.colour, markersize=5, label=f"{place}, {step // 1000}k"
+        )
+    _finish_accuracy_axis(axes[0, 0], "(a) teacher")
+    legend(axes[0, 0], seeds=1)
+
+    monomials = data["monomials"]
+    curve(
+        axes[0, 1],
+        monomials["steps"],
+        np.transpose(monomials["inside"]),
+        Line("support", VERMILLION),
+    )
+    outside = np.asarray(monomials["outside_percentiles"])
+    axes[0, 1].fill_between(monomials["steps"], outside[:, 0], outside[:, 2], color=GREY, alpha=0.25, linewidth=0)
+    axes[0, 1].plot(monomials["steps"], outside[:, 1], color=GREY, linewidth=1.2, label="other inputs")
+    axes[0, 1].axvspan(
+        data["phases"]["start"], data["phases"]["end"], color=BLUE, alpha=0.1, linewidth=0, label="transition"
+    )
+    step_axis(axes[0, 1])
+    axes[0, 1].set_ylabel(r"$|\mathrm{E}[x_i\, p(x)]|$")
+    axes[0, 1].set_ylim(bottom=0)
+    panel_title(axes[0, 1], "(b) degree-1 correlation")
+    legend(axes[0, 1], seeds=1)
+
+    for place, runs in data["two_shot"].items():
+        line = replace(METHODS[f"two-shot {place}"], label=place)
+        curve(axes[0, 2], runs["steps"], runs["accuracy"], line)
+    axes[0, 2].axvline(data["two_shot"]["inside"]["first_steps"], color=GREY, linewidth=0.8, linestyle=":")
+    _finish_accuracy_axis(axes[0, 2], "(c) two-shot students")
+    legend(axes[0, 2], seeds=len(data["two_shot"]["inside"]["accuracy"]), place="center right")
+    return figure
+
+
+FIGURES = {"figure1_parity_mlp": overview, "figure2_parity_mlp": spike}
+
+
+def _complete(directory: Path, made_by: str) -> Run:
+    run = Run(directory)
+    if not run.complete:
+        raise UserError(f"there is no complete run in {directory}; make it by {made_by}")
+    return run
+
+
+def _students(root: Path, prefix: str, made_by: str) -> dict[str, Any]:
+    """The runs of all seeds of one method, made with the preset as it is."""
+    directories = sorted(root.glob(f"{prefix}*-seed[0-9]"))
+    if not directories:
+        raise UserError(f"no run {root / prefix}*; make it by {made_by}")
+    runs = [_complete(directory, made_by) for directory in directories]
+    records = [run.records() for run in runs]
+    arguments = runs[0].config["arguments"]
+    return {
+        "width": arguments["widths"][0],
+        "lr": arguments["lr"],
+        "first_steps": arguments["first_steps"],
+        "seeds": [run.config["arguments"]["seeds"][0] for run in runs],
+        "steps": [record["step"] for record in records[0]],
+        "accuracy": [[record["accuracy"] for record in run] for run in records],
+    }
+
+
+def _degree_one(monomials: dict[str, Any]) -> dict[str, Any]:
+    """|E[x_i p]| per checkpoint: every coordinate of the support, and percentiles 0, 50 and 100 of those outside."""
+    degree = [next(d for d in entry["degrees"] if d["degree"] == 1) for entry in monomials["checkpoints"]]
+    return {
+        "samples": monomials["settings"]["samples"],
+        "steps": [entry["step"] for entry in monomials["checkpoints"]],
+        "inside": [np.round(d["inside"], 5).tolist() for d in degree],
+        "outside_percentiles": [np.percentile(d["outside"], (0, 50, 100)).round(5).tolist() for d in degree],
+    }
+
+
+def _teacher_curve(axis: Axes, data: dict[str, Any]) -> None:
+    curve(axis, data["teacher"]["steps"], [data["teacher"]["accuracy"]], METHODS["teacher"])
+
+
+def _finish_accuracy_axis(axis: Axes, title: str) -> None:
+    step_axis(axis)
+    axis.set_ylabel("accuracy")
+    axis.set_ylim(0.38, 1.03)
+    panel_title(axis, title)
