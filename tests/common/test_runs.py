@@ -289,7 +289,9 @@ def test_the_commit_says_whether_files_were_changed_and_is_none_outside_a_checko
     assert runs._commit() == git("rev-parse", "HEAD")
     code.write_text("changed")
     assert runs._commit() == git("rev-parse", "HEAD") + "-dirty"
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "environment" / "common" / "runs.py"))
+    installed = tmp_path / "environment" / "common" / "runs.py"
+    installed.parent.mkdir(parents=True)
+    monkeypatch.setattr(runs, "__file__", str(installed))
     assert runs._commit() is None
 
 
@@ -461,6 +463,7 @@ def test_long_names_that_differ_at_the_end_only_stay_different():
         (DivergedError("loss is nan"), 3, "error: loss is nan"),
         (OSError(errno.ENOSPC, "No space left on device", "x/done.json"), 2, "error: x/done.json: No space left on .*"),
         (OSError(errno.EACCES, "Permission denied"), 2, "error: Permission denied; .*"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "x"), 2, "error: x: Not a directory; .*"),
         (KeyboardInterrupt(), 130, "interrupted: .*"),
     ],
 )

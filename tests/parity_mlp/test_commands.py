@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,8 +25,9 @@ from parity_mlp.models import architecture, initial_tensors, load_model
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {"train": train, "distill": distill, "probe": probe}
-TRAIN = "train smoke --d 10 --steps 6000 --width 40 --eval-every 500 --checkpoint-every 2000 --eval-samples 512".split()
-DISTILL = "distill smoke --d 10 --steps 4000 --widths 8 --eval-every 500 --eval-samples 512".split()
+SIZES = "--d 10 --k 3 --lr 0.05 --eval-every 500 --eval-samples 512"
+TRAIN = shlex.split(f"train smoke {SIZES} --steps 6000 --width 40 --checkpoint-every 2000")
+DISTILL = shlex.split(f"distill smoke {SIZES} --steps 4000 --widths 8 --teacher-every 1000 --first-steps 1000")
 
 
 def start(capsys, *words):
@@ -80,10 +82,8 @@ def python(*arguments, cwd=ROOT, **settings):
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     directory = tmp_path_factory.mktemp("parity") / "teacher"
-    training_arguments = train.TrainArguments(
-        preset="smoke", d=10, k=3, width=40, steps=3000, lr=0.05, eval_every=500, checkpoint_every=1000, out=directory
-    )
-    train.train(training_arguments)
+    sizes = {"d": 10, "k": 3, "width": 40, "steps": 3000, "lr": 0.05, "eval_every": 500, "checkpoint_every": 1000}
+    train.train(train.TrainArguments(preset="smoke", **sizes, out=directory))
     return directory
 
 
@@ -122,7 +122,8 @@ def kill_again_and_again(run, times, words):
 
 
 def test_a_run_killed_ten_times_ends_with_the_same_bits(tmp_path, capsys):
-    words = "train smoke --steps 20000 --eval-every 150 --checkpoint-every 400 --adaptive-checkpoints --out".split()
+    cadence = shlex.split("--steps 20000 --eval-every 150 --checkpoint-every 400 --adaptive-checkpoints")
+    words = [*TRAIN, "--width", 128, *cadence, "--out"]
     succeed(capsys, *words, tmp_path / "undisturbed")
     kill_again_and_again(tmp_path / "killed", 10, [*words, tmp_path / "killed"])
     assert not Run(tmp_path / "killed").complete
@@ -158,10 +159,11 @@ def test_students_left_at_different_steps_end_with_the_same_bits(tmp_path, capsy
         save_resume(*arguments)
 
     save_resume = training.save_resume
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(training, "RESUME_SECONDS", 0)
         patch.setattr(training, "save_resume", save_until_killed)
-        start(capsys, *words, tmp_path / "killed")
+        with pytest.raises(Killed):
+            start(capsys, *words, tmp_path / "killed")
     students = sorted((tmp_path / "killed").iterdir())
     resumes = [load_resume(student) for student in students]
     assert len({resume.step if resume else 0 for resume in resumes}) == (1 if save % 3 == 0 else 2)
@@ -205,7 +207,7 @@ command(train.main)
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path, capsys):
-    words = "train smoke --width 4000 --steps 4000 --checkpoint-every 500 --eval-samples 64 --out".split()
+    words = [*TRAIN, "--width", 4000, "--steps", 3000, "--checkpoint-every", 500, "--out"]
     succeed(capsys, *words, tmp_path / "undisturbed")
     full = python("-c", FULL_AT_THE_THIRD_CHECKPOINT, *words, tmp_path / "full")
     assert full.returncode == 2
@@ -406,7 +408,7 @@ def test_a_complete_run_is_not_run_again_unless_forced(tmp_path, capsys):
 
 # Probes
 
-PROBE = "probe --samples 3000 --outside 7 --degrees 1 2 3 4 --run".split()
+PROBE = shlex.split("probe --samples 3000 --outside 7 --degrees 1 2 3 4 --run")
 
 
 @pytest.fixture
@@ -478,9 +480,10 @@ def test_a_probe_that_is_cut_off_goes_on(probed, capsys, monkeypatch):
             raise Killed
         write(path, content)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(probe, "write_file", write_until_killed)
-        start(capsys, *PROBE, run)
+        with pytest.raises(Killed):
+            start(capsys, *PROBE, run)
     assert len(entries(run)) == 2
     succeed(capsys, *PROBE, run)
     assert len(calls) == 4
