@@ -52,6 +52,10 @@ SURROUNDINGS = ("out", "force", "device", "wandb")
 
 PACKAGES = ("torch", "numpy", "numba", "transformers", "progressive-distillation")
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+"""Errors of the system that are not this code's: no room to write, and no right or no way to."""
+
 WandbMode = Literal["offline", "online", "disabled"]
 
 
@@ -221,8 +225,7 @@ def command(main: Callable[[], object]) -> None:
     except UserError as error:
         _stop(f"error: {error}", error.exit_code)
     except OSError as error:
-        disk = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
-        if error.errno not in disk:
+        if error.errno not in (*FULL, *FORBIDDEN):
             raise
         place = f"{error.filename}: " if error.filename else ""
         _stop(f"error: {place}{error.strerror}; once that is mended, the same command goes on", 2)
@@ -353,6 +356,7 @@ def _tracker(run: Run, mode: WandbMode, group: str | None) -> AbstractContextMan
             name=run.directory.name,
             id=config["id"],
             resume="allow",
+            reinit="create_new",
             config=config["arguments"],
             dir=run.directory,
             mode=mode,

@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,9 @@ def _complete(directory: Path, made_by: str) -> Run:
 
 def _students(root: Path, prefix: str, made_by: str) -> dict[str, Any]:
     """The runs of all seeds of one method, made with the preset as it is."""
-    directories = sorted(root.glob(f"{prefix}*-seed[0-9]"))
+    directories = sorted(
+        path for path in root.glob(f"{prefix}*") if re.fullmatch(r"\d+-seed\d+", path.name[len(prefix) :])
+    )
     if not directories:
         raise UserError(f"no run {root / prefix}*; make it by {made_by}")
     runs = [_complete(directory, made_by) for directory in directories]

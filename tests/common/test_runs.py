@@ -180,7 +180,6 @@ def test_a_full_disk_at_any_system_call_leaves_a_run_that_reads_and_goes_on(tmp_
 LOGGING = """
 import resource, sys
 from pathlib import Path
-from common.checkpoints import load_resume
 from common.runs import command, open_run
 
 def main():
@@ -516,27 +515,34 @@ import sys
 from pathlib import Path
 from common.runs import open_run
 
-step = int(sys.argv[2])
-with open_run(Path(sys.argv[1]), {"lr": 0.0625}, wandb="offline", group="sweep") as run:
+one, other = Path(sys.argv[1]), Path(sys.argv[2])
+step = int(sys.argv[3])
+with (
+    open_run(one, {"lr": 0.0625}, wandb="offline", group="sweep") as run,
+    open_run(other, {"lr": 0.125}, wandb="offline", group="sweep") as beside,
+):
     run.log({"step": step, "loss": step / 64})
+    beside.log({"step": step, "loss": step / 128})
     if step == 10:
         run.finish({"loss": 0.03125})
 """
 
 
 def test_wandb_gets_config_group_and_every_record_under_one_id_inside_the_run(tmp_path):
-    directory = tmp_path / "run"
+    one, other = tmp_path / "one", tmp_path / "other"
     home = {name: str(tmp_path) for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR")}
     for step in (3, 10):
-        tracked = python(TRACKED, directory, step, WANDB_SILENT="true", **home)
+        tracked = python(TRACKED, one, other, step, WANDB_SILENT="true", **home)
         assert tracked.returncode == 0, tracked.stderr
-    files = sorted(directory.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
-    identity = Run(directory).config["id"]
-    assert [path.name for path in files] == [f"run-{identity}.wandb"] * 2
-    for path, loss in zip(files, (b"0.046875", b"0.15625"), strict=True):
-        for part in (b"sweep", b"0.0625", b"loss", loss):
-            assert part in path.read_bytes()
-    assert b"0.03125" in files[1].read_bytes()
+    for directory, parts in (
+        (one, [(b"0.0625", b"0.046875"), (b"0.0625", b"0.15625", b"0.03125")]),
+        (other, [(b"0.125", b"0.0234375"), (b"0.125", b"0.078125")]),
+    ):
+        files = sorted(directory.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
+        assert [path.name for path in files] == [f"run-{Run(directory).config['id']}.wandb"] * 2
+        for path, expected in zip(files, parts, strict=True):
+            for part in (b"sweep", b"loss", *expected):
+                assert part in path.read_bytes()
 
 
 def test_a_refusal_of_wandb_is_one_line_and_a_complete_run_does_not_ask_it(tmp_path, monkeypatch):

@@ -127,6 +127,7 @@ def test_a_run_killed_ten_times_ends_with_the_same_bits(tmp_path, capsys):
     succeed(capsys, *words, tmp_path / "undisturbed")
     kill_again_and_again(tmp_path / "killed", 10, [*words, tmp_path / "killed"])
     assert not Run(tmp_path / "killed").complete
+    assert load_resume(tmp_path / "killed") is not None
     succeed(capsys, *words, tmp_path / "killed")
     assert results(tmp_path / "killed") == results(tmp_path / "undisturbed")
 
@@ -499,7 +500,7 @@ def test_a_probe_that_is_cut_off_goes_on(probed, capsys, monkeypatch):
         ("--node -1", "--node an inner node, 0 to 0"),
         ("--degrees 0", "degree"),
         ("--degrees 11", "degree"),
-        ("--samples 0", "at least one"),
+        ("--samples 0", "at least"),
         ("--samples -5", "--samples"),
         ("--seed -1", "--seed"),
         ("--device abacus", "--device abacus cannot be used"),
