@@ -131,10 +131,10 @@ def distill(arguments: DistillArguments) -> None:
     load_tensors(local_path(teacher[-1]), task.d, task.classes)
     _check_support(arguments, directory)
 
+    planned = [(single, _supervision(single, teacher, directory)) for single in _single_runs(arguments)]
     with ExitStack() as stack:
         students = []
-        for single in _single_runs(arguments):
-            supervision = _supervision(single, teacher, directory)
+        for single, supervision in planned:
             run = stack.enter_context(
                 open_run(_run_directory(arguments, single), asdict(single), force=single.force, wandb=single.wandb)
             )
