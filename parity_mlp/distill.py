@@ -21,8 +21,19 @@ from common.checkpoints import Checkpoint, find_checkpoints, local_path
 from common.errors import UserError
 from common.phases import choose_checkpoints, find_phases
 from common.runs import SURROUNDINGS, Run, command, default_name, open_run
+from parity_mlp.data import make_task
 from parity_mlp.models import initial_tensors, load_tensors
-from parity_mlp.training import FROM_LABELS, RUNS, Arguments, Student, Supervision, check, task_of, train_together
+from parity_mlp.training import (
+    FROM_LABELS,
+    RUNS,
+    Arguments,
+    Student,
+    Supervision,
+    check,
+    require_at_least,
+    task_of,
+    train_together,
+)
 
 Method = Literal[
     "ce", "one-shot", "progressive", "two-shot", "until-saturation", "accelerated", "refreshed", "explicit"
@@ -125,6 +136,7 @@ PLURAL = ("methods", "seeds", "widths", "checkpoint")
 def distill(arguments: DistillArguments) -> None:
     """Make one run for every method, seed and width (and first checkpoint of two-shot), or finish them."""
     check(arguments)
+    _check_students(arguments)
     task = task_of(arguments)
     directory = Path(arguments.teacher or RUNS / arguments.preset)
     teacher = find_checkpoints(arguments.teacher or directory)
@@ -149,6 +161,18 @@ def distill(arguments: DistillArguments) -> None:
             train_together(arguments, students, arguments.stream_seed, f"{len(students)} students")
         for student in students:
             print(f"{student.run.directory}: accuracy {student.records[-1]['accuracy']:.3f}")
+
+
+def _check_students(arguments: DistillArguments) -> None:
+    """Refuse numbers out of range, and lists that name no run or one run twice."""
+    for name in PLURAL:
+        values = getattr(arguments, name)
+        if not values or len(set(values)) < len(values):
+            raise UserError(f"--{name} needs at least one value and none twice, got {list(values)}")
+    require_at_least(1, arguments, "widths")
+    require_at_least(0, arguments, "seeds", "stream_seed")
+    if not arguments.alpha:
+        raise UserError("--alpha needs at least one value")
 
 
 def _single_runs(arguments: DistillArguments) -> list[DistillArguments]:
@@ -264,12 +288,19 @@ def _planned(plan: Sequence[str], steps: list[int]) -> list[schedules.Segment]:
 
 
 def _check_support(arguments: DistillArguments, teacher: Path) -> None:
-    """Refuse a teacher that one of our runs trained for another support."""
-    if not (teacher / "config.json").exists():
+    """Refuse a teacher that one of our runs trained for another support; other teachers do not say."""
+    path = teacher / "config.json"
+    if not path.exists():
         return
-    theirs = json.loads((teacher / "config.json").read_text()).get("arguments", {})
-    for name in ("support", "support_seed", "k"):
-        if theirs.get(name, getattr(arguments, name)) != getattr(arguments, name):
+    try:
+        theirs = json.loads(path.read_bytes()).get("arguments", {})
+    except ValueError:
+        raise UserError(f"{path} is cut off or damaged: give another --teacher") from None
+    names = ("d", "k", "labels", "support", "support_seed")
+    if not theirs.keys() >= set(names) or make_task(*(theirs[name] for name in names)) == task_of(arguments):
+        return
+    for name in names:
+        if theirs[name] != getattr(arguments, name):
             raise UserError(
                 f"{teacher} was trained with {name} {theirs[name]}, but here it is {getattr(arguments, name)}"
             )

@@ -19,6 +19,7 @@ from common.runs import Run, command, progress, worker_threads
 from parity_mlp.data import make_task
 from parity_mlp.models import load_tensors
 from parity_mlp.sgd.engine import make_engine
+from parity_mlp.training import check_device, require_at_least
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ def probe(arguments: ProbeArguments) -> None:
             f"--output is a class, 0 to {task.classes - 1}, and --node an inner node, 0 to {len(task.supports) - 1}; "
             f"got {arguments.output} and {arguments.node}"
         )
+    require_at_least(1, arguments, "samples")
+    require_at_least(0, arguments, "outside", "seed")
+    check_device(arguments.device)
     checkpoints = find_checkpoints(arguments.run)
     path = arguments.run / "probes" / "monomials.json"
     settings = {name: value for name, value in asdict(arguments).items() if name not in ("run", "device")}

@@ -6,6 +6,7 @@ students can be trained together or apart, and a run that goes on after a kill g
 """
 
 import datetime
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -76,7 +77,7 @@ class Arguments:
     label_temperature: float = 0.0
     """Without a teacher, learn from softmax(one-hot label / temperature); 0 is the plain label."""
     adaptive_checkpoints: bool = False
-    """Also save at every evaluation at which the loss has moved since the last checkpoint."""
+    """Save at the evaluations at which the loss has moved, and else every --checkpoint-every steps."""
     eval_samples: int = 4096
     """Held-out samples per evaluation."""
     dtype: Literal["float32", "float64"] = "float32"
@@ -140,20 +141,40 @@ def check(arguments: Arguments) -> None:
     Raises:
         UserError: a number out of its range, or a device that is not there.
     """
-    at_least = {"steps": 1, "eval_every": 1, "eval_samples": 1, "batch_size": 1, "layers": 1, "checkpoint_every": 0}
-    for name, least in at_least.items():
-        if getattr(arguments, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(arguments, name)}")
-    if not arguments.lr > 0:
-        raise UserError(f"--lr must be positive, got {arguments.lr}")
+    require_at_least(1, arguments, "steps", "eval_every", "eval_samples", "batch_size", "layers")
+    require_at_least(0, arguments, "checkpoint_every", "support_seed", "label_temperature")
+    if not 0 < arguments.lr < math.inf:
+        raise UserError(f"--lr must be positive and finite, got {arguments.lr}")
     if not 0 <= arguments.lr * arguments.weight_decay < 1:
         raise UserError(f"--weight-decay must be at least 0 and below 1 / lr, got {arguments.weight_decay}")
     if not 0 <= arguments.warmup <= 1:
         raise UserError(f"--warmup is a share of the steps, between 0 and 1; got {arguments.warmup}")
+    check_device(arguments.device)
+
+
+def require_at_least(least: int, arguments: object, *names: str) -> None:
+    """Refuse arguments, numbers or tuples of numbers, below `least`.
+
+    Raises:
+        UserError: names the flag.
+    """
+    for name in names:
+        value = getattr(arguments, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not number >= least:
+                raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {number}")
+
+
+def check_device(device: str) -> None:
+    """Refuse a torch device that is not there.
+
+    Raises:
+        UserError: torch's reason.
+    """
     try:
-        torch.empty(1, device=arguments.device)
+        torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {arguments.device} cannot be used: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def train_together(arguments: Arguments, students: list[Student], stream_seed: int, description: str) -> None:
@@ -177,10 +198,7 @@ def train_together(arguments: Arguments, students: list[Student], stream_seed: i
         if student.step % arguments.eval_every == 0 or student.step == arguments.steps:
             loss, accuracy = _score(engine.logits(i, eval_bits), eval_labels)
             if not np.isfinite(loss):
-                raise DivergedError(
-                    f"{student.run.directory}: the loss is not finite at step {student.step:,}: "
-                    "give a lower --lr, and --force to start over"
-                )
+                raise _diverged(student)
             supervisor = checkpoint_at(student.schedule, max(student.step - 1, 0))
             samples = student.step * arguments.batch_size
             record = {
@@ -194,6 +212,8 @@ def train_together(arguments: Arguments, students: list[Student], stream_seed: i
             student.run.log(record)
         if _checkpoint_is_due(arguments, student):
             tensors = engine.tensors(i)
+            if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+                raise _diverged(student)
             save_checkpoint(student.run.directory, student.step, tensors, architecture(tensors))
 
     with progress(arguments.steps, first, description, arguments.batch_size) as show:
@@ -227,7 +247,8 @@ def learning_rates(arguments: Arguments, steps: NDArray[np.int64]) -> NDArray[np
     warm = arguments.warmup * arguments.steps
     left = np.clip((arguments.steps - steps) / max(arguments.steps - warm, 1), 0, 1)
     course = {"constant": np.ones_like(left), "linear": left, "cosine": 0.5 - 0.5 * np.cos(np.pi * left)}
-    return arguments.lr * np.where(steps < warm, (steps + 1) / max(warm, 1), course[arguments.lr_schedule])
+    rise = np.minimum((steps + 1) / max(warm, 1), 1)  # the warm-up may end inside a step
+    return arguments.lr * np.where(steps < warm, rise, course[arguments.lr_schedule])
 
 
 def adaptive_checkpoints(evaluations: Sequence[tuple[int, float]], longest: int) -> list[int]:
@@ -311,7 +332,7 @@ def _objective(
     targets = np.zeros((len(labels), arguments.labels))
     alpha = losses.stepwise(supervision.alpha, supervision.alpha_steps, steps)
     temperatures = losses.annealed_temperature(
-        steps, *supervision.temperature, total=arguments.steps, kind=supervision.annealing
+        steps, *supervision.temperature, total=max(arguments.steps - 1, 1), kind=supervision.annealing
     )
     for first, last, checkpoint in spans(student.schedule, start, stop):
         part = slice((first - start) * size, (last - start) * size)
@@ -366,6 +387,13 @@ def _checkpoint_is_due(arguments: Arguments, student: Student) -> bool:
         evaluations = [(record["step"], record["loss"]) for record in student.records]
         return student.step in adaptive_checkpoints(evaluations, arguments.checkpoint_every)
     return arguments.checkpoint_every > 0 and student.step % arguments.checkpoint_every == 0
+
+
+def _diverged(student: Student) -> DivergedError:
+    return DivergedError(
+        f"{student.run.directory}: the loss is not finite at step {student.step:,}: "
+        "give a lower --lr, and --force to start over"
+    )
 
 
 def _score(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[float, float]:
