@@ -193,9 +193,9 @@ def _parts(width: int) -> dict[str, float]:
     steps = 8 * block_cpu.DEFAULT_BLOCK
     bits = TASK.sample(0, "train", 0, steps)
     inputs = block_cpu.prepare(bits, D, "float32")
-    work = block_cpu.workspace(network, block_cpu.DEFAULT_BLOCK)
+    work = block_cpu.workspace(network)
     objective = _objective(TASK.labels(bits), np.zeros((steps, 2)), 1.0)
-    whole = lambda: block_cpu.sgd_steps([network], [objective], inputs, 1)  # noqa: E731
+    whole = lambda: block_cpu.sgd_steps([network], [work], [objective], inputs, 1)  # noqa: E731
     parts = {
         "products": lambda: _all_products(network, inputs, work, steps),
         "corrections": lambda: _all_corrections(network, inputs, work, steps),
@@ -209,7 +209,7 @@ def _parts(width: int) -> dict[str, float]:
     return {name: round(value, 2) for name, value in times.items()}
 
 
-@njit(cache=True)
+@njit
 def _all_products(network, inputs, work, steps):  # type: ignore[no-untyped-def]
     tables = np.zeros((block_cpu.TABLES * 16, LANES), network.hidden.dtype)
     for start in range(0, steps, block_cpu.DEFAULT_BLOCK):
@@ -217,7 +217,7 @@ def _all_products(network, inputs, work, steps):  # type: ignore[no-untyped-def]
             block_cpu._multiply(network, inputs, work, tables, tile, start, block_cpu.DEFAULT_BLOCK)
 
 
-@njit(cache=True)
+@njit
 def _all_corrections(network, inputs, work, steps):  # type: ignore[no-untyped-def]
     for start in range(0, steps, block_cpu.DEFAULT_BLOCK):
         for first in range(block_cpu.SUB_BLOCK, block_cpu.DEFAULT_BLOCK, block_cpu.SUB_BLOCK):
@@ -225,7 +225,7 @@ def _all_corrections(network, inputs, work, steps):  # type: ignore[no-untyped-d
                 block_cpu._correct(inputs, work, tile, start, first, first + block_cpu.SUB_BLOCK)
 
 
-@njit(cache=True)
+@njit
 def _all_updates(network, inputs, work, steps):  # type: ignore[no-untyped-def]
     tables = np.zeros((block_cpu.TABLES * 16, LANES), network.hidden.dtype)
     work.steps[:] = 0

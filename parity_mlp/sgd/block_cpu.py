@@ -53,16 +53,18 @@ from parity_mlp.sgd.simd import (
 DEFAULT_BLOCK = 32
 MAX_BLOCK = 64
 """As many as a word has bits."""
-SUB_BLOCK = 16
+SUB_BLOCK = 8
 CORRECTED_TOGETHER = 4
 """Steps of a sub-block whose pre-activations share a read of the earlier updates."""
-TABLES = 8
-"""Tables of 16 rows in use at a time: with a tile of W they fill the first-level cache."""
+TABLES = 4
+"""Tables of 16 rows in use at a time: 16 kB in float32, half of a small first-level cache."""
 JOINT_WIDTH = 4096
 """Networks at least this wide are split over the threads; narrower ones get a thread each if there are enough."""
 MIN_PARTITION, MAX_PARTITIONS = 4, 64
 """Fewest tiles whose logits are summed together, unless there are fewer, and most partitions of a network."""
 SPINS_BEFORE_YIELD = 10_000
+CACHE_LINE = 64
+"""Bytes."""
 
 
 class Network(NamedTuple):
@@ -89,16 +91,16 @@ class Inputs(NamedTuple):
 
 
 class Workspace(NamedTuple):
-    """What is kept between the steps of a block."""
+    """What a network needs besides its weights while it is trained."""
 
-    slots: int
-    """Rows of `steps` per tile."""
+    tiles: int
     columns: int
     """Rows of `Network.hidden` per tile."""
     partition: int
     """Tiles whose logits are summed together."""
     steps: NDArray
-    """(tiles * slots, LANES): row tile * slots + t is h_t, then D_t."""
+    """(sub-blocks * tiles * SUB_BLOCK, LANES): row `_slot(work, tile, t)` is h_t, then D_t. A sub-block of all tiles is
+    contiguous, so that it fills the second-level cache evenly."""
     lanes: NDArray
     """(partitions * classes, LANES): sums of logits, lane by lane."""
     logits: NDArray[np.float64]
@@ -165,7 +167,9 @@ def _fill_inputs(bits, transposed, gram):  # type: ignore[no-untyped-def]
                 gram[t, s - start] = columns - 2 * different
 
 
-def sgd_steps(networks: list[Network], objectives: list[Objective], inputs: Inputs, threads: int) -> None:
+def sgd_steps(
+    networks: list[Network], workspaces: list[Workspace], objectives: list[Objective], inputs: Inputs, threads: int
+) -> None:
     """Take one SGD step per sample of `inputs`, in order, on every network, in place.
 
     A network is either split over all threads or trained by one of them; both give the same bits.
@@ -173,20 +177,20 @@ def sgd_steps(networks: list[Network], objectives: list[Objective], inputs: Inpu
     narrow = []
     for i, network in enumerate(networks):
         if len(networks) < threads or len(network.output) // len(network.bias) * LANES >= JOINT_WIDTH:
-            _train_jointly(network, objectives[i], inputs, threads)
+            _train_jointly(network, workspaces[i], objectives[i], inputs, threads)
         else:
             narrow.append(i)
     narrow.sort(key=lambda i: -networks[i].output.size)
 
     def train_share(thread: int) -> None:
         for i in narrow[thread::threads]:
-            _train_jointly(networks[i], objectives[i], inputs, 1)
+            _train_jointly(networks[i], workspaces[i], objectives[i], inputs, 1)
 
     _in_threads(threads, train_share)
 
 
-def _train_jointly(network: Network, objective: Objective, inputs: Inputs, threads: int) -> None:
-    work = workspace(network, inputs.gram.shape[1])
+def _train_jointly(network: Network, work: Workspace, objective: Objective, inputs: Inputs, threads: int) -> None:
+    work.arrivals[0] = 0
     partitions = work.logits.shape[1]
     threads = min(threads, partitions)
     bounds = [partitions * i // threads for i in range(threads + 1)]
@@ -196,19 +200,18 @@ def _train_jointly(network: Network, objective: Objective, inputs: Inputs, threa
     )
 
 
-def workspace(network: Network, block: int) -> Workspace:
-    """What the engine keeps between the steps of a call."""
+def workspace(network: Network, block: int = DEFAULT_BLOCK) -> Workspace:
+    """Room for a block of steps. To be kept from call to call: for a wide network, making it takes long."""
     classes = len(network.bias)
     tiles = len(network.output) // classes
     partition = max(MIN_PARTITION, -(-tiles // MAX_PARTITIONS))
     partitions = -(-tiles // partition)
-    slots = -(-block // CORRECTED_TOGETHER) * CORRECTED_TOGETHER
     dtype = network.hidden.dtype
     return Workspace(
-        slots=slots,
+        tiles=tiles,
         columns=len(network.hidden) // tiles,
         partition=partition,
-        steps=_aligned(np.zeros((tiles * slots, LANES), dtype)),
+        steps=_aligned(np.zeros((-(-block // SUB_BLOCK) * tiles * SUB_BLOCK, LANES), dtype)),
         lanes=_aligned(np.zeros((partitions * classes, LANES), dtype)),
         logits=np.zeros((2, partitions, classes)),
         arrivals=np.zeros(1, np.int64),
@@ -226,6 +229,7 @@ def _train_tiles(network, objective, inputs, work, first, last, threads):  # typ
     bias = network.bias.astype(np.float64)
     logits, gradient = np.empty(classes), np.empty(classes)
     pull = np.zeros(classes, network.bias.dtype)  # -lr * gradient of the step before
+    negligible = np.finfo(number).tiny / np.finfo(number).eps  # its products would be denormal, a hundred times slower
     keep = 1.0  # f of the step before
     scale = 1.0  # S of the step at hand
 
@@ -268,6 +272,8 @@ def _train_tiles(network, objective, inputs, work, first, last, threads):  # typ
             for c in range(classes):
                 bias[c] = keep * bias[c] - objective.lr[step] * gradient[c]
                 pull[c] = -objective.lr[step] * gradient[c]
+                if abs(pull[c]) < negligible:
+                    pull[c] = 0
 
     last_size = (samples - 1) % block + 1
     for tile in range(first_tile, last_tile):
@@ -278,10 +284,16 @@ def _train_tiles(network, objective, inputs, work, first, last, threads):  # typ
 
 
 @njit(inline="always")
+def _slot(work, tile, t):  # type: ignore[no-untyped-def]
+    """Row of `Workspace.steps` for step t of a block; the steps of a sub-block follow each other."""
+    return (t // SUB_BLOCK * work.tiles + tile) * SUB_BLOCK + t % SUB_BLOCK
+
+
+@njit(inline="always")
 def _finish_step(network, work, tile, t, pull, keep, inverse_scale):  # type: ignore[no-untyped-def]
     """Turn h_t into D_t and update V, for one tile."""
     classes = len(network.bias)
-    slot = tile * work.slots + t
+    slot = _slot(work, tile, t)
     h = load(work.steps, slot)
     activation = where_positive(h, h)
     back = zeros(work.steps)
@@ -298,12 +310,12 @@ def _finish_step(network, work, tile, t, pull, keep, inverse_scale):  # type: ig
 def _begin_step(network, inputs, work, tile, start, t, scale):  # type: ignore[no-untyped-def]
     """Complete h_t with the updates of its own sub-block and add the tile's share of the logits."""
     classes = len(network.bias)
-    slot = tile * work.slots
-    h = load(work.steps, slot + t)
-    for s in range(t - t % SUB_BLOCK, t):
-        h = multiply_add(load(work.steps, slot + s), splat(work.steps, inputs.gram[start + t, s]), h)
+    slot, first = _slot(work, tile, t), t - t % SUB_BLOCK
+    h = load(work.steps, slot)
+    for s in range(first, t):
+        h = multiply_add(load(work.steps, slot - t + s), splat(work.steps, inputs.gram[start + t, s]), h)
     h = h * splat(work.steps, scale)
-    store(work.steps, slot + t, h)
+    store(work.steps, slot, h)
     activation = where_positive(h, h)
     for c in range(classes):
         lane = tile // work.partition * classes + c
@@ -314,20 +326,20 @@ def _begin_step(network, inputs, work, tile, start, t, scale):  # type: ignore[n
 @njit(cache=True, nogil=True)
 def _correct(inputs, work, tile, start, first, last):  # type: ignore[no-untyped-def]
     """Add the updates of steps 0 .. first - 1 of a block to the pre-activations of its steps first .. last - 1."""
-    slot = tile * work.slots
     for t in range(first, last, CORRECTED_TOGETHER):
-        h0, h1 = load(work.steps, slot + t), load(work.steps, slot + t + 1)
-        h2, h3 = load(work.steps, slot + t + 2), load(work.steps, slot + t + 3)
+        slot = _slot(work, tile, t)
+        h0, h1 = load(work.steps, slot), load(work.steps, slot + 1)
+        h2, h3 = load(work.steps, slot + 2), load(work.steps, slot + 3)
         for s in range(first):
-            update = load(work.steps, slot + s)
+            update = load(work.steps, _slot(work, tile, s))
             h0 = multiply_add(update, splat(work.steps, inputs.gram[start + t, s]), h0)
             h1 = multiply_add(update, splat(work.steps, inputs.gram[start + t + 1, s]), h1)
             h2 = multiply_add(update, splat(work.steps, inputs.gram[start + t + 2, s]), h2)
             h3 = multiply_add(update, splat(work.steps, inputs.gram[start + t + 3, s]), h3)
-        store(work.steps, slot + t, h0)
-        store(work.steps, slot + t + 1, h1)
-        store(work.steps, slot + t + 2, h2)
-        store(work.steps, slot + t + 3, h3)
+        store(work.steps, slot, h0)
+        store(work.steps, slot + 1, h1)
+        store(work.steps, slot + 2, h2)
+        store(work.steps, slot + 3, h3)
 
 
 @njit(cache=True, nogil=True)
@@ -339,7 +351,7 @@ def _multiply(network, inputs, work, tables, tile, start, size):  # type: ignore
         for i in range(count):
             _tabulate(tables, i, network.hidden, tile * work.columns + 4 * (group + i))
         for t in range(size):
-            slot = tile * work.slots + t
+            slot = _slot(work, tile, t)
             h = zeros(work.steps) if group == 0 else load(work.steps, slot)
             codes = inputs.bits[start + t, group // 16] >> np.uint64(4 * (group % 16))
             store(work.steps, slot, _add_entries(h, tables, codes, count))
@@ -350,11 +362,11 @@ def _apply_updates(network, inputs, work, tables, tile, block, size, scale):  # 
     """W = scale * (W + sum_t D_t x_t^T) over the `size` steps of a block, for one tile."""
     groups = -(-size // 4)
     for t in range(size, 4 * groups):
-        store(work.steps, tile * work.slots + t, zeros(work.steps))
+        store(work.steps, _slot(work, tile, t), zeros(work.steps))
     for group in range(0, groups, TABLES):
         count = min(TABLES, groups - group)
         for i in range(count):
-            _tabulate(tables, i, work.steps, tile * work.slots + 4 * (group + i))
+            _tabulate(tables, i, work.steps, _slot(work, tile, 4 * (group + i)))
         factor = splat(network.hidden, scale if group + count == groups else network.hidden.dtype.type(1))
         for k in range(inputs.transposed.shape[1]):
             row = tile * work.columns + k
@@ -475,13 +487,16 @@ def _forward(network, columns, bits, logits):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _row_buffer(like, rows):  # type: ignore[no-untyped-def]
-    return np.zeros((rows, LANES), like.dtype)
+    """Zeros of shape (rows, LANES) that start on a cache line; rows that straddle lines take half as long again."""
+    room = np.zeros(rows * LANES + CACHE_LINE // like.itemsize, like.dtype)
+    first = -room.ctypes.data % CACHE_LINE // like.itemsize
+    return room[first : first + rows * LANES].reshape(rows, LANES)
 
 
 def _aligned(array: NDArray) -> NDArray:
     """A copy as rows of `LANES`, starting on a cache line."""
-    raw = np.empty(array.nbytes + 64, np.uint8)
-    offset = -raw.ctypes.data % 64
+    raw = np.empty(array.nbytes + CACHE_LINE, np.uint8)
+    offset = -raw.ctypes.data % CACHE_LINE
     rows = raw[offset : offset + array.nbytes].view(array.dtype).reshape(-1, LANES)
     rows[:] = array.reshape(-1, LANES)
     return rows

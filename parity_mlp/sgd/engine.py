@@ -35,14 +35,20 @@ class CPUBlockEngine:
     def __init__(self, networks: list[Tensors], threads: int, block: int = block_cpu.DEFAULT_BLOCK) -> None:
         self._shapes = [network["hidden.0.weight"].shape for network in networks]
         self._networks = [block_cpu.pack(network) for network in networks]
+        self._workspaces = [block_cpu.workspace(network, block) for network in self._networks]
         self._threads = threads
         self._block = block
 
     def train(self, bits: NDArray[np.uint64], objectives: dict[int, Objective]) -> None:
         d = self._shapes[0][1]
         inputs = block_cpu.prepare(bits, d, self._networks[0].hidden.dtype.name, self._block)
-        networks = [self._networks[i] for i in objectives]
-        block_cpu.sgd_steps(networks, list(objectives.values()), inputs, self._threads)
+        block_cpu.sgd_steps(
+            [self._networks[i] for i in objectives],
+            [self._workspaces[i] for i in objectives],
+            list(objectives.values()),
+            inputs,
+            self._threads,
+        )
 
     def logits(self, network: int, bits: NDArray[np.uint64]) -> NDArray[np.float64]:
         return block_cpu.network_logits(self._networks[network], bits, self._threads)

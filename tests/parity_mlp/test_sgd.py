@@ -310,7 +310,7 @@ def test_padding_stays_zero(name):
     case = CASES[name]
     network = block_cpu.pack(initial(case))
     inputs = block_cpu.prepare(stream(case.d, case.classes)[0], case.d, "float64")
-    block_cpu.sgd_steps([network], [make_objective(case)], inputs, threads=1)
+    block_cpu.sgd_steps([network], [block_cpu.workspace(network)], [make_objective(case)], inputs, threads=1)
     tiles = -(-case.width // LANES)
     padded = block_cpu.unpack(network, case.d, tiles * LANES)
     for array in (padded["hidden.0.weight"], padded["hidden.0.bias"], padded["output.weight"].T):
@@ -413,3 +413,18 @@ def test_blocks_on_a_gpu_are_those_on_the_cpu():
     for i in range(len(STUDENTS)):
         assert largest_error(gpu.tensors(i), cpu.tensors(i).values()) < 1e-9
         np.testing.assert_allclose(gpu.logits(i, bits), cpu.logits(i, bits), atol=1e-9)
+
+
+def test_a_vanishing_gradient_leaves_no_denormal_numbers():
+    """Logits far apart make gradients too small for float32; products of such numbers are a hundred times slower."""
+    task = make_task(20, 2)
+    bits = task.sample(0, "train", 0, 64)
+    labels = task.labels(bits)
+    tensors = initial_tensors(20, 64, 2, 1, 0, "float32")
+    tensors["output.bias"] = np.array([100.0, 0.0], np.float32)
+    network = block_cpu.pack(tensors)
+    work = block_cpu.workspace(network)
+    objective = Objective(0 * labels, np.zeros((64, 2)), np.ones(64), np.full(64, 0.01), 0.0, FORWARD_KL, 0.5)
+    block_cpu.sgd_steps([network], [work], [objective], block_cpu.prepare(bits, 20, "float32"), threads=1)
+    tiny = np.finfo(np.float32).tiny
+    assert not any(((array != 0) & (abs(array) < tiny)).any() for array in (work.steps, *network))
