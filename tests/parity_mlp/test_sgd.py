@@ -429,4 +429,4 @@ def test_a_vanishing_gradient_leaves_no_denormal_numbers():
     )
     block_cpu.sgd_steps([network], [work], [objective], block_cpu.prepare(bits, 20, "float32"), threads=1)
     tiny = np.finfo(np.float32).tiny
-    assert not any(((array != 0) & (abs(array) < tiny)).any() for array in (work.steps, *network))
+    assert not any(((array != 0) & (abs(array) < tiny)).any() for array in (work.steps, network.hidden, network.output))
