@@ -29,6 +29,7 @@ from common.plotting import (
     step_axis,
 )
 from common.runs import Run
+from parity_mlp.distill import PRESETS
 
 PLACES = ("before", "inside", "after")
 OVERVIEW_METHODS = ("ce", "one-shot", "progressive")
@@ -59,7 +60,8 @@ def collect(runs: Path, preset: str) -> dict[str, Any]:
     distilled = f"python -m parity_mlp.distill {preset}"
     two_shot = f"{distilled} --methods two-shot --checkpoint before inside after"
     arguments = {name: teacher.config["arguments"][name] for name in ("d", "k", "width", "lr", "steps", "seed")}
-    students = {method: _students(root, f"{preset}-{method}-width", distilled) for method in OVERVIEW_METHODS}
+    width = PRESETS[preset].widths[0]
+    students = {method: _students(root, f"{preset}-{method}-width{width}", distilled) for method in OVERVIEW_METHODS}
     return {
         "preset": preset,
         "commands": [
@@ -78,7 +80,7 @@ def collect(runs: Path, preset: str) -> dict[str, Any]:
         "phases": {"start": phases.start, "steepest": phases.steepest, "end": phases.end},
         "candidates": dict(zip(PLACES, choose_checkpoints(phases, checkpoints), strict=True)),
         "students": students,
-        "two_shot": {place: _students(root, f"{preset}-two-shot-{place}-width", two_shot) for place in PLACES},
+        "two_shot": {place: _students(root, f"{preset}-two-shot-{place}-width{width}", two_shot) for place in PLACES},
         "monomials": _degree_one(monomials),
     }
 
@@ -155,7 +157,7 @@ def _complete(directory: Path, made_by: str) -> Run:
 def _students(root: Path, prefix: str, made_by: str) -> dict[str, Any]:
     """The runs of all seeds of one method, made with the preset as it is."""
     directories = sorted(
-        path for path in root.glob(f"{prefix}*") if re.fullmatch(r"\d+-seed\d+", path.name[len(prefix) :])
+        path for path in root.glob(f"{prefix}*") if re.fullmatch(r"-seed\d+", path.name[len(prefix) :])
     )
     if not directories:
         raise UserError(f"no run {root / prefix}*; make it by {made_by}")

@@ -33,7 +33,7 @@ PRESETS = {
         preset="laptop", d=100, k=4, width=1_000, steps=600_000, lr=0.01, eval_every=5_000, checkpoint_every=5_000
     ),
     "paper": TrainArguments(
-        preset="paper", d=100, k=6, width=50_000, steps=20_000_000, lr=0.02, eval_every=50_000, checkpoint_every=100_000
+        preset="paper", d=100, k=6, width=50_000, steps=8_000_000, lr=0.02, eval_every=20_000, checkpoint_every=100_000
     ),
 }
 DESCRIPTIONS = {"smoke": "seconds", "laptop": "shows the effect in seconds", "paper": "the published size"}

@@ -62,6 +62,8 @@ JOINT_WIDTH = 4096
 """Networks at least this wide are split over the threads; narrower ones get a thread each if there are enough."""
 MIN_PARTITION, MAX_PARTITIONS = 4, 64
 """Fewest tiles whose logits are summed together, unless there are fewer, and most partitions of a network."""
+FORWARD_BLOCK = 256
+"""Samples that share the tables of a tile in `network_logits`."""
 SPINS_BEFORE_YIELD = 10_000
 CACHE_LINE = 64
 """Bytes."""
@@ -447,10 +449,6 @@ def network_logits(network: Network, bits: NDArray[np.uint64], threads: int) -> 
         ),
     )
     return logits
-
-
-FORWARD_BLOCK = 256
-"""Samples that share the tables of a tile in `network_logits`."""
 
 
 @njit(cache=True, nogil=True)
