@@ -57,13 +57,13 @@ def teacher_probabilities(teacher_logits: Tensor, temperature: float | Tensor, t
     return torch.where(arg_max, one_hot, scaled.softmax(-1))
 
 
-def one_hot_probabilities(labels: Tensor, classes: int, temperature: float) -> Tensor:
+def one_hot_probabilities(labels: Tensor, classes: int, temperature: float | Tensor) -> Tensor:
     """softmax(one_hot(labels) / temperature): label smoothing without a teacher.
 
     Args:
         labels: (...), integers in [0, classes).
         classes: number of classes.
-        temperature: 0 leaves the labels as they are.
+        temperature: one for all, or of shape (...); 0 leaves the labels as they are.
 
     Returns:
         (..., classes) in torch's default dtype.

@@ -6,7 +6,7 @@ segments has no teacher. Everything a trainer needs is in the list, so a schedul
 config.json and tested without a model.
 
 `checkpoints` are always the teacher steps at which checkpoints exist, in any order. Where a rule asks for a teacher
-step at which there is none, the latest earlier checkpoint serves; a checkpoint that the caller names must exist.
+step at which there is none, the latest earlier checkpoint serves, and if there is none, that is an error.
 
 (N, T)-progressive distillation is defined in section 2 of Panigrahi et al. (2025), arXiv:2410.05464; `accelerated`,
 `refreshed` and `until_saturation` are variants published with it.

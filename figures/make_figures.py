@@ -1,7 +1,7 @@
 """Draw every figure of a setting, from committed data or from a folder of runs.
 
     python figures/make_figures.py parity_mlp
-    python figures/make_figures.py parity_mlp --runs runs --out runs/figures
+    python figures/make_figures.py parity_mlp --runs runs
 
 The first draws the data in figures/data/, the second those of the runs.
 """
@@ -30,27 +30,29 @@ class Arguments:
     """Whose figures."""
     runs: Path | None = None
     """Directory of runs to collect the data from; by default the data are those that are committed."""
-    preset: str = "laptop"
+    preset: Literal["smoke", "laptop", "paper"] = "laptop"
     """Preset of the runs."""
-    out: Path = FIGURES
-    """Where the pictures go, and the collected data, in data/."""
+    out: Path | None = None
+    """Where pictures and collected data go; by default figures/, or figures/ in the directory of --runs."""
 
 
 def main(arguments: Arguments) -> None:
     """Collect, if runs are given, and draw."""
+    out = arguments.out or (FIGURES if arguments.runs is None else arguments.runs / "figures")
     path = Path("data") / f"{arguments.setting}_{arguments.preset}.json"
     if arguments.runs is not None:
         data = parity_figures.collect(arguments.runs, arguments.preset)
-        (arguments.out / "data").mkdir(parents=True, exist_ok=True)
-        write_file(arguments.out / path, (json.dumps(data) + "\n").encode())
+        (out / "data").mkdir(parents=True, exist_ok=True)
+        write_file(out / path, (json.dumps(data) + "\n").encode())
     elif (FIGURES / path).exists():
         data = json.loads((FIGURES / path).read_text())
     else:
         raise UserError(f"there is no {FIGURES / path}; give --runs, or a preset whose data are there")
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     for name, draw in parity_figures.FIGURES.items():
-        save(draw(data), arguments.out / f"{name}.png")
-        print(arguments.out / f"{name}.png")
+        picture = out / f"{name}_{arguments.preset}.png"
+        save(draw(data), picture)
+        print(picture)
 
 
 if __name__ == "__main__":

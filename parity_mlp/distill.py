@@ -25,12 +25,14 @@ from parity_mlp.data import make_task
 from parity_mlp.models import initial_tensors, load_tensors
 from parity_mlp.training import (
     FROM_LABELS,
+    ROOT,
     RUNS,
     Arguments,
     Student,
     Supervision,
     check,
     require_at_least,
+    require_seed,
     task_of,
     train_together,
 )
@@ -45,7 +47,7 @@ class DistillArguments(Arguments):
     """Arguments of `distill.py`."""
 
     teacher: str = ""
-    """Directory with the teacher's checkpoint-<step> folders, or a hub id; by default this preset's run of train.py."""
+    """Directory with checkpoint-<step> folders, or a hub id; by default the run of train.py with this preset."""
     methods: tuple[Method, ...] = ("ce", "one-shot", "progressive")
     """How students are taught."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -138,18 +140,21 @@ def distill(arguments: DistillArguments) -> None:
     check(arguments)
     _check_students(arguments)
     task = task_of(arguments)
-    directory = Path(arguments.teacher or RUNS / arguments.preset)
-    teacher = find_checkpoints(arguments.teacher or directory)
+    arguments = replace(arguments, teacher=_resolved_teacher(arguments))
+    directory = ROOT / arguments.teacher
+    teacher = find_checkpoints(directory if directory.exists() else arguments.teacher)
     load_tensors(local_path(teacher[-1]), task.d, task.classes)
-    _check_support(arguments, directory)
+    teacher_id = _check_own_teacher(arguments, directory)
 
     planned = [(single, _supervision(single, teacher, directory)) for single in _single_runs(arguments)]
     with ExitStack() as stack:
         students = []
         for single, supervision in planned:
-            run = stack.enter_context(
-                open_run(_run_directory(arguments, single), asdict(single), force=single.force, wandb=single.wandb)
+            config = {**asdict(single), "teacher_id": teacher_id}
+            opened = open_run(
+                _run_directory(arguments, single), config, force=single.force, wandb=single.wandb, group=single.preset
             )
+            run = stack.enter_context(opened)
             if run.complete:
                 print(f"{run.directory} is complete")
                 continue
@@ -163,6 +168,20 @@ def distill(arguments: DistillArguments) -> None:
             print(f"{student.run.directory}: accuracy {student.records[-1]['accuracy']:.3f}")
 
 
+def _resolved_teacher(arguments: DistillArguments) -> str:
+    """The teacher's directory, relative to the repository's root if it is in there, or its hub id."""
+    if not arguments.teacher:
+        return _default_teacher(arguments.preset)
+    path = Path(arguments.teacher).resolve()
+    if not path.exists():
+        return arguments.teacher
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+
+
+def _default_teacher(preset: str) -> str:
+    return (RUNS / preset).relative_to(ROOT).as_posix()
+
+
 def _check_students(arguments: DistillArguments) -> None:
     """Refuse numbers out of range, and lists that name no run or one run twice."""
     for name in PLURAL:
@@ -170,7 +189,7 @@ def _check_students(arguments: DistillArguments) -> None:
         if not values or len(set(values)) < len(values):
             raise UserError(f"--{name} needs at least one value and none twice, got {list(values)}")
     require_at_least(1, arguments, "widths")
-    require_at_least(0, arguments, "seeds", "stream_seed")
+    require_seed(arguments, "seeds", "stream_seed")
     if not arguments.alpha:
         raise UserError("--alpha needs at least one value")
 
@@ -191,7 +210,8 @@ def _run_directory(arguments: DistillArguments, single: DistillArguments) -> Pat
     if arguments.out is not None:
         return arguments.out / "-".join(parts) if len(_single_runs(arguments)) > 1 else arguments.out
     name = "-".join([arguments.preset, *parts])
-    return RUNS / default_name(single, PRESETS[arguments.preset], name, exclude=(*SURROUNDINGS, *PLURAL))
+    preset = replace(PRESETS[arguments.preset], teacher=_default_teacher(arguments.preset))
+    return RUNS / default_name(single, preset, name, exclude=(*SURROUNDINGS, *PLURAL))
 
 
 def _supervision(single: DistillArguments, teacher: Sequence[Checkpoint], directory: Path) -> Supervision:
@@ -268,6 +288,8 @@ def _first_checkpoint(single: DistillArguments, steps: list[int], directory: Pat
     places = ("before", "inside", "after")
     if named not in places:
         raise UserError(f"--checkpoint is a teacher step, before, inside or after; got {named!r}")
+    if not (directory / "metrics.jsonl").exists():
+        raise UserError(f"{directory} has no metrics.jsonl to find a transition in: give --checkpoint a teacher step")
     records = Run(directory).records()
     phases = find_phases([record["step"] for record in records], [1 - record["accuracy"] for record in records])
     return choose_checkpoints(phases, steps)[places.index(named)]
@@ -276,9 +298,9 @@ def _first_checkpoint(single: DistillArguments, steps: list[int], directory: Pat
 def _planned(plan: Sequence[str], steps: list[int]) -> list[schedules.Segment]:
     """The schedule that --plan describes."""
     pairs: list[tuple[int, int | None]] = []
-    for item in plan:
+    for i, item in enumerate(plan):
         checkpoint, _, count = item.partition(":")
-        if not checkpoint.isdigit() or not (count.isdigit() or (not count and item == plan[-1])):
+        if not checkpoint.isdigit() or not (count.isdigit() or (not count and i == len(plan) - 1)):
             raise UserError(f"--plan is a list of checkpoint:steps, the last may lack its steps; got {item!r}")
         earlier = [step for step in steps if step <= int(checkpoint)]
         if not earlier:
@@ -287,23 +309,31 @@ def _planned(plan: Sequence[str], steps: list[int]) -> list[schedules.Segment]:
     return schedules.explicit(pairs)
 
 
-def _check_support(arguments: DistillArguments, teacher: Path) -> None:
-    """Refuse a teacher that one of our runs trained for another support; other teachers do not say."""
-    path = teacher / "config.json"
+def _check_own_teacher(arguments: DistillArguments, directory: Path) -> str | None:
+    """The id of a teacher that one of our runs made; None for any other.
+
+    Raises:
+        UserError: the run is not complete, its config.json is damaged, or it was trained for another support.
+    """
+    path = directory / "config.json"
     if not path.exists():
-        return
+        return None
     try:
-        theirs = json.loads(path.read_bytes()).get("arguments", {})
+        config = json.loads(path.read_bytes())
     except ValueError:
         raise UserError(f"{path} is cut off or damaged: give another --teacher") from None
+    theirs = config.get("arguments", {})
     names = ("d", "k", "labels", "support", "support_seed")
-    if not theirs.keys() >= set(names) or make_task(*(theirs[name] for name in names)) == task_of(arguments):
-        return
-    for name in names:
-        if theirs[name] != getattr(arguments, name):
-            raise UserError(
-                f"{teacher} was trained with {name} {theirs[name]}, but here it is {getattr(arguments, name)}"
-            )
+    if not theirs.keys() >= set(names):
+        return None
+    if not Run(directory).complete:
+        raise UserError(f"the teacher's run in {directory} is not complete: finish it first, by its train.py command")
+    if make_task(*(theirs[name] for name in names)) != task_of(arguments):
+        name = next(name for name in names if theirs[name] != getattr(arguments, name))
+        raise UserError(
+            f"{directory} was trained with {name} {theirs[name]}, but here it is {getattr(arguments, name)}"
+        )
+    return config.get("id")
 
 
 def main() -> None:

@@ -66,6 +66,14 @@ def load_tensors(checkpoint: Path, d: int, classes: int) -> Tensors:
     config, tensors = read_checkpoint(checkpoint)
     if config.get("model_type") != MODEL_TYPE:
         raise UserError(f"{checkpoint} holds a {config.get('model_type')!r} model, not {MODEL_TYPE!r}")
+    with torch.device("meta"):
+        expected = MLP(*(config.get(name, 1) for name in ("d", "width", "classes", "layers"))).state_dict()
+    for name, value in expected.items():
+        if name not in tensors or tensors[name].shape != tuple(value.shape):
+            found = tensors[name].shape if name in tensors else "missing"
+            raise UserError(f"{checkpoint}: the tensor {name} is {found}, its config.json means {tuple(value.shape)}")
+    if {tensor.dtype for tensor in tensors.values()} - {np.dtype(np.float32), np.dtype(np.float64)}:
+        raise UserError(f"{checkpoint}: the tensors must be float32 or float64")
     for name, here in (("d", d), ("classes", classes)):
         if config.get(name) != here:
             raise UserError(f"the network in {checkpoint} has {name} = {config.get(name)}, but this task has {here}")

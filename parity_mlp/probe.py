@@ -2,7 +2,8 @@
 
     python probe.py --run ../runs/parity_mlp/laptop
 
-Writes probes/monomials.json in the run's directory, after each checkpoint, so that a probe that is cut off goes on.
+Writes probes/monomials.json in the run's directory (arguments other than the defaults become part of the name), after
+each checkpoint, so that a probe that is cut off goes on.
 """
 
 import json
@@ -15,11 +16,11 @@ import tyro
 from common.checkpoints import find_checkpoints, local_path, write_file
 from common.errors import UserError
 from common.probes.monomials import probe_monomials
-from common.runs import Run, command, progress, worker_threads
+from common.runs import Run, command, default_name, progress, worker_threads
 from parity_mlp.data import make_task
 from parity_mlp.models import load_tensors
 from parity_mlp.sgd.engine import make_engine
-from parity_mlp.training import check_device, require_at_least
+from parity_mlp.training import check_device, require_at_least, require_seed
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,16 @@ def probe(arguments: ProbeArguments) -> None:
             f"got {arguments.output} and {arguments.node}"
         )
     require_at_least(1, arguments, "samples")
-    require_at_least(0, arguments, "outside", "seed")
+    require_at_least(0, arguments, "outside")
+    require_seed(arguments, "seed")
     check_device(arguments.device)
     checkpoints = find_checkpoints(arguments.run)
-    path = arguments.run / "probes" / "monomials.json"
-    settings = {name: value for name, value in asdict(arguments).items() if name not in ("run", "device")}
-    settings = json.loads(json.dumps(settings))
-    found = json.loads(path.read_text()) if path.exists() else {}
-    done = {entry["step"]: entry for entry in found.get("checkpoints", [])} if found.get("settings") == settings else {}
+    where = ("run", "device")
+    name = default_name(arguments, ProbeArguments(run=arguments.run), "monomials", exclude=where)
+    path = arguments.run / "probes" / f"{name}.json"
+    settings = {name: value for name, value in asdict(arguments).items() if name not in where}
+    found = json.loads(path.read_text())["checkpoints"] if path.exists() else []
+    done = {entry["step"]: entry for entry in found}
 
     bits = task.sample(arguments.seed, "probe", 0, arguments.samples)
     with progress(len(checkpoints), len(done), f"probing {arguments.run.name}", arguments.samples) as show:
@@ -84,7 +87,7 @@ def probe(arguments: ProbeArguments) -> None:
             done[checkpoint.step] = {"step": checkpoint.step, **asdict(result)}
             entries = [done[step] for step in sorted(done)]
             write_file(path, json.dumps({"settings": settings, "checkpoints": entries}).encode())
-            show(len(done), teacher=checkpoint.step)
+            show(len(done), checkpoint=checkpoint.step)
     print(path)
 
 

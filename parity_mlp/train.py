@@ -12,7 +12,17 @@ import tyro
 
 from common.runs import command, default_name, open_run
 from parity_mlp.models import initial_tensors
-from parity_mlp.training import FROM_LABELS, RUNS, Arguments, Student, check, require_at_least, task_of, train_together
+from parity_mlp.training import (
+    FROM_LABELS,
+    RUNS,
+    Arguments,
+    Student,
+    check,
+    require_at_least,
+    require_seed,
+    task_of,
+    train_together,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +53,7 @@ def train(arguments: TrainArguments) -> None:
     """Make the run that the arguments describe, or finish it."""
     check(arguments)
     require_at_least(1, arguments, "width")
-    require_at_least(0, arguments, "seed")
+    require_seed(arguments, "seed")
     task = task_of(arguments)
     directory = arguments.out or RUNS / default_name(arguments, PRESETS[arguments.preset], arguments.preset)
     with open_run(directory, asdict(arguments), force=arguments.force, wandb=arguments.wandb) as run:

@@ -1,8 +1,9 @@
 """The training loop that `train.py` and `distill.py` share: several students, one stream, one pass.
 
 The students' steps are cut into the same ranges whatever happens: at every evaluation, at every checkpoint and at
-multiples of `RANGE_STEPS`. What a student computes in a range depends on its own weights and on the stream only, so
-students can be trained together or apart, and a run that goes on after a kill gets the same bits.
+multiples of `RANGE_STEPS` (fewer if a step has several samples). What a student computes in a range depends on its own
+weights and on the stream only, so students can be trained together or apart, and a run that goes on after a kill gets
+the same bits.
 """
 
 import datetime
@@ -24,13 +25,14 @@ from common import losses
 from common.checkpoints import Checkpoint, load_resume, local_path, save_checkpoint, save_resume
 from common.errors import DivergedError, UserError
 from common.runs import Run, WandbMode, progress, worker_threads
-from common.schedules import Segment, checkpoint_at, spans
+from common.schedules import Segment, ce_only, checkpoint_at, spans
 from parity_mlp.data import ParityTask, make_task
 from parity_mlp.models import Tensors, architecture, load_tensors
 from parity_mlp.sgd.engine import Engine, make_engine
 from parity_mlp.sgd.objective import DIVERGENCE_CODES, Objective
 
-RUNS = Path(__file__).resolve().parents[1] / "runs" / "parity_mlp"
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = ROOT / "runs" / "parity_mlp"
 
 RANGE_STEPS = 4096
 RESUME_SECONDS = 10.0
@@ -76,6 +78,8 @@ class Arguments:
     """L2 weight decay on all weights and biases, as in torch.optim.SGD."""
     label_temperature: float = 0.0
     """Without a teacher, learn from softmax(one-hot label / temperature); 0 is the plain label."""
+    end_label_temperature: float | None = None
+    """Label temperature at the last step, if it is annealed linearly."""
     adaptive_checkpoints: bool = False
     """Save at the evaluations at which the loss has moved, and else every --checkpoint-every steps."""
     eval_samples: int = 4096
@@ -111,7 +115,7 @@ class Supervision:
     beta: float = 0.5
 
 
-FROM_LABELS = Supervision(schedule=lambda evaluations: [])
+FROM_LABELS = Supervision(schedule=lambda evaluations: ce_only())
 
 
 @dataclass
@@ -142,11 +146,14 @@ def check(arguments: Arguments) -> None:
         UserError: a number out of its range, or a device that is not there.
     """
     require_at_least(1, arguments, "steps", "eval_every", "eval_samples", "batch_size", "layers")
-    require_at_least(0, arguments, "checkpoint_every", "support_seed", "label_temperature")
+    require_at_least(0, arguments, "checkpoint_every", "label_temperature")
+    require_seed(arguments, "support_seed")
+    if arguments.end_label_temperature is not None:
+        require_at_least(0, arguments, "end_label_temperature")
     if not 0 < arguments.lr < math.inf:
         raise UserError(f"--lr must be positive and finite, got {arguments.lr}")
-    if not 0 <= arguments.lr * arguments.weight_decay < 1:
-        raise UserError(f"--weight-decay must be at least 0 and below 1 / lr, got {arguments.weight_decay}")
+    if not 0 <= arguments.lr * arguments.weight_decay <= 0.5:
+        raise UserError(f"--weight-decay must be at least 0 and at most 0.5 / lr, got {arguments.weight_decay}")
     if not 0 <= arguments.warmup <= 1:
         raise UserError(f"--warmup is a share of the steps, between 0 and 1; got {arguments.warmup}")
     check_device(arguments.device)
@@ -165,6 +172,19 @@ def require_at_least(least: int, arguments: object, *names: str) -> None:
                 raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {number}")
 
 
+def require_seed(arguments: object, *names: str) -> None:
+    """Refuse seeds, numbers or tuples of numbers, that are negative or do not fit into 63 bits.
+
+    Raises:
+        UserError: names the flag.
+    """
+    require_at_least(0, arguments, *names)
+    for name in names:
+        value = getattr(arguments, name)
+        if max(value if isinstance(value, tuple) else (value,)) >= 2**63:
+            raise UserError(f"--{name.replace('_', '-')} must be below 2^63, got {value}")
+
+
 def check_device(device: str) -> None:
     """Refuse a torch device that is not there.
 
@@ -181,7 +201,8 @@ def train_together(arguments: Arguments, students: list[Student], stream_seed: i
     """Train all students to the end of their runs, each from where it was left.
 
     Raises:
-        DivergedError: a student's evaluation loss is not finite; nothing of that is saved.
+        DivergedError: a student's loss or weights are not finite; nothing of that is saved, and the other students are
+            trained to their end first.
     """
     task = task_of(arguments)
     engine = make_engine(
@@ -192,8 +213,15 @@ def train_together(arguments: Arguments, students: list[Student], stream_seed: i
     teachers = _Teachers(task, arguments)
     first = min(student.step for student in students)
     clock = _Clock(description, arguments.steps)
+    diverged: dict[int, DivergedError] = {}
 
     def evaluate_and_save(i: int) -> None:
+        try:
+            evaluate_and_save_finite(i)
+        except DivergedError as error:
+            diverged[i] = error
+
+    def evaluate_and_save_finite(i: int) -> None:
         student = students[i]
         if student.step % arguments.eval_every == 0 or student.step == arguments.steps:
             loss, accuracy = _score(engine.logits(i, eval_bits), eval_labels)
@@ -221,7 +249,9 @@ def train_together(arguments: Arguments, students: list[Student], stream_seed: i
             if not student.records:
                 evaluate_and_save(i)
         for start, stop in _ranges(arguments, first):
-            group = [i for i, student in enumerate(students) if student.step == start]
+            group = [i for i, student in enumerate(students) if student.step == start and i not in diverged]
+            if not group:
+                continue
             samples = (start * arguments.batch_size, (stop - start) * arguments.batch_size)
             bits = task.sample(stream_seed, "train", *samples)
             labels = task.labels(bits)
@@ -235,11 +265,15 @@ def train_together(arguments: Arguments, students: list[Student], stream_seed: i
                 evaluate_and_save(i)
             if clock.resume_state_is_due(stop):
                 for i in group:
-                    save_resume(students[i].run.directory, stop, engine.tensors(i), {})
+                    if i not in diverged:
+                        save_resume(students[i].run.directory, stop, engine.tensors(i), {})
             latest = students[group[-1]].records[-1]
             show(stop, **{name: latest[name] for name in ("loss", "accuracy", "teacher") if latest[name] is not None})
-    for student in students:
-        student.run.finish({name: student.records[-1][name] for name in ("step", "loss", "accuracy")})
+    for i, student in enumerate(students):
+        if i not in diverged:
+            student.run.finish({name: student.records[-1][name] for name in ("step", "loss", "accuracy")})
+    for error in diverged.values():
+        raise error
 
 
 def learning_rates(arguments: Arguments, steps: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -255,7 +289,7 @@ def adaptive_checkpoints(evaluations: Sequence[tuple[int, float]], longest: int)
     """Evaluation steps at which to save: where the loss has moved by `ADAPTIVE_CHANGE` since the last save.
 
     Args:
-        evaluations: (step, loss), in order; the first is always saved.
+        evaluations: (step, loss), in order; the first is what the loss moves from.
         longest: largest number of steps between two saves; 0 means no limit.
     """
     saved: list[tuple[int, float]] = []
@@ -334,6 +368,13 @@ def _objective(
     temperatures = losses.annealed_temperature(
         steps, *supervision.temperature, total=max(arguments.steps - 1, 1), kind=supervision.annealing
     )
+    label_end = arguments.end_label_temperature
+    label_temperatures = losses.annealed_temperature(
+        steps,
+        arguments.label_temperature,
+        arguments.label_temperature if label_end is None else label_end,
+        total=max(arguments.steps - 1, 1),
+    )
     for first, last, checkpoint in spans(student.schedule, start, stop):
         part = slice((first - start) * size, (last - start) * size)
         if checkpoint is not None:
@@ -342,10 +383,10 @@ def _objective(
                 torch.from_numpy(logits), torch.from_numpy(temperatures[part]), supervision.top_k
             )
             targets[part] = probabilities.numpy()
-        elif arguments.label_temperature > 0:
+        elif label_temperatures[part].any():
             alpha[part] = 0
             smoothed = losses.one_hot_probabilities(
-                torch.from_numpy(labels[part]), arguments.labels, arguments.label_temperature
+                torch.from_numpy(labels[part]), arguments.labels, torch.from_numpy(label_temperatures[part])
             )
             targets[part] = smoothed.numpy()
         else:
@@ -372,7 +413,9 @@ def _restore(student: Student) -> Tensors:
 
 def _ranges(arguments: Arguments, first: int) -> Iterator[tuple[int, int]]:
     """The ranges of steps from step `first` on; it is where one of them starts."""
-    cadences = [RANGE_STEPS, arguments.eval_every] + [arguments.checkpoint_every] * (arguments.checkpoint_every > 0)
+    cadences = [max(1, RANGE_STEPS // arguments.batch_size), arguments.eval_every]
+    if arguments.checkpoint_every > 0:
+        cadences.append(arguments.checkpoint_every)
     start = first
     while start < arguments.steps:
         stop = min(arguments.steps, *(start - start % cadence + cadence for cadence in cadences))
@@ -390,10 +433,7 @@ def _checkpoint_is_due(arguments: Arguments, student: Student) -> bool:
 
 
 def _diverged(student: Student) -> DivergedError:
-    return DivergedError(
-        f"{student.run.directory}: the loss is not finite at step {student.step:,}: "
-        "give a lower --lr, and --force to start over"
-    )
+    return DivergedError(f"{student.run.directory}: the loss is not finite at step {student.step:,}: give a lower --lr")
 
 
 def _score(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[float, float]:

@@ -2,7 +2,10 @@
 # in the active virtual environment, or, if none is active, in .venv, which is made.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-environment=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
+environment=${VIRTUAL_ENV:-}
+if [ -z "$environment" ] && [ "${CONDA_DEFAULT_ENV:-base}" != base ]; then
+    environment=$CONDA_PREFIX
+fi
 if [ -z "$environment" ]; then
     environment=$PWD/.venv
     [ -x "$environment/bin/python" ] || python3 -m venv "$environment"

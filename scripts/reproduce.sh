@@ -19,4 +19,4 @@ python -m "$setting.train" "$preset"
 python -m "$setting.probe" --run "runs/$setting/$preset"
 python -m "$setting.distill" "$preset"
 python -m "$setting.distill" "$preset" --methods two-shot --checkpoint before inside after
-python figures/make_figures.py "$setting" --preset "$preset" --runs runs --out runs/figures
+python figures/make_figures.py "$setting" --preset "$preset" --runs runs

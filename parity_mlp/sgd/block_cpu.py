@@ -408,8 +408,8 @@ def _store_pair(tables, i, entry, value):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _sum_lanes(work, parity, first, last):  # type: ignore[no-untyped-def]
-    """Add up the lanes of partitions first .. last - 1, pairwise."""
+def _sum_lanes(work, half, first, last):  # type: ignore[no-untyped-def]
+    """Add up the lanes of partitions first .. last - 1 into the half of `work.logits` for even or for odd steps."""
     classes = work.logits.shape[2]
     lanes = work.lanes
     for row in range(first * classes, last * classes):
@@ -418,7 +418,7 @@ def _sum_lanes(work, parity, first, last):  # type: ignore[no-untyped-def]
             for i in range(width):
                 lanes[row, i] += lanes[row, i + width]
             width //= 2
-        work.logits[parity, row // classes, row % classes] = lanes[row, 0]
+        work.logits[half, row // classes, row % classes] = lanes[row, 0]
 
 
 @njit(cache=True, nogil=True)

@@ -422,7 +422,8 @@ def probed(teacher, tmp_path, monkeypatch):
 
 
 def entries(run):
-    return json.loads((run / "probes" / "monomials.json").read_text())["checkpoints"]
+    (path,) = (run / "probes").glob("*.json")
+    return json.loads(path.read_text())["checkpoints"]
 
 
 @pytest.mark.parametrize("output", [0, 1])
@@ -465,11 +466,13 @@ def test_only_checkpoints_that_are_new_are_probed(probed, capsys):
     assert [entry["step"] for entry in after] == [1000, 1500, 2000, 3000]
     assert [after[0], *after[2:]] == before
 
+    (there,) = (run / "probes").iterdir()
     succeed(capsys, *PROBE, run, "--seed", 1)
     assert len(calls) == 8
-    assert entries(run) != after
-    succeed(capsys, *PROBE, run)
-    assert entries(run) == after
+    (other,) = set((run / "probes").iterdir()) - {there}
+    assert "seed1" in other.name
+    assert json.loads(there.read_text())["checkpoints"] == after
+    assert json.loads(other.read_text())["checkpoints"] != after
 
 
 def test_a_probe_that_is_cut_off_goes_on(probed, capsys, monkeypatch):
@@ -551,7 +554,8 @@ def test_distill_and_probe_start_from_the_folder_of_the_setting(tmp_path, teache
     assert Run(tmp_path / "run").complete
     done = python("probe.py", *PROBE[1:], tmp_path / "run", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{tmp_path / 'run' / 'probes' / 'monomials.json'}\n"
+    (path,) = (tmp_path / "run" / "probes").iterdir()
+    assert done.stdout == f"{path}\n"
     assert [entry["step"] for entry in entries(tmp_path / "run")] == [4000]
 
 
