@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from common.errors import UserError
 from common.phases import choose_checkpoints, find_phases
@@ -93,7 +94,7 @@ def passed_at(steps: list[int], accuracy: list[float]) -> int | None:
 def overview(data: dict[str, Any]) -> Figure:
     """Figure 1, parity panel: accuracy of the teacher and of its students over training."""
     figure, axes = new_figure()
-    _teacher_curve(axes[0, 0], data)
+    curve(axes[0, 0], data["teacher"]["steps"], [data["teacher"]["accuracy"]], METHODS["teacher"])
     for method, runs in data["students"].items():
         curve(axes[0, 0], runs["steps"], runs["accuracy"], METHODS[method])
     _finish_accuracy_axis(
@@ -106,15 +107,22 @@ def overview(data: dict[str, Any]) -> Figure:
 def spike(data: dict[str, Any]) -> Figure:
     """Figure 2: (a) the teacher's candidate checkpoints, (b) correlations of degree 1, (c) two-shot from each."""
     figure, axes = new_figure(columns=3, width=PAGE_WIDTH, height=2.2)
-    _teacher_curve(axes[0, 0], data)
+    curve(axes[0, 0], data["teacher"]["steps"], [data["teacher"]["accuracy"]], METHODS["teacher"])
     accuracy = dict(zip(data["teacher"]["steps"], data["teacher"]["accuracy"], strict=True))
+    beside = {"before": (0, 6, "center"), "inside": (-6, -6, "right"), "after": (0, -20, "center")}
     for place, step in data["candidates"].items():
         line = METHODS[f"two-shot {place}"]
-        axes[0, 0].plot(
-            step, accuracy[step], line.marker, color=line.colour, markersize=5, label=f"{place}, {step // 1000}k"
+        axes[0, 0].plot(step, accuracy[step], line.marker, color=line.colour, markersize=5)
+        right, up, side = beside[place]
+        axes[0, 0].annotate(
+            f"{place}\n{EngFormatter(sep='')(step)}",
+            (step, accuracy[step]),
+            (right, up),
+            textcoords="offset points",
+            horizontalalignment=side,
+            fontsize=7,
         )
     _finish_accuracy_axis(axes[0, 0], "(a) teacher")
-    legend(axes[0, 0], seeds=1)
 
     monomials = data["monomials"]
     curve(
@@ -183,10 +191,6 @@ def _degree_one(monomials: dict[str, Any]) -> dict[str, Any]:
         "inside": [np.round(d["inside"], 5).tolist() for d in degree],
         "outside_percentiles": [np.percentile(d["outside"], (0, 50, 100)).round(5).tolist() for d in degree],
     }
-
-
-def _teacher_curve(axis: Axes, data: dict[str, Any]) -> None:
-    curve(axis, data["teacher"]["steps"], [data["teacher"]["accuracy"]], METHODS["teacher"])
 
 
 def _finish_accuracy_axis(axis: Axes, title: str) -> None:

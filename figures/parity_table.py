@@ -14,7 +14,7 @@ from parity_figures import passed_at
 from common.checkpoints import write_file
 from common.runs import Run, command
 
-COLUMNS = ("teacher", "method", "checkpoint", "width", "lr", "seed", "passed_at", "final_accuracy")
+COLUMNS = ("labels", "teacher", "method", "checkpoint", "width", "lr", "seed", "passed_at", "final_accuracy")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ def _line(run: Run) -> dict[str, object]:
     is_student = "methods" in arguments
     passed = passed_at([record["step"] for record in records], [record["accuracy"] for record in records])
     return {
-        "teacher": (arguments["teacher"] or arguments["preset"]) if is_student else "",
+        "labels": arguments["labels"],
+        "teacher": Path(arguments["teacher"] or arguments["preset"]).name if is_student else "",
         "method": arguments["methods"][0] if is_student else "teacher",
         "checkpoint": ",".join(arguments["checkpoint"]) if is_student else "",
         "width": arguments["widths"][0] if is_student else arguments["width"],
