@@ -61,7 +61,8 @@ def load_tensors(checkpoint: Path, d: int, classes: int) -> Tensors:
     """The tensors of a checkpoint folder, checked to be an MLP for this task.
 
     Raises:
-        UserError: the folder is damaged, holds another kind of model, or one of another d or number of classes.
+        UserError: the folder is damaged, holds another kind of model or one of another d or number of classes, or
+            its tensors are not those that its config.json describes, in float32 or float64.
     """
     config, tensors = read_checkpoint(checkpoint)
     if config.get("model_type") != MODEL_TYPE:
@@ -83,7 +84,8 @@ def load_tensors(checkpoint: Path, d: int, classes: int) -> Tensors:
 def load_model(checkpoint: Path) -> MLP:
     """The network in a checkpoint folder as a torch module."""
     config, tensors = read_checkpoint(checkpoint)
-    model = MLP(config["d"], config["width"], config["classes"], config["layers"])
+    with torch.device("meta"):
+        model = MLP(config["d"], config["width"], config["classes"], config["layers"])
     state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
-    model.to(next(iter(state.values())).dtype).load_state_dict(state)
+    model.load_state_dict(state, assign=True)
     return model

@@ -272,8 +272,8 @@ def train_together(arguments: Arguments, students: list[Student], stream_seed: i
     for i, student in enumerate(students):
         if i not in diverged:
             student.run.finish({name: student.records[-1][name] for name in ("step", "loss", "accuracy")})
-    for error in diverged.values():
-        raise error
+    if diverged:
+        raise next(iter(diverged.values()))
 
 
 def learning_rates(arguments: Arguments, steps: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import random
 import shlex
@@ -246,6 +247,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path, capsys):
         ("--lr nan", "--lr must be positive"),
         ("--width 0", "--width"),
         ("--seed -1", "--seed"),
+        ("--seed 99999999999999999999", "below 2^63"),
         ("--support random --support-seed -1", "--support-seed"),
         ("--device abacus", "--device abacus cannot be used"),
     ],
@@ -328,6 +330,59 @@ def test_students_that_cannot_be_are_refused_before_anything_is_made(tmp_path, c
 def test_a_support_in_other_words_is_the_same_support(tmp_path, capsys, teacher):
     words = [*DISTILL, "--methods", "one-shot", "--seeds", 0, "--teacher", teacher, "--out", tmp_path / "student"]
     succeed(capsys, *words, "--support", "0,1,2", "--support-seed", 5)
+
+
+def test_a_student_that_diverges_does_not_stop_the_others(tmp_path, capsys, monkeypatch, teacher):
+    real, calls = training._score, []
+
+    def score(*arguments):
+        calls.append(1)
+        return (math.nan, 0.5) if len(calls) == 4 else real(*arguments)  # the second student's second evaluation
+
+    words = [*DISTILL, "--methods", "one-shot", "--teacher", teacher, "--out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_score", score)
+        code, stderr = start(capsys, *words, tmp_path / "runs", "--seeds", 0, 1)
+    *_, line = stderr.splitlines()  # after those that show progress
+    assert code == 3
+    assert "one-shot-width8-seed1: the loss is not finite" in line
+    assert not Run(tmp_path / "runs" / "one-shot-width8-seed1").complete
+    assert len(Run(tmp_path / "runs" / "one-shot-width8-seed1").records()) == 1
+    succeed(capsys, *words, tmp_path / "alone", "--seeds", 0)
+    assert results(tmp_path / "runs" / "one-shot-width8-seed0") == results(tmp_path / "alone")
+
+
+def test_a_teacher_whose_run_is_not_complete_is_one_line(tmp_path, capsys, teacher):
+    unfinished = shutil.copytree(teacher, tmp_path / "teacher")
+    (unfinished / "done.json").unlink()
+    line = fail_in_one_line(capsys, *DISTILL, "--teacher", unfinished, "--out", tmp_path / "runs")
+    assert "is not complete" in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_students_of_a_teacher_that_was_trained_anew_are_not_taken_for_complete(tmp_path, capsys, teacher):
+    mine = shutil.copytree(teacher, tmp_path / "teacher")
+    words = [*DISTILL, "--methods", "one-shot", "--seeds", 0, "--teacher", mine, "--out", tmp_path / "run"]
+    succeed(capsys, *words)
+    config = json.loads((mine / "config.json").read_text())
+    (mine / "config.json").write_text(json.dumps({**config, "id": "another"}))
+    assert "teacher_id" in fail_in_one_line(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"0.weight": np.zeros((16, 10), np.float32)}, "the tensor hidden.0.weight is missing"),
+        ({"hidden.0.weight": np.zeros((10, 16), np.float32)}, "the tensor hidden.0.weight is (10, 16)"),
+        (initial_tensors(10, 16, 2, 1, 0, "float16"), "float32 or float64"),
+    ],
+)
+def test_tensors_that_are_not_the_network_that_the_config_describes_are_one_line(tmp_path, capsys, tensors, message):
+    shape = architecture(initial_tensors(10, 16, 2, 1, 0, "float32"))
+    save_checkpoint(tmp_path / "teacher", 100, tensors, shape)
+    line = fail_in_one_line(capsys, *DISTILL, "--teacher", tmp_path / "teacher", "--out", tmp_path / "run")
+    assert message in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_that_is_missing_or_has_no_checkpoints_is_one_line(tmp_path, capsys):
