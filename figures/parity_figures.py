@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from common.checkpoints import find_checkpoints
 from common.errors import UserError
 from common.phases import choose_checkpoints, find_phases
 from common.plotting import (
@@ -29,7 +30,7 @@ from common.plotting import (
     panel_title,
     step_axis,
 )
-from common.runs import Run
+from common.runs import SURROUNDINGS, Run
 from parity_mlp.distill import PRESETS
 
 PLACES = ("before", "inside", "after")
@@ -52,11 +53,7 @@ def collect(runs: Path, preset: str) -> dict[str, Any]:
     teacher = _complete(root / preset, f"python -m parity_mlp.train {preset}")
     records = teacher.records()
     steps = [record["step"] for record in records]
-    probe = teacher.directory / "probes" / "monomials.json"
-    if not probe.exists():
-        raise UserError(f"{probe} is missing; make it by python -m parity_mlp.probe --run {teacher.directory}")
-    monomials = json.loads(probe.read_text())
-    checkpoints = [entry["step"] for entry in monomials["checkpoints"]]
+    checkpoints = [checkpoint.step for checkpoint in find_checkpoints(teacher.directory)]
     phases = find_phases(steps, [1 - record["accuracy"] for record in records])
     distilled = f"python -m parity_mlp.distill {preset}"
     two_shot = f"{distilled} --methods two-shot --checkpoint before inside after"
@@ -82,7 +79,7 @@ def collect(runs: Path, preset: str) -> dict[str, Any]:
         "candidates": dict(zip(PLACES, choose_checkpoints(phases, checkpoints), strict=True)),
         "students": students,
         "two_shot": {place: _students(root, f"{preset}-two-shot-{place}-width{width}", two_shot) for place in PLACES},
-        "monomials": _degree_one(monomials),
+        "monomials": _monomials(teacher),
     }
 
 
@@ -124,22 +121,8 @@ def spike(data: dict[str, Any]) -> Figure:
         )
     _finish_accuracy_axis(axes[0, 0], "(a) teacher")
 
-    monomials = data["monomials"]
-    curve(
-        axes[0, 1],
-        monomials["steps"],
-        np.transpose(monomials["inside"]),
-        Line("support", VERMILLION),
-    )
-    outside = np.asarray(monomials["outside_percentiles"])
-    axes[0, 1].fill_between(monomials["steps"], outside[:, 0], outside[:, 2], color=GREY, alpha=0.25, linewidth=0)
-    axes[0, 1].plot(monomials["steps"], outside[:, 1], color=GREY, linewidth=1.2, label="other inputs")
-    axes[0, 1].axvspan(
-        data["phases"]["start"], data["phases"]["end"], color=BLUE, alpha=0.1, linewidth=0, label="transition"
-    )
-    step_axis(axes[0, 1])
+    _draw_correlations(axes[0, 1], data, degree=1)
     axes[0, 1].set_ylabel(r"$|\mathrm{E}[x_i\, p(x)]|$")
-    axes[0, 1].set_ylim(bottom=0)
     panel_title(axes[0, 1], "(b) degree-1 correlation")
     legend(axes[0, 1], seeds=1)
 
@@ -152,7 +135,27 @@ def spike(data: dict[str, Any]) -> Figure:
     return figure
 
 
-FIGURES = {"figure1_parity_mlp": overview, "figure2_parity_mlp": spike}
+def degrees(data: dict[str, Any]) -> Figure:
+    """Correlations with monomials of every degree below k, around the transition."""
+    k = data["teacher"]["arguments"]["k"]
+    found = [entry["degree"] for entry in data["monomials"]["degrees"] if entry["degree"] < k]
+    figure, axes = new_figure(columns=len(found), width=PAGE_WIDTH, height=1.9)
+    start, end = data["phases"]["start"], data["phases"]["end"]
+    highest = max(np.max(entry["inside"]) for entry in data["monomials"]["degrees"] if entry["degree"] < k)
+    for axis, degree in zip(axes[0], found, strict=True):
+        _draw_correlations(axis, data, degree)
+        axis.set_xlim(max(0, start - 1.5 * (end - start)), end + 1.5 * (end - start))
+        axis.xaxis.set_major_locator(MaxNLocator(2))
+        panel_title(axis, f"degree {degree}")
+        axis.set_ylim(0, 1.05 * highest)
+        if axis is not axes[0, 0]:
+            axis.tick_params(labelleft=False)
+    axes[0, 0].set_ylabel(r"$|\mathrm{E}[\chi_A(x)\, p(x)]|$")
+    legend(axes[0, 0], seeds=1)
+    return figure
+
+
+FIGURES = {"figure1_parity_mlp": overview, "figure2_parity_mlp": spike, "figure2_degrees_parity_mlp": degrees}
 
 
 def _complete(directory: Path, made_by: str) -> Run:
@@ -182,15 +185,64 @@ def _students(root: Path, prefix: str, made_by: str) -> dict[str, Any]:
     }
 
 
-def _degree_one(monomials: dict[str, Any]) -> dict[str, Any]:
-    """|E[x_i p]| per checkpoint: every coordinate of the support, and percentiles 0, 50 and 100 of those outside."""
-    degree = [next(d for d in entry["degrees"] if d["degree"] == 1) for entry in monomials["checkpoints"]]
+def _monomials(teacher: Run) -> dict[str, Any]:
+    """Correlations per degree and checkpoint: of every subset of the support, and percentiles 0, 50, 100 of the others.
+
+    Beside the teacher's own checkpoints, those of runs that follow the same path and were probed with the same settings
+    are taken in: they differ in their last step and in where they saved only.
+    """
+    own = _probe(teacher)
+    if own is None:
+        raise UserError(
+            f"{teacher.directory} was not probed; do it by python -m parity_mlp.probe --run {teacher.directory}"
+        )
+    entries = {entry["step"]: entry for entry in own["checkpoints"]}
+    for done in teacher.directory.parent.glob(f"{teacher.directory.name}-*/done.json"):
+        run = Run(done.parent)
+        probe = _probe(run)
+        if probe and probe["settings"] == own["settings"] and _path(run) == _path(teacher):
+            entries |= {entry["step"]: entry for entry in probe["checkpoints"]}
+    in_order = [entries[step] for step in sorted(entries)]
     return {
-        "samples": monomials["settings"]["samples"],
-        "steps": [entry["step"] for entry in monomials["checkpoints"]],
-        "inside": [np.round(d["inside"], 5).tolist() for d in degree],
-        "outside_percentiles": [np.percentile(d["outside"], (0, 50, 100)).round(5).tolist() for d in degree],
+        "samples": own["settings"]["samples"],
+        "steps": sorted(entries),
+        "degrees": [
+            {
+                "degree": degree,
+                "inside": [np.round(entry["degrees"][i]["inside"], 5).tolist() for entry in in_order],
+                "outside_percentiles": [
+                    np.percentile(entry["degrees"][i]["outside"], (0, 50, 100)).round(5).tolist() for entry in in_order
+                ],
+            }
+            for i, degree in enumerate(own["settings"]["degrees"])
+            if in_order[0]["degrees"][i]["inside"]  # none of a degree above k
+        ],
     }
+
+
+def _probe(run: Run) -> dict[str, Any] | None:
+    path = run.directory / "probes" / "monomials.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _path(run: Run) -> dict[str, Any]:
+    """The arguments that decide where a run with a constant rate is at a step."""
+    elsewhere = (*SURROUNDINGS, "steps", "checkpoint_every", "checkpoint_from", "adaptive_checkpoints")
+    return {name: value for name, value in run.config["arguments"].items() if name not in elsewhere}
+
+
+def _draw_correlations(axis: Axes, data: dict[str, Any], degree: int) -> None:
+    """Mean and range over the subsets of the support, median and range over the others, and the transition."""
+    monomials = data["monomials"]
+    found = next(entry for entry in monomials["degrees"] if entry["degree"] == degree)
+    curve(axis, monomials["steps"], np.transpose(found["inside"]), Line("support", VERMILLION))
+    outside = np.asarray(found["outside_percentiles"])
+    axis.fill_between(monomials["steps"], outside[:, 0], outside[:, 2], color=GREY, alpha=0.25, linewidth=0)
+    axis.plot(monomials["steps"], outside[:, 1], color=GREY, linewidth=1.2, label="others")
+    start, end = data["phases"]["start"], data["phases"]["end"]
+    axis.axvspan(start, end, color=BLUE, alpha=0.1, linewidth=0, label="transition")
+    step_axis(axis)
+    axis.set_ylim(bottom=0)
 
 
 def _finish_accuracy_axis(axis: Axes, title: str) -> None:

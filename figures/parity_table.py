@@ -14,7 +14,7 @@ from parity_figures import passed_at
 from common.checkpoints import write_file
 from common.runs import Run, command
 
-COLUMNS = ("labels", "teacher", "method", "checkpoint", "width", "lr", "seed", "passed_at", "final_accuracy")
+COLUMNS = ("labels", "teacher", "method", "checkpoint", "width", "lr", "seed", "steps", "passed_at", "final_accuracy")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def _line(run: Run) -> dict[str, object]:
         "width": arguments["widths"][0] if is_student else arguments["width"],
         "lr": arguments["lr"],
         "seed": arguments["seeds"][0] if is_student else arguments["seed"],
+        "steps": records[-1]["step"],
         "passed_at": "" if passed is None else passed,
         "final_accuracy": records[-1]["accuracy"],
     }

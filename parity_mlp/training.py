@@ -60,6 +60,8 @@ class Arguments:
     """Steps between two evaluations."""
     checkpoint_every: int
     """Steps between two checkpoints; 0 saves the final one only."""
+    checkpoint_from: int = 0
+    """Save no checkpoint before this step."""
     labels: int = 2
     """Number of classes, a power of two; above 2 the parity is hierarchical."""
     support: str = "first"
@@ -146,7 +148,7 @@ def check(arguments: Arguments) -> None:
         UserError: a number out of its range, or a device that is not there.
     """
     require_at_least(1, arguments, "steps", "eval_every", "eval_samples", "batch_size", "layers")
-    require_at_least(0, arguments, "checkpoint_every", "label_temperature")
+    require_at_least(0, arguments, "checkpoint_every", "checkpoint_from", "label_temperature")
     require_seed(arguments, "support_seed")
     if arguments.end_label_temperature is not None:
         require_at_least(0, arguments, "end_label_temperature")
@@ -424,8 +426,10 @@ def _ranges(arguments: Arguments, first: int) -> Iterator[tuple[int, int]]:
 
 
 def _checkpoint_is_due(arguments: Arguments, student: Student) -> bool:
-    if student.step in (0, arguments.steps):
-        return student.step > 0
+    if student.step == arguments.steps:
+        return True
+    if student.step < max(1, arguments.checkpoint_from):
+        return False
     if arguments.adaptive_checkpoints:
         evaluations = [(record["step"], record["loss"]) for record in student.records]
         return student.step in adaptive_checkpoints(evaluations, arguments.checkpoint_every)

@@ -179,6 +179,7 @@ def test_ranges_cover_all_steps_and_are_cut_at_every_cadence_from_wherever_they_
         ({"batch_size": 0}, "--batch-size must be at least 1"),
         ({"layers": 0}, "--layers must be at least 1"),
         ({"checkpoint_every": -1}, "--checkpoint-every must be at least 0"),
+        ({"checkpoint_from": -1}, "--checkpoint-from must be at least 0"),
         ({"lr": 0.0}, "--lr must be positive"),
         ({"lr": math.nan}, "--lr must be positive"),
         ({"lr": math.inf}, "--lr must be"),
@@ -225,6 +226,15 @@ def test_a_run_records_evaluations_and_checkpoints_at_their_steps(tmp_path):
 def test_without_a_cadence_only_the_final_checkpoint_is_saved(tmp_path):
     train(replace(TEACHER, steps=1500, checkpoint_every=0, out=tmp_path / "run"))
     assert steps_of(tmp_path / "run") == [1500]
+
+
+def test_checkpoints_from_a_step_on_are_those_of_the_same_run_with_more(tmp_path):
+    train(replace(TEACHER, steps=3000, checkpoint_every=500, out=tmp_path / "all"))
+    train(replace(TEACHER, steps=3000, checkpoint_every=500, checkpoint_from=1700, out=tmp_path / "late"))
+    assert steps_of(tmp_path / "late") == [2000, 2500, 3000]
+    for step in steps_of(tmp_path / "late"):
+        name = f"checkpoint-{step}/model.safetensors"
+        assert (tmp_path / "late" / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
 
 
 def test_no_weights_that_are_not_finite_are_saved_between_evaluations(tmp_path):
