@@ -4,12 +4,12 @@
 """
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from finding_runs import complete_run, runs_of_all_seeds
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -50,7 +50,7 @@ def collect(runs: Path, preset: str) -> dict[str, Any]:
         UserError: a run is missing or incomplete; the message names the command that makes it.
     """
     root = runs / "parity_mlp"
-    teacher = _complete(root / preset, f"python -m parity_mlp.train {preset}")
+    teacher = complete_run(root / preset, f"python -m parity_mlp.train {preset}")
     records = teacher.records()
     steps = [record["step"] for record in records]
     checkpoints = [checkpoint.step for checkpoint in find_checkpoints(teacher.directory)]
@@ -158,21 +158,9 @@ def degrees(data: dict[str, Any]) -> Figure:
 FIGURES = {"figure1_parity_mlp": overview, "figure2_parity_mlp": spike, "figure2_degrees_parity_mlp": degrees}
 
 
-def _complete(directory: Path, made_by: str) -> Run:
-    run = Run(directory)
-    if not run.complete:
-        raise UserError(f"there is no complete run in {directory}; make it by {made_by}")
-    return run
-
-
 def _students(root: Path, prefix: str, made_by: str) -> dict[str, Any]:
     """The runs of all seeds of one method, made with the preset as it is."""
-    directories = sorted(
-        path for path in root.glob(f"{prefix}*") if re.fullmatch(r"-seed\d+", path.name[len(prefix) :])
-    )
-    if not directories:
-        raise UserError(f"no run {root / prefix}*; make it by {made_by}")
-    runs = [_complete(directory, made_by) for directory in directories]
+    runs = runs_of_all_seeds(root, prefix, made_by)
     records = [run.records() for run in runs]
     arguments = runs[0].config["arguments"]
     return {
@@ -226,9 +214,10 @@ def _probe(run: Run) -> dict[str, Any] | None:
 
 
 def _path(run: Run) -> dict[str, Any]:
-    """The arguments that decide where a run with a constant rate is at a step."""
+    """The arguments that decide where a run with a constant rate is at a step; those that are None do nothing."""
     elsewhere = (*SURROUNDINGS, "steps", "checkpoint_every", "checkpoint_from", "adaptive_checkpoints")
-    return {name: value for name, value in run.config["arguments"].items() if name not in elsewhere}
+    arguments = run.config["arguments"].items()
+    return {name: value for name, value in arguments if name not in elsewhere and value is not None}
 
 
 def _draw_correlations(axis: Axes, data: dict[str, Any], degree: int) -> None:
