@@ -1,0 +1,112 @@
+"""The Bayes-optimal predictor of masked tokens: no model can have a lower expected loss or a higher expected accuracy.
+
+What a token x_p shows in the input depends on it and on chance alone (see data.py), so the input is evidence on each
+token apart, and inside-outside gives the posterior of every token exactly. The predictor knows the grammar, the masking
+and the sentence's length.
+
+* A position from which nobody is told anything - MASK, or any chosen position while these are hidden - is no evidence
+  for the others. With chosen positions hidden, every other position shows its token as it is.
+* Otherwise a terminal may be an unchosen token, or a chosen one that is kept or replaced. The predictor does not know
+  which, and takes it as noisy evidence.
+* Where a prediction is asked for, the position is known to be chosen: a terminal there is a token that was kept or
+  replaced, equally often. This is the position's own evidence, which a model has as well, in its embedding.
+
+BOS is always at the first position, so that its prediction costs nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.pcfg.inside_outside import cavities
+from PCFG_mlm.data import IGNORED, Batch, MaskedTask
+
+KEPT = REPLACED = 0.1
+"""Shares of the chosen positions that show their own token and a random terminal."""
+
+
+@dataclass(frozen=True)
+class BayesOptimal:
+    """Means over all positions that are to be predicted, BOS included, as in an evaluation."""
+
+    loss: float
+    """Cross entropy in nats."""
+    accuracy: float
+    """Share of the tokens that are the most probable one; the first of several that are equally probable."""
+    expected_accuracy: float
+    """Mean probability of the most probable token: the accuracy without the luck of the draw."""
+
+
+def bayes_optimal(task: MaskedTask, batches: Sequence[Batch]) -> BayesOptimal:
+    """Loss and accuracy of the Bayes-optimal predictor on masked sentences.
+
+    Args:
+        task: what was masked, and how.
+        batches: such as those of `evaluation_batches`.
+    """
+    shown, labels = zip(*(sentence for batch in batches for sentence in _sentences(task, batch)), strict=True)
+    asked = [row != IGNORED for row in labels]
+    probabilities = posteriors(task, shown, asked)
+    of_asked = np.concatenate([row[where] for row, where in zip(probabilities, asked, strict=True)])
+    truth = np.concatenate([row[where] for row, where in zip(labels, asked, strict=True)])
+    bos = sum(int((batch.labels == task.bos).sum()) for batch in batches)
+    predicted = len(truth) + bos
+    return BayesOptimal(
+        loss=float(-np.log(of_asked[np.arange(len(truth)), truth]).sum() / predicted),
+        accuracy=float(((of_asked.argmax(axis=1) == truth).sum() + bos) / predicted),
+        expected_accuracy=float((of_asked.max(axis=1).sum() + bos) / predicted),
+    )
+
+
+def posteriors(
+    task: MaskedTask, shown: Sequence[NDArray[np.int64]], asked: Sequence[NDArray[np.bool_]]
+) -> list[NDArray[np.float64]]:
+    """Probabilities of the terminals at every position of every sentence, given the input.
+
+    Args:
+        task: what was masked, and how.
+        shown: for every sentence the input without BOS: terminals and MASK, of shape (length,).
+        asked: for every sentence the positions that are to be predicted, of shape (length,).
+
+    Returns:
+        For every sentence (length, terminals). At positions that are not asked for, the terminal shown there counts as
+        nothing, so that this is what all other positions say about it.
+
+    Raises:
+        UserError: the grammar cannot make a sentence.
+    """
+    evidence = [_evidence(task, row, where) for row, where in zip(shown, asked, strict=True)]
+    results = []
+    for (_, others), row, where in zip(cavities(task.grammar, evidence), shown, asked, strict=True):
+        own = np.where(where[:, None], _likelihood(task, row, KEPT, REPLACED), 1.0)
+        joint = others * own
+        results.append(joint / joint.sum(axis=1, keepdims=True))
+    return results
+
+
+def _evidence(task: MaskedTask, shown: NDArray[np.int64], asked: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """For each position and terminal, up to a factor of the position, the probability that the position shows this."""
+    if task.hide_masked:
+        return np.where(asked[:, None], 1.0, _likelihood(task, shown, 1.0, 0.0))
+    chosen = task.mask_rate
+    return _likelihood(task, shown, 1 - chosen + chosen * KEPT, chosen * REPLACED)
+
+
+def _likelihood(task: MaskedTask, shown: NDArray[np.int64], kept: float, replaced: float) -> NDArray[np.float64]:
+    """Probability that a token is kept and shown, or replaced by what is shown; 1 where MASK is shown."""
+    table = kept * np.eye(task.terminals) + replaced / task.terminals
+    likelihood = np.ones((len(shown), task.terminals))
+    is_terminal = shown < task.terminals
+    likelihood[is_terminal] = table[shown[is_terminal]]
+    return likelihood
+
+
+def _sentences(task: MaskedTask, batch: Batch) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Input and labels of each sentence, without BOS and PAD."""
+    lengths = (batch.input_ids != task.pad).sum(dim=1).tolist()
+    return [
+        (batch.input_ids[row, 1:length].numpy(), batch.labels[row, 1:length].numpy())
+        for row, length in enumerate(lengths)
+    ]

@@ -1,0 +1,458 @@
+"""Probabilistic context-free grammars: read from text, checked, and laid out as arrays.
+
+A grammar file has one `A -> right | right` per line, symbols separated by spaces; `#` starts a comment. An alternative
+may end in a weight in brackets, `S -> A B [0.7] | c [0.3]`; weights are relative, and without any the alternatives are
+equally likely. The alternatives of a symbol may be spread over several lines. The first left side is the start.
+Symbols without rules are the terminals. A symbol is any text without white space and without `|`, `[`, `]` and `#`.
+
+A grammar is accepted only if its derivations end with probability one (it is tight). Let M[A, B] be the expected
+number of B in the right side of a rule of A. Every accepted symbol derives some sentence, and then the grammar is
+tight exactly if no eigenvalue of M exceeds 1 (Booth and Thompson 1973, IEEE Trans. Computers C-22; for the critical
+case, Harris 1963, The Theory of Branching Processes, section II.7). Where the largest eigenvalue is 1, sentences are
+finite but their expected length is not; such a grammar is accepted, with the expected length infinite.
+
+The grammars cfg3b to cfg3i are those of Allen-Zhu and Li (2023), arXiv:2305.13673.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import UserError
+
+GRAMMARS = Path(__file__).parent / "grammars"
+
+CRITICAL = 1e-9
+"""A largest eigenvalue this close to 1 counts as 1: rounding moves it by less, no sample could tell the difference."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    left: str
+    right: tuple[str, ...]
+    probability: float
+    """Among the rules of `left`."""
+
+
+class CompiledRules(NamedTuple):
+    """A grammar as arrays. In right sides nonterminal n is n, and terminal t is `nonterminals` + t."""
+
+    nonterminals: int
+    terminals: int
+    first_rule: NDArray[np.int32]
+    """(nonterminals + 1,): the rules of nonterminal n are first_rule[n] to first_rule[n + 1] - 1."""
+    right: NDArray[np.int32]
+    """(rules, longest right side), filled up with -1."""
+    right_length: NDArray[np.int32]
+    """(rules,)"""
+    cumulative: NDArray[np.float64]
+    """(rules,): probabilities summed over the rules of a left side up to and with this one; the last is exactly 1."""
+    probability: NDArray[np.float64]
+    """(rules,)"""
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A checked grammar, as `parse_grammar` and `load_grammar` make it; all its symbols can be reached."""
+
+    name: str
+    start: str
+    rules: tuple[Rule, ...]
+    """In the order of `nonterminals`, so that the rules of one left side are adjacent."""
+    terminals: tuple[str, ...]
+    """In ascending order, as numbers if all are integers; the token id of a terminal is its index."""
+
+    @cached_property
+    def nonterminals(self) -> tuple[str, ...]:
+        """The start first, then in order of first appearance on a left side; the id of a nonterminal is its index."""
+        return tuple(dict.fromkeys(rule.left for rule in self.rules))
+
+    @cached_property
+    def depth(self) -> int | None:
+        """Rule applications from the start to a terminal, if all terminals of all sentences have the same number."""
+        heights = self._heights
+        return None if heights is None else heights[self.start]
+
+    @cached_property
+    def levels(self) -> tuple[tuple[int, ...], ...]:
+        """Ids of the nonterminals at each level of the tree, from the root, level 0, to level depth - 1.
+
+        Raises:
+            UserError: the grammar has no depth.
+        """
+        heights = self._heights
+        if heights is None:
+            raise UserError(f"the sentences of {self.name} have terminals at different depths: it has no levels")
+        depth = heights[self.start]
+        return tuple(
+            tuple(i for i, symbol in enumerate(self.nonterminals) if depth - heights[symbol] == level)
+            for level in range(depth)
+        )
+
+    @cached_property
+    def length_ranges(self) -> tuple[tuple[int, int | None], ...]:
+        """Tokens of the shortest and of the longest string of each nonterminal; None where there is no longest."""
+        shortest, longest = _shortest(self.rules), _longest(self.rules)
+        return tuple((shortest[symbol], longest.get(symbol)) for symbol in self.nonterminals)
+
+    @cached_property
+    def expected_length(self) -> float:
+        """Expected tokens of a sentence; infinite for a critical grammar."""
+        expectations = _expectations(self.rules, self.nonterminals)
+        if max(growth for _, growth in _recursions(expectations)) > 1 - CRITICAL:
+            return math.inf
+        index = {symbol: i for i, symbol in enumerate(self.nonterminals)}
+        tokens = np.zeros(len(index))
+        for rule in self.rules:
+            tokens[index[rule.left]] += rule.probability * sum(symbol not in index for symbol in rule.right)
+        return float(np.linalg.solve(np.eye(len(tokens)) - expectations, tokens)[0])
+
+    def with_start(self, start: str) -> "Grammar":
+        """The grammar of what `start` derives: other symbols are left out, but terminals keep their token ids.
+
+        Raises:
+            UserError: `start` has no rules.
+        """
+        return Grammar(self.name, start, _reachable(self.name, self.rules, start), self.terminals)
+
+    def compiled(self) -> CompiledRules:
+        """The grammar as arrays, made once."""
+        return self._compiled
+
+    @cached_property
+    def _compiled(self) -> CompiledRules:
+        symbols = {symbol: i for i, symbol in enumerate(self.nonterminals + self.terminals)}
+        lengths = np.array([len(rule.right) for rule in self.rules], np.int32)
+        right = np.full((len(self.rules), lengths.max()), -1, np.int32)
+        probability = np.array([rule.probability for rule in self.rules])
+        for row, rule in zip(right, self.rules, strict=True):
+            row[: len(rule.right)] = [symbols[symbol] for symbol in rule.right]
+        rules_of = Counter(rule.left for rule in self.rules)
+        first = np.cumsum([0, *(rules_of[symbol] for symbol in self.nonterminals)], dtype=np.int32)
+        cumulative = np.concatenate([np.cumsum(probability[a:b]) for a, b in pairwise(first)])
+        cumulative[first[1:] - 1] = 1
+        return CompiledRules(
+            len(self.nonterminals), len(self.terminals), first, right, lengths, cumulative, probability
+        )
+
+    @cached_property
+    def _heights(self) -> dict[str, int] | None:
+        """Rule applications from each symbol to its terminals, or None if they are not the same on all paths."""
+        below = _symbols_below(self.rules)
+        heights: dict[str, int] = {}
+        try:
+            for symbol in TopologicalSorter(below).static_order():
+                different = {heights[child] for child in below.get(symbol, ())}
+                if len(different) > 1:
+                    return None
+                heights[symbol] = 1 + different.pop() if different else 0
+        except CycleError:
+            return None
+        return heights
+
+
+@dataclass(frozen=True)
+class _Alternative:
+    left: str
+    right: tuple[str, ...]
+    weight: float | None
+    where: str
+    """File and line, for messages."""
+
+
+def grammar_names() -> tuple[str, ...]:
+    """Names of the grammars that come with this package."""
+    return tuple(sorted(path.stem for path in GRAMMARS.glob("*.cfg")))
+
+
+def load_grammar(name_or_path: str, start: str | None = None) -> Grammar:
+    """A grammar of this package by its name, or one from a file.
+
+    A file whose name ends in `.json` is one of those that Allen-Zhu and Li released with "Physics of Language Models,
+    part 1": nodes in levels, `all[level][i]` with the alternatives `children`, whose elements are indices into the next
+    level; `idx[level][i]` is the node's symbol, level 0 has the start alone, the last level the terminals.
+    Any other file is text, see above.
+
+    Args:
+        name_or_path: such as `cfg3b`, or a path.
+        start: as for `parse_grammar`.
+
+    Raises:
+        UserError: no such grammar, or as for `parse_grammar`.
+    """
+    if name_or_path in grammar_names():
+        path = GRAMMARS / f"{name_or_path}.cfg"
+    else:
+        path = Path(name_or_path)
+        if not path.is_file():
+            names = ", ".join(grammar_names())
+            raise UserError(f"there is no grammar {name_or_path}: give a file, or one of {names}")
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the grammar {name_or_path} ({error}): give a text file in UTF-8") from error
+    if path.suffix == ".json":
+        alternatives = _from_json(text, name_or_path)
+        return _checked(name_or_path, alternatives, alternatives[0].left if start is None else start)
+    return parse_grammar(text, name_or_path, start)
+
+
+def parse_grammar(text: str, name: str, start: str | None = None) -> Grammar:
+    """The grammar that a text describes.
+
+    Args:
+        text: the content of a grammar file.
+        name: of the grammar or its file, for messages.
+        start: instead of the first left side; symbols that it does not reach are left out, but terminals keep the token
+            ids that they have in the whole grammar.
+
+    Raises:
+        UserError: with the line, if the text cannot be read, an alternative is there twice, a weight is wrong, a symbol
+            cannot be reached or derives no sentence, unit rules form a cycle, derivations may go on for ever, or
+            `start` has no rules.
+    """
+    alternatives = [
+        alternative
+        for number, line in enumerate(text.split("\n"), 1)
+        for alternative in _parse_line(line, f"{name}, line {number}")
+    ]
+    if not alternatives:
+        raise UserError(f"{name} has no rules: write lines such as S -> A B | c")
+    return _checked(name, alternatives, start)
+
+
+def _parse_line(line: str, where: str) -> list[_Alternative]:
+    content = line.split("#")[0].strip()
+    if not content:
+        return []
+    left, arrow, rights = content.partition("->")
+    if not arrow or len(left.split()) != 1:
+        raise UserError(f"{where}: {content!r} is not a rule: write one symbol, then ->, then its alternatives")
+    return [_parse_alternative(_symbol(left.strip(), where), right.strip(), where) for right in rights.split("|")]
+
+
+def _parse_alternative(left: str, text: str, where: str) -> _Alternative:
+    weight = None
+    if text.endswith("]"):
+        text, _, number = text[:-1].partition("[")
+        weight = _weight(number.strip(), where)
+    right = tuple(_symbol(symbol, where) for symbol in text.split())
+    if not right:
+        raise UserError(f"{where}: an alternative of {left} is empty: give it at least one symbol")
+    return _Alternative(left, right, weight, where)
+
+
+def _symbol(text: str, where: str) -> str:
+    if "->" in text or set(text) & set("|[]"):
+        raise UserError(f"{where}: {text} is not a symbol: write one rule per line, a weight as [0.5] at its very end")
+    return text
+
+
+def _weight(text: str, where: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise UserError(f"{where}: the weight [{text}] is not a positive finite number")
+    return weight
+
+
+def _from_json(text: str, name: str) -> list[_Alternative]:
+    """The rules of Allen-Zhu and Li's file. It draws alternatives uniformly, so one that is there twice counts twice.
+
+    Settings by which a token is not the symbol of its leaf are refused.
+    """
+    try:
+        content: Any = json.loads(text)
+        for setting in ("content_depth", "multi_vocab", "double_data_layer", "rand_flip", "ptb"):
+            if content.get(setting) not in (None, False, "false"):
+                raise UserError(
+                    f"{name} has {setting}, which changes the tokens: give a grammar without it, or as text"
+                )
+        symbols = [[str(int(number)) for number in level] for level in content["idx"]]
+        alternatives = []
+        for level, (here, below) in enumerate(pairwise(symbols)):
+            for symbol, node in zip(here, content["all"][level], strict=True):
+                rights = Counter(tuple(below[i] for i in child) for child in node["children"])
+                if not rights or () in rights:
+                    raise ValueError(f"symbol {symbol} has no alternatives, or an empty one")
+                alternatives += [_Alternative(symbol, right, number, name) for right, number in rights.items()]
+        if not alternatives:
+            raise ValueError("it has fewer than two levels")
+        return alternatives
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise UserError(
+            f"{name} is not a grammar of Allen-Zhu and Li ({type(error).__name__}: {error}): "
+            "give one of their JSON files, or a text file with another ending"
+        ) from error
+
+
+def _checked(name: str, alternatives: Sequence[_Alternative], start: str | None) -> Grammar:
+    """The grammar of these alternatives. What is not reached is an error only if no start is given."""
+    where: dict[str, str] = {}
+    for alternative in alternatives:
+        where.setdefault(alternative.left, alternative.where)
+    rules = _normalised(alternatives, where)
+    used = {symbol for rule in rules for symbol in rule.right}
+    terminals = _ordered(used - set(where))
+    reached = _reachable(name, rules, alternatives[0].left if start is None else start)
+    if start is None:
+        for symbol in where:
+            if not any(rule.left == symbol for rule in reached):
+                raise UserError(
+                    f"{where[symbol]}: {symbol} cannot be reached from the start, {alternatives[0].left}: "
+                    "use it in a right side or remove it"
+                )
+    if cycle := _cycle(_symbols_below([rule for rule in rules if len(rule.right) == 1])):
+        raise UserError(
+            f"{where[cycle[0]]}: the rules {' -> '.join(cycle)} lead back to {cycle[0]}: remove one of them"
+        )
+    finite = _shortest(rules)
+    if cycle := _cycle({left: symbols - finite.keys() for left, symbols in _symbols_below(rules).items()}):
+        first = next(symbol for symbol in where if symbol in cycle)
+        raise UserError(f"{where[first]}: {first} derives no finite sentence: give it an alternative without recursion")
+    nonterminals = tuple(where)
+    for members, growth in _recursions(_expectations(rules, nonterminals)):
+        if growth > 1 + CRITICAL:
+            first, names = nonterminals[members[0]], ", ".join(nonterminals[i] for i in members)
+            raise UserError(
+                f"{where[first]}: derivations from {first} may go on for ever (the expected number of {names} grows "
+                f"{growth:.10g} times with each rule): give less weight to alternatives with recursion"
+            )
+    return Grammar(name, reached[0].left, reached, terminals)
+
+
+def _normalised(alternatives: Sequence[_Alternative], where: dict[str, str]) -> tuple[Rule, ...]:
+    """Rules, those of a left side adjacent, with probabilities that sum to one."""
+    sides: dict[str, list[_Alternative]] = {symbol: [] for symbol in where}
+    for alternative in alternatives:
+        for other in sides[alternative.left]:
+            text = f"{alternative.left} -> {' '.join(alternative.right)}"
+            if other.right == alternative.right:
+                raise UserError(f"{alternative.where}: {text} is there already ({other.where}): remove one of them")
+            if (other.weight is None) != (alternative.weight is None):
+                raise UserError(
+                    f"{alternative.where}: give all alternatives of {alternative.left} a weight, or none "
+                    f"(the first is in {other.where})"
+                )
+        sides[alternative.left].append(alternative)
+    rules = []
+    for side in sides.values():
+        weights = [1.0 if alternative.weight is None else alternative.weight for alternative in side]
+        scaled = [weight / max(weights) for weight in weights]
+        for alternative, weight in zip(side, scaled, strict=True):
+            probability = weight / math.fsum(scaled)
+            if probability == 0:
+                raise UserError(f"{alternative.where}: the weights of {alternative.left} are too far apart")
+            rules.append(Rule(alternative.left, alternative.right, probability))
+    return tuple(rules)
+
+
+def _ordered(terminals: Iterable[str]) -> tuple[str, ...]:
+    """Ascending: as numbers if all are integers, otherwise as text."""
+    by_text = sorted(terminals)
+    try:
+        return tuple(sorted(by_text, key=int))
+    except ValueError:
+        return tuple(by_text)
+
+
+def _reachable(name: str, rules: Sequence[Rule], start: str) -> tuple[Rule, ...]:
+    """The rules that derivations from `start` use, those of `start` first."""
+    below = _symbols_below(rules)
+    if start not in below:
+        raise UserError(f"{start} has no rules in {name}: give a start that has, one of {', '.join(below)}")
+    reached, waiting = {start}, [start]
+    while waiting:
+        new = {symbol for symbol in below[waiting.pop()] if symbol in below} - reached
+        reached |= new
+        waiting += new
+    order = dict.fromkeys([start, *(rule.left for rule in rules if rule.left in reached)])
+    return tuple(rule for left in order for rule in rules if rule.left == left)
+
+
+def _symbols_below(rules: Sequence[Rule]) -> dict[str, set[str]]:
+    """The symbols in the right sides of each nonterminal."""
+    below: dict[str, set[str]] = {}
+    for rule in rules:
+        below.setdefault(rule.left, set()).update(rule.right)
+    return below
+
+
+def _cycle(below: Mapping[str, set[str]]) -> list[str] | None:
+    """Symbols each of which is below the one before it, the last being the first again; None if there are none."""
+    try:
+        TopologicalSorter({symbol: sorted(symbols) for symbol, symbols in below.items()}).prepare()
+    except CycleError as error:
+        return list(reversed(error.args[1]))
+    return None
+
+
+def _shortest(rules: Sequence[Rule]) -> dict[str, int]:
+    """Tokens of the shortest string that a symbol derives; symbols that derive none are absent."""
+    nonterminals = {rule.left for rule in rules}
+    shortest = {symbol: 1 for rule in rules for symbol in rule.right if symbol not in nonterminals}
+    changed = True
+    while changed:
+        changed = False
+        for rule in rules:
+            if all(symbol in shortest for symbol in rule.right):
+                length = sum(shortest[symbol] for symbol in rule.right)
+                if rule.left not in shortest or length < shortest[rule.left]:
+                    shortest[rule.left] = length
+                    changed = True
+    return shortest
+
+
+def _longest(rules: Sequence[Rule]) -> dict[str, int]:
+    """Tokens of the longest string that a symbol derives; symbols with strings of any length are absent.
+
+    Those are the symbols that lead to recursion, because each turn adds a token: there are no cycles of unit rules.
+    """
+    below = _symbols_below(rules)
+    longest = {symbol: 1 for symbols in below.values() for symbol in symbols if symbol not in below}
+    changed = True
+    while changed:
+        changed = False
+        for left, symbols in below.items():
+            if left not in longest and symbols <= longest.keys():
+                longest[left] = max(sum(longest[s] for s in rule.right) for rule in rules if rule.left == left)
+                changed = True
+    return longest
+
+
+def _expectations(rules: Sequence[Rule], nonterminals: Sequence[str]) -> NDArray[np.float64]:
+    """M[A, B], the expected number of B in the right side of a rule of A."""
+    index = {symbol: i for i, symbol in enumerate(nonterminals)}
+    expectations = np.zeros((len(index), len(index)))
+    for rule in rules:
+        for symbol in rule.right:
+            if symbol in index:
+                expectations[index[rule.left], index[symbol]] += rule.probability
+    return expectations
+
+
+def _recursions(expectations: NDArray[np.float64]) -> list[tuple[list[int], float]]:
+    """The classes of nonterminals that lead to each other, with the largest eigenvalue of M within each class.
+
+    Taken class by class, the eigenvalue is simple, so that rounding hardly moves it, and exactly 0 without recursion.
+    """
+    leads_to = (expectations > 0) | np.eye(len(expectations), dtype=bool)
+    for _ in range(len(leads_to).bit_length()):
+        leads_to = leads_to.astype(np.float32) @ leads_to.astype(np.float32) > 0
+    each_other = leads_to & leads_to.T
+    classes = [np.flatnonzero(row).tolist() for i, row in enumerate(each_other) if not row[:i].any()]
+    return [(c, float(np.abs(np.linalg.eigvals(expectations[np.ix_(c, c)])).max())) for c in classes]

@@ -1,0 +1,241 @@
+"""How much a model's prediction rests on the n-gram around the predicted position: M_robust and M_close.
+
+Let p_0 be the model's distribution over tokens at position p where only p is masked. With the n-gram around p masked
+(p_n), and with everything but that n-gram masked (q_n),
+
+    M_robust(n) = |p_n - p_0|_1        large where the n-gram is needed
+    M_close(n)  = |q_n - p_0|_1        small where the n-gram suffices
+
+(Panigrahi et al. 2025, arXiv:2410.05464). In their teachers the median M_robust of short n-grams is largest inside the
+sharp transition, which is what its checkpoints leak. Both are between 0 and 2.
+
+Positions count from the first token of the sequence, 0, which is BOS or CLS and belongs to no n-gram. The n-gram around
+p is p - n // 2 to p + (n - 1) // 2: [p - 1, p] for 2, [p - 1, p + 1] for 3, [p - 2, p + 1] for 4, [p - 2, p + 2] for 5.
+In M_close, then, the n - 1 other tokens of the n-gram are visible, and BOS is masked like all the rest. Every n is
+measured at the same positions: the multiples of a spacing around which the longest n-gram is whole.
+
+A masked position shows MASK; a model that was trained with masked positions hidden from attention is asked in the same
+way. A hidden position influences no other one, so all hidden ones but p itself are then left out of the input, each of
+the others keeping its position id; that changes no prediction, and M_close(5) takes five columns.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import BertForMaskedLM
+
+from common.errors import UserError
+
+PERCENTILES = (25, 50, 75, 90)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Masked sequences, each with one position to predict; int64 tensors."""
+
+    input_ids: torch.Tensor
+    """(rows, columns)"""
+    attention_mask: torch.Tensor
+    """(rows, columns): 0 at padding, and where masked positions are hidden at these."""
+    position_ids: torch.Tensor
+    """(rows, columns): where in its sequence a column is."""
+    columns: torch.Tensor
+    """(rows,): the column to predict."""
+
+
+Predictor = Callable[[Questions], torch.Tensor]
+"""From questions to probabilities (rows, tokens) at their columns."""
+
+
+@dataclass(frozen=True)
+class NgramStatistics:
+    """Of one measure and one n, over all (sequence, position)."""
+
+    n: int
+    median: float
+    mean: float
+    std: float
+    percentiles: dict[str, float]
+    """The 25th, 50th, 75th and 90th, by their number."""
+    values: list[float] | None
+    """One for each pair, if asked for."""
+
+
+@dataclass(frozen=True)
+class NgramProbe:
+    """Result for one model; `dataclasses.asdict` of it can be stored as JSON."""
+
+    pairs: int
+    """Number of (sequence, position)."""
+    robust: list[NgramStatistics]
+    close: list[NgramStatistics]
+
+
+class NgramVariants:
+    """All masked variants of some sequences, to be shown to one model after another.
+
+    Args:
+        sequences: token ids, BOS first, of shape (length,) each.
+        mask: id of MASK.
+        hide_masked: whether attention is kept from masked positions.
+        spacing: the positions asked for are among its multiples.
+        limit: the largest position.
+        positions: how many of them in each sequence, drawn at random; by default all.
+        sizes: the n.
+        seed: of the positions.
+        shorten: leave hidden positions out; has no effect if masked positions are not hidden.
+
+    Raises:
+        UserError: a spacing below 1, an n below 2, or no position around which the longest n-gram is whole.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequence[NDArray[np.integer]],
+        mask: int,
+        hide_masked: bool,
+        spacing: int = 30,
+        limit: int = 420,
+        positions: int | None = None,
+        sizes: Sequence[int] = (2, 3, 4, 5),
+        seed: int = 0,
+        shorten: bool = True,
+    ) -> None:
+        if spacing < 1 or not sizes or min(sizes) < 2:
+            raise UserError(
+                f"positions are at least 1 apart and n-grams have at least 2 tokens; got {spacing}, {sizes}"
+            )
+        self.sizes = tuple(sizes)
+        self._mask, self._hide_masked, self._shorten = mask, hide_masked, shorten and hide_masked
+        self._lengths = np.array([len(sequence) for sequence in sequences])
+        self._tokens = np.concatenate([np.asarray(sequence, np.int64) for sequence in sequences])
+        self._starts = np.cumsum(self._lengths) - self._lengths
+        left, right = ngram(0, max(sizes))
+        pairs: list[tuple[int, int]] = []
+        for i, length in enumerate(self._lengths):
+            multiples = np.arange(spacing, min(limit + 1, length - right), spacing)
+            multiples = multiples[multiples + left > 0]
+            if positions is not None and positions < len(multiples):
+                generator = np.random.Generator(np.random.Philox(key=[seed, i]))
+                multiples = np.sort(generator.choice(multiples, positions, replace=False))
+            pairs.extend((i, p) for p in multiples.tolist())
+        if not pairs:
+            raise UserError(
+                f"no sequence has a whole {max(sizes)}-gram around a multiple of {spacing}: give a smaller spacing"
+            )
+        self.pairs = np.array(pairs)
+        """(pairs, 2): sequence and position."""
+        self.variants = 1 + 2 * len(sizes)
+        """Questions for each pair: p_0, then p_n for each n, then q_n for each n."""
+
+    def batches(self, columns: int) -> Iterator[tuple[NDArray[np.int64], Questions]]:
+        """The questions, those of like length together.
+
+        Args:
+            columns: of a batch at most, over all its rows, padding included (a single row may have more).
+
+        Yields:
+            The questions' places, pair * variants + variant, and the questions.
+        """
+        widths = self._widths()
+        order = np.argsort(widths, kind="stable")
+        start = 0
+        while start < len(order):
+            # widths increase, so a batch is as wide as its last row
+            ends = np.arange(start + 1, min(start + columns, len(order)) + 1)
+            fitting = int(np.searchsorted((ends - start) * widths[order[ends - 1]], columns, side="right"))
+            stop = start + max(fitting, 1)
+            yield order[start:stop], self._questions(order[start:stop])
+            start = stop
+
+    def _widths(self) -> NDArray[np.int64]:
+        lengths = np.repeat(self._lengths[self.pairs[:, 0], None], self.variants, axis=1)
+        if self._shorten:
+            for i, n in enumerate(self.sizes, 1):
+                lengths[:, i] -= n - 1
+                lengths[:, len(self.sizes) + i] = n
+        return lengths.ravel()
+
+    def _questions(self, places: NDArray[np.int64]) -> Questions:
+        pairs, variants = np.divmod(places, self.variants)
+        sequences, targets = self.pairs[pairs].T[..., None]
+        close = variants[:, None] > len(self.sizes)
+        left, right = np.array([(0, 0), *(ngram(0, n) for n in 2 * self.sizes)])[variants].T[..., None]
+        lengths = self._lengths[sequences]
+        columns = np.arange(lengths.max())
+        inside = (columns >= targets + left) & (columns <= targets + right)
+        masked = np.where(close, ~inside, inside) | (columns == targets)
+        there = columns < lengths
+        attended = there & ~masked if self._hide_masked else there
+        tokens = self._tokens[np.where(there, self._starts[sequences] + columns, 0)]
+        input_ids = np.where(masked, self._mask, tokens)
+        position_ids = np.broadcast_to(columns, input_ids.shape)
+        if self._shorten:
+            kept = attended | (columns == targets)
+            width = kept.sum(axis=1).max()
+            position_ids = np.argsort(~kept, axis=1, kind="stable")[:, :width]
+            input_ids, attended = (np.take_along_axis(array, position_ids, axis=1) for array in (input_ids, attended))
+        places_of_targets = np.argmax(position_ids == targets, axis=1)
+        arrays = (input_ids, attended, position_ids, places_of_targets)
+        return Questions(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
+
+
+def ngram(position: int, n: int) -> tuple[int, int]:
+    """First and last position of the n-gram around `position`."""
+    return position - n // 2, position + (n - 1) // 2
+
+
+def probe_ngrams(
+    variants: NgramVariants, predictor: Predictor, columns: int = 8192, values: bool = False
+) -> NgramProbe:
+    """M_robust and M_close of one model.
+
+    Args:
+        variants: what to ask.
+        predictor: the model.
+        columns: batch size in tokens.
+        values: whether the result has the value of every pair.
+    """
+    probabilities: torch.Tensor | None = None
+    for places, questions in variants.batches(columns):
+        answers = predictor(questions).double().cpu()
+        if probabilities is None:
+            probabilities = answers.new_empty(len(variants.pairs) * variants.variants, answers.shape[1])
+        probabilities[torch.from_numpy(places)] = answers
+    assert probabilities is not None
+    by_variant = probabilities.view(len(variants.pairs), variants.variants, -1)
+    distances = (by_variant[:, 1:] - by_variant[:, :1]).abs().sum(dim=2).numpy()
+    statistics = [_statistics(n, distances[:, i], values) for i, n in enumerate((*variants.sizes, *variants.sizes))]
+    return NgramProbe(len(variants.pairs), statistics[: len(variants.sizes)], statistics[len(variants.sizes) :])
+
+
+def bert_predictor(model: BertForMaskedLM) -> Predictor:
+    """A BERT, in evaluation mode and on its own device; its head is applied to the columns asked for only."""
+
+    @torch.inference_mode()
+    def predict(questions: Questions) -> torch.Tensor:
+        device = model.device
+        hidden = model.bert(
+            input_ids=questions.input_ids.to(device),
+            attention_mask=questions.attention_mask.to(device),
+            position_ids=questions.position_ids.to(device),
+        ).last_hidden_state
+        rows = torch.arange(len(hidden), device=device)
+        return model.cls(hidden[rows, questions.columns.to(device)]).float().softmax(dim=-1)
+
+    model.eval()
+    return predict
+
+
+def _statistics(n: int, distances: NDArray[np.float64], values: bool) -> NgramStatistics:
+    return NgramStatistics(
+        n=n,
+        median=float(np.median(distances)),
+        mean=float(distances.mean()),
+        std=float(distances.std()),
+        percentiles={str(q): float(np.percentile(distances, q)) for q in PERCENTILES},
+        values=distances.tolist() if values else None,
+    )

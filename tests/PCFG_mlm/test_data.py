@@ -1,0 +1,518 @@
+"""Masks against their definition and their distribution, batches that depend on the step alone, datasets on disk."""
+
+import json
+import math
+import sys
+from itertools import product
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from numba import njit
+
+from common.errors import UserError
+from common.pcfg.grammar import load_grammar, parse_grammar
+from common.pcfg.sampler import Sentences, sample
+from common.runs import command
+from PCFG_mlm import data
+from PCFG_mlm.data import (
+    GROUP_BATCHES,
+    IGNORED,
+    MaskedTask,
+    TrainingBatches,
+    evaluation_batches,
+    main,
+    mask_batch,
+    open_dataset,
+    philox,
+    rules_of,
+)
+
+SMALL = load_grammar("small")
+LETTERS = parse_grammar("S -> S S [0.4] | a [0.2] | b [0.2] | c [0.1] | d [0.1]", "letters")
+"""Sentences of any length, many of them of one token."""
+RATES = st.floats(0.01, 0.99)
+SEEDS = st.integers(0, 2**63 - 1)
+
+
+def sentences_of(lengths, terminals, seed=0):
+    tokens = np.random.default_rng(seed).integers(0, terminals, sum(lengths)).astype(np.uint8)
+    return Sentences(tokens, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+
+def task_with(terminals, mask_rate=0.3, hide_masked=True):
+    text = "S -> " + " | ".join(map(str, range(terminals)))
+    return MaskedTask(parse_grammar(text, "flat"), mask_rate, hide_masked)
+
+
+def equal(a, b):
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("input_ids", "attention_mask", "labels"))
+
+
+def true_rows(batch, task):
+    """The sentences of a batch before they were masked, where 10% of the chosen positions need not show it."""
+    tokens = torch.where(batch.labels == IGNORED, batch.input_ids, batch.labels)
+    return [tuple(row[row != task.pad].tolist()) for row in tokens]
+
+
+# Tokens
+
+
+def test_token_ids_are_the_published_ones():
+    task = MaskedTask(load_grammar("cfg3b"))
+    assert (task.terminals, task.bos, task.eos, task.pad, task.mask, task.vocabulary) == (3, 3, 4, 5, 6, 8)
+    assert (task.mask_rate, task.hide_masked) == (0.3, True)
+    task = MaskedTask(LETTERS)
+    assert (task.terminals, task.bos, task.eos, task.pad, task.mask, task.vocabulary) == (4, 4, 5, 6, 7, 9)
+
+
+@pytest.mark.parametrize("rate", [0, -0.1, 0.991, 1, math.nan, math.inf])
+def test_rates_that_mask_nothing_or_all_are_refused(rate):
+    with pytest.raises(UserError, match=r"mask rate must be above 0 and at most 0\.99"):
+        MaskedTask(SMALL, rate)
+
+
+# Random bits
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [
+        ([0, 0, 0, 0], 0, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        ([2**32 - 1] * 4, 2**64 - 1, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            0x299F31D0_A4093822,
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
+    ],
+)
+def test_philox_gives_the_known_answers_of_its_authors(counter, key, words):
+    call = njit(lambda a, b, c, d, key: philox(a, b, c, d, key))
+    assert [int(word) for word in call(*map(np.uint64, counter), np.uint64(key))] == words
+
+
+# Masks
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 250), RATES, SEEDS, st.booleans())
+@settings(deadline=None)
+def test_a_batch_is_what_its_definition_says(lengths, terminals, rate, seed, hide):
+    task = task_with(terminals, rate, hide)
+    sentences = sentences_of(lengths, terminals)
+    batch = mask_batch(task, seed, "train", sentences, 1000, np.arange(len(lengths)))
+    assert batch.input_ids.shape == batch.attention_mask.shape == batch.labels.shape == (len(lengths), 1 + max(lengths))
+    assert {batch.input_ids.dtype, batch.attention_mask.dtype, batch.labels.dtype} == {torch.int64}
+    for i, length in enumerate(lengths):
+        ids, attention, labels = (t[i].numpy() for t in (batch.input_ids, batch.attention_mask, batch.labels))
+        assert np.all(ids[1 + length :] == task.pad)
+        assert not attention[1 + length :].any()
+        assert np.all(labels[1 + length :] == IGNORED)
+        true = np.concatenate([[task.bos], sentences.sentence(i)])
+        ids, attention, labels = (array[: 1 + length] for array in (ids, attention, labels))
+        chosen = labels != IGNORED
+        assert not chosen.all()
+        np.testing.assert_array_equal(labels[chosen], true[chosen])
+        np.testing.assert_array_equal(ids[~chosen], true[~chosen])
+        assert all(shown in (task.mask, was) or shown < terminals for shown, was in zip(ids, true, strict=True))
+        np.testing.assert_array_equal(attention, ~chosen if hide else np.ones(1 + length))
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), RATES, SEEDS, st.integers(0, 2**40), st.data())
+@settings(deadline=None)
+def test_masks_depend_on_the_place_in_the_stream_alone(lengths, rate, seed, first, data):
+    task = task_with(3, rate)
+    sentences = sentences_of(lengths, 3)
+    rows = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=8)))
+    batch = mask_batch(task, seed, "train", sentences, first, rows)
+    for place, row in enumerate(rows):
+        alone = Sentences(sentences.sentence(row), np.array([0, lengths[row]]))
+        expected = mask_batch(task, seed, "train", alone, first + int(row), np.array([0]))
+        width = 1 + lengths[row]
+        for name in ("input_ids", "attention_mask", "labels"):
+            assert torch.equal(getattr(batch, name)[place, :width], getattr(expected, name)[0])
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), RATES, SEEDS)
+@settings(deadline=None)
+def test_hiding_changes_the_attention_and_nothing_else(lengths, rate, seed):
+    sentences, rows = sentences_of(lengths, 3), np.arange(len(lengths))
+    hidden, visible = (
+        mask_batch(task_with(3, rate, hide), seed, "probe", sentences, 0, rows) for hide in (True, False)
+    )
+    assert torch.equal(hidden.input_ids, visible.input_ids)
+    assert torch.equal(hidden.labels, visible.labels)
+    assert torch.equal(hidden.attention_mask, visible.attention_mask * (visible.labels == IGNORED))
+
+
+def chi_square(counts, probabilities):
+    """Distance from the expected counts in standard deviations of a chi-square variable, about normal."""
+    counts, probabilities = np.asarray(counts, float).ravel(), np.asarray(probabilities, float).ravel()
+    expected = counts.sum() * probabilities / probabilities.sum()
+    degrees = len(counts) - 1
+    return (np.sum((counts - expected) ** 2 / expected) - degrees) / math.sqrt(2 * degrees)
+
+
+@pytest.mark.parametrize("rate", [0.15, 0.3])
+def test_eighty_ten_ten(rate):
+    """MASK, each terminal, and the true token: a terminal that is drawn may be the true one."""
+    terminals, length, count = 4, 99, 4000
+    task = task_with(terminals, rate)
+    sentences = sentences_of([length] * count, terminals)
+    batch = mask_batch(task, 5, "train", sentences, 0, np.arange(count))
+    true = torch.where(batch.labels == IGNORED, batch.input_ids, batch.labels)
+    chosen = batch.labels != IGNORED
+    for token in (*range(terminals), task.bos):
+        shown = batch.input_ids[chosen & (true == token)]
+        counts = np.bincount(shown.numpy(), minlength=task.mask + 1)
+        expected = np.zeros(task.mask + 1)
+        expected[:terminals] = 0.1 / terminals
+        expected[task.mask] = 0.8
+        expected[token] += 0.1
+        assert not counts[expected == 0].any()
+        assert abs(chi_square(counts[expected > 0], expected[expected > 0])) < 5
+    # every position, BOS too, is chosen with the rate; 4000 draws each, 6 sigma at 100 positions
+    share = chosen.double().mean(dim=0)
+    assert (share - rate).abs().max() < 6 * math.sqrt(rate * (1 - rate) / count)
+    by_sentence = chosen.sum(dim=1).double()
+    spread = rate * (1 - rate) * (1 + length)
+    assert abs(by_sentence.mean() - rate * (1 + length)) < 5 * math.sqrt(spread / count)
+    assert abs(by_sentence.var() / spread - 1) < 5 * math.sqrt(2 / count)
+    centred = chosen.double() - rate
+    correlations = centred.T @ centred / (rate * (1 - rate) * count) - torch.eye(1 + length)
+    assert correlations.fill_diagonal_(0).abs().max() < 5.5 / math.sqrt(count)
+    neighbours = centred[1:].flatten() @ centred[:-1].flatten() / (rate * (1 - rate))
+    assert abs(neighbours) < 5 * math.sqrt((count - 1) * (1 + length))
+
+
+@pytest.mark.parametrize("length", [1, 2])
+@pytest.mark.parametrize("rate", [0.3, 0.8])
+def test_short_sentences_are_chosen_from_as_if_until_one_position_is_left(length, rate):
+    count = 20_000
+    sentences = sentences_of([length] * count, 3)
+    chosen = mask_batch(task_with(3, rate), 0, "train", sentences, 0, np.arange(count)).labels.numpy() != IGNORED
+    patterns = list(product([False, True], repeat=1 + length))[:-1]
+    counts = [np.all(chosen == pattern, axis=1).sum() for pattern in patterns]
+    assert sum(counts) == count
+    assert abs(chi_square(counts, [rate ** sum(p) * (1 - rate) ** (1 + length - sum(p)) for p in patterns])) < 5
+
+
+def test_seeds_streams_and_sentences_have_masks_of_their_own():
+    sentences = sentences_of([400] * 2, 3)
+    keys = [(seed, stream) for seed in (0, 1, 2**62) for stream in ("train", "evaluation", "probe")]
+    chosen = torch.stack(
+        [
+            labels != IGNORED
+            for seed, stream in keys
+            for first in (0, 2, 2**33)
+            for labels in mask_batch(task_with(3, 0.5), seed, stream, sentences, first, np.arange(2)).labels
+        ]
+    ).double()
+    agreement = (2 * chosen - 1) @ (2 * chosen - 1).T / 401
+    assert agreement.fill_diagonal_(0).abs().max() < 6 / math.sqrt(401)
+
+
+# Training batches
+
+
+@pytest.mark.parametrize("grammar", [SMALL, LETTERS])
+def test_a_batch_depends_on_the_seed_and_the_step_alone(grammar):
+    task = MaskedTask(grammar)
+    in_order = TrainingBatches(task, 7, 5)
+    batches = [in_order.batch(step) for step in range(3 * GROUP_BATCHES)]
+    jumping = TrainingBatches(task, 7, 5)
+    for step in np.random.default_rng(0).permutation(3 * GROUP_BATCHES):
+        assert equal(jumping.batch(int(step)), batches[step])
+        assert equal(TrainingBatches(task, 7, 5).batch(int(step)), batches[step])
+    other = TrainingBatches(task, 8, 5)
+    assert not any(equal(other.batch(step), batch) for step, batch in enumerate(batches))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_a_group_holds_each_sentence_of_the_stream_once(batch_size):
+    task = MaskedTask(SMALL)
+    batches = TrainingBatches(task, 2, batch_size)
+    size = GROUP_BATCHES * batch_size
+    for group in (0, 1, 5):
+        drawn = sample(SMALL, 2, "train", group * size, size)
+        rows = [
+            row
+            for step in range(group * GROUP_BATCHES, (group + 1) * GROUP_BATCHES)
+            for row in true_rows(batches.batch(step), task)
+        ]
+        assert sorted(rows) == sorted((task.bos, *drawn.sentence(i)) for i in range(size))
+
+
+def test_batches_are_of_like_length_and_come_in_no_order():
+    task = MaskedTask(LETTERS)
+    batches = TrainingBatches(task, 0, 8)
+    orders = []
+    for group in range(6):
+        lengths = [
+            (batches.batch(step).input_ids != task.pad).sum(dim=1).numpy()
+            for step in range(group * GROUP_BATCHES, (group + 1) * GROUP_BATCHES)
+        ]
+        places = np.argsort([part.mean() for part in lengths], kind="stable")
+        in_order = np.concatenate([lengths[i] for i in places])
+        np.testing.assert_array_equal(in_order, np.sort(in_order))
+        widths = [batches.batch(step).input_ids.shape[1] for step in range(group * 16, group * 16 + 16)]
+        assert widths == [part.max() for part in lengths]
+        orders.append(tuple(places))
+    assert len(set(orders)) == 6
+
+
+def test_padding_is_a_few_percent():
+    for name, most in (("small", 0.03), ("cfg3f", 0.06)):
+        task = MaskedTask(load_grammar(name))
+        batches = TrainingBatches(task, 0, 64)
+        padding = torch.cat([(batches.batch(step).input_ids == task.pad).flatten() for step in range(32)])
+        assert padding.double().mean() < most
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("grammar", [SMALL, LETTERS])
+def test_evaluation_sentences_are_held_out_and_the_same_in_any_batches(grammar):
+    task = MaskedTask(grammar)
+    whole = evaluation_batches(task, 50, 50)[0]
+    drawn = sample(grammar, 0, "evaluation", 0, 50)
+    assert sorted(true_rows(whole, task)) == sorted((task.bos, *drawn.sentence(i)) for i in range(50))
+    for size in (1, 7, 64):
+        batches = evaluation_batches(task, 50, size)
+        assert [len(batch.labels) for batch in batches] == [size] * (50 // size) + [50 % size] * (50 % size > 0)
+        start = 0
+        for batch in batches:
+            stop, width = start + len(batch.labels), batch.labels.shape[1]
+            assert torch.equal(batch.labels, whole.labels[start:stop, :width])
+            assert torch.equal(batch.input_ids, whole.input_ids[start:stop, :width])
+            start = stop
+
+
+def test_sentences_of_training_are_not_those_of_evaluation():
+    task = MaskedTask(load_grammar("cfg3b"))
+    training = {row for step in range(16) for row in true_rows(TrainingBatches(task, 0, 8).batch(step), task)}
+    assert training.isdisjoint(row for batch in evaluation_batches(task, 64, 64) for row in true_rows(batch, task))
+
+
+# Datasets
+
+
+def export(capsys, *words):
+    """Run `data.py export` in this process; exit code, stdout and stderr."""
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["data.py", "export", *map(str, words)])
+        try:
+            command(main)
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+    return code, *capsys.readouterr()
+
+
+def refuse(capsys, *words):
+    code, _, stderr = export(capsys, *words)
+    assert code == 2
+    assert stderr.count("\n") == 1
+    return stderr
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """250 sentences in files of 70 and row groups of 16, which no batch size of the tests divides."""
+    path = tmp_path_factory.mktemp("datasets") / "small"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "ROW_GROUP", 16)
+        data.export(data.ExportArguments(sentences=250, out=path, grammar="small", validation=20, seed=4, shard=70))
+    return path
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 12, 125, 250])
+def test_a_run_on_a_dataset_of_its_seed_is_the_run_without(dataset, batch_size):
+    task = MaskedTask(SMALL)
+    from_disk = TrainingBatches(task, 4, batch_size, open_dataset(dataset, SMALL, 250 - 250 % batch_size))
+    sampled = TrainingBatches(task, 4, batch_size)
+    steps = 250 // batch_size
+    whole_groups = steps // GROUP_BATCHES * GROUP_BATCHES
+    for step in range(whole_groups):
+        assert equal(from_disk.batch(step), sampled.batch(step))
+    # the last group is shorter, so that its order is another one, but has the sentences that are left
+    drawn = sample(SMALL, 4, "train", whole_groups * batch_size, (steps - whole_groups) * batch_size)
+    rows = [row for step in range(whole_groups, steps) for row in true_rows(from_disk.batch(step), task)]
+    assert sorted(rows) == sorted((task.bos, *drawn.sentence(i)) for i in range(len(drawn)))
+    with pytest.raises(UserError, match=f"has 250 sentences and the run needs {(steps + 1) * batch_size}"):
+        from_disk.batch(steps)
+
+
+@given(first=st.integers(0, 250), count=st.integers(0, 250))
+@settings(deadline=None)
+def test_any_stretch_of_a_dataset_can_be_read(dataset, first, count):
+    count = min(count, 250 - first)
+    read = open_dataset(dataset, SMALL, 250).sentences(first, count)
+    drawn = sample(SMALL, 4, "train", first, count)
+    np.testing.assert_array_equal(read.tokens, drawn.tokens)
+    np.testing.assert_array_equal(read.offsets, drawn.offsets)
+    assert read.tokens.dtype == np.uint8
+
+
+def test_datasets_reads_it(dataset, tmp_path):
+    for loaded in (
+        datasets.load_dataset(str(dataset), cache_dir=str(tmp_path)),
+        datasets.load_dataset(
+            "parquet",
+            data_files={split: str(dataset / "data" / f"{split}-*.parquet") for split in ("train", "validation")},
+            cache_dir=str(tmp_path),
+        ),
+    ):
+        assert set(loaded) == {"train", "validation"}
+        assert loaded["train"].features["tokens"] == datasets.List(datasets.Value("uint8"))
+        for split, seed, stream in (("train", 4, "train"), ("validation", 0, "evaluation")):
+            drawn = sample(SMALL, seed, stream, 0, len(loaded[split]))
+            assert loaded[split]["tokens"][:] == [drawn.sentence(i).tolist() for i in range(len(drawn))]
+        assert (len(loaded["train"]), len(loaded["validation"])) == (250, 20)
+
+
+def test_the_card_tells_how_the_dataset_was_made(dataset):
+    card = (dataset / "README.md").read_text()
+    command_line = (
+        "python data.py export --grammar small --sentences 250 \\\n        --validation 20 --seed 4 --out small"
+    )
+    assert command_line in card
+    for token, symbol in enumerate(SMALL.terminals):
+        assert f"| {token} | {symbol} |" in card
+    rules = card.split("```")[1]
+    assert parse_grammar(rules, "card").rules == SMALL.rules
+
+
+def test_the_rules_are_a_grammar_file():
+    for grammar in (SMALL, LETTERS, load_grammar("cfg3f", "19")):
+        again = parse_grammar("\n".join(rules_of(grammar)), grammar.name)
+        assert again.nonterminals == grammar.nonterminals
+        for rule, there in zip(again.rules, grammar.rules, strict=True):
+            assert (rule.left, rule.right) == (there.left, there.right)
+            assert rule.probability == pytest.approx(there.probability, rel=1e-15)
+
+
+def test_a_dataset_of_another_grammar_or_too_small_is_refused(dataset):
+    for grammar in (load_grammar("cfg3b"), load_grammar("small", "12")):
+        with pytest.raises(UserError, match="holds sentences of small from 13, which is not this run's"):
+            open_dataset(dataset, grammar, 1)
+    same = parse_grammar("\n".join(rules_of(SMALL)), "under another name")
+    assert len(open_dataset(dataset, same, 250)) == 250
+    with pytest.raises(UserError, match=r"has 250 sentences and the run needs 1,000, .* --sentences 1000"):
+        open_dataset(dataset, SMALL, 1000)
+
+
+def test_what_is_not_a_dataset_of_ours_is_refused(tmp_path, dataset):
+    (tmp_path / "description.json").write_text("[]")
+    for directory in (tmp_path, tmp_path / "missing", dataset / "README.md", dataset / "data"):
+        with pytest.raises(UserError, match="is not a dataset that data"):
+            open_dataset(directory, SMALL, 1)
+
+
+def test_damaged_datasets_are_refused(tmp_path, capsys):
+    words = ("--grammar", "small", "--sentences", 50, "--validation", 3, "--shard", 20, "--out", tmp_path / "small")
+    assert export(capsys, *words)[0] == 0
+    last = tmp_path / "small" / "data" / "train-00002-of-00003.parquet"
+    content = last.read_bytes()
+    last.write_bytes(content[:-20])
+    with pytest.raises(UserError, match=r"train-00002-of-00003\.parquet is damaged"):
+        open_dataset(tmp_path / "small", SMALL, 1)
+    last.write_bytes(content[:20] + bytes(40) + content[60:])
+    with pytest.raises(UserError, match=r"train-00002-of-00003\.parquet is damaged"):
+        open_dataset(tmp_path / "small", SMALL, 1).sentences(0, 50)
+    last.unlink()
+    with pytest.raises(UserError, match="has 40 of 50 sentences: remove it and export it again"):
+        open_dataset(tmp_path / "small", SMALL, 1)
+    assert "has 40 of 50 sentences" in refuse(capsys, *words)
+    last.write_bytes(content)
+    assert export(capsys, *words) == (0, f"{tmp_path / 'small'} is complete\n", "")
+
+
+def test_export_never_overwrites(tmp_path, capsys):
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter.tex").write_text("dear")
+    (tmp_path / "file").write_text("dear")
+    for name in ("thesis", "file"):
+        assert "is not a dataset that data.py export wrote" in refuse(
+            capsys, "--grammar", "small", "--sentences", 5, "--out", tmp_path / name
+        )
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["chapter.tex", "file", "thesis"]
+    assert export(capsys, "--grammar", "small", "--sentences", 5, "--out", tmp_path / "small")[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "small").rglob("*.*")}
+    for words in (["--sentences", 6], ["--sentences", 5, "--seed", 1], ["--sentences", 5, "--start", "12"]):
+        message = refuse(capsys, "--grammar", "small", *words, "--out", tmp_path / "small")
+        assert "holds another dataset: give another --out, or remove it" in message
+    assert {path: path.read_bytes() for path in (tmp_path / "small").rglob("*.*")} == before
+
+
+def test_an_export_that_is_cut_off_leaves_nothing_visible_and_can_be_repeated(tmp_path, capsys, monkeypatch):
+    words = ("--grammar", "small", "--sentences", 50, "--shard", 20, "--out", tmp_path / "small")
+    real, calls = data.sample, []
+
+    def sample_until_killed(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(data, "sample", sample_until_killed)
+    assert export(capsys, *words)[0] == 130
+    assert all(path.name.startswith(".") for path in tmp_path.iterdir())
+    assert export(capsys, *words)[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+    assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["README.md", "data", "description.json"]
+    assert len(open_dataset(tmp_path / "small", SMALL, 50)) == 50
+
+
+def test_two_exports_to_one_place_do_not_mix(tmp_path, capsys, monkeypatch):
+    words = ("--grammar", "small", "--sentences", 50, "--out", tmp_path / "small")
+    real, messages = data.sample, []
+
+    def sample_with_company(*arguments):
+        if not messages:
+            messages.append(None)
+            messages[0] = refuse(capsys, *words)
+        return real(*arguments)
+
+    monkeypatch.setattr(data, "sample", sample_with_company)
+    assert export(capsys, *words)[0] == 0
+    assert "another process is writing" in messages[0]
+    assert len(open_dataset(tmp_path / "small", SMALL, 50)) == 50
+
+
+def test_sentences_are_drawn_and_read_a_few_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "ROW_GROUP", 10)
+    real, counts = data.sample, []
+    monkeypatch.setattr(data, "sample", lambda *arguments: counts.append(arguments[-1]) or real(*arguments))
+    data.export(data.ExportArguments(sentences=95, out=tmp_path / "small", grammar="small", validation=0, shard=50))
+    assert max(counts) == 10
+    assert sum(counts) == 95
+    for file, rows in (("train-00000-of-00002.parquet", 50), ("train-00001-of-00002.parquet", 45)):
+        metadata = pq.read_metadata(tmp_path / "small" / "data" / file)
+        assert metadata.num_rows == rows
+        assert metadata.num_row_groups == 5
+    assert "validation" not in (tmp_path / "small" / "README.md").read_text().split("---")[1]
+    assert not list((tmp_path / "small" / "data").glob("validation*"))
+    assert json.loads((tmp_path / "small" / "description.json").read_bytes())["sentences"] == 95
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--sentences 0", "--sentences must be at least 1, got 0"),
+        ("--sentences 5 --validation -1", "--validation must be at least 0, got -1"),
+        ("--sentences 5 --shard 0", "--shard must be at least 1, got 0"),
+        ("--sentences 5 --seed -1", "--seed must be at least 0, got -1"),
+        (f"--sentences 5 --seed {2**63}", "--seed must be below 2^63"),
+        ("--sentences 5 --grammar cfg9z", "there is no grammar cfg9z"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_write_nothing(tmp_path, capsys, words, message):
+    assert message in refuse(capsys, *words.split(), "--out", tmp_path / "there")
+    assert list(tmp_path.iterdir()) == []

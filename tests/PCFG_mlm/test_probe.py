@@ -1,0 +1,382 @@
+"""Probes of runs that train.py made: their files against naive computations, and everything that cuts them off."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.checkpoints import find_checkpoints
+from common.pcfg.grammar import load_grammar
+from common.pcfg.sampler import sample
+from common.probes.ngrams import ngram
+from common.runs import command, open_run
+from PCFG_mlm import probe, train
+from PCFG_mlm.data import MaskedTask
+from PCFG_mlm.models import load_model
+
+ROOT = Path(__file__).parents[2]
+TINY = """
+S -> A B [0.4] | B A C [0.6]
+A -> x y | y x x
+B -> z x [0.3] | y z [0.6] | y z z [0.1]
+C -> x | y
+"""
+NGRAMS = shlex.split("ngrams --sentences 12 --exact 3 --run")
+NONTERMINALS = shlex.split("nonterminals --training 64 --heldout 20 --epochs 1 --heads 2 --dimension 8 --run")
+
+
+class Killed(BaseException):
+    """Stands for a signal that ends the process at this point."""
+
+
+def start(capsys, *words):
+    """Run probe.py in this process; its exit code and what it wrote on stdout and stderr."""
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["probe.py", *map(str, words)])
+        try:
+            command(probe.main)
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+    return code, *capsys.readouterr()
+
+
+def succeed(capsys, *words):
+    """Run probe.py and read the file that it names."""
+    code, stdout, stderr = start(capsys, *words)
+    assert code == 0, stderr
+    return json.loads(Path(stdout.strip()).read_text())
+
+
+def fail_in_one_line(capsys, *words):
+    code, _, stderr = start(capsys, *words)
+    assert code == 2
+    assert stderr.count("\n") == 1
+    return stderr
+
+
+def files(directory):
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run on the smallest grammar of the package, with checkpoints at steps 10, 20 and 30."""
+    directory = tmp_path_factory.mktemp("runs") / "small"
+    train.train(replace(train.PRESETS["smoke"], steps=30, checkpoint_every=10, eval_every=30, out=directory))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A run on a grammar all of whose sentences can be listed, without hidden positions."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "tiny.cfg").write_text(TINY)
+    arguments = replace(train.PRESETS["smoke"], grammar=str(folder / "tiny.cfg"), hide_masked=False, out=folder / "run")
+    train.train(replace(arguments, steps=10, checkpoint_every=10, eval_every=10, eval_samples=8))
+    return folder / "run"
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("probes"))
+
+
+def shown_of(length, p, variant, sizes):
+    """Positions that are visible: with only p masked, with an n-gram masked, or with all but an n-gram masked."""
+    if variant == 0:
+        return set(range(length)) - {p}
+    first, last = ngram(p, sizes[(variant - 1) % len(sizes)])
+    window = set(range(first, last + 1))
+    return set(range(length)) - window if variant <= len(sizes) else window - {p}
+
+
+def distances(answer, sequences, pairs, sizes):
+    """|p_n - p_0|_1 by a function of (sequence, position, visible positions): (pairs, 2 len(sizes))."""
+    found = []
+    for i, p in pairs:
+        answers = [
+            answer(sequences[i], p, shown_of(len(sequences[i]), p, variant, sizes))
+            for variant in range(1 + 2 * len(sizes))
+        ]
+        found.append([np.abs(other - answers[0]).sum() for other in answers[1:]])
+    return np.array(found)
+
+
+def values_of(entry):
+    return np.array([statistics["values"] for statistics in (*entry["robust"], *entry["close"])]).T
+
+
+# N-grams
+
+
+@pytest.mark.parametrize("hide_masked", [True, False])
+def test_ngrams_of_each_checkpoint_are_those_of_full_sentences(trained, tiny, capsys, hide_masked):
+    directory, words, sizes = (trained, "", (2, 3, 4, 5)) if hide_masked else (tiny, "--spacing 2 --sizes 2 3", (2, 3))
+    content = succeed(capsys, *NGRAMS, directory, "--values", "--positions", 0, "--seed", 5, *words.split())
+    task = probe._task_of(directory)
+    assert task.hide_masked is hide_masked
+    drawn = sample(task.grammar, 5, "probe", 0, 12)
+    sequences = [np.concatenate([[task.bos], drawn.sentence(i)]) for i in range(12)]
+    left, right = ngram(0, max(sizes))
+    spacing = 2 if words else int(task.grammar.expected_length // 2)
+    assert content["spacing"] == spacing
+    assert content["positions"] == [
+        [i, p]
+        for i, sequence in enumerate(sequences)
+        for p in range(spacing, len(sequence), spacing)
+        if p + left > 0 and p + right < len(sequence)
+    ]
+    checkpoints = find_checkpoints(directory)
+    assert [entry["step"] for entry in content["checkpoints"]] == [checkpoint.step for checkpoint in checkpoints]
+    for checkpoint, entry in zip(checkpoints, content["checkpoints"], strict=True):
+        model = load_model(checkpoint.location, task).eval()
+
+        def answer(sequence, p, shown, model=model):
+            masked = [i for i in range(len(sequence)) if i not in shown]
+            input_ids = torch.tensor(np.array([sequence]))
+            input_ids[0, masked] = task.mask
+            attention_mask = torch.ones_like(input_ids)
+            if hide_masked:
+                attention_mask[0, masked] = 0
+            with torch.no_grad():
+                return model(input_ids=input_ids, attention_mask=attention_mask).logits[0, p].softmax(dim=-1).numpy()
+
+        expected = distances(answer, sequences, content["positions"], sizes)
+        np.testing.assert_allclose(values_of(entry), expected, atol=2e-5)
+        assert entry["pairs"] == len(expected)
+        for statistics, column in zip((*entry["robust"], *entry["close"]), expected.T, strict=True):
+            assert statistics["median"] == pytest.approx(np.median(column), abs=2e-5)
+
+
+def all_sentences():
+    """Every sentence of the tiny grammar as token ids (x, y, z = 0, 1, 2), and its probability."""
+    words = {
+        "A": [("xy", 0.5), ("yxx", 0.5)],
+        "B": [("zx", 0.3), ("yz", 0.6), ("yzz", 0.1)],
+        "C": [("x", 0.5), ("y", 0.5)],
+    }
+    found = {}
+    for probability, sides in ((0.4, "AB"), (0.6, "BAC")):
+        for choice in product(*(words[side] for side in sides)):
+            sentence = tuple("xyz".index(letter) for word, _ in choice for letter in word)
+            found[sentence] = found.get(sentence, 0) + probability * np.prod([chance for _, chance in choice])
+    assert sum(found.values()) == pytest.approx(1)
+    return found
+
+
+def test_bayes_optimal_values_are_those_of_a_list_of_all_sentences(tiny, capsys):
+    words = shlex.split("--values --positions 0 --spacing 2 --sizes 2 3 --exact 10")
+    content = succeed(capsys, *NGRAMS, tiny, *words)
+    task = probe._task_of(tiny)
+    drawn = sample(task.grammar, 0, "probe", 0, 10)
+    sequences = [np.concatenate([[task.bos], drawn.sentence(i)]) for i in range(10)]
+    sentences = all_sentences()
+
+    def answer(sequence, p, shown):
+        chances = np.zeros(3)
+        for sentence, probability in sentences.items():
+            candidate = (task.bos, *sentence)
+            if len(candidate) == len(sequence) and all(candidate[i] == sequence[i] for i in shown):
+                chances[candidate[p]] += probability
+        return chances / chances.sum()
+
+    pairs = [pair for pair in content["positions"] if pair[0] < 10]
+    expected = distances(answer, sequences, pairs, (2, 3))
+    np.testing.assert_allclose(values_of(content["bayes_optimal"]), expected, atol=1e-9)
+    assert (expected.std(axis=0) > 0.1).all()
+
+
+def test_bayes_optimal_values_are_of_the_first_sentences_and_can_be_left_out(trained, capsys, monkeypatch):
+    content = succeed(capsys, *NGRAMS, trained, "--exact", 0, "--seed", 9)
+    assert set(content) == {"settings", "spacing", "checkpoints"}
+    asked = []
+    real = probe.cavities
+    monkeypatch.setattr(probe, "cavities", lambda grammar, rows: asked.extend(rows) or real(grammar, rows))
+    content = succeed(capsys, *NGRAMS, trained, "--exact", 2, "--seed", 9)
+    assert {len(row) for row in asked} == set(sample(load_grammar("small"), 9, "probe", 0, 2).lengths)
+    assert content["bayes_optimal"]["pairs"] == 2
+    assert len(asked) == 2 * 9
+
+
+# Nonterminals
+
+
+def test_labels_are_the_ancestors_among_the_symbols_of_their_level(trained):
+    task = probe._task_of(trained)
+    labelled = probe._labelled(task, 3, 40, 10, None)
+    drawn = sample(task.grammar, 3, "probe", 40, 10, trees=True)
+    assert len(labelled.sequences) == len(labelled.labels) == 10
+    for i, (sequence, labels) in enumerate(zip(labelled.sequences, labelled.labels, strict=True)):
+        assert sequence.tolist() == [task.bos, *drawn.sentence(i)]
+        assert labels[0].tolist() == [-1, -1, -1]
+        ancestors = drawn.ancestors[drawn.offsets[i] : drawn.offsets[i + 1]]
+        for level in (1, 2, 3):
+            symbols = task.grammar.levels[level]
+            assert [symbols[place] for place in labels[1:, level - 1]] == ancestors[:, level].tolist()
+
+
+def test_labels_of_a_grammar_without_levels_are_nonterminals(tmp_path):
+    (tmp_path / "uneven.cfg").write_text("S -> A S [0.3] | a [0.7]\nA -> b | B b\nB -> a b")
+    task = MaskedTask(load_grammar(str(tmp_path / "uneven.cfg")))
+    labelled = probe._labelled(task, 0, 0, 50, 3)
+    drawn = sample(task.grammar, 0, "probe", 0, 50, trees=True, levels=3)
+    labels = np.concatenate([part[1:] for part in labelled.labels])
+    np.testing.assert_array_equal(labels, drawn.ancestors[:, 1:])
+    assert set(np.unique(labels)) == {-1, 0, 1, 2}
+
+
+def test_nonterminals_of_each_checkpoint(trained, capsys, monkeypatch):
+    calls = []
+    real = probe.probe_nonterminals
+    monkeypatch.setattr(
+        probe, "probe_nonterminals", lambda *args, **kwargs: calls.append(kwargs) or real(*args, **kwargs)
+    )
+    content = succeed(capsys, *NONTERMINALS, trained, "--lr", 0.02, "--batch-size", 8)
+    assert [entry["step"] for entry in content["checkpoints"]] == [10, 20, 30]
+    given = {"heads": 2, "dimension": 8, "lr": 0.02, "epochs": 1, "batch_size": 8, "seed": 0, "device": "cpu"}
+    assert calls == [given] * 3
+    task = probe._task_of(trained)
+    training, heldout = (
+        sample(task.grammar, 0, "probe", first, count, trees=True).ancestors for first, count in ((0, 64), (64, 20))
+    )
+    for entry in content["checkpoints"]:
+        assert [level["level"] for level in entry["levels"]] == [1, 2, 3]
+        for level in entry["levels"]:
+            majority = np.bincount(training[:, level["level"]]).argmax()
+            assert level["tokens"] == len(heldout)
+            assert level["majority"] == pytest.approx(np.mean(heldout[:, level["level"]] == majority))
+            assert 0.2 < level["accuracy"] < 1
+
+
+# Files
+
+
+@pytest.fixture(params=["ngrams", "nonterminals"])
+def counted(request, monkeypatch):
+    """A probe's words, and the list of calls that measure a checkpoint."""
+    calls = []
+    for name in ("bert_predictor", "bert_encoder"):
+        real = getattr(probe, name)
+        monkeypatch.setattr(probe, name, lambda model, real=real: calls.append(1) or real(model))
+    return {"ngrams": NGRAMS, "nonterminals": NONTERMINALS}[request.param], calls
+
+
+def test_only_checkpoints_that_are_new_are_probed(run, capsys, counted):
+    words, calls = counted
+    succeed(capsys, *words, run)
+    first = files(run)
+    assert len(calls) == 3
+    succeed(capsys, *words, run)
+    assert len(calls) == 3
+    assert files(run) == first
+
+    shutil.copytree(run / "checkpoint-10", run / "checkpoint-15")
+    content = succeed(capsys, *words, run)
+    assert len(calls) == 4
+    entries = content["checkpoints"]
+    assert [entry["step"] for entry in entries] == [10, 15, 20, 30]
+    assert {**entries[1], "step": 10} == entries[0]
+
+    other = succeed(capsys, *words, run, "--seed", 1)
+    assert len(calls) == 8
+    assert len(list((run / "probes").iterdir())) == 2
+    assert other["settings"]["seed"] == 1
+    assert other["checkpoints"] != entries
+    succeed(capsys, *words, run, "--device", "cpu")
+    assert len(calls) == 8
+
+
+def test_a_probe_that_is_cut_off_goes_on(run, capsys, counted, monkeypatch):
+    words, calls = counted
+    write = probe.write_file
+
+    def write_until_killed(path, content):
+        if len(calls) == 2:
+            raise Killed
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "write_file", write_until_killed)
+        with pytest.raises(Killed):
+            start(capsys, *words, run)
+    exact = []
+    real = probe.cavities
+    monkeypatch.setattr(probe, "cavities", lambda *arguments: exact.append(1) or real(*arguments))
+    content = succeed(capsys, *words, run)
+    assert len(calls) == 4
+    assert not exact
+    assert [entry["step"] for entry in content["checkpoints"]] == [10, 20, 30]
+    shutil.rmtree(run / "probes")
+    assert succeed(capsys, *words, run) == content
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("ngrams --sentences 0", "--sentences must be at least 1, got 0"),
+        ("ngrams --sizes 3 1", "--sizes must be at least 2, got 1"),
+        ("ngrams --positions -1", "--positions must be at least 0, got -1"),
+        ("ngrams --spacing 40", "no sequence has a whole 5-gram around a multiple of 40"),
+        ("ngrams --spacing 0", "positions are at least 1 apart"),
+        ("ngrams --seed -1", "--seed must be at least 0, got -1"),
+        ("nonterminals --training 0", "--training must be at least 1, got 0"),
+        ("nonterminals --lr nan", "--lr must be positive and finite, got nan"),
+        ("nonterminals --levels 1", "no nonterminal below the root to probe"),
+    ],
+)
+def test_a_probe_that_cannot_be_is_one_line_and_writes_nothing(run, capsys, words, message):
+    before = files(run)
+    assert message in fail_in_one_line(capsys, *words.split(), "--run", run)
+    assert files(run) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(run, capsys):
+    assert "--device cuda cannot be used" in fail_in_one_line(capsys, *NGRAMS, run, "--device", "cuda")
+
+
+def test_a_probe_of_something_else_than_a_run_is_one_line(tmp_path, capsys, tiny):
+    (tmp_path / "thesis").mkdir()
+    for name in ("thesis", "missing"):
+        assert "is not a run" in fail_in_one_line(capsys, *NGRAMS, tmp_path / name)
+    with open_run(tmp_path / "parity", {"d": 10, "k": 3}):
+        pass
+    assert "is not a run of PCFG_mlm" in fail_in_one_line(capsys, *NGRAMS, tmp_path / "parity")
+    moved = shutil.copytree(tiny, tmp_path / "without")
+    shutil.rmtree(moved / "checkpoint-10")
+    message = fail_in_one_line(capsys, *NGRAMS, moved, *shlex.split("--spacing 2 --sizes 2"))
+    assert "has no checkpoint-<step>" in message
+
+
+def test_a_grammar_that_has_changed_is_refused(tmp_path, capsys, tiny):
+    config = json.loads((tiny / "config.json").read_text())
+    changed = tmp_path / "tiny.cfg"
+    changed.write_text(TINY.replace("0.3", "0.2"))
+    config["arguments"]["grammar"] = str(changed)
+    shutil.copytree(tiny, tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert "has changed since" in fail_in_one_line(capsys, *NGRAMS, tmp_path / "run")
+    changed.write_text(TINY)
+    succeed(capsys, *NGRAMS, tmp_path / "run", "--exact", 0, "--sizes", 2, 3, "--spacing", 2)
+
+
+def test_it_starts_from_the_folder_of_the_setting(run):
+    done = subprocess.run(
+        [sys.executable, "probe.py", *NGRAMS[:-1], "--exact", "0", "--run", str(run)],
+        cwd=ROOT / "PCFG_mlm",
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = (run / "probes").iterdir()
+    assert done.stdout == f"{path}\n"
