@@ -12,6 +12,7 @@ from pathlib import Path
 
 import tyro
 
+from common.arguments import require_at_least, require_seed
 from common.checkpoints import find_checkpoints, local_path
 from common.distillation import (
     DistillationArguments,
@@ -32,8 +33,6 @@ from PCFG_mlm.training import (
     Arguments,
     check,
     config_of,
-    require_at_least,
-    require_seed,
     settings_of,
     source_of,
     task_of,

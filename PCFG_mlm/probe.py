@@ -24,6 +24,7 @@ import tyro
 from numpy.typing import NDArray
 from transformers import BertForMaskedLM
 
+from common.arguments import require_at_least, require_seed
 from common.checkpoints import find_checkpoints, local_path, write_file
 from common.errors import UserError
 from common.pcfg.grammar import load_grammar
@@ -34,7 +35,6 @@ from common.probes.nonterminals import NO_SYMBOL, LabelledSentences, bert_encode
 from common.runs import Run, command, default_name, progress
 from PCFG_mlm.data import MaskedTask, rules_of
 from PCFG_mlm.models import load_model
-from PCFG_mlm.training import require_at_least, require_seed
 
 SPACING = 30
 

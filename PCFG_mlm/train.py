@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import tyro
 
+from common.arguments import require_at_least, require_seed
 from common.distillation import FROM_LABELS
 from common.runs import command, default_name
 from common.trainer import open_shared_run
@@ -18,8 +19,6 @@ from PCFG_mlm.training import (
     Arguments,
     check,
     config_of,
-    require_at_least,
-    require_seed,
     settings_of,
     source_of,
     task_of,

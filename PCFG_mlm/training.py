@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 import tyro
 from transformers import TrainingArguments
 
+from common.arguments import require_at_least
 from common.distillation import Supervision
 from common.errors import UserError
 from common.pcfg.grammar import load_grammar
 from common.runs import Run, WandbMode
 from common.trainer import ProgressiveDistillationTrainer, ReadyBatches, train_run, training_arguments
-from PCFG_mlm.data import Batch, MaskedTask, TrainingBatches, evaluation_batches, open_dataset
+from PCFG_mlm.data import Batch, MaskedTask, TrainingBatches, evaluation_batches, open_dataset, rules_of
 from PCFG_mlm.models import load_model, new_model, require_room
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,8 +79,7 @@ def task_of(arguments: Arguments) -> MaskedTask:
 
 def config_of(arguments: Arguments, task: MaskedTask) -> dict[str, Any]:
     """What a run's config.json says of it: the arguments, and the rules, as a grammar's file may change."""
-    rules = [f"{rule.left} -> {' '.join(rule.right)} [{rule.probability!r}]" for rule in task.grammar.rules]
-    return {**asdict(arguments), "start": task.grammar.start, "rules": rules}
+    return {**asdict(arguments), "start": task.grammar.start, "rules": rules_of(task.grammar)}
 
 
 def check(arguments: Arguments) -> None:
@@ -96,32 +96,6 @@ def check(arguments: Arguments) -> None:
         raise UserError(f"--warmup is a share of the steps, between 0 and 1; got {arguments.warmup}")
     if not 0 <= arguments.dropout < 1:
         raise UserError(f"--dropout must be at least 0 and below 1, got {arguments.dropout}")
-
-
-def require_at_least(least: int, arguments: object, *names: str) -> None:
-    """Refuse arguments, numbers or tuples of numbers, below `least`.
-
-    Raises:
-        UserError: names the flag.
-    """
-    for name in names:
-        value = getattr(arguments, name)
-        for number in value if isinstance(value, tuple) else (value,):
-            if not number >= least:
-                raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {number}")
-
-
-def require_seed(arguments: object, *names: str) -> None:
-    """Refuse seeds, numbers or tuples of numbers, that are negative or do not fit into 63 bits.
-
-    Raises:
-        UserError: names the flag.
-    """
-    require_at_least(0, arguments, *names)
-    for name in names:
-        value = getattr(arguments, name)
-        if max(value if isinstance(value, tuple) else (value,)) >= 2**63:
-            raise UserError(f"--{name.replace('_', '-')} must be below 2^63, got {value}")
 
 
 def settings_of(arguments: Arguments, directory: Path, steps: int, seed: int) -> TrainingArguments:

@@ -190,7 +190,7 @@ def supervision(
     losses.stepwise(single.alpha, single.alpha_steps, 0)
     losses.annealed_temperature(0, single.temperature, end_temperature, total, single.annealing)
     if single.top_k is not None and not 1 <= single.top_k <= classes:
-        raise UserError(f"--top-k must be between 1 and the number of classes, {classes}; got {single.top_k}")
+        raise UserError(f"--top-k must be between 1 and the number of labels, {classes}; got {single.top_k}")
     if single.divergence == "jensen-shannon" and not 0 < single.beta < 1:
         raise UserError(f"--beta must be between 0 and 1, both excluded; got {single.beta}")
 

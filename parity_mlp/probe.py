@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from common.arguments import require_at_least, require_seed
 from common.checkpoints import find_checkpoints, local_path, write_file
 from common.errors import UserError
 from common.probes.monomials import probe_monomials
@@ -20,7 +21,7 @@ from common.runs import Run, command, default_name, progress, worker_threads
 from parity_mlp.data import make_task
 from parity_mlp.models import load_tensors
 from parity_mlp.sgd.engine import make_engine
-from parity_mlp.training import check_device, require_at_least, require_seed
+from parity_mlp.training import check_device
 
 
 @dataclass(frozen=True)

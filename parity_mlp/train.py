@@ -10,16 +10,15 @@ from dataclasses import asdict, dataclass
 
 import tyro
 
+from common.arguments import require_at_least, require_seed
+from common.distillation import FROM_LABELS
 from common.runs import command, default_name, open_run
 from parity_mlp.models import initial_tensors
 from parity_mlp.training import (
-    FROM_LABELS,
     RUNS,
     Arguments,
     Student,
     check,
-    require_at_least,
-    require_seed,
     task_of,
     train_together,
 )

@@ -10,7 +10,7 @@ import datetime
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from common import losses
+from common.arguments import require_at_least, require_seed
 from common.checkpoints import Checkpoint, load_resume, local_path, save_checkpoint, save_resume
+from common.distillation import Supervision
 from common.errors import DivergedError, UserError
 from common.runs import Run, WandbMode, progress, worker_threads
-from common.schedules import Segment, ce_only, checkpoint_at, spans
+from common.schedules import Segment, checkpoint_at, spans
 from parity_mlp.data import ParityTask, make_task
 from parity_mlp.models import Tensors, architecture, load_tensors
 from parity_mlp.sgd.engine import Engine, make_engine
@@ -98,28 +100,6 @@ class Arguments:
     """Remove what an earlier run wrote there and start over."""
 
 
-@dataclass(frozen=True)
-class Supervision:
-    """What a student learns from."""
-
-    schedule: Callable[[list[tuple[int, float]]], list[Segment]]
-    """From the student's evaluations so far, (step, accuracy), to its schedule; an empty one means the labels alone."""
-    teacher: Sequence[Checkpoint] = ()
-    temperature: tuple[float, float] = (1.0, 1.0)
-    """Teacher's temperature at the first step and at the last."""
-    annealing: Literal["linear", "logarithmic"] = "linear"
-    top_k: int | None = None
-    alpha: tuple[float, ...] = (0.0,)
-    """Weight of the label's cross entropy, piecewise constant."""
-    alpha_steps: tuple[int, ...] = ()
-    """Steps at which alpha moves to its next value."""
-    divergence: losses.Divergence = "forward-kl"
-    beta: float = 0.5
-
-
-FROM_LABELS = Supervision(schedule=lambda evaluations: ce_only())
-
-
 @dataclass
 class Student:
     """A network in training and the run that it writes."""
@@ -159,32 +139,6 @@ def check(arguments: Arguments) -> None:
     if not 0 <= arguments.warmup <= 1:
         raise UserError(f"--warmup is a share of the steps, between 0 and 1; got {arguments.warmup}")
     check_device(arguments.device)
-
-
-def require_at_least(least: int, arguments: object, *names: str) -> None:
-    """Refuse arguments, numbers or tuples of numbers, below `least`.
-
-    Raises:
-        UserError: names the flag.
-    """
-    for name in names:
-        value = getattr(arguments, name)
-        for number in value if isinstance(value, tuple) else (value,):
-            if not number >= least:
-                raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {number}")
-
-
-def require_seed(arguments: object, *names: str) -> None:
-    """Refuse seeds, numbers or tuples of numbers, that are negative or do not fit into 63 bits.
-
-    Raises:
-        UserError: names the flag.
-    """
-    require_at_least(0, arguments, *names)
-    for name in names:
-        value = getattr(arguments, name)
-        if max(value if isinstance(value, tuple) else (value,)) >= 2**63:
-            raise UserError(f"--{name.replace('_', '-')} must be below 2^63, got {value}")
 
 
 def check_device(device: str) -> None:
