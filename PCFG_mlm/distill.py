@@ -2,7 +2,7 @@
 
     python distill.py laptop --teacher ../runs/PCFG_mlm/laptop
     python distill.py laptop --methods two-shot --checkpoint before inside after --first-steps 250
-    python distill.py laptop --steps 500 1000 2000 --student-heads 2 4
+    python distill.py laptop --steps 500 1000 --student-heads 2 4
 
 All students see the same stream of sentences.
 """
@@ -72,15 +72,17 @@ PRESETS = {
         grammar="cfg3b",
         start="16",
         layers=2,
-        student_heads=(2,),
+        student_heads=(3,),
         dropout=0.0,
-        steps=(500, 1_000, 2_000),
+        steps=(500, 700, 1_000),
         batch_size=64,
-        lr=5e-3,
+        lr=1e-2,
         temperature=1.0,
-        eval_every=50,
+        eval_every=100,
         checkpoint_every=0,
         eval_samples=1024,
+        teacher_range=(200, 800),
+        teacher_every=40,
         first_steps=300,
         saturation_steps=200,
     ),

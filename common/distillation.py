@@ -39,6 +39,9 @@ class DistillationArguments:
     the checkpoints share the steps equally."""
     teacher_checkpoints: int | None = None
     """Number of teacher checkpoints (progressive): N in (N, T)-progressive distillation; by default all."""
+    teacher_range: tuple[int, int] | None = None
+    """First and last teacher step whose checkpoints are used before the final one (progressive), such as those of its
+    transition; by default all."""
     checkpoint: tuple[str, ...] = ("inside",)
     """First checkpoint (two-shot), one run each: a teacher step, or before, inside or after its transition."""
     first_steps: int
@@ -152,7 +155,8 @@ def own_teacher(directory: Path, names: Sequence[str]) -> Mapping[str, Any] | No
         config = json.loads(path.read_bytes())
     except ValueError:
         raise UserError(f"{path} is cut off or damaged: give another --teacher") from None
-    if not config.get("arguments", {}).keys() >= set(names):
+    arguments = config.get("arguments") if isinstance(config, dict) else None
+    if not isinstance(arguments, dict) or not arguments.keys() >= set(names):
         return None
     if not Run(directory).complete:
         raise UserError(f"the teacher's run in {directory} is not complete: finish it first, by its train.py command")
@@ -233,10 +237,20 @@ def fixed_schedule(
 
     Args:
         steps: the teacher's, at which checkpoints exist, increasing.
+
+    Raises:
+        UserError: as `supervision`.
     """
+    method = single.methods[0]
+    if method == "progressive" and single.teacher_range is not None:
+        if single.teacher_checkpoints is not None:
+            raise UserError(
+                "--teacher-checkpoints takes equal shares of all of the teacher's steps: give it or --teacher-range"
+            )
+        steps = _within(steps, *single.teacher_range)
     number = len(steps) if single.teacher_checkpoints is None else single.teacher_checkpoints
     every = max(1, total // max(1, number)) if single.teacher_every is None else single.teacher_every
-    match single.methods[0]:
+    match method:
         case "one-shot":
             return schedules.one_shot(steps)
         case "progressive":
@@ -250,8 +264,16 @@ def fixed_schedule(
             return schedules.refreshed(steps, every, single.speed)
         case "explicit":
             return planned(single.plan, steps)
-        case method:
+        case _:
             raise AssertionError(method)
+
+
+def _within(steps: Sequence[int], first: int, last: int) -> list[int]:
+    """The checkpoints from `first` to `last`, and the final one."""
+    within = [step for step in steps if first <= step <= last]
+    if not within:
+        raise UserError(f"--teacher-range {first} {last} has no checkpoint: they are at {steps[0]:,} to {steps[-1]:,}")
+    return sorted({*within, steps[-1]})
 
 
 def first_checkpoint(
@@ -262,7 +284,7 @@ def first_checkpoint(
     Raises:
         UserError: it names none, or the teacher's curve has no transition.
     """
-    if named.isdigit():
+    if named.isdecimal():
         return int(named)
     places = ("before", "inside", "after")
     if named not in places:
@@ -283,7 +305,7 @@ def planned(plan: Sequence[str], steps: Sequence[int]) -> list[schedules.Segment
     pairs: list[tuple[int, int | None]] = []
     for i, item in enumerate(plan):
         checkpoint, _, count = item.partition(":")
-        if not checkpoint.isdigit() or not (count.isdigit() or (not count and i == len(plan) - 1)):
+        if not checkpoint.isdecimal() or not (count.isdecimal() or (not count and i == len(plan) - 1)):
             raise UserError(f"--plan is a list of checkpoint:steps, the last may lack its steps; got {item!r}")
         earlier = [step for step in steps if step <= int(checkpoint)]
         if not earlier:
