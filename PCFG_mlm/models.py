@@ -77,11 +77,14 @@ def load_model(path: Path, task: MaskedTask) -> BertForMaskedLM:
             sentences.
     """
     transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
     advice = "give a BERT that was trained on this grammar"
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} has no config.json: {advice}")
     try:
         config = BertConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} has no config.json that can be read ({_line(error)}): {advice}") from error
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"{path} has a config.json that cannot be read ({_line(error)}): {advice}") from error
     if config.model_type != "bert":
         raise UserError(f"{path} is a model of type {config.model_type}: {advice}")
     if config.vocab_size != task.vocabulary:
@@ -96,13 +99,19 @@ def load_model(path: Path, task: MaskedTask) -> BertForMaskedLM:
         )
     try:
         loaded: Any = BertForMaskedLM.from_pretrained(
-            path, config=config, dtype=torch.float32, output_loading_info=True
+            path,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"the weights in {path} are missing or damaged ({_line(error)}): make it again") from error
     model, found = loaded
-    if found["missing_keys"]:
-        raise UserError(f"{path} lacks weights of a BERT for masked prediction, such as {min(found['missing_keys'])}")
+    lacking = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+    if lacking:
+        raise UserError(f"{path} lacks weights of the BERT that its config.json describes, such as {min(lacking)}")
     return model
 
 

@@ -4,6 +4,7 @@ The colours are those of Okabe and Ito (jfly.uni-koeln.de/color), which stay apa
 dashes keep the lines apart in grey. Figures are made without pyplot, so that a notebook keeps its backend.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
 COLUMN_WIDTH = 3.3
@@ -44,6 +45,7 @@ METHODS = {
     "two-shot inside": Line("two-shot, inside", GREEN, "-", "d"),
     "two-shot after": Line("two-shot, after", PURPLE, "-", ">"),
     "until-saturation": Line("until saturation", ORANGE, "-", "^"),
+    "bayes-optimal": Line("Bayes-optimal", BLACK, "-."),
 }
 
 STYLE: dict[Any, Any] = {
@@ -82,7 +84,7 @@ def new_figure(
         return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def curve(axis: Axes, steps: ArrayLike, values_per_seed: ArrayLike, line: Line) -> None:
+def curve(axis: Axes, steps: ArrayLike, values_per_seed: ArrayLike, line: Line, mark_every_point: bool = False) -> None:
     """Draw the mean over seeds and a band from the lowest to the highest seed; `legend` says so.
 
     With a few seeds a range is what was seen, while a standard deviation is a poor estimate.
@@ -91,6 +93,7 @@ def curve(axis: Axes, steps: ArrayLike, values_per_seed: ArrayLike, line: Line) 
         steps: of shape (evaluations,), common to all seeds.
         values_per_seed: of shape (seeds, evaluations).
         line: such as `METHODS["progressive"]`.
+        mark_every_point: for a few steps, between which nothing was measured.
     """
     values = np.asarray(values_per_seed, dtype=np.float64)
     axis.fill_between(steps, values.min(axis=0), values.max(axis=0), color=line.colour, alpha=0.2, linewidth=0)
@@ -102,15 +105,42 @@ def curve(axis: Axes, steps: ArrayLike, values_per_seed: ArrayLike, line: Line) 
         linewidth=1.2,
         marker=line.marker,
         markersize=3.5,
-        markevery=(0.03 * (len(axis.lines) % 5), 0.15),  # in diagonals of the axes; curves that coincide take turns
+        # in diagonals of the axes; curves that coincide take turns
+        markevery=None if mark_every_point else (0.03 * (len(axis.lines) % 5), 0.15),
         label=line.label,
     )
+
+
+def level(axis: Axes, values: Sequence[float], line: Line) -> None:
+    """Draw what does not depend on the horizontal axis: the mean over seeds, and a band over their range.
+
+    Args:
+        values: one for each seed.
+        line: such as `METHODS["one-shot"]`.
+    """
+    axis.axhspan(min(values), max(values), color=line.colour, alpha=0.2, linewidth=0)
+    axis.axhline(float(np.mean(values)), color=line.colour, linestyle=line.dashes, linewidth=1.2, label=line.label)
+
+
+def shade_transition(axis: Axes, start: float, end: float) -> None:
+    """Shade the steps from `start` to `end`."""
+    axis.axvspan(start, end, color=BLUE, alpha=0.1, linewidth=0, label="transition")
 
 
 def step_axis(axis: Axes, label: str = "training steps") -> None:
     """Write the horizontal axis as 0, 200k, 1M, and leave no margin beside the curves."""
     axis.set_xlabel(label)
     axis.margins(x=0)
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def logarithmic_step_axis(axis: Axes, label: str, first: float, last: float) -> None:
+    """The same from `first` to `last` on a logarithmic scale: 50, 100, 200, 500, 1k."""
+    axis.set_xlabel(label)
+    axis.set_xscale("log")
+    axis.set_xlim(first, last)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
@@ -125,6 +155,25 @@ def legend(axis: Axes, seeds: int, place: Literal["best", "center right"] = "bes
         frameon=False,
         handlelength=2.2,
         labelspacing=0.3,
+    )
+
+
+def legend_below(figure: Figure, columns: int, title: str | None = None) -> None:
+    """One legend for all axes, below them, where it covers no data; each label stands in it once."""
+    pairs = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in figure.axes]
+    handles = {label: handle for axis in pairs for handle, label in axis}
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=columns,
+        title=title,
+        fontsize=7,
+        title_fontsize=7,
+        frameon=False,
+        handlelength=2.2,
+        labelspacing=0.3,
+        columnspacing=1.2,
     )
 
 

@@ -1,7 +1,7 @@
 """Draw every figure of a setting, from committed data or from a folder of runs.
 
     python figures/make_figures.py parity_mlp
-    python figures/make_figures.py parity_mlp --runs runs
+    python figures/make_figures.py PCFG_mlm --runs runs
 
 The first draws the data in figures/data/, the second those of the runs.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import parity_figures
+import pcfg_figures
 import tyro
 
 from common.checkpoints import write_file
@@ -20,13 +21,14 @@ from common.plotting import save
 from common.runs import command
 
 FIGURES = Path(__file__).resolve().parent
+SETTINGS = {"parity_mlp": parity_figures, "PCFG_mlm": pcfg_figures}
 
 
 @dataclass(frozen=True)
 class Arguments:
     """Arguments of `make_figures.py`."""
 
-    setting: Annotated[Literal["parity_mlp"], tyro.conf.Positional]
+    setting: Annotated[Literal["parity_mlp", "PCFG_mlm"], tyro.conf.Positional]
     """Whose figures."""
     runs: Path | None = None
     """Directory of runs to collect the data from; by default the data are those that are committed."""
@@ -38,10 +40,11 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Collect, if runs are given, and draw."""
+    setting = SETTINGS[arguments.setting]
     out = arguments.out or (FIGURES if arguments.runs is None else arguments.runs / "figures")
     path = Path("data") / f"{arguments.setting}_{arguments.preset}.json"
     if arguments.runs is not None:
-        data = parity_figures.collect(arguments.runs, arguments.preset)
+        data = setting.collect(arguments.runs, arguments.preset)
         (out / "data").mkdir(parents=True, exist_ok=True)
         write_file(out / path, (json.dumps(data) + "\n").encode())
     elif (FIGURES / path).exists():
@@ -49,7 +52,7 @@ def main(arguments: Arguments) -> None:
     else:
         raise UserError(f"there is no {FIGURES / path}; give --runs, or a preset whose data are there")
     out.mkdir(parents=True, exist_ok=True)
-    for name, draw in parity_figures.FIGURES.items():
+    for name, draw in setting.FIGURES.items():
         picture = out / f"{name}_{arguments.preset}.png"
         save(draw(data), picture)
         print(picture)

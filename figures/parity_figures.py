@@ -18,7 +18,6 @@ from common.checkpoints import find_checkpoints
 from common.errors import UserError
 from common.phases import choose_checkpoints, find_phases
 from common.plotting import (
-    BLUE,
     GREY,
     METHODS,
     PAGE_WIDTH,
@@ -28,6 +27,7 @@ from common.plotting import (
     legend,
     new_figure,
     panel_title,
+    shade_transition,
     step_axis,
 )
 from common.runs import SURROUNDINGS, Run
@@ -228,8 +228,7 @@ def _draw_correlations(axis: Axes, data: dict[str, Any], degree: int) -> None:
     outside = np.asarray(found["outside_percentiles"])
     axis.fill_between(monomials["steps"], outside[:, 0], outside[:, 2], color=GREY, alpha=0.25, linewidth=0)
     axis.plot(monomials["steps"], outside[:, 1], color=GREY, linewidth=1.2, label="others")
-    start, end = data["phases"]["start"], data["phases"]["end"]
-    axis.axvspan(start, end, color=BLUE, alpha=0.1, linewidth=0, label="transition")
+    shade_transition(axis, data["phases"]["start"], data["phases"]["end"])
     step_axis(axis)
     axis.set_ylim(bottom=0)
 

@@ -5,18 +5,36 @@ set -euo pipefail
 
 setting=${1:-parity_mlp}
 preset=${2:-laptop}
-if [ "$setting" != parity_mlp ]; then
-    echo "error: unknown setting '$setting'; there is parity_mlp" >&2
-    exit 2
-fi
-if [[ ! $preset =~ ^(smoke|laptop|paper)$ ]]; then
-    echo "error: unknown preset '$preset'; there are smoke, laptop and paper" >&2
-    exit 2
-fi
+# what is measured on the teacher, and the budget and first checkpoints of two-shot students
+case "$setting $preset" in
+    "parity_mlp smoke" | "parity_mlp laptop" | "parity_mlp paper")
+        probes=("")
+        two_shot=(--checkpoint before inside after)
+        ;;
+    "PCFG_mlm smoke")
+        probes=(bayes-optimal "ngrams --sentences 128" "nonterminals --training 256 --heldout 64")
+        two_shot=(--steps 60 --checkpoint 20 40)
+        ;;
+    "PCFG_mlm laptop")
+        probes=(bayes-optimal ngrams "nonterminals --training 2048 --heldout 512")
+        two_shot=(--steps 1000 --checkpoint 100 200 300 400 600)
+        ;;
+    "PCFG_mlm paper")
+        probes=(bayes-optimal ngrams nonterminals)
+        two_shot=(--steps 4000 --checkpoint before inside after 1000 2000 4000)
+        ;;
+    *)
+        echo "error: no '$setting $preset'; settings are parity_mlp and PCFG_mlm, presets smoke, laptop and paper" >&2
+        exit 2
+        ;;
+esac
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 python -m "$setting.train" "$preset"
-python -m "$setting.probe" --run "runs/$setting/$preset"
+for probe in "${probes[@]}"; do
+    # shellcheck disable=SC2086  # a probe and its arguments are words
+    python -m "$setting.probe" $probe --run "runs/$setting/$preset"
+done
 python -m "$setting.distill" "$preset"
-python -m "$setting.distill" "$preset" --methods two-shot --checkpoint before inside after
+python -m "$setting.distill" "$preset" --methods two-shot "${two_shot[@]}"
 python figures/make_figures.py "$setting" --preset "$preset" --runs runs

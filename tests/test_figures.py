@@ -1,35 +1,49 @@
 """Figures from committed data and from runs, the notebooks, and the commands that the READMEs print."""
 
+import importlib
 import json
 import re
 import shlex
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import tyro
 from nbclient import NotebookClient
 
+import PCFG_mlm.distill
+import PCFG_mlm.probe
+import PCFG_mlm.train
+from common.errors import UserError
 from parity_mlp import distill, probe, train
 
 ROOT = Path(__file__).resolve().parents[1]
-FIGURES = ("figure1_parity_mlp_laptop.png", "figure2_parity_mlp_laptop.png")
 PNG = b"\x89PNG\r\n"
 
 
-def make_figures(*arguments):
-    command = [sys.executable, ROOT / "figures" / "make_figures.py", "parity_mlp", *arguments]
+def make_figures(*arguments, setting="parity_mlp"):
+    command = [sys.executable, ROOT / "figures" / "make_figures.py", setting, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_committed_data_make_the_committed_figures(tmp_path):
-    result = make_figures("--out", tmp_path)
+@pytest.fixture
+def pcfg_figures(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "figures")
+    return importlib.import_module("pcfg_figures")
+
+
+@pytest.mark.parametrize("data", sorted((ROOT / "figures" / "data").glob("*.json")), ids=lambda path: path.stem)
+def test_committed_data_make_the_committed_figures(data, tmp_path):
+    setting, preset = data.stem.rsplit("_", 1)
+    result = make_figures("--preset", preset, "--out", tmp_path, setting=setting)
     assert result.returncode == 0, result.stderr
-    for name in FIGURES:
-        assert (tmp_path / name).read_bytes().startswith(PNG)
-        assert (ROOT / "figures" / name).exists()
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {path.name for path in (ROOT / "figures").glob(f"*_{setting}_{preset}.png")}
+    assert all((tmp_path / name).read_bytes().startswith(PNG) for name in drawn)
 
 
 def test_the_smoke_runs_become_figures(tmp_path):
@@ -69,6 +83,224 @@ def test_the_smoke_runs_become_figures(tmp_path):
     assert data["candidates"]["before"] < data["candidates"]["inside"] < data["candidates"]["after"]
     records = [json.loads(line) for line in (root / "smoke" / "metrics.jsonl").read_text().splitlines()]
     assert data["teacher"]["accuracy"] == [record["accuracy"] for record in records]
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def make_up_run(directory, accuracies, losses=None, **arguments):
+    """A complete run as far as figures read it, evaluated every 100 steps."""
+    losses = [1 - accuracy for accuracy in accuracies] if losses is None else losses
+    records = [
+        {"step": 100 * i, "loss": loss, "accuracy": accuracy}
+        for i, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))
+    ]
+    write(directory / "config.json", {"arguments": arguments, "versions": {}})
+    write(directory / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    write(directory / "done.json", {})
+
+
+def quartiles(low, middle, high):
+    return [{"n": 2, "percentiles": {}}, {"n": 3, "percentiles": {"25": low, "50": middle, "75": high, "90": 2}}]
+
+
+TEACHER_LOSSES = [2, 1, 1, 1, 1, 0.9, 0.5, 0.1, 0, 0, 0, 0, 0]
+TWO_SHOT = {"200": 200, "inside": 600, "1000": 1000}
+"""The transition of these losses lies around step 600."""
+
+
+@pytest.fixture
+def made_up(tmp_path, monkeypatch):
+    """Runs of a laptop preset whose students' accuracies say who they are."""
+    preset = replace(PCFG_mlm.distill.PRESETS["laptop"], student_heads=(2,), steps=(500, 1000, 2000))
+    monkeypatch.setitem(PCFG_mlm.distill.PRESETS, "laptop", preset)
+    root = tmp_path / "PCFG_mlm"
+    teacher = asdict(replace(PCFG_mlm.train.PRESETS["laptop"], steps=1200))
+    make_up_run(root / "laptop", [0.9] * 13, TEACHER_LOSSES, **teacher)
+    probed = range(200, 1201, 200)
+    for step in probed:
+        for name in ("config.json", "model.safetensors"):
+            write(root / "laptop" / f"checkpoint-{step}" / name, {})
+    levels = [{"level": level, "tokens": 10, "accuracy": level / 10, "majority": level / 20} for level in (1, 2)]
+    nonterminals = {"seed": 0, "training": 2048, "levels": None}
+    probes = root / "laptop" / "probes"
+    write(probes / "bayes_optimal.json", {"loss": 0.05, "accuracy": 0.98, "expected_accuracy": 0.97})
+    write(
+        probes / "ngrams.json",
+        {
+            "settings": {"sizes": [2, 3, 4, 5]},
+            "bayes_optimal": {"robust": quartiles(0, 0, 0.5)},
+            "checkpoints": [
+                {"step": step, "pairs": 8, "robust": quartiles(step / 1e4, step / 5e3, step / 2e3)} for step in probed
+            ],
+        },
+    )
+    write(
+        probes / "nonterminals-training2048.json",
+        {"settings": nonterminals, "checkpoints": [{"step": step, "levels": levels} for step in probed]},
+    )
+    for seed in (0, 1, 2):
+        for steps in preset.steps:
+            for place, method in enumerate(("ce", "one-shot", "progressive")):
+                name = f"laptop-{method}-heads2-steps{steps}-seed{seed}"
+                make_up_run(root / name, [0, 0.1 * place + steps / 1e4 + seed / 100], seeds=[seed])
+        for name, step in TWO_SHOT.items():
+            name = f"laptop-two-shot-{name}-heads2-steps1000-seed{seed}"
+            make_up_run(root / name, [0, 0.6 + step / 1e4 + seed / 100], seeds=[seed], first_steps=300)
+    return tmp_path
+
+
+def test_pcfg_data_are_those_of_the_runs(made_up, pcfg_figures):
+    data = pcfg_figures.collect(made_up, "laptop")
+    assert data["teacher"]["loss"] == TEACHER_LOSSES
+    assert 500 <= data["phases"]["start"] <= 600 <= data["phases"]["end"] <= 800
+    assert data["bayes_optimal"] == {"loss": 0.05, "accuracy": 0.98, "expected_accuracy": 0.97}
+    progressive = data["students"]["progressive"]
+    assert (progressive["steps"], progressive["seeds"]) == ([500, 1000, 2000], [0, 1, 2])
+    np.testing.assert_allclose(progressive["accuracy"], [[0.25, 0.3, 0.4], [0.26, 0.31, 0.41], [0.27, 0.32, 0.42]])
+    two_shot = data["two_shot"]
+    assert (two_shot["steps"], two_shot["first_steps"], two_shot["checkpoints"]) == (1000, 300, [200, 600, 1000])
+    np.testing.assert_allclose(two_shot["accuracy"][2], [0.64, 0.68, 0.72])
+    assert data["ngrams"]["percentiles"][1] == [0.04, 0.08, 0.2]
+    assert data["ngrams"]["bayes_optimal"] == [0, 0, 0.5]
+    assert [entry["accuracy"] for entry in data["nonterminals"]["levels"]] == [[0.1] * 6, [0.2] * 6]
+    assert data["commands"][3:] == [
+        "python -m PCFG_mlm.probe nonterminals --run runs/PCFG_mlm/laptop --training 2048",
+        "python -m PCFG_mlm.distill laptop",
+        "python -m PCFG_mlm.distill laptop --methods two-shot --steps 1000 --checkpoint 200 inside 1000",
+    ]
+
+
+def test_two_shot_students_are_those_of_the_budget_with_most_checkpoints(made_up, pcfg_figures):
+    for name in ("200", "1000"):
+        directory = made_up / "PCFG_mlm" / f"laptop-two-shot-{name}-heads2-steps2000-seed0"
+        make_up_run(directory, [0, 1], seeds=[0], first_steps=300)
+    assert pcfg_figures.collect(made_up, "laptop")["two_shot"]["steps"] == 1000
+
+
+@pytest.mark.parametrize(
+    ("missing", "command"),
+    [
+        ("laptop/done.json", "python -m PCFG_mlm.train laptop"),
+        ("laptop/probes/bayes_optimal.json", r"python -m PCFG_mlm.probe bayes-optimal --run \S+/laptop"),
+        ("laptop/probes/ngrams.json", r"python -m PCFG_mlm.probe ngrams --run \S+/laptop"),
+        ("laptop/probes/nonterminals-training2048.json", r"python -m PCFG_mlm.probe nonterminals --run \S+/laptop"),
+        ("laptop-ce-heads2-steps500-seed1/done.json", "python -m PCFG_mlm.distill laptop"),
+        ("laptop-ce-heads2-steps500-seed1", "python -m PCFG_mlm.distill laptop"),
+        (
+            "laptop-two-shot-inside-heads2-steps1000-seed2",
+            "distill laptop --methods two-shot --steps 1000 --checkpoint 200 inside 1000",
+        ),
+        ("laptop-two-shot-*", "distill laptop --methods two-shot"),
+    ],
+)
+def test_a_missing_run_or_probe_is_named_with_its_command(made_up, pcfg_figures, missing, command):
+    for path in (made_up / "PCFG_mlm").glob(missing):
+        path.rename(made_up / f"removed-{path.name}")
+    with pytest.raises(UserError, match=command) as error:
+        pcfg_figures.collect(made_up, "laptop")
+    assert "\n" not in str(error.value)
+
+
+def test_a_probe_that_lacks_checkpoints_or_was_made_twice_is_refused(made_up, pcfg_figures):
+    probes = made_up / "PCFG_mlm" / "laptop" / "probes"
+    content = json.loads((probes / "ngrams.json").read_text())
+    write(probes / "ngrams-sentences64.json", content)
+    with pytest.raises(UserError, match=r"has ngrams-sentences64\.json, ngrams\.json"):
+        pcfg_figures.collect(made_up, "laptop")
+    (probes / "ngrams-sentences64.json").unlink()
+    write(probes / "ngrams.json", {**content, "checkpoints": content["checkpoints"][:-1]})
+    with pytest.raises(UserError, match="lacks checkpoints"):
+        pcfg_figures.collect(made_up, "laptop")
+
+
+def lines_of(axis):
+    """What an axis shows as lines, by label; values only."""
+    return {line.get_label(): line.get_ydata() for line in axis.lines}
+
+
+def shaded(axis):
+    return [patch.get_x() for patch in axis.patches if patch.get_label() == "transition"]
+
+
+def test_the_pcfg_overview_draws_the_data(made_up, pcfg_figures):
+    data = pcfg_figures.collect(made_up, "laptop")
+    (axis,) = pcfg_figures.overview(data).axes
+    lines = lines_of(axis)
+    np.testing.assert_allclose(lines["progressive"], [0.26, 0.31, 0.41])
+    np.testing.assert_allclose(lines["cross entropy"], [0.06, 0.11, 0.21])
+    levels = [line.get_ydata()[0] for line in axis.lines if list(line.get_xdata()) == [0, 1]]
+    assert levels == [0.98, 0.9]
+    assert [text.get_text() for text in axis.texts] == ["Bayes-optimal", "teacher, 1.2k steps"]
+
+
+def test_the_curriculum_draws_the_data(made_up, pcfg_figures):
+    data = pcfg_figures.collect(made_up, "laptop")
+    loss, robust, students = pcfg_figures.curriculum(data).axes
+    np.testing.assert_allclose(lines_of(loss)["teacher"], TEACHER_LOSSES[2:])  # from the first checkpoint on
+    np.testing.assert_allclose(lines_of(loss)["Bayes-optimal"], 0.05)
+    np.testing.assert_allclose(lines_of(robust)["median and 25% to 75%"], [0.04, 0.08, 0.12, 0.16, 0.2, 0.24])
+    assert [text.get_text() for text in robust.texts] == ["Bayes-optimal: 0 ↓"]
+    np.testing.assert_allclose(lines_of(students)["two-shot"], [0.63, 0.67, 0.71])
+    np.testing.assert_allclose(lines_of(students)["one-shot"], 0.21)
+    for axis in (loss, robust, students):
+        assert shaded(axis) == [data["phases"]["start"]]
+        assert axis.get_xlim() == (200, 1200)
+
+    data["ngrams"]["bayes_optimal"] = [0.01, 0.1, 0.5]
+    data["phases"] = None
+    _, robust, students = pcfg_figures.curriculum(data).axes
+    np.testing.assert_allclose(lines_of(robust)["Bayes-optimal"], 0.1)
+    assert not robust.texts
+    assert not shaded(students)
+
+
+def test_nonterminals_are_drawn_level_by_level(made_up, pcfg_figures):
+    data = pcfg_figures.collect(made_up, "laptop")
+    (axis,) = pcfg_figures.nonterminals(data).axes
+    for level in (1, 2):
+        (line,) = [line for line in axis.lines if line.get_label() == f"level {level}"]
+        np.testing.assert_allclose(line.get_ydata(), [level / 10] * 6)
+        others = [other for other in axis.lines if other.get_color() == line.get_color() and other is not line]
+        assert [(other.get_linestyle(), other.get_ydata()[0]) for other in others] == [(":", level / 20)]
+    assert "Bayes-optimal" not in lines_of(axis)
+
+    path = made_up / "PCFG_mlm" / "laptop" / "probes" / "nonterminals-training2048.json"
+    optimal = {"levels": [{"level": level, "accuracy": 1 - level / 100} for level in (1, 2)]}
+    write(path, {**json.loads(path.read_text()), "bayes_optimal": optimal})
+    (axis,) = pcfg_figures.nonterminals(pcfg_figures.collect(made_up, "laptop")).axes
+    assert "Bayes-optimal" in lines_of(axis)
+    drawn = [line.get_ydata()[0] for line in axis.lines if line.get_linestyle() == "-." and len(line.get_ydata())]
+    assert drawn == [0.99, 0.98]
+
+
+def test_the_smoke_runs_of_pcfg_become_figures(tmp_path, monkeypatch):
+    root = tmp_path / "runs" / "PCFG_mlm"
+    for name in ("ROOT", "RUNS"):
+        monkeypatch.setattr(PCFG_mlm.distill, name, tmp_path if name == "ROOT" else root)
+    PCFG_mlm.train.train(replace(PCFG_mlm.train.PRESETS["smoke"], out=root / "smoke"))
+    for words in (
+        "bayes-optimal",
+        "ngrams --sentences 16 --exact 2",
+        "nonterminals --training 64 --heldout 16 --epochs 1",
+    ):
+        monkeypatch.setattr(sys, "argv", ["probe.py", *words.split(), "--run", str(root / "smoke")])
+        PCFG_mlm.probe.main()
+    students = replace(PCFG_mlm.distill.PRESETS["smoke"], seeds=(0,))
+    PCFG_mlm.distill.distill(students)
+    PCFG_mlm.distill.distill(replace(students, methods=("two-shot",), checkpoint=("20", "40")))
+    arguments = ("--preset", "smoke", "--runs", tmp_path / "runs", "--out", tmp_path / "figures")
+    result = make_figures(*arguments, setting="PCFG_mlm")
+    assert result.returncode == 0, result.stderr
+    drawn = [Path(line) for line in result.stdout.splitlines()]
+    assert len(drawn) == 3
+    assert all(path.read_bytes().startswith(PNG) for path in drawn)
+    data = json.loads((tmp_path / "figures" / "data" / "PCFG_mlm_smoke.json").read_text())
+    assert data["two_shot"]["checkpoints"] == [20, 40]
+    last = (root / "smoke-two-shot-40-heads2-steps60-seed0" / "metrics.jsonl").read_text().splitlines()[-1]
+    assert data["two_shot"]["accuracy"][0][1] == pytest.approx(json.loads(last)["accuracy"], abs=1e-5)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("*.ipynb")), ids=lambda path: path.stem)

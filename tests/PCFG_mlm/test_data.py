@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from itertools import product
 
 import datasets
@@ -16,7 +15,6 @@ from numba import njit
 from common.errors import UserError
 from common.pcfg.grammar import load_grammar, parse_grammar
 from common.pcfg.sampler import Sentences, sample
-from common.runs import command
 from PCFG_mlm import data
 from PCFG_mlm.data import (
     GROUP_BATCHES,
@@ -30,6 +28,7 @@ from PCFG_mlm.data import (
     philox,
     rules_of,
 )
+from tests.commands import start
 
 SMALL = load_grammar("small")
 LETTERS = parse_grammar("S -> S S [0.4] | a [0.2] | b [0.2] | c [0.1] | d [0.1]", "letters")
@@ -303,15 +302,7 @@ def test_sentences_of_training_are_not_those_of_evaluation():
 
 def export(capsys, *words):
     """Run `data.py export` in this process; exit code, stdout and stderr."""
-    capsys.readouterr()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["data.py", "export", *map(str, words)])
-        try:
-            command(main)
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-    return code, *capsys.readouterr()
+    return start(capsys, main, "export", *words)
 
 
 def refuse(capsys, *words):

@@ -3,9 +3,7 @@
 import json
 import shlex
 import shutil
-import subprocess
-import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 
@@ -17,55 +15,42 @@ from common.checkpoints import find_checkpoints
 from common.pcfg.grammar import load_grammar
 from common.pcfg.sampler import sample
 from common.probes.ngrams import ngram
-from common.runs import command, open_run
+from common.runs import open_run
 from PCFG_mlm import probe, train
-from PCFG_mlm.data import MaskedTask
+from PCFG_mlm.bayes_optimal import bayes_optimal
+from PCFG_mlm.data import MaskedTask, evaluation_batches
 from PCFG_mlm.models import load_model
+from tests.commands import ROOT, Killed, files, python, start
 
-ROOT = Path(__file__).parents[2]
 TINY = """
 S -> A B [0.4] | B A C [0.6]
 A -> x y | y x x
 B -> z x [0.3] | y z [0.6] | y z z [0.1]
 C -> x | y
 """
+AMBIGUOUS = """
+S -> A B [0.6] | B A [0.4]
+A -> C [0.3] | C D [0.7]
+B -> D C | D
+C -> x | y x
+D -> y [0.8] | x y [0.2]
+"""
 NGRAMS = shlex.split("ngrams --sentences 12 --exact 3 --run")
 NONTERMINALS = shlex.split("nonterminals --training 64 --heldout 20 --epochs 1 --heads 2 --dimension 8 --run")
 
 
-class Killed(BaseException):
-    """Stands for a signal that ends the process at this point."""
-
-
-def start(capsys, *words):
-    """Run probe.py in this process; its exit code and what it wrote on stdout and stderr."""
-    capsys.readouterr()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["probe.py", *map(str, words)])
-        try:
-            command(probe.main)
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-    return code, *capsys.readouterr()
-
-
 def succeed(capsys, *words):
     """Run probe.py and read the file that it names."""
-    code, stdout, stderr = start(capsys, *words)
+    code, stdout, stderr = start(capsys, probe.main, *words)
     assert code == 0, stderr
     return json.loads(Path(stdout.strip()).read_text())
 
 
 def fail_in_one_line(capsys, *words):
-    code, _, stderr = start(capsys, *words)
+    code, _, stderr = start(capsys, probe.main, *words)
     assert code == 2
     assert stderr.count("\n") == 1
     return stderr
-
-
-def files(directory):
-    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +241,90 @@ def test_nonterminals_of_each_checkpoint(trained, capsys, monkeypatch):
             assert level["tokens"] == len(heldout)
             assert level["majority"] == pytest.approx(np.mean(heldout[:, level["level"]] == majority))
             assert 0.2 < level["accuracy"] < 1
+    assert [level["tokens"] for level in content["bayes_optimal"]["levels"]] == [len(heldout)] * 3
+
+
+def trees_of(symbol, grammar):
+    """Every tree of a symbol as tokens, the path of symbols above each of them, and the tree's probability."""
+    if symbol in grammar.terminals:
+        return [((symbol,), ((),), 1.0)]
+    found = []
+    for rule in grammar.rules:
+        if rule.left == symbol:
+            for parts in product(*(trees_of(child, grammar) for child in rule.right)):
+                tokens = tuple(token for words, _, _ in parts for token in words)
+                paths = tuple((symbol, *path) for _, above, _ in parts for path in above)
+                found.append((tokens, paths, rule.probability * np.prod([chance for _, _, chance in parts])))
+    return found
+
+
+def test_the_best_levels_are_those_of_a_list_of_all_trees(tmp_path):
+    (tmp_path / "ambiguous.cfg").write_text(AMBIGUOUS)
+    task = MaskedTask(load_grammar(str(tmp_path / "ambiguous.cfg")))
+    forest = trees_of("S", task.grammar)
+    drawn = sample(task.grammar, 0, "probe", 30, 50, trees=True)
+    right, expected = np.zeros((2, 2))
+    for i in range(50):
+        sentence = tuple(task.grammar.terminals[token] for token in drawn.sentence(i))
+        parses = [(paths, chance) for tokens, paths, chance in forest if tokens == sentence]
+        ancestors = drawn.ancestors[drawn.offsets[i] : drawn.offsets[i + 1]]
+        for token, level in product(range(len(sentence)), (1, 2)):
+            chances = {
+                symbol: sum(chance for paths, chance in parses if paths[token][level] == symbol) for symbol in "ABCD"
+            }
+            best = max(chances, key=chances.get)
+            right[level - 1] += best == task.grammar.nonterminals[ancestors[token, level]]
+            expected[level - 1] += chances[best] / sum(chances.values())
+    result = probe.bayes_optimal_levels(task, probe._labelled(task, 0, 30, 50, None))
+    tokens = len(drawn.tokens)
+    assert [(level["level"], level["tokens"]) for level in result] == [(1, tokens), (2, tokens)]
+    assert [level["accuracy"] for level in result] == pytest.approx((right / tokens).tolist(), abs=1e-12)
+    assert [level["expected_accuracy"] for level in result] == pytest.approx((expected / tokens).tolist(), abs=1e-12)
+    assert (expected < 0.99 * tokens).all()
+    assert (right != expected).all()
+
+
+def test_the_best_levels_are_of_the_first_held_out_sentences_and_can_be_left_out(run, capsys, tmp_path):
+    content = succeed(capsys, *NONTERMINALS, run, "--exact", 3, "--levels", 3)
+    tokens = len(sample(load_grammar("small"), 0, "probe", 64, 3).tokens)
+    one = {"tokens": tokens, "accuracy": pytest.approx(1), "expected_accuracy": pytest.approx(1)}
+    assert content["bayes_optimal"]["levels"] == [{"level": 1, **one}, {"level": 2, **one}]
+    assert set(succeed(capsys, *NONTERMINALS, run, "--exact", 0)) == {"settings", "checkpoints"}
+
+    (tmp_path / "uneven.cfg").write_text("S -> A S [0.3] | a [0.7]\nA -> b | B b\nB -> a b")
+    uneven = replace(train.PRESETS["smoke"], grammar=str(tmp_path / "uneven.cfg"), out=tmp_path / "uneven")
+    train.train(replace(uneven, steps=1, checkpoint_every=0, eval_samples=8))
+    assert set(succeed(capsys, *NONTERMINALS, tmp_path / "uneven", "--levels", 2)) == {"settings", "checkpoints"}
+
+
+# Bayes-optimal evaluation
+
+
+def test_the_best_evaluation_is_on_the_run_s_own_sentences_and_needs_no_checkpoint(tiny, tmp_path, capsys, monkeypatch):
+    (tmp_path / "run").mkdir()
+    shutil.copy(tiny / "config.json", tmp_path / "run")
+    content = succeed(capsys, "bayes-optimal", "--run", tmp_path / "run")
+    task = MaskedTask(probe._task_of(tiny).grammar, 0.3, hide_masked=False)
+    expected = bayes_optimal(task, evaluation_batches(task, 8, 3))
+    assert content.pop("eval_samples") == 8
+    assert content == pytest.approx(asdict(expected), rel=1e-12)
+    assert 0 < content["loss"] < np.log(3)
+
+    before = files(tmp_path)
+    monkeypatch.setattr(probe, "bayes_optimal", None)
+    succeed(capsys, "bayes-optimal", "--run", tmp_path / "run")
+    assert files(tmp_path) == before
+
+
+def test_the_best_evaluation_of_something_else_is_one_line(tiny, tmp_path, capsys):
+    config = json.loads((tiny / "config.json").read_text())
+    del config["arguments"]["eval_samples"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    message = fail_in_one_line(capsys, "bayes-optimal", "--run", tmp_path / "run")
+    assert "is not a run of PCFG_mlm" in message
+    assert "is not a run" in fail_in_one_line(capsys, "bayes-optimal", "--run", tmp_path / "missing")
+    assert not (tmp_path / "run" / "probes").exists()
 
 
 # Files
@@ -308,16 +377,18 @@ def test_a_probe_that_is_cut_off_goes_on(run, capsys, counted, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(probe, "write_file", write_until_killed)
         with pytest.raises(Killed):
-            start(capsys, *words, run)
+            start(capsys, probe.main, *words, run)
     exact = []
-    real = probe.cavities
-    monkeypatch.setattr(probe, "cavities", lambda *arguments: exact.append(1) or real(*arguments))
+    for name in ("cavities", "ancestor_posteriors"):
+        real = getattr(probe, name)
+        monkeypatch.setattr(probe, name, lambda *arguments, real=real: exact.append(1) or real(*arguments))
     content = succeed(capsys, *words, run)
     assert len(calls) == 4
     assert not exact
     assert [entry["step"] for entry in content["checkpoints"]] == [10, 20, 30]
     shutil.rmtree(run / "probes")
     assert succeed(capsys, *words, run) == content
+    assert exact
 
 
 @pytest.mark.parametrize(
@@ -332,6 +403,8 @@ def test_a_probe_that_is_cut_off_goes_on(run, capsys, counted, monkeypatch):
         ("nonterminals --training 0", "--training must be at least 1, got 0"),
         ("nonterminals --lr nan", "--lr must be positive and finite, got nan"),
         ("nonterminals --levels 1", "no nonterminal below the root to probe"),
+        ("nonterminals --levels 5", "--levels must be at most 4, as small has no more; got 5"),
+        ("nonterminals --exact -1", "--exact must be at least 0, got -1"),
     ],
 )
 def test_a_probe_that_cannot_be_is_one_line_and_writes_nothing(run, capsys, words, message):
@@ -371,12 +444,7 @@ def test_a_grammar_that_has_changed_is_refused(tmp_path, capsys, tiny):
 
 
 def test_it_starts_from_the_folder_of_the_setting(run):
-    done = subprocess.run(
-        [sys.executable, "probe.py", *NGRAMS[:-1], "--exact", "0", "--run", str(run)],
-        cwd=ROOT / "PCFG_mlm",
-        capture_output=True,
-        text=True,
-    )
+    done = python("probe.py", *NGRAMS[:-1], "--exact", 0, "--run", run, cwd=ROOT / "PCFG_mlm")
     assert done.returncode == 0, done.stderr
     (path,) = (run / "probes").iterdir()
     assert done.stdout == f"{path}\n"

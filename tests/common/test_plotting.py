@@ -14,9 +14,13 @@ from common.plotting import (
     Line,
     curve,
     legend,
+    legend_below,
+    level,
+    logarithmic_step_axis,
     new_figure,
     panel_title,
     save,
+    shade_transition,
     step_axis,
 )
 
@@ -83,6 +87,45 @@ def test_steps_are_short():
     write = axis.xaxis.get_major_formatter()
     assert [write(step) for step in (0, 50, 2500, 200_000, 1e6, 2.5e6)] == ["0", "50", "2.5k", "200k", "1M", "2.5M"]
     assert axis.get_xlim() == (0, 1_000_000)
+
+
+def test_a_level_is_the_mean_and_the_band_is_the_range():
+    _, axes = new_figure()
+    level(axes[0, 0], [0.5, 0.9, 0.7], METHODS["one-shot"])
+    (line,) = axes[0, 0].lines
+    np.testing.assert_allclose(line.get_ydata(), 0.7)
+    (band,) = axes[0, 0].patches
+    np.testing.assert_allclose((band.get_y(), band.get_y() + band.get_height()), (0.5, 0.9))
+
+
+def test_few_points_are_all_marked():
+    _, axes = new_figure()
+    curve(axes[0, 0], STEPS, VALUES, METHODS["progressive"], mark_every_point=True)
+    assert axes[0, 0].lines[0].get_markevery() is None  # every point
+
+
+def test_logarithmic_steps_are_short_and_have_no_room_beside_them():
+    figure, axes = new_figure()
+    logarithmic_step_axis(axes[0, 0], "teacher's steps", 50, 3000)
+    figure.draw_without_rendering()
+    ticks = axes[0, 0].get_xticks()
+    labels = [text.get_text() for text in axes[0, 0].get_xticklabels()]
+    shown = [label for tick, label in zip(ticks, labels, strict=True) if 50 <= tick <= 3000]
+    assert shown == ["50", "100", "200", "500", "1k", "2k"]
+    assert axes[0, 0].get_xlim() == (50, 3000)
+
+
+def test_the_legend_below_names_every_label_once():
+    figure, axes = new_figure(columns=2)
+    for axis, method in zip(axes[0], ("ce", "progressive"), strict=True):
+        curve(axis, STEPS, VALUES, METHODS[method])
+        shade_transition(axis, 100, 200)
+    legend_below(figure, 3, "mean of 3 seeds")
+    (shown,) = figure.legends
+    assert [text.get_text() for text in shown.get_texts()] == ["cross entropy", "transition", "progressive"]
+    assert shown.get_title().get_text() == "mean of 3 seeds"
+    figure.draw_without_rendering()
+    assert shown.get_window_extent().y1 < min(axis.get_tightbbox().y0 for axis in axes[0])
 
 
 def test_every_method_has_a_line_of_its_own():

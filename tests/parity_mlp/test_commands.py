@@ -11,38 +11,28 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from common import runs
 from common.checkpoints import find_checkpoints, load_resume, save_checkpoint
 from common.runs import Run, open_run
 from parity_mlp import distill, probe, train, training
 from parity_mlp.data import make_task, signs
 from parity_mlp.models import architecture, initial_tensors, load_model
+from tests.commands import ROOT, Killed, cut, files, python, results, results_below, start as start_main
 
-ROOT = Path(__file__).parents[2]
 COMMANDS = {"train": train, "distill": distill, "probe": probe}
 SIZES = "--d 10 --k 3 --lr 0.05 --eval-every 500 --eval-samples 512"
 TRAIN = shlex.split(f"train smoke {SIZES} --steps 6000 --width 40 --checkpoint-every 2000")
 DISTILL = shlex.split(f"distill smoke {SIZES} --steps 4000 --widths 8 --teacher-every 1000 --first-steps 1000")
 
 
-def start(capsys, *words):
+def start(capsys, name, *words):
     """Run a command in this process; its exit code and what it wrote on stderr."""
-    name, *arguments = map(str, words)
-    capsys.readouterr()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [f"{name}.py", *arguments])
-        try:
-            runs.command(COMMANDS[name].main)
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-    return code, capsys.readouterr().err
+    code, _, stderr = start_main(capsys, COMMANDS[name].main, *words)
+    return code, stderr
 
 
 def succeed(capsys, *words):
@@ -57,27 +47,6 @@ def fail_in_one_line(capsys, *words, code=2):
     assert got == code
     assert line.startswith("error: ")
     return line
-
-
-def files(directory):
-    """Everything below a directory."""
-    return {str(p.relative_to(directory)): p.read_bytes() if p.is_file() else None for p in directory.rglob("*")}
-
-
-def results(directory):
-    """What a run computed, without the id that it was given."""
-    named = {name: content for name, content in files(directory).items() if content and not name.endswith(".lock")}
-    return {name: content for name, content in named.items() if Path(name).parent.name or name != "config.json"}
-
-
-def results_below(directory):
-    return {run.name: results(run) for run in directory.iterdir()}
-
-
-def python(*arguments, cwd=ROOT, **settings):
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False, **settings
-    )
 
 
 @pytest.fixture(scope="module")
@@ -143,10 +112,6 @@ def test_students_killed_together_end_with_the_same_bits(tmp_path, capsys, teach
     kill_again_and_again(run, 3, [*words, tmp_path / "killed"])
     succeed(capsys, *words, tmp_path / "killed")
     assert results_below(tmp_path / "killed") == results_below(tmp_path / "undisturbed")
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL at a place that no signal from outside would hit."""
 
 
 @pytest.mark.parametrize("save", range(1, 8))
@@ -393,11 +358,6 @@ def test_a_teacher_that_is_missing_or_has_no_checkpoints_is_one_line(tmp_path, c
         assert message in line
         assert str(tmp_path / name) in line
     assert files(tmp_path) == before
-
-
-def cut(path):
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
 
 
 @pytest.mark.parametrize("name", ["checkpoint-3000/model.safetensors", "checkpoint-3000/config.json", "config.json"])

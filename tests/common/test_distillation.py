@@ -1,0 +1,397 @@
+"""Which runs a command makes, which teacher it finds, and the schedule of every method, written out by hand."""
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings, strategies as st
+
+from common.checkpoints import Checkpoint
+from common.distillation import (
+    FROM_LABELS,
+    DistillationArguments,
+    check_plural,
+    first_checkpoint,
+    fixed_schedule,
+    own_teacher,
+    planned,
+    resolved_teacher,
+    single_runs,
+    supervision,
+)
+from common.errors import UserError
+from common.runs import open_run
+from common.schedules import checkpoint_at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(DistillationArguments):
+    """A command with one plural argument of its own."""
+
+    widths: tuple[int, ...] = (4,)
+    lr: float = 0.1
+
+
+def arguments(method="one-shot", **changes):
+    return Arguments(**{"methods": (method,), "first_steps": 5, "saturation_steps": 4, **changes})
+
+
+def error(record):
+    return record["loss"]
+
+
+def taught(schedule, steps):
+    """The teacher step of each student step, in runs: [(teacher step, student steps), ...]."""
+    runs = []
+    for step in range(steps):
+        teacher = checkpoint_at(schedule, step)
+        if runs and runs[-1][0] == teacher:
+            runs[-1] = (teacher, runs[-1][1] + 1)
+        else:
+            runs.append((teacher, 1))
+    return runs
+
+
+# Runs
+
+METHODS = ("ce", "one-shot", "progressive", "two-shot", "until-saturation", "accelerated", "refreshed", "explicit")
+
+
+def test_runs_are_in_the_order_of_the_plural_arguments():
+    command = arguments(methods=("ce", "two-shot"), widths=(4, 8), seeds=(1, 0), checkpoint=("200", "before"), lr=0.5)
+    runs = single_runs(command, ("methods", "widths", "seeds", "checkpoint"))
+    assert [(run.methods, run.widths, run.seeds, run.checkpoint) for run in runs] == [
+        (("ce",), (4,), (1,), ()),
+        (("ce",), (4,), (0,), ()),
+        (("ce",), (8,), (1,), ()),
+        (("ce",), (8,), (0,), ()),
+        (("two-shot",), (4,), (1,), ("200",)),
+        (("two-shot",), (4,), (1,), ("before",)),
+        (("two-shot",), (4,), (0,), ("200",)),
+        (("two-shot",), (4,), (0,), ("before",)),
+        (("two-shot",), (8,), (1,), ("200",)),
+        (("two-shot",), (8,), (1,), ("before",)),
+        (("two-shot",), (8,), (0,), ("200",)),
+        (("two-shot",), (8,), (0,), ("before",)),
+    ]
+    assert {run.lr for run in runs} == {0.5}
+
+
+@settings(deadline=None)
+@given(
+    methods=st.lists(st.sampled_from(METHODS), min_size=1, unique=True),
+    widths=st.lists(st.integers(1, 9), min_size=1, max_size=3, unique=True),
+    seeds=st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True),
+    checkpoint=st.lists(st.sampled_from(["1", "2", "inside"]), min_size=1, unique=True),
+)
+def test_every_combination_is_one_run(methods, widths, seeds, checkpoint):
+    plural = {"methods": methods, "widths": widths, "seeds": seeds, "checkpoint": checkpoint}
+    command = arguments(**{name: tuple(values) for name, values in plural.items()})
+    check_plural(command, tuple(plural))
+    made = Counter((*run.methods, *run.widths, *run.seeds, *run.checkpoint) for run in single_runs(command, plural))
+    wanted = Counter()
+    for method in methods:
+        for width in widths:
+            for seed in seeds:
+                if method == "two-shot":
+                    wanted.update((method, width, seed, first) for first in checkpoint)
+                else:
+                    wanted[method, width, seed] += 1
+    assert made == wanted
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ()}, r"--methods needs at least one value and none twice, got \[\]"),
+        ({"seeds": (3, 0, 3)}, r"--seeds needs at least one value and none twice, got \[3, 0, 3\]"),
+        ({"checkpoint": ("1", "1")}, "--checkpoint needs"),
+        ({"alpha_steps": ()}, "--alpha-steps needs"),
+    ],
+)
+def test_plural_arguments_without_a_value_or_with_one_twice_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        check_plural(arguments(**changes), tuple(changes))
+
+
+# Teacher
+
+
+def test_a_teacher_inside_the_repository_is_named_from_its_root(tmp_path, monkeypatch):
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for directory in (root / "runs" / "laptop", root / "setting", elsewhere / "teacher"):
+        directory.mkdir(parents=True)
+    for folder, given_as, found in (
+        (root, "runs/laptop", "runs/laptop"),
+        (root, "runs/laptop/", "runs/laptop"),
+        (root / "setting", "../runs/laptop", "runs/laptop"),
+        (elsewhere, str(root / "runs" / "laptop"), "runs/laptop"),
+        (elsewhere, "teacher", str(elsewhere / "teacher")),
+        (root / "setting", "../../elsewhere/teacher", str(elsewhere / "teacher")),
+        (root, "organisation/model", "organisation/model"),
+        (root, "../missing", "../missing"),
+        (root, "", "runs/default"),
+    ):
+        monkeypatch.chdir(folder)
+        assert resolved_teacher(given_as, "runs/default", root) == found
+
+
+NAMES = ("grammar", "rules")
+
+
+def test_a_teacher_of_ours_is_known_by_its_arguments(tmp_path):
+    with open_run(tmp_path / "run", {"grammar": "small", "rules": ["a"], "lr": 1}) as run:
+        with pytest.raises(UserError, match="run is not complete: finish it first"):
+            own_teacher(tmp_path / "run", NAMES)
+        run.finish({})
+    config = own_teacher(tmp_path / "run", NAMES)
+    assert config["arguments"] == {"grammar": "small", "rules": ["a"], "lr": 1}
+    assert len(config["id"]) == 16
+    assert own_teacher(tmp_path / "run", ("d", "k")) is None
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        '{"model_type": "bert"}',
+        '{"arguments": {"grammar": "small"}}',
+        '{"arguments": {}}',
+        '{"arguments": null}',
+        '{"arguments": "rules"}',
+        "[]",
+        "1",
+    ],
+)
+def test_any_other_teacher_is_not_ours(tmp_path, config):
+    assert own_teacher(tmp_path, NAMES) is None
+    assert own_teacher(tmp_path / "missing", NAMES) is None
+    (tmp_path / "config.json").write_text(config)
+    assert own_teacher(tmp_path, NAMES) is None
+
+
+@pytest.mark.parametrize("content", [b"", b'{"arguments": {"grammar"', b"\xff\xfe"])
+def test_a_teacher_whose_config_is_cut_off_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.json is cut off or damaged: give another --teacher"):
+        own_teacher(tmp_path, NAMES)
+
+
+# Schedules
+
+STEPS = [100, 200, 300, 400]
+
+
+@pytest.mark.parametrize(
+    ("changes", "total", "expected"),
+    [
+        ({"method": "one-shot"}, 10, [(400, 10)]),
+        ({"method": "progressive"}, 10, [(100, 2), (200, 2), (300, 2), (400, 4)]),
+        ({"method": "progressive"}, 3, [(100, 1), (200, 1), (300, 1)]),
+        ({"method": "progressive", "teacher_every": 3}, 10, [(100, 3), (200, 3), (300, 3), (400, 1)]),
+        ({"method": "progressive", "teacher_checkpoints": 2}, 10, [(200, 5), (400, 5)]),
+        ({"method": "progressive", "teacher_checkpoints": 3}, 9, [(100, 3), (200, 3), (400, 3)]),
+        ({"method": "progressive", "teacher_checkpoints": 2, "teacher_every": 1}, 10, [(200, 1), (400, 9)]),
+        ({"method": "progressive", "teacher_range": (150, 300)}, 9, [(200, 3), (300, 3), (400, 3)]),
+        ({"method": "progressive", "teacher_range": (300, 300), "teacher_every": 4}, 9, [(300, 4), (400, 5)]),
+        ({"method": "progressive", "teacher_range": (400, 900)}, 9, [(400, 9)]),
+        ({"method": "two-shot", "checkpoint": ("200",)}, 10, [(200, 5), (400, 5)]),
+        ({"method": "two-shot", "checkpoint": ("250",), "first_steps": 9}, 10, [(200, 9), (400, 1)]),
+        ({"method": "two-shot", "checkpoint": ("400",)}, 10, [(400, 10)]),
+        ({"method": "accelerated", "speed": 50.0}, 10, [(100, 4), (200, 2), (300, 2), (400, 2)]),
+        ({"method": "accelerated", "speed": 1e9}, 10, [(400, 10)]),
+        ({"method": "refreshed", "teacher_every": 3, "speed": 50.0}, 10, [(100, 3), (300, 3), (400, 4)]),
+        ({"method": "refreshed", "speed": 100.0}, 10, [(200, 2), (400, 8)]),
+        ({"method": "explicit", "plan": ("300:2", "100:3", "450")}, 10, [(300, 2), (100, 3), (400, 5)]),
+        ({"method": "explicit", "plan": ("300:2", "199:3")}, 10, [(300, 2), (100, 8)]),
+    ],
+)
+def test_the_schedule_of_every_method(changes, total, expected):
+    single = arguments(**changes)
+    assert taught(fixed_schedule(single, total, STEPS, Path("missing"), error), total) == expected
+    teacher = [Checkpoint(step, f"organisation/model@step{step}") for step in STEPS]
+    assert taught(supervision(single, total, teacher, Path("missing"), 8, error).schedule([]), total) == expected
+
+
+@settings(deadline=None)
+@given(
+    steps=st.lists(st.integers(0, 40), min_size=1, max_size=6, unique=True).map(sorted),
+    total=st.integers(1, 40),
+    number=st.none() | st.integers(1, 6),
+    every=st.none() | st.integers(1, 9),
+)
+def test_progressive_is_its_definition(steps, total, number, every):
+    single = arguments("progressive", teacher_checkpoints=number, teacher_every=every)
+    used = steps
+    if number is not None:
+        wanted = [steps[-1] * i / number for i in range(1, number + 1)]
+        if wanted[0] < steps[0]:
+            with pytest.raises(UserError, match=f"the first is {steps[0]}"):
+                fixed_schedule(single, total, steps, Path("missing"), error)
+            return
+        used = [max(step for step in steps if step <= place) for place in wanted]
+    share = every or max(total // len(used), 1)
+    schedule = fixed_schedule(single, total, steps, Path("missing"), error)
+    for step in range(total):
+        assert checkpoint_at(schedule, step) == used[min(step // share, len(used) - 1)]
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ((), "names no checkpoint"),
+        (("300",), None),
+        (("300:",), None),
+        (("300", "400"), "--plan is a list of checkpoint:steps, the last may lack its steps; got '300'"),
+        (("300:", "400"), "got '300:'"),
+        (("99:3", "400"), "--plan names checkpoint 99, but the first is 100"),
+        (("300:0", "400"), "must be positive"),
+        (("-300:2", "400"), "got '-300:2'"),
+        (("300:2.5", "400"), r"got '300:2\.5'"),
+        (("300:2:1", "400"), "got '300:2:1'"),
+        (("inside:2", "400"), "got 'inside:2'"),
+        (("300:²", "400"), "got '300:²'"),
+        (("³00:2", "400"), "got '³00:2'"),
+    ],
+)
+def test_a_plan_is_checkpoints_and_their_steps(plan, message):
+    if message is None:
+        assert taught(planned(plan, STEPS), 7) == [(300, 7)]
+    else:
+        with pytest.raises(UserError, match=message):
+            planned(plan, STEPS)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(100, 500), st.integers(1, 5)), min_size=1, max_size=5), st.booleans())
+def test_a_plan_is_followed_step_by_step(pairs, last_is_open):
+    plan = [f"{checkpoint}:{count}" for checkpoint, count in pairs]
+    if last_is_open:
+        plan[-1] = plan[-1].partition(":")[0]
+    expected = [min(checkpoint // 100, 4) * 100 for checkpoint, count in pairs for _ in range(count)]
+    schedule = planned(plan, STEPS)
+    assert [checkpoint_at(schedule, step) for step in range(len(expected))] == expected
+    assert checkpoint_at(schedule, 10**9) == expected[-1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=4))
+@example("²")
+def test_words_that_are_no_checkpoint_are_refused_in_one_line(word):
+    if word.isdecimal():
+        assert first_checkpoint(word, STEPS, Path("missing"), error) == int(word)
+        return
+    with pytest.raises(UserError, match="--checkpoint is a teacher step, before, inside or after; got"):
+        first_checkpoint(word, STEPS, Path("missing"), error)
+    with pytest.raises(UserError, match="--plan"):
+        planned([f"{word}:5", "400"], STEPS)
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A teacher whose loss is 2 up to step 200, falls in a straight line, and is 1 from step 300 on."""
+    with (tmp_path / "metrics.jsonl").open("w") as file:
+        for step in range(0, 501, 10):
+            loss = 2 - min(max(step - 200, 0) / 100, 1)
+            file.write(json.dumps({"step": step, "loss": loss, "accuracy": 1 - loss / 4}) + "\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("error", [lambda record: record["loss"], lambda record: 1 - record["accuracy"]])
+def test_the_first_checkpoint_is_chosen_from_the_teachers_curve(directory, error):
+    steps = [20, 90, 150, 250, 310, 390, 470, 500]
+    for named, expected in {"before": 90, "inside": 250, "after": 390, "333": 333}.items():
+        assert first_checkpoint(named, steps, directory, error) == expected
+    single = arguments("two-shot", checkpoint=("after",), first_steps=3)
+    assert taught(fixed_schedule(single, 5, steps, directory, error), 5) == [(390, 3), (500, 2)]
+
+
+def test_a_teacher_without_a_curve_or_without_a_transition_is_refused(directory, tmp_path_factory):
+    empty = tmp_path_factory.mktemp("plain")
+    with pytest.raises(UserError, match=r"has no metrics\.jsonl to find a transition in: give --checkpoint a teacher"):
+        first_checkpoint("inside", STEPS, empty, error)
+    with pytest.raises(UserError, match="no teacher checkpoint inside the transition"):
+        first_checkpoint("inside", STEPS, directory, error)
+    with pytest.raises(UserError, match="has no transition"):
+        first_checkpoint("inside", STEPS, directory, lambda record: -record["loss"])
+
+
+# Supervision
+
+TEACHER = [Checkpoint(step, f"organisation/model@step{step}") for step in STEPS]
+
+
+def supervised(method="one-shot", total=10, **changes):
+    return supervision(arguments(method, **changes), total, TEACHER, Path("missing"), 8, error)
+
+
+def test_without_a_teacher_no_argument_of_the_loss_counts():
+    assert supervised("ce", alpha=(2.0,), temperature=-1.0) is FROM_LABELS
+    assert FROM_LABELS.schedule([(10, 0.5)]) == []
+    assert FROM_LABELS.teacher == ()
+
+
+def test_the_loss_is_the_one_asked_for():
+    loss = {"alpha": (0.5, 0.0), "alpha_steps": (3,), "divergence": "jensen-shannon", "beta": 0.25, "top_k": 8}
+    found = supervised(temperature=2.0, end_temperature=0.5, annealing="logarithmic", **loss)
+    assert {name: getattr(found, name) for name in loss} == loss
+    assert (found.temperature, found.annealing, found.teacher) == ((2.0, 0.5), "logarithmic", TEACHER)
+    assert supervised(temperature=0.0).temperature == (0.0, 0.0)
+    assert supervised(temperature=2.0, end_temperature=0.0).temperature == (2.0, 0.0)
+
+
+def test_until_saturation_goes_on_by_the_evaluations():
+    schedule = supervised(
+        "until-saturation", saturation_steps=50, saturation_window=2, saturation_threshold=0.1
+    ).schedule
+    assert taught(schedule([]), 100) == [(100, 100)]
+    accuracies = [0.2, 0.5, 0.55, 0.57, 0.6, 0.7, 0.8, 0.9, 1.0]
+    evaluations = [(10 * i, accuracy) for i, accuracy in enumerate(accuracies, 1)]
+    # At step 40 the best of the last two, 0.57, is less than 0.1 above 0.5; at step 90 there were 50 steps.
+    assert taught(schedule(evaluations[:3]), 100) == [(100, 100)]
+    assert taught(schedule(evaluations[:8]), 100) == [(100, 40), (200, 60)]
+    assert taught(schedule(evaluations), 100) == [(100, 40), (200, 50), (300, 10)]
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        ("one-shot", {"alpha": ()}, "--alpha must be between 0 and 1"),
+        ("one-shot", {"alpha": (-0.1,)}, "--alpha must be between 0 and 1"),
+        ("one-shot", {"alpha": (0.5, 1.1), "alpha_steps": (3,)}, "--alpha must be between 0 and 1"),
+        ("one-shot", {"alpha": (math.nan,)}, "--alpha must be between 0 and 1"),
+        ("one-shot", {"alpha": (0.5, 0.0)}, "0 boundaries separate 1 values, got 2"),
+        ("one-shot", {"alpha": (0.5, 0.1, 0.0), "alpha_steps": (5, 5)}, "must increase"),
+        ("one-shot", {"temperature": -1.0}, "temperatures must be 0 or more"),
+        ("one-shot", {"end_temperature": -1.0}, "temperatures must be 0 or more"),
+        ("one-shot", {"end_temperature": 0.0, "annealing": "logarithmic"}, "needs temperatures above 0"),
+        ("one-shot", {"top_k": 0}, "--top-k must be between 1 and the number of labels, 8; got 0"),
+        ("one-shot", {"top_k": 9}, "--top-k must be between 1 and the number of labels, 8; got 9"),
+        ("one-shot", {"divergence": "jensen-shannon", "beta": 0.0}, "--beta must be between 0 and 1"),
+        ("one-shot", {"divergence": "jensen-shannon", "beta": 1.0}, "--beta must be between 0 and 1"),
+        ("progressive", {"teacher_every": 0}, "student steps per checkpoint must be positive"),
+        ("progressive", {"teacher_checkpoints": 0}, "number of checkpoints must be positive"),
+        ("progressive", {"teacher_checkpoints": 5}, "at or before teacher step 80; the first is 100"),
+        ("progressive", {"teacher_range": (101, 199)}, "--teacher-range 101 199 has no checkpoint"),
+        ("progressive", {"teacher_range": (1, 900), "teacher_checkpoints": 2}, "give it or --teacher-range"),
+        ("two-shot", {"checkpoint": ("99",)}, "at or before teacher step 99; the first is 100"),
+        ("two-shot", {"checkpoint": ("200",), "first_steps": 0}, "must be positive"),
+        ("two-shot", {"checkpoint": ("during",)}, "--checkpoint is a teacher step, before, inside or after"),
+        ("accelerated", {"speed": 0.0}, "multiplier must be positive"),
+        ("refreshed", {"speed": 1.0}, "at or before teacher step 2; the first is 100"),
+        ("refreshed", {"speed": math.inf}, "speed must be positive and finite"),
+        ("explicit", {}, "names no checkpoint"),
+        ("until-saturation", {"saturation_window": 0}, "window of evaluations must be positive"),
+        ("until-saturation", {"saturation_steps": 0}, "must be positive"),
+    ],
+)
+def test_supervision_that_cannot_be_is_refused(method, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        supervised(method, **changes)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_beta_counts_for_the_jensen_shannon_divergence_alone():
+    assert supervised(beta=1.0).divergence == "forward-kl"
