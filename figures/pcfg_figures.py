@@ -196,7 +196,7 @@ def nonterminals(data: dict[str, Any]) -> Figure:
     _finish_teacher_axis(axis, data)
     axis.set_ylabel("accuracy of the probe")
     panel_title(axis, "nonterminals")
-    legend_below(figure, 4)
+    legend_below(figure, 3)
     return figure
 
 

@@ -17,7 +17,7 @@ case "$setting $preset" in
         ;;
     "PCFG_mlm laptop")
         probes=(bayes-optimal ngrams "nonterminals --training 2048 --heldout 512")
-        two_shot=(--steps 1000 --checkpoint 100 200 300 400 600)
+        two_shot=(--steps 700 --checkpoint 100 200 300 400 600 1000 2000)
         ;;
     "PCFG_mlm paper")
         probes=(bayes-optimal ngrams nonterminals)
