@@ -2,13 +2,19 @@
 
     python probe.py ngrams --run ../runs/PCFG_mlm/laptop
     python probe.py nonterminals --run ../runs/PCFG_mlm/laptop --training 2048 --heldout 512
+    python probe.py bayes-optimal --run ../runs/PCFG_mlm/laptop
 
 Writes probes/ngrams.json or probes/nonterminals.json in the run's directory (arguments other than the defaults become
 part of the name), after each checkpoint, so that a probe that is cut off goes on.
 
 Beside the checkpoints, ngrams.json has M_robust and M_close of the Bayes-optimal predictor, on the first few of the
 same sentences. It knows the grammar and the sentence's length; a model from which masked positions are hidden is not
-told the length, which matters for M_close.
+told the length, which matters for M_close. Likewise, nonterminals.json has the accuracy at each level of the most
+probable ancestor given the whole sentence, which is 1 only if sentences have one parse; it is left out for a grammar
+whose tokens are at different depths.
+
+The third command looks at no checkpoint. probes/bayes_optimal.json has loss, accuracy and expected accuracy of the
+Bayes-optimal predictor on the sentences that the run is evaluated on, the best values that any model can have there.
 """
 
 import json
@@ -28,20 +34,22 @@ from common.arguments import require_at_least, require_seed
 from common.checkpoints import find_checkpoints, local_path, write_file
 from common.errors import UserError
 from common.pcfg.grammar import load_grammar
-from common.pcfg.inside_outside import cavities
+from common.pcfg.inside_outside import ancestor_posteriors, cavities
 from common.pcfg.sampler import Sentences, sample
 from common.probes.ngrams import NgramVariants, Predictor, Questions, bert_predictor, probe_ngrams
 from common.probes.nonterminals import NO_SYMBOL, LabelledSentences, bert_encoder, probe_nonterminals
 from common.runs import Run, command, default_name, progress
-from PCFG_mlm.data import MaskedTask, rules_of
+from PCFG_mlm.bayes_optimal import bayes_optimal
+from PCFG_mlm.data import MaskedTask, evaluation_batches, rules_of
 from PCFG_mlm.models import load_model
+from PCFG_mlm.training import EVALUATION_BATCH
 
 SPACING = 30
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """What the probes have in common."""
+    """What the probes of checkpoints have in common."""
 
     run: Path
     """Run directory of train.py or distill.py."""
@@ -81,6 +89,8 @@ class NonterminalArguments(Arguments):
     """Fresh sentences that the probe learns from."""
     heldout: int = 4096
     """Fresh sentences that it is tested on."""
+    exact: int = 256
+    """Held-out sentences for the Bayes-optimal values; 0 leaves these out."""
     levels: int | None = None
     """Levels of the tree, from the root; by default all, for a grammar whose tokens are all at one depth."""
     heads: int = 16
@@ -93,6 +103,14 @@ class NonterminalArguments(Arguments):
     """Passes over the training sentences."""
     batch_size: int = 64
     """Sentences per step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BayesOptimalArguments:
+    """Arguments of `probe.py bayes-optimal`."""
+
+    run: Path
+    """Run directory of train.py or distill.py; it needs no checkpoint."""
 
 
 def ngrams(arguments: NgramArguments) -> None:
@@ -123,7 +141,7 @@ def ngrams(arguments: NgramArguments) -> None:
     shown = variants(arguments.sentences, task.hide_masked)
     columns, values = arguments.columns, arguments.values
 
-    def bayes_optimal() -> object:
+    def optimal() -> object:
         exact = variants(arguments.exact, hide_masked=False)
         return asdict(probe_ngrams(exact, bayes_optimal_predictor(task), columns, values))
 
@@ -136,7 +154,7 @@ def ngrams(arguments: NgramArguments) -> None:
         {
             "spacing": lambda: spacing,
             **({"positions": lambda: shown.pairs.tolist()} if values else {}),
-            **({"bayes_optimal": bayes_optimal} if arguments.exact else {}),
+            **({"bayes_optimal": optimal} if arguments.exact else {}),
         },
     )
 
@@ -144,6 +162,7 @@ def ngrams(arguments: NgramArguments) -> None:
 def nonterminals(arguments: NonterminalArguments) -> None:
     """Accuracy of the probe for nonterminals, level by level, on every checkpoint that is not in the file yet."""
     require_at_least(1, arguments, "training", "heldout", "heads", "dimension", "epochs", "batch_size")
+    require_at_least(0, arguments, "exact")
     require_seed(arguments, "seed")
     if not 0 < arguments.lr < math.inf:
         raise UserError(f"--lr must be positive and finite, got {arguments.lr}")
@@ -168,7 +187,24 @@ def nonterminals(arguments: NonterminalArguments) -> None:
         )
         return {"levels": [{"level": level, **asdict(result)} for level, result in enumerate(accuracies, 1)]}
 
-    _probe_checkpoints(arguments, NonterminalArguments(run=arguments.run), "nonterminals", task, measure, {})
+    def optimal() -> object:
+        few = LabelledSentences(heldout.sequences[: arguments.exact], heldout.labels[: arguments.exact])
+        return {"levels": bayes_optimal_levels(task, few)}
+
+    exact = arguments.exact > 0 and task.grammar.depth is not None
+    once = {"bayes_optimal": optimal} if exact else {}
+    _probe_checkpoints(arguments, NonterminalArguments(run=arguments.run), "nonterminals", task, measure, once)
+
+
+def evaluation(arguments: BayesOptimalArguments) -> None:
+    """Loss and accuracy of the Bayes-optimal predictor on the run's evaluation sentences, unless the file is there."""
+    task = _task_of(arguments.run)
+    path = arguments.run / "probes" / "bayes_optimal.json"
+    if not path.exists():
+        samples = Run(arguments.run).config["arguments"]["eval_samples"]
+        result = bayes_optimal(task, evaluation_batches(task, samples, EVALUATION_BATCH))
+        write_file(path, json.dumps({"eval_samples": samples, **asdict(result)}).encode())
+    print(path)
 
 
 def bayes_optimal_predictor(task: MaskedTask) -> Predictor:
@@ -190,9 +226,36 @@ def bayes_optimal_predictor(task: MaskedTask) -> Predictor:
     return predict
 
 
+def bayes_optimal_levels(task: MaskedTask, data: LabelledSentences) -> list[dict[str, float]]:
+    """How well the ancestors of tokens can be told from whole sentences, level by level, by exact posteriors.
+
+    Args:
+        task: its grammar has all tokens at one depth.
+        data: sentences with BOS, and the place of each ancestor among the symbols of its level, the root left out.
+
+    Returns:
+        For each level its number `level`, `tokens`, and two means over the tokens: `accuracy` of the most probable
+        symbol, the first of several that are equally probable, and `expected_accuracy`, the probability of that symbol.
+    """
+    right, expected = np.zeros((2, data.labels[0].shape[1]))
+    for sequence, labels in zip(data.sequences, data.labels, strict=True):
+        posteriors = ancestor_posteriors(task.grammar, np.eye(task.terminals)[sequence[1:]])
+        for i, places in enumerate(labels[1:].T):
+            of_level = posteriors[:, task.grammar.levels[i + 1]]
+            right[i] += (of_level.argmax(axis=1) == places).sum()
+            expected[i] += of_level.max(axis=1).sum()
+    tokens = sum(len(sequence) - 1 for sequence in data.sequences)
+    return [
+        {"level": level, "tokens": tokens, "accuracy": hits / tokens, "expected_accuracy": mean / tokens}
+        for level, (hits, mean) in enumerate(zip(right.tolist(), expected.tolist(), strict=True), 1)
+    ]
+
+
 def _labelled(task: MaskedTask, seed: int, first: int, count: int, levels: int | None) -> LabelledSentences:
     """Sentences with BOS, and the place of each ancestor among the symbols of its level; the root is left out."""
     grammar = task.grammar
+    if levels is not None and grammar.depth is not None and levels > grammar.depth:
+        raise UserError(f"--levels must be at most {grammar.depth}, as {grammar.name} has no more; got {levels}")
     drawn = sample(grammar, seed, "probe", first, count, trees=True, levels=levels)
     assert drawn.ancestors is not None
     labels = np.full((len(drawn.tokens), drawn.ancestors.shape[1] - 1), NO_SYMBOL, np.int16)
@@ -221,7 +284,7 @@ def _task_of(run: Path) -> MaskedTask:
         UserError: the directory is not a run's of this setting, or its grammar's file has changed since.
     """
     config = Run(run).config["arguments"]
-    if not {"grammar", "start", "mask_rate", "hide_masked", "rules"} <= set(config):
+    if not {"grammar", "start", "mask_rate", "hide_masked", "eval_samples", "rules"} <= set(config):
         raise UserError(f"{run} is not a run of PCFG_mlm: give the directory of a run of its train.py or distill.py")
     task = MaskedTask(load_grammar(config["grammar"], config["start"]), config["mask_rate"], config["hide_masked"])
     if rules_of(task.grammar) != config["rules"]:
@@ -278,12 +341,15 @@ def _probe_checkpoints(
 def main() -> None:
     """Parse the command line."""
     arguments = tyro.extras.subcommand_cli_from_dict(
-        {"ngrams": NgramArguments, "nonterminals": NonterminalArguments}, description=__doc__
+        {"ngrams": NgramArguments, "nonterminals": NonterminalArguments, "bayes-optimal": BayesOptimalArguments},
+        description=__doc__,
     )
     if isinstance(arguments, NgramArguments):
         ngrams(arguments)
-    else:
+    elif isinstance(arguments, NonterminalArguments):
         nonterminals(arguments)
+    else:
+        evaluation(arguments)
 
 
 if __name__ == "__main__":

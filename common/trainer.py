@@ -23,10 +23,10 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -48,7 +48,7 @@ from transformers import (
     set_seed,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
+from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, TrainOutput
 
 from common import losses
 from common.checkpoints import Checkpoint, find_checkpoints, load_resume, local_path, save_checkpoint, save_resume
@@ -74,7 +74,10 @@ Schedule = Sequence[Segment] | Callable[[list[tuple[int, float]]], Sequence[Segm
 
 
 class Source(Protocol):
-    """Training data as a function of the step, so that a run can go on anywhere without reading what went before."""
+    """Training data as a function of the step, so that a run can go on anywhere without reading what went before.
+
+    It is told from a dataset by having neither samples (`__getitem__`) nor an order (`__iter__`).
+    """
 
     def batch(self, step: int) -> Any:
         """The global batch of step `step` (from 0): tensors of shape (sentences, ...) by the names of the model's
@@ -111,12 +114,13 @@ class ProgressiveDistillationTrainer(Trainer):
         beta: only for the Jensen-Shannon divergence.
         load_teacher: makes a teacher from a checkpoint's directory, in a background thread, so that it must not draw
             random numbers; by default `from_pretrained` of the student's class.
-        run: where to record, save and resume; its files replace the Trainer's own.
+        run: where to record, save and resume; its files replace the Trainer's own. The training data must be a
+            `Source`.
         trainer_arguments: anything else that a Trainer takes.
 
     Raises:
-        UserError: a schedule without a teacher or the reverse, a checkpoint that the teacher does not have, or an
-            argument of the loss that is out of its range.
+        UserError: a schedule without a teacher or the reverse, or out of order, a checkpoint that the teacher does not
+            have, an argument of the loss that is out of its range, or a run without a `Source`.
     """
 
     loss_is_scaled_for_ga = True
@@ -144,38 +148,40 @@ class ProgressiveDistillationTrainer(Trainer):
     ) -> None:
         args._n_gpu = min(args.n_gpu, 1)  # several devices in one process would cut batches apart from their positions
         super().__init__(model, args, **trainer_arguments)
+        if "labels" not in self.label_names:  # as of a model whose forward does not take them
+            self.label_names = [*self.label_names, "labels"]
+        args.ignore_data_skip |= _is_source(self.train_dataset)  # its loader begins at the current step by itself
+        if run is not None and not _is_source(self.train_dataset):
+            raise UserError("a run needs a Source as training data, so that it can go on from where it was left")
         self._shift = type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         self._head = LabelledHead.of(model)
         self.run = run
         self.records: list[dict[str, Any]] = []
-        """One for each evaluation during training, from the run's beginning; what is logged to the run."""
+        """One for each evaluation during training, from the run's beginning; what is logged to the run. Those from
+        before a Trainer's own checkpoint that training goes on from have step, loss and accuracy only."""
 
         checkpoints = find_checkpoints(teacher) if isinstance(teacher, str | Path) else list(teacher or ())
         self._schedule = schedule if callable(schedule) else lambda evaluations: schedule
-        self._segments = self._schedule([])
         self._temperature = temperature if isinstance(temperature, tuple) else (temperature, temperature)
         self._annealing = annealing
         self._alpha = (alpha,) if isinstance(alpha, float | int) else tuple(alpha)
         self._alpha_steps = tuple(alpha_steps)
         self._divergence, self._top_k, self._beta = divergence, top_k, beta
         self._teachers = Teachers(checkpoints, load_teacher or self._load_like_student)
-        self._check(checkpoints)
+        self._decide()
+        self._check()
 
         self._since_log = torch.zeros(4, dtype=torch.float64, device=args.device)
         self._since_record = torch.zeros_like(self._since_log)
-        if run is not None:
+        if run is None:
+            self.add_callback(_HistoryCallback(self))
+        else:
             self.remove_callback(PrinterCallback)
             self.add_callback(_RunCallback(self))
 
     # Teacher
 
-    def _check(self, checkpoints: Sequence[Checkpoint]) -> None:
-        if bool(checkpoints) != bool(self._segments):
-            raise UserError("distillation needs both a teacher with checkpoints and a schedule that uses them")
-        steps = {checkpoint.step for checkpoint in checkpoints}
-        for segment in self._segments:
-            if segment.checkpoint not in steps:
-                raise UserError(f"the schedule names teacher step {segment.checkpoint}, where there is no checkpoint")
+    def _check(self) -> None:
         losses.stepwise(self._alpha, self._alpha_steps, 0)
         if not 0 <= min(self._alpha) <= max(self._alpha) <= 1:
             raise UserError(f"alpha must be between 0 and 1, got {self._alpha}")
@@ -184,9 +190,21 @@ class ProgressiveDistillationTrainer(Trainer):
             raise UserError(f"beta must be between 0 and 1, both excluded, got {self._beta}")
 
     def _decide(self) -> None:
-        """Bring the schedule up to the evaluations."""
+        """Bring the schedule up to the evaluations.
+
+        Raises:
+            UserError: it is not one for this teacher.
+        """
         evaluations = [(record["step"], record["accuracy"]) for record in self.records if record["step"]]
         self._segments = self._schedule(evaluations)
+        if bool(self._teachers.steps) != bool(self._segments):
+            raise UserError("distillation needs both a teacher with checkpoints and a schedule that uses them")
+        starts = [segment.start for segment in self._segments]
+        if starts[:1] not in ([], [0]) or any(start >= after for start, after in pairwise(starts)):
+            raise UserError(f"the segments of a schedule begin at step 0 and go on in order, got steps {starts}")
+        for segment in self._segments:
+            if segment.checkpoint not in self._teachers.steps:
+                raise UserError(f"the schedule names teacher step {segment.checkpoint}, where there is no checkpoint")
 
     @property
     def _teacher_step(self) -> int | None:
@@ -202,11 +220,18 @@ class ProgressiveDistillationTrainer(Trainer):
         teacher: nn.Module = type(student).from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
         return teacher.to(student.dtype)
 
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in a Trainer; however it ends, no teacher is left, nor still being loaded."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._teachers.release()
+
     # Data
 
     def get_train_dataloader(self) -> Any:
         """The batches from the current step on, if the training data is a `Source`; else as in a Trainer."""
-        if hasattr(self.train_dataset, "batch"):
+        if _is_source(self.train_dataset):
             return _SourceLoader(cast(Source, self.train_dataset), self)
         return super().get_train_dataloader()
 
@@ -222,14 +247,19 @@ class ProgressiveDistillationTrainer(Trainer):
     ) -> tuple[list[Any], Tensor | int | None]:
         """The next parts of a global batch, with the places of their labels, and how many labels the global batch has.
 
-        The places are found on the host, if the labels are there, so that nothing waits for the device.
+        The places are found on the host, if the labels are there, so that nothing waits for the device. The number is
+        1 where there is no label, as it is to divide by.
         """
         parts = [
             {**batch, "positions": self._positions(batch["labels"])} for batch in islice(epoch_iterator, num_batches)
         ]
         labels = sum(len(part["positions"]) for part in parts)
         several = self.args.world_size > 1
-        count = self.accelerator.reduce(torch.full((), labels, device=device), "sum") if several else labels
+        count = (
+            self.accelerator.reduce(torch.full((), labels, device=device), "sum").clamp(1)
+            if several
+            else max(labels, 1)
+        )
         return [
             {
                 name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
@@ -317,8 +347,7 @@ class ProgressiveDistillationTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in a Trainer; the logs of training steps get `kl`, `accuracy` and `teacher` as well."""
         if "learning_rate" in logs:
-            _, kl, accuracy = self._means(self._since_log)
-            logs["accuracy"] = accuracy
+            logs["loss"], kl, logs["accuracy"] = self._means(self._since_log)
             if self._teacher_step is not None:
                 logs |= {"kl": kl, "teacher": self._teacher_step}
             self._since_record += self._since_log
@@ -474,6 +503,23 @@ class ProgressiveDistillationTrainer(Trainer):
         self.state.global_step = self._globalstep_last_logged = self._initial_global_step = step
 
 
+class _HistoryCallback(TrainerCallback):
+    """Gives a schedule the evaluations from before the Trainer's own checkpoint that training goes on from."""
+
+    def __init__(self, trainer: ProgressiveDistillationTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        evaluations = [entry for entry in state.log_history if "eval_accuracy" in entry and "eval_loss" in entry]
+        self._trainer.records = [
+            {"step": entry["step"], "loss": entry["eval_loss"], "accuracy": entry["eval_accuracy"]}
+            for entry in evaluations
+        ]
+        self._trainer._decide()
+
+
 class _RunCallback(TrainerCallback):
     """Restores a run before its first step, and says when its files are due."""
 
@@ -533,6 +579,11 @@ class Teachers:
         self._current: Teacher | None = None
         self._coming: tuple[int, Future[nn.Module]] | None = None
 
+    @property
+    def steps(self) -> set[int]:
+        """Teacher steps that may be asked for."""
+        return set(self._checkpoints)
+
     def at(self, schedule: Sequence[Segment], step: int, device: torch.device) -> Teacher | None:
         """The teacher of student step `step`; None without one. The one before is freed first.
 
@@ -550,6 +601,13 @@ class Teachers:
             if later:
                 self._coming = later[0], self._start(later[0])
         return self._current
+
+    def release(self) -> None:
+        """Free all models, once none is being loaded: `from_pretrained` keeps every model that is made meanwhile, in
+        any thread, from being initialised."""
+        if self._coming is not None:
+            wait([self._coming[1]])
+        self._current = self._coming = None
 
     def _loaded(self, step: int) -> nn.Module:
         coming, self._coming = self._coming, None
@@ -839,6 +897,11 @@ def _places(chosen: Tensor, length: int) -> Tensor:
         return chosen.nonzero()[:, 0]
     rows, columns = chosen.nonzero(as_tuple=True)
     return rows * length + columns
+
+
+def _is_source(dataset: Any) -> bool:
+    """Whether data comes by the step; a dataset's `batch`, where it has one, is something else."""
+    return hasattr(dataset, "batch") and not hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__")
 
 
 def _tensors(batch: Any) -> dict[str, Tensor]:

@@ -12,7 +12,9 @@ evidence at positions i .. j - 1, and of this number of tokens, if node N derive
     inside(X C, i, j) = sum_k inside(X, i, k) inside(C, k, j),     inside(A, i, j) = sum_r p_r inside(N_r, i, j),
 
 and outside(N, i, j) is the derivative of inside(start, 0, length) by it, computed backwards. For a terminal,
-outside(a, p, p + 1) is the probability of x_p = a and the evidence at all other positions: the cavity.
+outside(a, p, p + 1) is the probability of x_p = a and the evidence at all other positions: the cavity. For a symbol A
+that no tree has twice on a path, inside(A, i, j) outside(A, i, j) summed over the spans with i <= p < j is the
+probability that A is an ancestor of token p, and of the evidence.
 
 What is left out. Row i of a node is its numbers for all ends j. Three things keep the rows short:
 
@@ -22,7 +24,7 @@ What is left out. Row i of a node is its numbers for all ends j. Three things ke
   zero at end k in row i of X skips row k of C.
 * An outside number is of use only if its node can become possible by what the cavity leaves out, the evidence at one
   position. So a row also has the range of ends at which inside(N, i, j) can be other than zero if the evidence at one
-  position is ignored, and only there are outside numbers computed.
+  position is ignored, and only there are outside numbers computed. These are at least the ends at which it is not zero.
 
 Range of numbers. The likelihood at each position is divided by a factor, which cancels in the end; `_factors` chooses
 them so that sentences typical of the grammar have numbers near 1. All numbers of a chart that are not zero are required
@@ -76,6 +78,8 @@ class Chart(NamedTuple):
     """(nodes,): C of a product X C; -1 for other nodes."""
     terminal: NDArray[np.int32]
     """(nodes,): token id of a terminal; -1 for other nodes."""
+    nonterminal: NDArray[np.int32]
+    """(nodes,): id of a nonterminal; -1 for other nodes."""
     first_term: NDArray[np.int32]
     """(nodes + 1,): a sum has the terms first_term[node] to first_term[node + 1] - 1; other nodes have none."""
     term: NDArray[np.int32]
@@ -100,6 +104,17 @@ class Contexts(NamedTuple):
     """-1 if no node of the kind has so many tokens before it."""
 
 
+class Logarithms(NamedTuple):
+    """What the passes over a chart give; `cavity` and `ancestors` are zeros where they were not asked for."""
+
+    evidence: float
+    """log P(evidence, length)."""
+    cavity: NDArray[np.float64]
+    """(length, terminals): log P(x_p = a, evidence at all other positions), up to a constant for each row."""
+    ancestors: NDArray[np.float64]
+    """(length, nonterminals): log P(A is an ancestor of token p, evidence, length)."""
+
+
 def log_probability(grammar: Grammar, tokens: ArrayLike) -> float:
     """Logarithm of a sentence's probability, -inf if the grammar cannot make it.
 
@@ -111,7 +126,7 @@ def log_probability(grammar: Grammar, tokens: ArrayLike) -> float:
         UserError: a token id that the grammar does not have.
     """
     ids = _token_ids(grammar, tokens)
-    return _log_cavity(grammar, _seen(grammar, ids, np.ones(len(ids), bool)), outside=False)[0]
+    return _logarithms(grammar, _seen(grammar, ids, np.ones(len(ids), bool)), outside=False).evidence
 
 
 def cavity(grammar: Grammar, likelihood: ArrayLike) -> tuple[float, NDArray[np.float64]]:
@@ -129,8 +144,8 @@ def cavity(grammar: Grammar, likelihood: ArrayLike) -> tuple[float, NDArray[np.f
     Raises:
         UserError: the likelihood is no such array, or the evidence outside of some position is impossible.
     """
-    log_evidence, log_cavity = _log_cavity(grammar, likelihood)
-    return log_evidence, _softmax(log_cavity)
+    logarithms = _logarithms(grammar, likelihood)
+    return logarithms.evidence, _softmax(logarithms.cavity)
 
 
 def cavities(grammar: Grammar, likelihoods: Sequence[ArrayLike]) -> list[tuple[float, NDArray[np.float64]]]:
@@ -145,11 +160,28 @@ def posterior(grammar: Grammar, likelihood: ArrayLike) -> NDArray[np.float64]:
     Raises:
         UserError: the likelihood is no such array, or the evidence is impossible.
     """
-    log_evidence, log_cavity = _log_cavity(grammar, likelihood)
-    if log_evidence == -math.inf:
-        raise UserError(f"{grammar.name} makes no sentence that agrees with the evidence: there is no posterior")
+    logarithms = _possible(grammar, _logarithms(grammar, likelihood))
     with np.errstate(divide="ignore"):
-        return _softmax(log_cavity + np.log(np.asarray(likelihood, np.float64)))
+        return _softmax(logarithms.cavity + np.log(np.asarray(likelihood, np.float64)))
+
+
+def ancestor_posteriors(grammar: Grammar, likelihood: ArrayLike) -> NDArray[np.float64]:
+    """What the evidence says about the parse tree above each token.
+
+    Args:
+        grammar: its start derives the sentence, and all terminals are at one depth, so that each symbol has one level.
+        likelihood: as for `cavity`.
+
+    Returns:
+        (length, nonterminals), P(the ancestor of token p at the level of A is A | evidence, length). The columns
+        `grammar.levels[level]` are the distribution over the symbols of a level.
+
+    Raises:
+        UserError: the grammar has no levels, the likelihood is no such array, or the evidence is impossible.
+    """
+    _ = grammar.levels
+    logarithms = _possible(grammar, _logarithms(grammar, likelihood, ancestors=True))
+    return np.exp(logarithms.ancestors - logarithms.evidence)
 
 
 def masked_posteriors(grammar: Grammar, tokens: ArrayLike, visible: ArrayLike) -> NDArray[np.float64]:
@@ -187,8 +219,15 @@ def _softmax(logarithms: NDArray[np.float64]) -> NDArray[np.float64]:
     return probabilities / probabilities.sum(axis=1, keepdims=True)
 
 
-def _log_cavity(grammar: Grammar, likelihood: ArrayLike, outside: bool = True) -> tuple[float, NDArray[np.float64]]:
-    """As `cavity`, but its logarithm, up to a constant for each row; zeros if `outside` is not asked for."""
+def _possible(grammar: Grammar, logarithms: Logarithms) -> Logarithms:
+    """The same, if the evidence is not impossible."""
+    if logarithms.evidence == -math.inf:
+        raise UserError(f"{grammar.name} makes no sentence that agrees with the evidence: there is no posterior")
+    return logarithms
+
+
+def _logarithms(grammar: Grammar, likelihood: ArrayLike, outside: bool = True, ancestors: bool = False) -> Logarithms:
+    """The first pass over the chart and, if `outside`, the second; `ancestors` needs both, and no recursion."""
     evidence = _checked_likelihood(grammar, likelihood)
     length = len(evidence)
     longest = grammar.length_ranges[0][1]
@@ -196,29 +235,31 @@ def _log_cavity(grammar: Grammar, likelihood: ArrayLike, outside: bool = True) -
     if (longest is not None and length > longest) or length == 0:
         if outside:
             raise UserError(f"{grammar.name} makes no sentence of {length} tokens")
-        return -math.inf, np.zeros_like(evidence)
+        return Logarithms(-math.inf, np.zeros_like(evidence), np.zeros((length, len(grammar.nonterminals))))
     contexts = _contexts(grammar, capacity if longest is None else min(capacity, longest))
     chart = _chart(grammar)
     factors = _factors(grammar, evidence)
     scaled = evidence / factors[:, None]
     result = np.zeros_like(evidence)
+    joint = np.zeros((length if ancestors else 0, len(grammar.nonterminals)))
     smallest = min(chart.weight.min(), scaled.min(initial=LARGEST, where=evidence > 0))
     value, in_range = 0.0, bool(smallest >= 1 / LARGEST)
     with np.errstate(divide="ignore"):
         if in_range:
-            value, in_range = _compute(chart, contexts, scaled, False, outside, result)
-            value, result = np.log(value), np.log(result) if outside else result
+            value, in_range = _compute(chart, contexts, scaled, False, outside, result, joint)
+            value, result, joint = np.log(value), np.log(result) if outside else result, np.log(joint)
         if not in_range:
             logarithmic = chart._replace(weight=np.log(chart.weight))
             scaled = np.log(evidence) - np.log(factors)[:, None]
-            result = np.full_like(evidence, -math.inf)
-            value, _ = _compute(logarithmic, contexts, scaled, True, outside, result)
+            result, joint = np.full_like(evidence, -math.inf), np.full_like(joint, -math.inf)
+            value, _ = _compute(logarithmic, contexts, scaled, True, outside, result, joint)
     if outside and (impossible := np.flatnonzero(result.max(axis=1) == -math.inf)).size:
         raise UserError(
             f"{grammar.name} makes no sentence of {length} tokens that agrees with the evidence "
             f"outside of position {impossible[0]}"
         )
-    return float(value + np.log(factors).sum()), result
+    scale = np.log(factors).sum()
+    return Logarithms(float(value + scale), result, joint + scale)
 
 
 def _checked_likelihood(grammar: Grammar, likelihood: ArrayLike) -> NDArray[np.float64]:
@@ -260,12 +301,15 @@ def _chart(grammar: Grammar) -> Chart:
         pairs[new[symbols:]] = new[list(products)]
     terminal = np.full(len(old), -1, np.int32)
     terminal[new[rules.nonterminals : symbols]] = np.arange(rules.terminals)
+    nonterminal = np.full(len(old), -1, np.int32)
+    nonterminal[new[: rules.nonterminals]] = np.arange(rules.nonterminals)
     flat = [terms[node] if node < rules.nonterminals else [] for node in old]
     return Chart(
         start=int(new[0]),
         left=pairs[:, 0].copy(),
         right=pairs[:, 1].copy(),
         terminal=terminal,
+        nonterminal=nonterminal,
         first_term=np.cumsum([0, *map(len, flat)], dtype=np.int32),
         term=new[[node for side in flat for node, _ in side]],
         weight=np.array([weight for side in flat for _, weight in side]),
@@ -422,7 +466,7 @@ def _log_sum(a, b):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _compute(chart, contexts, likelihood, logarithmic, outside, result):  # type: ignore[no-untyped-def]
+def _compute(chart, contexts, likelihood, logarithmic, outside, result, ancestors):  # type: ignore[no-untyped-def]
     """Both passes over a chart.
 
     Args:
@@ -430,6 +474,8 @@ def _compute(chart, contexts, likelihood, logarithmic, outside, result):  # type
         logarithmic: whether `likelihood`, `chart.weight` and all results are logarithms.
         outside: whether to make the second pass as well.
         result: (length, terminals), filled with zeros or their logarithms, for the outside numbers of the terminals.
+        ancestors: (length, nonterminals), filled likewise, for the probability that a nonterminal is above a token, and
+            of the evidence; (0, nonterminals) if that is not wanted, as with recursion.
 
     Returns:
         inside(start, 0, length), and whether all numbers of the chart are in range; always so for logarithms.
@@ -474,6 +520,9 @@ def _compute(chart, contexts, likelihood, logarithmic, outside, result):  # type
                     _outside_product(chart, node, i, k, logarithmic, rows, numbers, outer)
             else:
                 _outside_sum(chart, node, i, logarithmic, rows, outer)
+                if len(ancestors) > 0:
+                    above = ancestors[:, chart.nonterminal[node]]
+                    _add_spans(node, i, logarithmic, rows, numbers, outer, above)
     return value, logarithmic or _in_range(outer, len(outer))
 
 
@@ -640,6 +689,19 @@ def _outside_recursive(chart, begin, end, i, logarithmic, rows, numbers, outer):
                     if rows[child, i, OUTER_FIRST] <= k < rows[child, i, OUTER_STOP]:
                         target = rows[child, i, OUTER_BASE] + k
                         _add(outer, target, chart.weight[term], outer, source, 1, logarithmic)
+
+
+@njit(cache=True, nogil=True)
+def _add_spans(node, i, logarithmic, rows, numbers, outer, above):  # type: ignore[no-untyped-def]
+    """Add inside times outside of each number in row i of a node to `above`, (length,), at each position it spans."""
+    first = max(rows[node, i, FIRST], rows[node, i, OUTER_FIRST])
+    stop = min(rows[node, i, STOP], rows[node, i, OUTER_STOP])
+    total = -np.inf if logarithmic else 0.0
+    for j in range(stop - 1, i, -1):  # position j - 1 is spanned by the numbers with end j or a later one
+        if j >= first:
+            inside, outside = numbers[rows[node, i, BASE] + j], outer[rows[node, i, OUTER_BASE] + j]
+            total = _log_sum(total, inside + outside) if logarithmic else total + inside * outside
+        above[j - 1] = _log_sum(above[j - 1], total) if logarithmic else above[j - 1] + total
 
 
 @njit(cache=True, nogil=True)

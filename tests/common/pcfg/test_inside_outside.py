@@ -1,4 +1,4 @@
-"""Inside-outside against sums over all sentences, NLTK's parse forests, products of matrices, and closed forms."""
+"""Inside-outside against sums over all sentences or trees, NLTK's parse forests, products of matrices, closed forms."""
 
 import itertools
 import math
@@ -8,11 +8,18 @@ from functools import cache
 import nltk
 import numpy as np
 import pytest
-from hypothesis import given, reject, settings, strategies as st
+from hypothesis import assume, given, reject, settings, strategies as st
 
 from common.errors import UserError
 from common.pcfg.grammar import Grammar, Rule, load_grammar, parse_grammar
-from common.pcfg.inside_outside import cavities, cavity, log_probability, masked_posteriors, posterior
+from common.pcfg.inside_outside import (
+    ancestor_posteriors,
+    cavities,
+    cavity,
+    log_probability,
+    masked_posteriors,
+    posterior,
+)
 from common.pcfg.sampler import sample
 
 RECURSIONS = {
@@ -203,6 +210,147 @@ def test_nltk_on_every_completion_of_a_sentence_of_full_length(name, masked):
     for axis, position in enumerate(positions):
         marginal = joint.sum(axis=tuple(other for other in range(masked) if other != axis))
         np.testing.assert_allclose(result[position], weighted(list(marginal)), rtol=1e-10)
+
+
+def trees(grammar, symbols, length):
+    """Every way in which symbols of one level make this many tokens: for each token the path of symbols down to it."""
+    if len(symbols) > 1:
+        first, *others = symbols
+        for split in range(1, length):
+            for head, p in trees(grammar, [first], split):
+                for tail, q in trees(grammar, others, length - split):
+                    yield head + tail, p * q
+    elif symbols[0] in grammar.terminals:
+        if length == 1:
+            yield [[symbols[0]]], Fraction(1)
+    else:
+        for rule in grammar.rules:
+            if rule.left == symbols[0]:
+                for paths, p in trees(grammar, rule.right, length):
+                    yield [[rule.left, *path] for path in paths], p * Fraction(rule.probability)
+
+
+def ancestors_over(grammar, trees_and_weights, length):
+    """(length, nonterminals): exact share of the weight of all trees in which a symbol is above a token."""
+    total, above = Fraction(0), [[Fraction(0)] * len(grammar.nonterminals) for _ in range(length)]
+    for paths, weight in trees_and_weights:
+        total += weight
+        for row, path in zip(above, paths, strict=True):
+            for symbol in path[:-1]:
+                row[grammar.nonterminals.index(symbol)] += weight
+    return total and [[float(number / total) for number in row] for row in above]
+
+
+@st.composite
+def grammars_with_levels(draw):
+    """Up to four levels of at most two symbols each, right sides of up to three symbols, ambiguity, unit rules."""
+    depth = draw(st.integers(1, 4))
+    levels = [["S"], *(["A", "B"] for _ in range(1, depth)), ["a", "b", "c"][: draw(st.integers(1, 3))]]
+    names = [[f"{symbol}{i}" if 0 < i < depth else symbol for symbol in level] for i, level in enumerate(levels)]
+    lines = []
+    for here, below in itertools.pairwise(names):
+        right = st.lists(st.sampled_from(below), min_size=1, max_size=3)
+        for symbol in here:
+            rights = draw(st.lists(right, min_size=1, max_size=3, unique_by=tuple))
+            weights = [draw(st.floats(0.01, 1)) for _ in rights]
+            alternatives = [f"{' '.join(right)} [{weight!r}]" for right, weight in zip(rights, weights, strict=True)]
+            lines.append(f"{symbol} -> " + " | ".join(alternatives))
+    return parse_grammar("\n".join(lines), "drawn", start="S")
+
+
+@settings(max_examples=200, deadline=None)
+@given(grammars_with_levels(), st.data(), st.integers(0, 2**32 - 1))
+def test_ancestors_against_all_trees(grammar, data, seed):
+    shortest, longest = grammar.length_ranges[0]
+    assume(shortest <= 6)
+    kinds = data.draw(st.lists(KINDS, min_size=shortest, max_size=min(longest, 6)))
+    likelihood = evidence(np.random.default_rng(seed), kinds, len(grammar.terminals))
+    exact = [[Fraction(number) for number in row] for row in likelihood.tolist()]
+
+    def weighed():
+        for paths, p in trees(grammar, [grammar.start], len(exact)):
+            tokens = [grammar.terminals.index(path[-1]) for path in paths]
+            yield paths, p * math.prod(row[token] for row, token in zip(exact, tokens, strict=True))
+
+    expected = ancestors_over(grammar, weighed(), len(exact))
+    if not expected:
+        with pytest.raises(UserError, match="makes no sentence"):
+            ancestor_posteriors(grammar, likelihood)
+        return
+    np.testing.assert_allclose(ancestor_posteriors(grammar, likelihood), expected, rtol=1e-10, atol=1e-300)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "masked", "count", "ambiguous"),
+    [
+        ("cfg3b", "13", 0, 3, False),
+        ("cfg3b", "13", 4, 3, True),
+        ("cfg3f", "20", 0, 1, True),
+        ("cfg3f", "16", 3, 4, True),
+    ],
+)
+def test_ancestors_against_the_trees_that_nltk_finds(name, start, masked, count, ambiguous):
+    """Those of all completions of a sentence with masked tokens."""
+    grammar = load_grammar(name, start)
+    symbols = {symbol: nltk.Nonterminal(symbol) for symbol in grammar.nonterminals}
+    rules = {
+        nltk.Production(symbols[rule.left], [symbols.get(symbol, symbol) for symbol in rule.right]): rule.probability
+        for rule in grammar.rules
+    }
+    parser = nltk.parse.BottomUpLeftCornerChartParser(nltk.CFG(symbols[start], list(rules)))
+    sentences = sample(grammar, 12, "evaluation", 0, count)
+    uncertain = 0
+
+    def weighed(tokens, positions):
+        for values in itertools.product(range(3), repeat=masked):
+            words = [grammar.terminals[token] for token in tokens]
+            for position, value in zip(positions, values, strict=True):
+                words[position] = grammar.terminals[value]
+            for tree in parser.parse(words):
+                leaves = [tree.leaf_treeposition(leaf) for leaf in range(len(words))]
+                paths = [[*(tree[leaf[:depth]].label() for depth in range(len(leaf))), tree[leaf]] for leaf in leaves]
+                yield paths, math.prod(Fraction(rules[production]) for production in tree.productions())
+
+    for i in range(count):
+        tokens = sentences.sentence(i)
+        positions = len(tokens) // 2 + np.arange(masked)
+        likelihood = np.eye(3)[tokens]
+        likelihood[positions] = 1
+        expected = np.array(ancestors_over(grammar, weighed(tokens, positions), len(tokens)))
+        np.testing.assert_allclose(ancestor_posteriors(grammar, likelihood), expected, rtol=1e-10, atol=1e-12)
+        uncertain += ((expected > 0.01) & (expected < 0.99)).sum()
+    assert (uncertain > 0) == ambiguous
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+@pytest.mark.parametrize("name", ["cfg3b", "cfg3f", "small"])
+def test_ancestors_in_sentences_of_full_length(name, share):
+    """Each level's symbols share one, the true one is possible, and logarithms and numbers agree."""
+    grammar = load_grammar(name)
+    sentences = sample(grammar, 13, "evaluation", 0, 2, trees=True)
+    for i in range(2):
+        tokens = sentences.sentence(i)
+        hidden = np.random.default_rng(i).random(len(tokens)) < share
+        likelihood = np.where(hidden[:, None], 1.0, np.eye(3)[tokens])
+        result = ancestor_posteriors(grammar, likelihood)
+        truth = sentences.ancestors[sentences.offsets[i] : sentences.offsets[i + 1]]
+        for level, symbols in enumerate(grammar.levels):
+            np.testing.assert_allclose(result[:, symbols].sum(axis=1), 1, rtol=1e-10)
+            assert (result[np.arange(len(tokens)), truth[:, level]] > 0).all()
+        logarithmic = ancestor_posteriors(grammar, np.maximum(likelihood, 1e-200))
+        np.testing.assert_allclose(logarithmic, result, rtol=1e-9, atol=1e-150)
+
+
+def test_ancestors_where_there_are_none():
+    uneven = parse_grammar("S -> A b | b b\nA -> a", "uneven")
+    with pytest.raises(UserError, match=r"^the sentences of uneven have terminals at different depths"):
+        ancestor_posteriors(uneven, np.ones((2, 2)))
+    pairs = parse_grammar("S -> a b | b a", "pairs")
+    with pytest.raises(UserError, match=r"^pairs makes no sentence that agrees with the evidence: there is no post"):
+        ancestor_posteriors(pairs, np.eye(2)[[0, 0]])
+    for length in (0, 3):
+        with pytest.raises(UserError, match=f"^pairs makes no sentence of {length} tokens"):
+            ancestor_posteriors(pairs, np.ones((length, 2)))
 
 
 def matrix_inside(grammar, likelihood):
