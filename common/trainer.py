@@ -16,7 +16,9 @@ is there: a record at each evaluation, then the checkpoint, then the resume stat
 moment ends with the same bits on the CPU.
 """
 
+import atexit
 import datetime
+import gc
 import json
 import math
 import random
@@ -760,6 +762,8 @@ def training_arguments(
             f"--accumulate {accumulate}): give a multiple of {parts}"
         )
     arguments.per_device_train_batch_size = batch_size // parts
+    if arguments.world_size > 1:
+        atexit.register(_leave_process_group)
     return arguments
 
 
@@ -889,6 +893,13 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
     if device.type == "cuda":
         torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8), device)
+
+
+def _leave_process_group() -> None:
+    """End the threads of torch.distributed: a process that exits while they run is sometimes aborted."""
+    gc.collect()  # models that were wrapped for several processes hold the group
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _places(chosen: Tensor, length: int) -> Tensor:

@@ -112,48 +112,53 @@ def test_accuracy_and_loss_are_those_expected_within_the_error_of_the_sample(hid
 
 
 UNCERTAIN = """
-S -> A A [0.6] | B C [0.4]
-A -> D D E
-B -> E D E
-C -> {}
+S -> {}
+A -> D D
+B -> E E
 D -> x [0.8] | y [0.1] | z [0.1]
-E -> x [0.1] | y [0.7] | z [0.2]
+E -> x [0.1] | y [0.1] | z [0.8]
 """
-"""Six tokens, or five too; a model from which positions are hidden is not told how many, so they are six there."""
+ONE_LENGTH, TWO_LENGTHS = "A A A | B B B", "A A A [0.4] | A A [0.1] | B B B [0.1] | B B [0.4]"
 
 
 def model_and_bayes(directory, task, batches):
     """For each sentence the model's and the Bayes-optimal loss, then their numbers of right answers: (sentences, 4)."""
     model = BertForMaskedLM.from_pretrained(find_checkpoints(directory)[-1].location).eval()
-    rows = []
+    answers, shown, truth = [], [], []
     for batch in batches:
         with torch.no_grad():
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.double()
-        for answers, shown, labels in zip(logits.log_softmax(-1).numpy(), batch.input_ids, batch.labels, strict=True):
-            length = int((shown != task.pad).sum())
-            asked, truth = labels[1:length].numpy() != IGNORED, labels[1:length].numpy()
-            (best,) = posteriors(task, [shown[1:length].numpy()], [asked])
-            places, truth = np.flatnonzero(asked), truth[asked]
-            of_bos = -answers[0, task.bos] if labels[0] == task.bos else 0.0
-            right_bos = answers[0].argmax() == labels[0]
-            rows.append(
-                [
-                    of_bos - answers[1 + places, truth].sum(),
-                    -np.log(best[places, truth]).sum(),
-                    right_bos + (answers[1 + places].argmax(axis=1) == truth).sum(),
-                    (labels[0] == task.bos) + (best[places].argmax(axis=1) == truth).sum(),
-                ]
-            )
+        lengths = (batch.input_ids != task.pad).sum(dim=1).tolist()
+        for row, length in enumerate(lengths):
+            answers.append(logits[row, :length].log_softmax(dim=-1).numpy())
+            shown.append(batch.input_ids[row, 1:length].numpy())
+            truth.append(batch.labels[row, :length].numpy())
+    rows = []
+    exact = posteriors(task, shown, [labels[1:] != IGNORED for labels in truth])
+    for model_answers, best, labels in zip(answers, exact, truth, strict=True):
+        asked = np.flatnonzero(labels != IGNORED)
+        best = np.pad(best, ((1, 0), (0, task.vocabulary - task.terminals)))
+        best[0, task.bos] = 1
+        rows.append(
+            [
+                -model_answers[asked, labels[asked]].sum(),
+                -np.log(best[asked, labels[asked]]).sum(),
+                (model_answers.argmax(axis=1) == labels).sum(),
+                (best.argmax(axis=1) == labels).sum(),
+            ]
+        )
     return np.array(rows)
 
 
-@pytest.mark.parametrize("hide_masked", [True, False])
-def test_a_long_trained_model_comes_within_1_percent_and_not_above(tmp_path, hide_masked):
-    """No answer has a lower expected loss or a higher expected accuracy than the Bayes-optimal one, but on a sample the
-    model may be luckier. So the differences on the same tokens are compared to their standard error; they are summed
-    over sentences, which are independent, while the tokens of one are not.
+@pytest.mark.parametrize(("rights", "hide_masked"), [(ONE_LENGTH, True), (TWO_LENGTHS, False)], ids=["hidden", "shown"])
+def test_a_long_trained_model_comes_within_1_percent_and_not_above(tmp_path, rights, hide_masked):
+    """No answers have a lower expected loss or a higher expected accuracy than the Bayes-optimal ones, but on a sample
+    they may be luckier. So the differences on the same tokens are compared with their standard error; they are added up
+    within sentences, which are independent of each other, while the tokens of one are not.
+
+    A model from which positions are hidden is not told the length, so that sentences have the same one there.
     """
-    (tmp_path / "uncertain.cfg").write_text(UNCERTAIN.format("E E E" if hide_masked else "E E E [0.2] | E E [0.8]"))
+    (tmp_path / "uncertain.cfg").write_text(UNCERTAIN.format(rights))
     arguments = replace(
         train.PRESETS["smoke"],
         grammar=str(tmp_path / "uncertain.cfg"),
@@ -164,14 +169,14 @@ def test_a_long_trained_model_comes_within_1_percent_and_not_above(tmp_path, hid
         lr=1e-2,
         eval_every=600,
         checkpoint_every=0,
-        eval_samples=2000,
+        eval_samples=10_000,
         out=tmp_path / "run",
     )
     train.train(arguments)
     task = task_of(arguments)
-    batches = evaluation_batches(task, 2000, EVALUATION_BATCH)
+    batches = evaluation_batches(task, arguments.eval_samples, EVALUATION_BATCH)
     best, trained = bayes_optimal(task, batches), Run(tmp_path / "run").records()[-1]
-    assert best.accuracy < 0.8
+    assert best.accuracy < 0.85
     assert trained["loss"] < 1.01 * best.loss
     assert trained["accuracy"] > 0.99 * best.accuracy
 
@@ -181,5 +186,4 @@ def test_a_long_trained_model_comes_within_1_percent_and_not_above(tmp_path, hid
     assert (found.sum(axis=0) / tokens).tolist() == pytest.approx(means, abs=1e-5)
     for model, optimal in ((found[:, 0], found[:, 1]), (-found[:, 2], -found[:, 3])):
         error = math.sqrt(len(found)) * (model - optimal).std()
-        assert error > 0
         assert (model - optimal).sum() > -3 * error

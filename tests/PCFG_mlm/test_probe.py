@@ -301,12 +301,14 @@ def test_the_best_levels_are_of_the_first_held_out_sentences_and_can_be_left_out
 
 
 def test_the_best_evaluation_is_on_the_run_s_own_sentences_and_needs_no_checkpoint(tiny, tmp_path, capsys, monkeypatch):
+    config = json.loads((tiny / "config.json").read_text())
+    config["arguments"]["eval_samples"] = 50
     (tmp_path / "run").mkdir()
-    shutil.copy(tiny / "config.json", tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     content = succeed(capsys, "bayes-optimal", "--run", tmp_path / "run")
     task = MaskedTask(probe._task_of(tiny).grammar, 0.3, hide_masked=False)
-    expected = bayes_optimal(task, evaluation_batches(task, 8, 3))
-    assert content.pop("eval_samples") == 8
+    expected = bayes_optimal(task, evaluation_batches(task, 50, 3))
+    assert content.pop("eval_samples") == 50
     assert content == pytest.approx(asdict(expected), rel=1e-12)
     assert 0 < content["loss"] < np.log(3)
 

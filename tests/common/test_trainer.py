@@ -786,8 +786,6 @@ def main(mode, directory, teachers):
             with suppress(Killed):
                 run_with_dropout(directory / name, teachers, Draws(5, kill_by_exception), accumulate=1)
         run_with_dropout(directory / "resumed", teachers, accumulate=1)
-        gc.collect()  # the trainers, which hold the process group, so that its threads end before the interpreter does
-        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
