@@ -1,6 +1,6 @@
 """BERT for sentences of a grammar: made from a seed, or loaded from any checkpoint in the layout of Hugging Face.
 
-Attention is PyTorch's scaled_dot_product_attention, which transformers chooses by itself.
+Attention is PyTorch's scaled_dot_product_attention, except with dropout on a CPU, see common/attention.py.
 """
 
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers import BertConfig, BertForMaskedLM
 
+from common.attention import ATTENTION
 from common.errors import UserError
 from PCFG_mlm.data import Batch, MaskedTask
 
@@ -66,7 +67,9 @@ def new_model(task: MaskedTask, layers: int, heads: int, head_dim: int, dropout:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return BertForMaskedLM(config)
+        model = BertForMaskedLM(config)
+    model.set_attn_implementation(ATTENTION)
+    return model
 
 
 def load_model(path: Path, task: MaskedTask) -> BertForMaskedLM:

@@ -13,17 +13,13 @@ counted per row of 64 neurons, at one addition or fused multiply-add each, and t
 a large matrix product.
 """
 
-import json
-import platform
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import tyro
+from measuring import Arguments, best, multiply_add_rate, processor, seconds, write
 from numba import njit
 from numpy.typing import NDArray
 from torch import nn
@@ -41,31 +37,21 @@ D, K, LR = 100, 6, 0.005
 TASK = make_task(D, K)
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """Arguments of this benchmark."""
-
-    out: Path | None = None
-    """JSON file for the results."""
-    repetitions: int = 7
-    """Each time is the best of so many."""
-
-
 def main(arguments: Arguments) -> None:
     """Measure, print and, if asked to, write."""
     threads = worker_threads()
     torch.set_num_threads(threads)
-    rate = _multiply_add_rate()
-    print(f"{_processor()}, {threads} threads, {2e-9 * rate:.0f} GFLOP/s in a large float32 matrix product")
+    rate = multiply_add_rate()
+    print(f"{processor()}, {threads} threads, {2e-9 * rate:.0f} GFLOP/s in a large float32 matrix product")
     rows: list[dict[str, Any]] = []
     for width, plain_steps, engine_steps in ((100, 1000, 16384), (1000, 1000, 8192), (50_000, 60, 1024)):
-        times = _best(
+        times = best(
             arguments.repetitions,
             _plain_steps(width, plain_steps),
             _engine_steps(width, engine_steps, threads),
         )
         rows.append(_row(f"train, width {width:,}", *times, width, rate))
-    plain, single, nine = _best(
+    plain, single, nine = best(
         arguments.repetitions,
         _plain_distillation(60),
         _engine_distillation(1, 4096, threads),
@@ -76,9 +62,7 @@ def main(arguments: Arguments) -> None:
     parts = _parts(50_000 // threads)
     parts["barrier and contention"] = round(rows[2]["engine_us"] - sum(parts.values()), 2)
     print(f"\nwhere a step at width 50,000 goes (one thread's share of the neurons, us): {parts}")
-    if arguments.out:
-        result = {"processor": _processor(), "threads": threads, "multiply_adds_per_second": rate}
-        arguments.out.write_text(json.dumps({**result, "rows": rows, "parts_us": parts}, indent=2) + "\n")
+    write(arguments.out, threads, rows, multiply_adds_per_second=rate, parts_us=parts)
 
 
 def _row(name: str, plain: float, engine: float, width: int = 0, rate: float = 1) -> dict[str, Any]:
@@ -103,16 +87,8 @@ def _operations_per_neuron(classes: int = 2) -> float:
     return tables + entries + corrections + scaling + 3 * classes + 3
 
 
-def _best(repetitions: int, *functions: Callable[[], float]) -> list[float]:
-    """Shortest time per step of each function; they take turns, after one turn that does not count."""
-    times = [[function() for function in functions] for _ in range(repetitions + 1)]
-    return np.min(times[1:], axis=0).tolist()
-
-
 def _timed(function: Callable[[], object], steps: int) -> float:
-    begin = time.perf_counter()
-    function()
-    return (time.perf_counter() - begin) / steps
+    return seconds(function) / steps
 
 
 def _network(width: int) -> nn.Sequential:
@@ -183,12 +159,6 @@ def _engine_distillation(students: int, steps: int, threads: int) -> Callable[[]
     return lambda: _timed(run, steps)
 
 
-def _multiply_add_rate(size: int = 2048) -> float:
-    """Multiply-adds per second in a large float32 matrix product."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    return size**3 / min(_timed(lambda: torch.mm(a, b), 1) for _ in range(10))
-
-
 def _parts(width: int) -> dict[str, float]:
     """Microseconds per step of the engine's parts, in one thread, each alone; what is left is the sequence of steps."""
     network = block_cpu.pack(initial_tensors(D, width, 2, 1, 0, "float32"))
@@ -234,16 +204,6 @@ def _all_updates(network, inputs, work, steps):  # type: ignore[no-untyped-def]
     for block in range(steps // block_cpu.DEFAULT_BLOCK):
         for tile in range(len(network.output) // 2):
             block_cpu._apply_updates(network, inputs, work, tables, tile, block, block_cpu.DEFAULT_BLOCK, np.float32(1))
-
-
-def _processor() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -1,48 +1,49 @@
-"""Speed of sampling from a grammar: tokens per second against plain recursion, in one process.
+"""Speed of sampling from a grammar and of exact inference in it, against plain ways in one process and on one core.
 
     python benchmarks/pcfg.py [--out benchmarks/results/NAME.json]
 
-The plain sampler expands NLTK's productions by recursion: it looks up those of a symbol and draws one of them with
-`random.choices` by their probabilities. A second one has looked up all productions and cumulated their probabilities
-beforehand. All use one core. Each figure is the best of several repetitions, the functions taking turns.
+Sampling: the plain sampler expands NLTK's productions by recursion: it looks up those of a symbol and draws one of them
+with `random.choices` by their probabilities. A second one has looked up all productions and cumulated their
+probabilities beforehand.
+
+Inference: the probabilities of the tokens at all masked positions of a sentence at once, given all others, where 30% of
+the positions are masked and where all are. The plain way is the textbook's inside-outside algorithm for a grammar with
+two symbols on every right side, in NumPy: a loop over spans, with array operations over all rules and split points of
+a span. It and `masked_posteriors` get the same sentence, that of the first `SENTENCES` whose length is nearest to their
+mean, and must give the same numbers; beside them is the mean time of `masked_posteriors` over all of these sentences.
+
+Each figure is the best of several repetitions, the functions taking turns.
 """
 
-import json
-import os
-import platform
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import tyro
+from measuring import Arguments, best, processor, row, seconds, write
 from nltk.grammar import PCFG, Nonterminal, ProbabilisticProduction
+from numpy.typing import NDArray
 
 from common.pcfg.grammar import Grammar, load_grammar
+from common.pcfg.inside_outside import masked_posteriors
 from common.pcfg.sampler import sample
 from common.runs import command
 
-
-@dataclass(frozen=True)
-class Arguments:
-    """Arguments of this benchmark."""
-
-    out: Path | None = None
-    """JSON file for the results."""
-    repetitions: int = 7
-    """Each time is the best of so many."""
+SENTENCES = 16
+"""Inference is timed on so many sentences of a grammar."""
+SHARES = {"30% masked": 0.3, "all masked": 1.0}
+TOLERANCE = 1e-8
+"""Largest difference of the probabilities that both ways of inference may give."""
 
 
 def main(arguments: Arguments) -> None:
     """Measure, print and, if asked to, write."""
-    print(f"{_processor()}, one thread")
-    rows = [row for measure in MEASUREMENTS for row in measure(arguments.repetitions)]
-    if arguments.out:
-        result = {"processor": _processor(), "threads": 1, "rows": rows}
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"{processor()}, one thread")
+    rows = [line for measure in MEASUREMENTS for line in measure(arguments.repetitions)]
+    write(arguments.out, 1, rows)
 
 
 def _sampling(repetitions: int) -> list[dict[str, Any]]:
@@ -50,7 +51,7 @@ def _sampling(repetitions: int) -> list[dict[str, Any]]:
     rows = []
     for name in ("cfg3b", "cfg3f"):
         grammar = load_grammar(name)
-        plain, prepared, engine, trees = _best(
+        plain, prepared, engine, trees = best(
             repetitions,
             _plain_sampling(grammar, 50, prepared=False),
             _plain_sampling(grammar, 50, prepared=True),
@@ -62,24 +63,42 @@ def _sampling(repetitions: int) -> list[dict[str, Any]]:
             (f"sample {name}, plain one prepared", prepared, engine),
             (f"sample {name} with trees", plain, trees),
         ):
-            rows.append(_row(what, "tokens_per_second", 1 / slow, 1 / fast, slow / fast))
+            rows.append(row(what, "tokens_per_second", 1 / slow, 1 / fast, slow / fast))
     return rows
 
 
-MEASUREMENTS: tuple[Callable[[int], list[dict[str, Any]]], ...] = (_sampling,)
-"""Each takes the number of repetitions, prints its rows with `_row` and returns them."""
+def _inference(repetitions: int) -> list[dict[str, Any]]:
+    """Milliseconds per sentence.
+
+    Raises:
+        RuntimeError: both ways give different probabilities.
+    """
+    rows = []
+    for name in ("cfg3b", "cfg3f"):
+        grammar = load_grammar(name)
+        sampled = sample(grammar, 0, "train", 0, SENTENCES)
+        sentences = np.split(sampled.tokens, sampled.offsets[1:-1])
+        lengths = sampled.lengths
+        nearest = int(np.abs(lengths - lengths.mean()).argmin())
+        for what, share in SHARES.items():
+            visible = [np.random.default_rng(i).random(length) >= share for i, length in enumerate(lengths)]
+            tokens, seen = sentences[nearest], visible[nearest]
+            difference = np.abs(_plain_posteriors(grammar, tokens, seen) - masked_posteriors(grammar, tokens, seen))
+            if not difference.max() < TOLERANCE:
+                raise RuntimeError(f"{name}, {what}: the probabilities of both ways differ by {difference.max()}")
+            plain, one, several = best(
+                repetitions,
+                _inference_of(_plain_posteriors, grammar, [tokens], [seen]),
+                _inference_of(masked_posteriors, grammar, [tokens], [seen]),
+                _inference_of(masked_posteriors, grammar, sentences, visible),
+            )
+            more = {"tokens": len(tokens), "mean_ms": 1e3 * several, "mean_tokens": float(lengths.mean())}
+            rows.append(row(f"posteriors {name}, {what}", "ms", 1e3 * plain, 1e3 * one, plain / one, **more))
+    return rows
 
 
-def _row(name: str, unit: str, plain: float, engine: float, ratio: float) -> dict[str, Any]:
-    """Print and return one line; `plain` and `engine` are in `unit`, `ratio` is how many times faster the engine is."""
-    print(f"{name:32} {unit.replace('_', ' ')}: plain {plain:.4g}  here {engine:.4g}  ratio {ratio:.1f}", flush=True)
-    return {"what": name, f"plain_{unit}": plain, f"engine_{unit}": engine, "ratio": ratio}
-
-
-def _best(repetitions: int, *functions: Callable[[], float]) -> list[float]:
-    """Smallest result of each function; they take turns, after one turn that does not count."""
-    times = [[function() for function in functions] for _ in range(repetitions + 1)]
-    return [min(column) for column in zip(*times[1:], strict=True)]
+MEASUREMENTS: tuple[Callable[[int], list[dict[str, Any]]], ...] = (_sampling, _inference)
+"""Each takes the number of repetitions, prints its rows with `row` and returns them."""
 
 
 def _plain_sampling(grammar: Grammar, sentences: int, prepared: bool) -> Callable[[], float]:
@@ -127,13 +146,79 @@ def _engine_sampling(grammar: Grammar, sentences: int, trees: bool) -> Callable[
     return run
 
 
-def _processor() -> str:
-    """The processor's name and the number of processors that this process may use."""
-    info, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
-    if info.exists():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = next(iter(names), name)
-    return f"{name}, {os.cpu_count()} processors"
+class BinaryRules(NamedTuple):
+    """Rules A -> B C, sorted by B; the symbols are the nonterminals, the terminals, and pairs of symbols."""
+
+    symbols: int
+    start: int
+    first_terminal: int
+    head: NDArray[np.int64]
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    weight: NDArray[np.float64]
+
+
+def _binary_rules(grammar: Grammar) -> BinaryRules:
+    """A -> B C D becomes A -> (B C) D and (B C) -> B C; a grammar has no right side of one symbol."""
+    names: list[Any] = [*grammar.nonterminals, *grammar.terminals]
+    rules: dict[tuple[Any, Any, Any], float] = {}
+    for rule in grammar.rules:
+        pair: Any = rule.right[0]
+        for symbol in rule.right[1:-1]:
+            rules[(pair, symbol), pair, symbol] = 1.0
+            pair = (pair, symbol)
+        rules[rule.left, pair, rule.right[-1]] = rule.probability
+    names += dict.fromkeys(head for head, _, _ in rules if head not in names)
+    numbers = np.array([[names.index(symbol) for symbol in rule] for rule in rules])
+    order = np.argsort(numbers[:, 1], kind="stable")
+    head, left, right = numbers[order].T
+    weight = np.array(list(rules.values()))[order]
+    return BinaryRules(len(names), names.index(grammar.start), len(grammar.nonterminals), head, left, right, weight)
+
+
+def _plain_posteriors(grammar: Grammar, tokens: NDArray[np.uint8], visible: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """What `masked_posteriors` computes."""
+    rules, length, terminals = _binary_rules(grammar), len(tokens), len(grammar.terminals)
+    leaves = slice(rules.first_terminal, rules.first_terminal + terminals)
+    inside = np.zeros((length + 1, length + 1, rules.symbols))
+    for i in range(length):
+        inside[i, i + 1, leaves] = np.eye(terminals)[tokens[i]] if visible[i] else 1.0
+    for width in range(2, length + 1):
+        for i in range(length + 1 - width):
+            j = i + width
+            products = (inside[i, i + 1 : j][:, rules.left] * inside[i + 1 : j, j][:, rules.right]).sum(0)
+            inside[i, j] = np.bincount(rules.head, products * rules.weight, rules.symbols)
+    outside = np.zeros_like(inside)
+    outside[0, length, rules.start] = 1.0
+    by_right = np.argsort(rules.right, kind="stable")
+    lefts, first_left = np.unique(rules.left, return_index=True)
+    rights, first_right = np.unique(rules.right[by_right], return_index=True)
+    for width in range(length, 1, -1):
+        for i in range(length + 1 - width):
+            j = i + width
+            factor = outside[i, j, rules.head] * rules.weight
+            if factor.any():
+                to_left = factor * inside[i + 1 : j, j][:, rules.right]
+                to_right = (factor * inside[i, i + 1 : j][:, rules.left])[:, by_right]
+                outside[i, i + 1 : j][:, lefts] += np.add.reduceat(to_left, first_left, axis=1)
+                outside[i + 1 : j, j][:, rights] += np.add.reduceat(to_right, first_right, axis=1)
+    cavity = np.stack([outside[i, i + 1, leaves] for i in range(length)])
+    return cavity / cavity.sum(axis=1, keepdims=True)
+
+
+def _inference_of(
+    posteriors: Callable[[Grammar, NDArray[np.uint8], NDArray[np.bool_]], NDArray[np.float64]],
+    grammar: Grammar,
+    sentences: list[NDArray[np.uint8]],
+    visible: list[NDArray[np.bool_]],
+) -> Callable[[], float]:
+    """Seconds per sentence."""
+
+    def run() -> None:
+        for tokens, seen in zip(sentences, visible, strict=True):
+            posteriors(grammar, tokens, seen)
+
+    return lambda: seconds(run) / len(sentences)
 
 
 if __name__ == "__main__":
