@@ -794,9 +794,10 @@ def test_every_command_is_printed_somewhere():
 @pytest.mark.parametrize(("name", "line"), printed())
 def test_printed_commands_parse(capsys, monkeypatch, name, line):
     parsed = []
-    works = {"train": ["train"], "distill": ["distill"], "probe": ["ngrams", "nonterminals"], "data": ["export"]}
-    for work in works[name]:
-        monkeypatch.setattr(COMMANDS[name], work, lambda arguments, work=work: parsed.append((work, arguments)))
+    probes = {"ngrams": "ngrams", "nonterminals": "nonterminals", "bayes-optimal": "evaluation"}
+    works = {"train": {"": "train"}, "distill": {"": "distill"}, "probe": probes, "data": {"export": "export"}}
+    for work, function in works[name].items():
+        monkeypatch.setattr(COMMANDS[name], function, lambda arguments, work=work: parsed.append((work, arguments)))
     words = shlex.split(line)
     succeed(capsys, name, *words)
     ((work, arguments),) = parsed
