@@ -35,10 +35,9 @@ takes some twenty times as long.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from graphlib import TopologicalSorter
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -48,52 +47,26 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
 from common.errors import UserError
+from common.pcfg.chart import (
+    LARGEST,
+    UNLIMITED,
+    add,
+    all_in_range,
+    chart_of,
+    components,
+    dot,
+    log_sum,
+    token_ids,
+)
 from common.pcfg.grammar import Grammar
 from common.runs import worker_threads
-
-LARGEST = 2.0**500
-"""Numbers of a chart are at most this and, unless zero, at least its reciprocal."""
 
 DERIVATION_STEPS = 200
 """Levels of the tree whose symbols are counted for the factors; any number will do."""
 
-UNLIMITED = 2**30
-"""Tokens; more than any sentence has."""
-
 FIRST, STOP, BASE, OUTER_FIRST, OUTER_STOP, OUTER_BASE = range(6)
 """Of a row: the inside numbers have the ends FIRST .. STOP - 1, and that of end j is at BASE + j of the array of all
 inside numbers; likewise outside. Without any numbers, the first end is after all ends and the stop is 0."""
-
-SUMMATION = {"reassoc", "contract"}
-"""What the compiler may do to sums: reorder them, and fuse them with products."""
-
-
-class Chart(NamedTuple):
-    """A grammar's nodes in groups: row i of a node depends on row i of nodes in earlier groups and in its own."""
-
-    start: int
-    left: NDArray[np.int32]
-    """(nodes,): X of a product X C; -1 for other nodes."""
-    right: NDArray[np.int32]
-    """(nodes,): C of a product X C; -1 for other nodes."""
-    terminal: NDArray[np.int32]
-    """(nodes,): token id of a terminal; -1 for other nodes."""
-    nonterminal: NDArray[np.int32]
-    """(nodes,): id of a nonterminal; -1 for other nodes."""
-    first_term: NDArray[np.int32]
-    """(nodes + 1,): a sum has the terms first_term[node] to first_term[node + 1] - 1; other nodes have none."""
-    term: NDArray[np.int32]
-    """(terms,): the node in this term."""
-    weight: NDArray[np.float64]
-    """(terms,): its probability, or the logarithm of it."""
-    group: NDArray[np.int32]
-    """(groups + 1,): group g is the nodes group[g] to group[g + 1] - 1, products before sums."""
-    recursive: NDArray[np.bool_]
-    """(groups,): whether row i of a node depends on row i of itself, at earlier ends."""
-    shortest: NDArray[np.int32]
-    """(nodes,): fewest tokens that a node derives."""
-    longest: NDArray[np.int32]
-    """(nodes,): most tokens that a node derives, or `UNLIMITED`."""
 
 
 class Contexts(NamedTuple):
@@ -125,7 +98,7 @@ def log_probability(grammar: Grammar, tokens: ArrayLike) -> float:
     Raises:
         UserError: a token id that the grammar does not have.
     """
-    ids = _token_ids(grammar, tokens)
+    ids = token_ids(grammar, tokens)
     return _logarithms(grammar, _seen(grammar, ids, np.ones(len(ids), bool)), outside=False).evidence
 
 
@@ -195,14 +168,7 @@ def masked_posteriors(grammar: Grammar, tokens: ArrayLike, visible: ArrayLike) -
     Raises:
         UserError: a token id that the grammar does not have, or the other visible tokens are impossible for some p.
     """
-    return cavity(grammar, _seen(grammar, _token_ids(grammar, tokens), np.asarray(visible, bool)))[1]
-
-
-def _token_ids(grammar: Grammar, tokens: ArrayLike) -> NDArray[np.int64]:
-    ids = np.asarray(tokens, np.int64)
-    if ids.size and not 0 <= ids.min() <= ids.max() < len(grammar.terminals):
-        raise UserError(f"token ids of {grammar.name} are 0 to {len(grammar.terminals) - 1}, got {ids.tolist()}")
-    return ids
+    return cavity(grammar, _seen(grammar, token_ids(grammar, tokens), np.asarray(visible, bool)))[1]
 
 
 def _seen(grammar: Grammar, ids: NDArray[np.int64], visible: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -237,7 +203,7 @@ def _logarithms(grammar: Grammar, likelihood: ArrayLike, outside: bool = True, a
             raise UserError(f"{grammar.name} makes no sentence of {length} tokens")
         return Logarithms(-math.inf, np.zeros_like(evidence), np.zeros((length, len(grammar.nonterminals))))
     contexts = _contexts(grammar, capacity if longest is None else min(capacity, longest))
-    chart = _chart(grammar)
+    chart = chart_of(grammar, "rows")
     factors = _factors(grammar, evidence)
     scaled = evidence / factors[:, None]
     result = np.zeros_like(evidence)
@@ -273,106 +239,16 @@ def _checked_likelihood(grammar: Grammar, likelihood: ArrayLike) -> NDArray[np.f
 
 
 @lru_cache(maxsize=64)
-def _chart(grammar: Grammar) -> Chart:
-    """The nodes of a grammar."""
-    rules = grammar.compiled()
-    symbols = rules.nonterminals + rules.terminals
-    products: dict[tuple[int, int], int] = {}
-    terms: list[list[tuple[int, float]]] = [[] for _ in range(rules.nonterminals)]
-    for left in range(rules.nonterminals):
-        for rule in range(*rules.first_rule[left : left + 2]):
-            node, *others = rules.right[rule, : rules.right_length[rule]].tolist()
-            for symbol in others:
-                node = products.setdefault((node, symbol), symbols + len(products))
-            terms[left].append((node, rules.probability[rule]))
-    ranges = [(least, UNLIMITED if most is None else min(most, UNLIMITED)) for least, most in grammar.length_ranges]
-    ranges += [(1, 1)] * rules.terminals
-    for node, symbol in products:
-        sums = (a + b for a, b in zip(ranges[node], ranges[symbol], strict=True))
-        ranges.append((next(sums), min(next(sums), UNLIMITED)))
-    edges = [[node for node, _ in side] for side in terms]
-    edges += [[] for _ in range(rules.terminals)] + [[left] for left, _ in products]
-    groups = [_in_order(component, edges, rules.nonterminals) for component in _components(edges)]
-    old = [node for group in groups for node in group]
-    new = np.empty(len(old), np.int32)
-    new[old] = np.arange(len(old))
-    pairs = np.full((len(old), 2), -1, np.int32)
-    if products:
-        pairs[new[symbols:]] = new[list(products)]
-    terminal = np.full(len(old), -1, np.int32)
-    terminal[new[rules.nonterminals : symbols]] = np.arange(rules.terminals)
-    nonterminal = np.full(len(old), -1, np.int32)
-    nonterminal[new[: rules.nonterminals]] = np.arange(rules.nonterminals)
-    flat = [terms[node] if node < rules.nonterminals else [] for node in old]
-    return Chart(
-        start=int(new[0]),
-        left=pairs[:, 0].copy(),
-        right=pairs[:, 1].copy(),
-        terminal=terminal,
-        nonterminal=nonterminal,
-        first_term=np.cumsum([0, *map(len, flat)], dtype=np.int32),
-        term=new[[node for side in flat for node, _ in side]],
-        weight=np.array([weight for side in flat for _, weight in side]),
-        group=np.cumsum([0, *map(len, groups)], dtype=np.int32),
-        recursive=np.array([len(group) > 1 for group in groups]),
-        shortest=np.array(ranges, np.int32)[old, 0],
-        longest=np.array(ranges, np.int32)[old, 1],
-    )
-
-
-def _in_order(component: Sequence[int], edges: Sequence[Sequence[int]], nonterminals: int) -> list[int]:
-    """Products, then sums after those that are terms of theirs: the order in which numbers at one end are found."""
-    units = {
-        node: [child for child in edges[node] if child < nonterminals and child in component]
-        for node in component
-        if node < nonterminals
-    }
-    return [node for node in component if node not in units] + list(TopologicalSorter(units).static_order())
-
-
-def _components(edges: Sequence[Iterable[int]]) -> list[list[int]]:
-    """Strongly connected components of a graph, each after those to which its edges lead (Kosaraju's algorithm)."""
-    backwards: list[list[int]] = [[] for _ in edges]
-    for node, children in enumerate(edges):
-        for child in children:
-            backwards[child].append(node)
-    finished = [node for tree in _search(range(len(edges)), edges) for node in tree]
-    return list(reversed(_search(reversed(finished), backwards)))
-
-
-def _search(roots: Iterable[int], edges: Sequence[Iterable[int]]) -> list[list[int]]:
-    """Depth-first: the nodes that are newly found from each root, in the order in which the search leaves them."""
-    found: set[int] = set()
-    trees = []
-    for root in roots:
-        if root in found:
-            continue
-        found.add(root)
-        tree, path = [], [(root, iter(edges[root]))]
-        while path:
-            node, children = path[-1]
-            child = next((child for child in children if child not in found), None)
-            if child is None:
-                tree.append(node)
-                path.pop()
-            else:
-                found.add(child)
-                path.append((child, iter(edges[child])))
-        trees.append(tree)
-    return trees
-
-
-@lru_cache(maxsize=64)
 def _contexts(grammar: Grammar, capacity: int) -> Contexts:
     """The table for sentences of at most `capacity` tokens. A node that can contain itself may stand anywhere."""
-    chart = _chart(grammar)
+    chart = chart_of(grammar, "rows")
     shortest, longest = np.minimum(chart.shortest, capacity), np.minimum(chart.longest, capacity)
     terms = [chart.term[a:b].tolist() for a, b in pairwise(chart.first_term)]
     factors = [pair if pair[0] >= 0 else [] for pair in np.stack([chart.left, chart.right], axis=1).tolist()]
     fewest = np.full((len(terms), capacity + 1), UNLIMITED)
     most = np.full((len(terms), capacity + 1), -UNLIMITED)
     fewest[chart.start, 0] = most[chart.start, 0] = 0
-    for component in reversed(_components([a + b for a, b in zip(terms, factors, strict=True)])):
+    for component in reversed(components([a + b for a, b in zip(terms, factors, strict=True)])):
         if len(component) > 1:
             fewest[component], most[component] = 0, capacity
         for node in component:
@@ -432,39 +308,6 @@ def _surprise(grammar: Grammar) -> tuple[NDArray[np.float64], float]:
     return frequency, float(min(1, choices / entropy)) if entropy > 0 else 1.0
 
 
-@njit(cache=True, nogil=True, fastmath=SUMMATION)
-def _add(target, first, factor, source, start, count, logarithmic):  # type: ignore[no-untyped-def]
-    """Add `factor` times numbers of `source` from `start` on to those of `target` from `first` on."""
-    if logarithmic:
-        for j in range(count):
-            target[first + j] = _log_sum(target[first + j], factor + source[start + j])
-    else:
-        for j in range(count):  # unsigned indices need no test for negative ones
-            target[np.uint64(first + j)] += factor * source[np.uint64(start + j)]
-
-
-@njit(cache=True, nogil=True, fastmath=SUMMATION)
-def _dot(a, first, b, start, count, logarithmic):  # type: ignore[no-untyped-def]
-    """Sum of the products of numbers of `a` from `first` on with those of `b` from `start` on."""
-    if logarithmic:
-        total = -np.inf
-        for j in range(count):
-            total = _log_sum(total, a[first + j] + b[start + j])
-    else:
-        total = 0.0
-        for j in range(count):
-            total += a[np.uint64(first + j)] * b[np.uint64(start + j)]
-    return total
-
-
-@njit(cache=True, nogil=True)
-def _log_sum(a, b):  # type: ignore[no-untyped-def]
-    """log(exp(a) + exp(b))."""
-    if a < b:
-        a, b = b, a
-    return a if b == -np.inf else a + np.log1p(np.exp(b - a))
-
-
 @njit(cache=True, nogil=True)
 def _compute(chart, contexts, likelihood, logarithmic, outside, result, ancestors):  # type: ignore[no-untyped-def]
     """Both passes over a chart.
@@ -497,7 +340,7 @@ def _compute(chart, contexts, likelihood, logarithmic, outside, result, ancestor
             else:
                 used = _inside_sum(chart, node, i, logarithmic, rows, numbers, used)
     value = _number(rows, numbers, chart.start, 0, length, zero)
-    in_range = logarithmic or _in_range(numbers, used)
+    in_range = logarithmic or all_in_range(numbers, used)
     if not (outside and in_range):
         return value, in_range
     outer = np.full(_place_outer_rows(rows), zero)
@@ -523,7 +366,7 @@ def _compute(chart, contexts, likelihood, logarithmic, outside, result, ancestor
                 if len(ancestors) > 0:
                     above = ancestors[:, chart.nonterminal[node]]
                     _add_spans(node, i, logarithmic, rows, numbers, outer, above)
-    return value, logarithmic or _in_range(outer, len(outer))
+    return value, logarithmic or all_in_range(outer, len(outer))
 
 
 @njit(cache=True, nogil=True)
@@ -588,7 +431,7 @@ def _inside_product_at(chart, node, i, k, logarithmic, rows, numbers):  # type: 
     if factor != zero:
         first = max(rows[node, i, FIRST], rows[right, k, FIRST])
         count = min(rows[node, i, STOP], rows[right, k, STOP]) - first
-        _add(numbers, rows[node, i, BASE] + first, factor, numbers, rows[right, k, BASE] + first, count, logarithmic)
+        add(numbers, rows[node, i, BASE] + first, factor, numbers, rows[right, k, BASE] + first, count, logarithmic)
 
 
 @njit(cache=True, nogil=True)
@@ -609,7 +452,7 @@ def _inside_sum(chart, node, i, logarithmic, rows, numbers, used):  # type: igno
         first = max(rows[node, i, FIRST], rows[child, i, FIRST])
         count = min(rows[node, i, STOP], rows[child, i, STOP]) - first
         source = rows[child, i, BASE] + first
-        _add(numbers, rows[node, i, BASE] + first, chart.weight[term], numbers, source, count, logarithmic)
+        add(numbers, rows[node, i, BASE] + first, chart.weight[term], numbers, source, count, logarithmic)
     used += rows[node, i, STOP] - rows[node, i, FIRST]
     _trim(rows, numbers, node, i, FIRST, zero)
     return used
@@ -634,7 +477,7 @@ def _inside_recursive(chart, begin, end, i, logarithmic, rows, numbers, used):  
                     child = chart.term[term]
                     if rows[child, i, FIRST] <= k < rows[child, i, STOP]:
                         source = rows[child, i, BASE] + k
-                        _add(numbers, total, chart.weight[term], numbers, source, 1, logarithmic)
+                        add(numbers, total, chart.weight[term], numbers, source, 1, logarithmic)
         for node in range(begin, end):
             if chart.left[node] >= 0:
                 _inside_product_at(chart, node, i, k, logarithmic, rows, numbers)
@@ -652,14 +495,14 @@ def _outside_product(chart, node, i, k, logarithmic, rows, numbers, outer):  # t
     first = max(rows[node, i, OUTER_FIRST], rows[right, k, FIRST])
     count = min(rows[node, i, OUTER_STOP], rows[right, k, STOP]) - first
     if count > 0:
-        total = _dot(outer, base + first, numbers, rows[right, k, BASE] + first, count, logarithmic)
+        total = dot(outer, base + first, numbers, rows[right, k, BASE] + first, count, logarithmic)
         target = rows[left, i, OUTER_BASE] + k
-        outer[target] = _log_sum(outer[target], total) if logarithmic else outer[target] + total
+        outer[target] = log_sum(outer[target], total) if logarithmic else outer[target] + total
     factor = _number(rows, numbers, left, i, k, zero)
     if factor != zero:
         first = max(rows[node, i, OUTER_FIRST], rows[right, k, OUTER_FIRST])
         count = min(rows[node, i, OUTER_STOP], rows[right, k, OUTER_STOP]) - first
-        _add(outer, rows[right, k, OUTER_BASE] + first, factor, outer, base + first, count, logarithmic)
+        add(outer, rows[right, k, OUTER_BASE] + first, factor, outer, base + first, count, logarithmic)
 
 
 @njit(cache=True, nogil=True)
@@ -670,7 +513,7 @@ def _outside_sum(chart, node, i, logarithmic, rows, outer):  # type: ignore[no-u
         first = max(rows[node, i, OUTER_FIRST], rows[child, i, OUTER_FIRST])
         count = min(rows[node, i, OUTER_STOP], rows[child, i, OUTER_STOP]) - first
         source = rows[node, i, OUTER_BASE] + first
-        _add(outer, rows[child, i, OUTER_BASE] + first, chart.weight[term], outer, source, count, logarithmic)
+        add(outer, rows[child, i, OUTER_BASE] + first, chart.weight[term], outer, source, count, logarithmic)
 
 
 @njit(cache=True, nogil=True)
@@ -688,7 +531,7 @@ def _outside_recursive(chart, begin, end, i, logarithmic, rows, numbers, outer):
                     child = chart.term[term]
                     if rows[child, i, OUTER_FIRST] <= k < rows[child, i, OUTER_STOP]:
                         target = rows[child, i, OUTER_BASE] + k
-                        _add(outer, target, chart.weight[term], outer, source, 1, logarithmic)
+                        add(outer, target, chart.weight[term], outer, source, 1, logarithmic)
 
 
 @njit(cache=True, nogil=True)
@@ -700,8 +543,8 @@ def _add_spans(node, i, logarithmic, rows, numbers, outer, above):  # type: igno
     for j in range(stop - 1, i, -1):  # position j - 1 is spanned by the numbers with end j or a later one
         if j >= first:
             inside, outside = numbers[rows[node, i, BASE] + j], outer[rows[node, i, OUTER_BASE] + j]
-            total = _log_sum(total, inside + outside) if logarithmic else total + inside * outside
-        above[j - 1] = _log_sum(above[j - 1], total) if logarithmic else above[j - 1] + total
+            total = log_sum(total, inside + outside) if logarithmic else total + inside * outside
+        above[j - 1] = log_sum(above[j - 1], total) if logarithmic else above[j - 1] + total
 
 
 @njit(cache=True, nogil=True)
@@ -750,12 +593,3 @@ def _trim(rows, numbers, node, i, ends, zero):  # type: ignore[no-untyped-def]
     if first >= stop:
         first, stop = rows.shape[1], 0
     rows[node, i, ends], rows[node, i, ends + 1] = first, stop
-
-
-@njit(cache=True, nogil=True)
-def _in_range(numbers, count):  # type: ignore[no-untyped-def]
-    """Whether the first `count` numbers are zero or between 1 / LARGEST and LARGEST."""
-    outside = 0
-    for i in range(count):
-        outside += numbers[i] != 0 and not 1 / LARGEST <= numbers[i] <= LARGEST
-    return outside == 0
