@@ -15,28 +15,17 @@ BOS is always at the first position, so that its prediction costs nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common.pcfg.bayes_optimal import BayesOptimal, means
 from common.pcfg.inside_outside import cavities
-from PCFG_mlm.data import IGNORED, Batch, MaskedTask
+from common.pcfg.task import IGNORED
+from PCFG_mlm.data import Batch, MaskedTask
 
 KEPT = REPLACED = 0.1
 """Shares of the chosen positions that show their own token and a random terminal."""
-
-
-@dataclass(frozen=True)
-class BayesOptimal:
-    """Means over all positions that are to be predicted, BOS included, as in an evaluation."""
-
-    loss: float
-    """Cross entropy in nats."""
-    accuracy: float
-    """Share of the tokens that are the most probable one; the first of several that are equally probable."""
-    expected_accuracy: float
-    """Mean probability of the most probable token: the accuracy without the luck of the draw."""
 
 
 def bayes_optimal(task: MaskedTask, batches: Sequence[Batch]) -> BayesOptimal:
@@ -52,12 +41,7 @@ def bayes_optimal(task: MaskedTask, batches: Sequence[Batch]) -> BayesOptimal:
     of_asked = np.concatenate([row[where] for row, where in zip(probabilities, asked, strict=True)])
     truth = np.concatenate([row[where] for row, where in zip(labels, asked, strict=True)])
     bos = sum(int((batch.labels == task.bos).sum()) for batch in batches)
-    predicted = len(truth) + bos
-    return BayesOptimal(
-        loss=float(-np.log(of_asked[np.arange(len(truth)), truth]).sum() / predicted),
-        accuracy=float(((of_asked.argmax(axis=1) == truth).sum() + bos) / predicted),
-        expected_accuracy=float((of_asked.max(axis=1).sum() + bos) / predicted),
-    )
+    return means(of_asked, truth, certain=bos)
 
 
 def posteriors(

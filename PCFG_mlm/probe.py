@@ -17,114 +17,47 @@ The third command looks at no checkpoint. probes/bayes_optimal.json has loss, ac
 Bayes-optimal predictor on the sentences that the run is evaluated on, the best values that any model can have there.
 """
 
-import json
-import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
 import tyro
-from numpy.typing import NDArray
-from transformers import BertForMaskedLM
 
-from common.arguments import require_at_least, require_seed
-from common.checkpoints import find_checkpoints, local_path, write_file
-from common.errors import UserError
-from common.pcfg.grammar import load_grammar
-from common.pcfg.inside_outside import ancestor_posteriors, cavities
-from common.pcfg.sampler import Sentences, sample
+from common.arguments import require_at_least
+from common.pcfg import probing
+from common.pcfg.inside_outside import cavities
+from common.pcfg.probing import (
+    BayesOptimalArguments,
+    NonterminalArguments,
+    probe_checkpoints,
+    spacing_of,
+    with_bos,
+)
+from common.pcfg.sampler import sample
+from common.pcfg.training import task_of_run
 from common.probes.ngrams import NgramVariants, Predictor, Questions, bert_predictor, probe_ngrams
-from common.probes.nonterminals import NO_SYMBOL, LabelledSentences, bert_encoder, probe_nonterminals
-from common.runs import Run, command, default_name, progress
+from common.probes.nonterminals import bert_encoder
+from common.runs import command
 from PCFG_mlm.bayes_optimal import bayes_optimal
-from PCFG_mlm.data import MaskedTask, evaluation_batches, rules_of
-from PCFG_mlm.models import load_model
-from PCFG_mlm.training import EVALUATION_BATCH
-
-SPACING = 30
+from PCFG_mlm.data import MaskedTask
+from PCFG_mlm.training import SETTING
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """What the probes of checkpoints have in common."""
-
-    run: Path
-    """Run directory of train.py or distill.py."""
-    seed: int = 0
-    """Seed of the sentences and of all that a probe draws."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto is a GPU if there is one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NgramArguments(Arguments):
+class NgramArguments(probing.NgramArguments):
     """Arguments of `probe.py ngrams`."""
 
-    sentences: int = 1024
-    """Fresh sentences."""
-    positions: int = 1
-    """Positions in each sentence, drawn from the multiples of the spacing; 0 takes all of them."""
-    spacing: int | None = None
-    """Distance of these multiples; by default 30, or half the expected sentence if that is less."""
-    limit: int = 420
-    """Largest position."""
-    sizes: tuple[int, ...] = (2, 3, 4, 5)
-    """Lengths of the n-grams."""
     exact: int = 64
     """Sentences for the Bayes-optimal values; 0 leaves these out."""
-    values: bool = False
-    """Write the value at every single position as well, in the order of `positions`: sentence, position."""
-    columns: int = 8192
-    """Tokens per batch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NonterminalArguments(Arguments):
-    """Arguments of `probe.py nonterminals`."""
-
-    training: int = 10_240
-    """Fresh sentences that the probe learns from."""
-    heldout: int = 4096
-    """Fresh sentences that it is tested on."""
-    exact: int = 256
-    """Held-out sentences for the Bayes-optimal values; 0 leaves these out."""
-    levels: int | None = None
-    """Levels of the tree, from the root; by default all, for a grammar whose tokens are all at one depth."""
-    heads: int = 16
-    """Pairs of position embeddings and linear maps."""
-    dimension: int = 256
-    """Dimensions of the position embeddings."""
-    lr: float = 1e-2
-    """Largest learning rate."""
-    epochs: int = 4
-    """Passes over the training sentences."""
-    batch_size: int = 64
-    """Sentences per step."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BayesOptimalArguments:
-    """Arguments of `probe.py bayes-optimal`."""
-
-    run: Path
-    """Run directory of train.py or distill.py; it needs no checkpoint."""
 
 
 def ngrams(arguments: NgramArguments) -> None:
     """M_robust and M_close of every checkpoint that is not in the file yet."""
-    require_at_least(1, arguments, "sentences", "limit", "columns")
-    require_at_least(0, arguments, "positions", "exact")
-    require_at_least(2, arguments, "sizes")
-    require_seed(arguments, "seed")
-    task = _task_of(arguments.run)
-    spacing = arguments.spacing
-    if spacing is None:
-        spacing = int(min(SPACING, max(1, task.grammar.expected_length // 2)))
+    require_at_least(0, arguments, "exact")
+    task = task_of_run(arguments.run, SETTING)
+    spacing = spacing_of(arguments, task)
     drawn = sample(task.grammar, arguments.seed, "probe", 0, arguments.sentences)
-    sequences = _with_bos(task, drawn)
+    sequences = with_bos(task, drawn)
 
     def variants(count: int, hide_masked: bool) -> NgramVariants:
         return NgramVariants(
@@ -145,10 +78,11 @@ def ngrams(arguments: NgramArguments) -> None:
         exact = variants(arguments.exact, hide_masked=False)
         return asdict(probe_ngrams(exact, bayes_optimal_predictor(task), columns, values))
 
-    _probe_checkpoints(
+    probe_checkpoints(
         arguments,
         NgramArguments(run=arguments.run),
         "ngrams",
+        SETTING,
         task,
         lambda model: asdict(probe_ngrams(shown, bert_predictor(model), columns, values)),
         {
@@ -161,50 +95,12 @@ def ngrams(arguments: NgramArguments) -> None:
 
 def nonterminals(arguments: NonterminalArguments) -> None:
     """Accuracy of the probe for nonterminals, level by level, on every checkpoint that is not in the file yet."""
-    require_at_least(1, arguments, "training", "heldout", "heads", "dimension", "epochs", "batch_size")
-    require_at_least(0, arguments, "exact")
-    require_seed(arguments, "seed")
-    if not 0 < arguments.lr < math.inf:
-        raise UserError(f"--lr must be positive and finite, got {arguments.lr}")
-    task = _task_of(arguments.run)
-    training, heldout = (
-        _labelled(task, arguments.seed, first, count, arguments.levels)
-        for first, count in ((0, arguments.training), (arguments.training, arguments.heldout))
-    )
-
-    def measure(model: BertForMaskedLM) -> dict[str, Any]:
-        accuracies = probe_nonterminals(
-            bert_encoder(model),
-            training,
-            heldout,
-            heads=arguments.heads,
-            dimension=arguments.dimension,
-            lr=arguments.lr,
-            epochs=arguments.epochs,
-            batch_size=arguments.batch_size,
-            seed=arguments.seed,
-            device=str(model.device),
-        )
-        return {"levels": [{"level": level, **asdict(result)} for level, result in enumerate(accuracies, 1)]}
-
-    def optimal() -> object:
-        few = LabelledSentences(heldout.sequences[: arguments.exact], heldout.labels[: arguments.exact])
-        return {"levels": bayes_optimal_levels(task, few)}
-
-    exact = arguments.exact > 0 and task.grammar.depth is not None
-    once = {"bayes_optimal": optimal} if exact else {}
-    _probe_checkpoints(arguments, NonterminalArguments(run=arguments.run), "nonterminals", task, measure, once)
+    probing.nonterminals(arguments, SETTING, bert_encoder)
 
 
 def evaluation(arguments: BayesOptimalArguments) -> None:
     """Loss and accuracy of the Bayes-optimal predictor on the run's evaluation sentences, unless the file is there."""
-    task = _task_of(arguments.run)
-    path = arguments.run / "probes" / "bayes_optimal.json"
-    if not path.exists():
-        samples = Run(arguments.run).config["arguments"]["eval_samples"]
-        result = bayes_optimal(task, evaluation_batches(task, samples, EVALUATION_BATCH))
-        write_file(path, json.dumps({"eval_samples": samples, **asdict(result)}).encode())
-    print(path)
+    probing.evaluation(arguments, SETTING, bayes_optimal)
 
 
 def bayes_optimal_predictor(task: MaskedTask) -> Predictor:
@@ -224,118 +120,6 @@ def bayes_optimal_predictor(task: MaskedTask) -> Predictor:
         return torch.from_numpy(np.stack([others[column - 1] for (_, others), column in answers]))
 
     return predict
-
-
-def bayes_optimal_levels(task: MaskedTask, data: LabelledSentences) -> list[dict[str, float]]:
-    """How well the ancestors of tokens can be told from whole sentences, level by level, by exact posteriors.
-
-    Args:
-        task: its grammar has all tokens at one depth.
-        data: sentences with BOS, and the place of each ancestor among the symbols of its level, the root left out.
-
-    Returns:
-        For each level its number `level`, `tokens`, and two means over the tokens: `accuracy` of the most probable
-        symbol, the first of several that are equally probable, and `expected_accuracy`, the probability of that symbol.
-    """
-    right, expected = np.zeros((2, data.labels[0].shape[1]))
-    for sequence, labels in zip(data.sequences, data.labels, strict=True):
-        posteriors = ancestor_posteriors(task.grammar, np.eye(task.terminals)[sequence[1:]])
-        for i, places in enumerate(labels[1:].T):
-            of_level = posteriors[:, task.grammar.levels[i + 1]]
-            right[i] += (of_level.argmax(axis=1) == places).sum()
-            expected[i] += of_level.max(axis=1).sum()
-    tokens = sum(len(sequence) - 1 for sequence in data.sequences)
-    return [
-        {"level": level, "tokens": tokens, "accuracy": hits / tokens, "expected_accuracy": mean / tokens}
-        for level, (hits, mean) in enumerate(zip(right.tolist(), expected.tolist(), strict=True), 1)
-    ]
-
-
-def _labelled(task: MaskedTask, seed: int, first: int, count: int, levels: int | None) -> LabelledSentences:
-    """Sentences with BOS, and the place of each ancestor among the symbols of its level; the root is left out."""
-    grammar = task.grammar
-    if levels is not None and grammar.depth is not None and levels > grammar.depth:
-        raise UserError(f"--levels must be at most {grammar.depth}, as {grammar.name} has no more; got {levels}")
-    drawn = sample(grammar, seed, "probe", first, count, trees=True, levels=levels)
-    assert drawn.ancestors is not None
-    labels = np.full((len(drawn.tokens), drawn.ancestors.shape[1] - 1), NO_SYMBOL, np.int16)
-    if labels.shape[1] == 0:
-        raise UserError(f"the trees of {grammar.name} from {grammar.start} have no nonterminal below the root to probe")
-    for level in range(1, drawn.ancestors.shape[1]):
-        symbols = range(len(grammar.nonterminals)) if grammar.depth is None else grammar.levels[level]
-        place = np.full(len(grammar.nonterminals) + 1, NO_SYMBOL)  # the last entry is for an ancestor of -1
-        place[list(symbols)] = np.arange(len(symbols))
-        labels[:, level - 1] = place[drawn.ancestors[:, level]]
-    bos = np.full((1, labels.shape[1]), NO_SYMBOL, np.int16)
-    return LabelledSentences(
-        sequences=_with_bos(task, drawn),
-        labels=[np.concatenate([bos, part]) for part in np.split(labels, drawn.offsets[1:-1])],
-    )
-
-
-def _with_bos(task: MaskedTask, sentences: Sentences) -> list[NDArray[np.integer]]:
-    return [np.concatenate([[task.bos], sentences.sentence(i)]) for i in range(len(sentences))]
-
-
-def _task_of(run: Path) -> MaskedTask:
-    """What the run was trained on.
-
-    Raises:
-        UserError: the directory is not a run's of this setting, or its grammar's file has changed since.
-    """
-    config = Run(run).config["arguments"]
-    if not {"grammar", "start", "mask_rate", "hide_masked", "eval_samples", "rules"} <= set(config):
-        raise UserError(f"{run} is not a run of PCFG_mlm: give the directory of a run of its train.py or distill.py")
-    task = MaskedTask(load_grammar(config["grammar"], config["start"]), config["mask_rate"], config["hide_masked"])
-    if rules_of(task.grammar) != config["rules"]:
-        raise UserError(f"the grammar {config['grammar']} has changed since {run} was trained on it: give it back")
-    return task
-
-
-def _probe_checkpoints(
-    arguments: Arguments,
-    defaults: Arguments,
-    name: str,
-    task: MaskedTask,
-    measure: Callable[[BertForMaskedLM], dict[str, Any]],
-    once: dict[str, Callable[[], object]],
-) -> None:
-    """Measure what is not in the probe's file yet, and print the file's name.
-
-    Args:
-        arguments: of the command.
-        defaults: the same before any argument is given.
-        name: of the probe.
-        task: that the run was trained on.
-        measure: from a checkpoint to JSON values.
-        once: what is measured without a checkpoint, by name.
-    """
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda cannot be used: torch finds no GPU")
-    device = "cuda" if arguments.device != "cpu" and torch.cuda.is_available() else "cpu"
-    checkpoints = find_checkpoints(arguments.run)
-    where = ("run", "device", "columns")
-    path = arguments.run / "probes" / f"{default_name(arguments, defaults, name, exclude=where)}.json"
-    settings = {key: value for key, value in asdict(arguments).items() if key not in where}
-    content: dict[str, Any] = (
-        json.loads(path.read_text()) if path.exists() else {"settings": settings, "checkpoints": []}
-    )
-    done = {entry["step"]: entry for entry in content["checkpoints"]}
-    for key, value in once.items():
-        if key not in content:
-            content[key] = value()
-            write_file(path, json.dumps(content).encode())
-    with progress(len(checkpoints), len(done), f"probing {arguments.run.name}", 1) as show:
-        for checkpoint in checkpoints:
-            if checkpoint.step in done:
-                continue
-            model = load_model(local_path(checkpoint), task)
-            model.to(device)  # type: ignore[arg-type]
-            done[checkpoint.step] = {"step": checkpoint.step, **measure(model)}
-            content["checkpoints"] = [done[step] for step in sorted(done)]
-            write_file(path, json.dumps(content).encode())
-            show(len(done), checkpoint=checkpoint.step)
-    print(path)
 
 
 def main() -> None:

@@ -8,34 +8,14 @@ The run is a directory, by default in runs/PCFG_mlm/; the same command goes on w
 
 from dataclasses import dataclass
 
-import tyro
-
-from common.arguments import require_at_least, require_seed
-from common.distillation import FROM_LABELS
-from common.runs import command, default_name
-from common.trainer import open_shared_run
-from PCFG_mlm.training import (
-    RUNS,
-    Arguments,
-    check,
-    config_of,
-    settings_of,
-    source_of,
-    task_of,
-    train_to_end,
-)
+from common.pcfg import training
+from common.runs import command
+from PCFG_mlm.training import SETTING, Arguments
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainArguments(Arguments):
+class TrainArguments(Arguments, training.TrainArguments):
     """Arguments of `train.py`."""
-
-    heads: int
-    """Attention heads."""
-    steps: int
-    """Optimiser steps."""
-    seed: int = 0
-    """Seed of the initial weights, of dropout and of the data stream."""
 
 
 PRESETS = {
@@ -77,27 +57,16 @@ PRESETS = {
         checkpoint_every=200,
     ),
 }
-DESCRIPTIONS = {"smoke": "seconds", "laptop": "shows the effect in minutes", "paper": "the published size"}
 
 
 def train(arguments: TrainArguments) -> None:
     """Make the run that the arguments describe, or finish it."""
-    check(arguments)
-    require_at_least(1, arguments, "heads", "steps")
-    require_seed(arguments, "seed")
-    task = task_of(arguments)
-    source = source_of(arguments, task, arguments.steps, arguments.seed)
-    directory = arguments.out or RUNS / default_name(arguments, PRESETS[arguments.preset], arguments.preset)
-    settings = settings_of(arguments, directory, arguments.steps, arguments.seed)
-    options = {"force": arguments.force, "wandb": arguments.wandb}
-    with open_shared_run(directory, config_of(arguments, task), settings, **options) as run:
-        train_to_end(arguments, run, settings, source, arguments.heads, arguments.seed, FROM_LABELS)
+    training.train(arguments, PRESETS, SETTING)
 
 
 def main() -> None:
     """Parse the command line."""
-    presets = {name: (DESCRIPTIONS[name], arguments) for name, arguments in PRESETS.items()}
-    train(tyro.extras.overridable_config_cli(presets, description=__doc__))
+    training.run_command(PRESETS, train, __doc__)
 
 
 if __name__ == "__main__":

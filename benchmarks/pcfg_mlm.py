@@ -49,13 +49,15 @@ from transformers import (
 )
 
 from common.pcfg.sampler import sample
+from common.pcfg.task import IGNORED
+from common.pcfg.training import EVALUATION_BATCH, FittingBatches, settings_of, source_of, task_of
 from common.runs import command, worker_threads
 from common.schedules import one_shot
 from common.trainer import ProgressiveDistillationTrainer, ReadyBatches
 from PCFG_mlm import train
-from PCFG_mlm.data import IGNORED, Batch, MaskedTask, evaluation_batches, mask_batch
+from PCFG_mlm.data import Batch, MaskedTask, evaluation_batches, mask_batch
 from PCFG_mlm.models import load_model, new_model
-from PCFG_mlm.training import EVALUATION_BATCH, FittingBatches, settings_of, source_of, task_of
+from PCFG_mlm.training import SETTING
 
 SENTENCES = 1024
 """The plain way pads to the longest of so many."""
@@ -139,7 +141,7 @@ class Setup:
 
     @property
     def task(self) -> MaskedTask:
-        return task_of(self.arguments)
+        return task_of(self.arguments, SETTING)
 
     @property
     def teacher(self) -> Path | None:
@@ -151,7 +153,7 @@ class Setup:
 
     def source(self) -> FittingBatches:
         """Batches of this project."""
-        return source_of(self.arguments, self.task, self.steps, SEED)
+        return source_of(self.arguments, SETTING, self.task, self.steps, SEED)
 
     def padded(self) -> Batch:
         """The first sentences of the same stream, all padded to the longest of them, with the same masks."""
@@ -312,7 +314,7 @@ def _forward_multiply_adds(arguments: train.TrainArguments, task: MaskedTask, he
 def _accuracies(steps: int, directory: Path) -> dict[str, Any]:
     """Held-out accuracy of the laptop preset after `steps` in both precisions."""
     preset = replace(train.PRESETS["laptop"], device="cpu")
-    task = task_of(preset)
+    task = task_of(preset, SETTING)
     held_out = ReadyBatches(evaluation_batches(task, preset.eval_samples, EVALUATION_BATCH))
     found: dict[Precision, list[float]] = {"float32": [], "bf16": []}
     for precision, accuracies in found.items():
@@ -321,7 +323,7 @@ def _accuracies(steps: int, directory: Path) -> dict[str, Any]:
             trainer = ProgressiveDistillationTrainer(
                 new_model(task, preset.layers, preset.heads, preset.head_dim, preset.dropout, seed),
                 _quiet(settings_of(arguments, directory, steps, seed)),
-                train_dataset=source_of(arguments, task, steps, seed),
+                train_dataset=source_of(arguments, SETTING, task, steps, seed),
                 eval_dataset=held_out,
             )
             trainer.remove_callback(PrinterCallback)

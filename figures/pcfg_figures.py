@@ -20,6 +20,7 @@ from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
 from common.checkpoints import find_checkpoints
 from common.distillation import first_checkpoint
 from common.errors import UserError
+from common.pcfg.probing import NonterminalArguments
 from common.phases import find_phases
 from common.plotting import (
     BLACK,
@@ -37,7 +38,7 @@ from common.plotting import (
 )
 from common.runs import Run
 from PCFG_mlm.distill import PRESETS
-from PCFG_mlm.probe import NgramArguments, NonterminalArguments
+from PCFG_mlm.probe import NgramArguments
 
 STUDENTS = ("ce", "one-shot", "progressive")
 NGRAM = 3

@@ -19,6 +19,7 @@ import PCFG_mlm.distill
 import PCFG_mlm.probe
 import PCFG_mlm.train
 from common.errors import UserError
+from common.pcfg import training
 from parity_mlp import distill, probe, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -278,8 +279,8 @@ def test_nonterminals_are_drawn_level_by_level(made_up, pcfg_figures):
 
 def test_the_smoke_runs_of_pcfg_become_figures(tmp_path, monkeypatch):
     root = tmp_path / "runs" / "PCFG_mlm"
-    for name in ("ROOT", "RUNS"):
-        monkeypatch.setattr(PCFG_mlm.distill, name, tmp_path if name == "ROOT" else root)
+    monkeypatch.setattr(training, "ROOT", tmp_path)
+    monkeypatch.setattr(PCFG_mlm.distill, "SETTING", replace(PCFG_mlm.distill.SETTING, runs=root))
     PCFG_mlm.train.train(replace(PCFG_mlm.train.PRESETS["smoke"], out=root / "smoke"))
     for words in (
         "bayes-optimal",

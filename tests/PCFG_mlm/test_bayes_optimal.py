@@ -12,11 +12,13 @@ from transformers import BertForMaskedLM
 
 from common.checkpoints import find_checkpoints
 from common.pcfg.grammar import load_grammar, parse_grammar
+from common.pcfg.task import IGNORED
+from common.pcfg.training import EVALUATION_BATCH, task_of
 from common.runs import Run
 from PCFG_mlm import train
 from PCFG_mlm.bayes_optimal import bayes_optimal, posteriors
-from PCFG_mlm.data import IGNORED, Batch, MaskedTask, evaluation_batches
-from PCFG_mlm.training import EVALUATION_BATCH, task_of
+from PCFG_mlm.data import Batch, MaskedTask, evaluation_batches
+from PCFG_mlm.training import SETTING
 
 GRAMMAR = parse_grammar("S -> A B [2] | B A [1] | A A A [1]\nA -> 1 2 | 2 1 | 3 1\nB -> 3 | 2 2", "test")
 
@@ -173,7 +175,7 @@ def test_a_long_trained_model_comes_within_1_percent_and_not_above(tmp_path, rig
         out=tmp_path / "run",
     )
     train.train(arguments)
-    task = task_of(arguments)
+    task = task_of(arguments, SETTING)
     batches = evaluation_batches(task, arguments.eval_samples, EVALUATION_BATCH)
     best, trained = bayes_optimal(task, batches), Run(tmp_path / "run").records()[-1]
     assert best.accuracy < 0.85

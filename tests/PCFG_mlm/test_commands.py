@@ -20,11 +20,12 @@ from transformers import BertConfig, BertForMaskedLM
 
 from common import trainer
 from common.checkpoints import find_checkpoints
-from common.pcfg import grammar as grammars
+from common.pcfg import grammar as grammars, training
 from common.pcfg.grammar import load_grammar, parse_grammar
+from common.pcfg.task import IGNORED, rules_of
 from common.runs import SURROUNDINGS, Run, open_run
-from PCFG_mlm import data, distill, probe, train, training
-from PCFG_mlm.data import IGNORED, MaskedTask, TrainingBatches, evaluation_batches
+from PCFG_mlm import data, distill, probe, train
+from PCFG_mlm.data import MaskedTask, TrainingBatches, evaluation_batches
 from PCFG_mlm.models import new_model
 from tests.commands import ROOT, cut, files, python, results, results_below, start
 
@@ -89,7 +90,7 @@ def test_a_teacher_is_a_directory_that_transformers_reads(tmp_path, capsys):
         *(f"checkpoint-{step}" for step in (10, 20, 30)),
     }
     arguments = run.config["arguments"]
-    assert arguments["rules"] == data.rules_of(TASK.grammar)
+    assert arguments["rules"] == rules_of(TASK.grammar)
     assert {name: arguments[name] for name in ("preset", "grammar", "start", "heads", "steps", "seed", "lr")} == {
         **{"preset": "smoke", "grammar": "small", "start": "13"},
         **{"heads": 2, "steps": 30, "seed": 0, "lr": 5e-3},
@@ -649,7 +650,7 @@ def test_a_student_that_diverges_does_not_stop_the_others(tmp_path, capsys, monk
 
     words = [*DISTILL, "--methods", "one-shot", "--teacher", teacher, "--out"]
     with monkeypatch.context() as patch:
-        patch.setattr(distill, "settings_of", diverging_settings_of)
+        patch.setattr(training, "settings_of", diverging_settings_of)
         code, _, stderr = start(capsys, distill.main, *words[1:], tmp_path / "runs", "--seeds", 1, 0)
     assert code == 3
     assert "one-shot-heads1-steps12-seed1: the loss is not finite at step 5" in stderr.splitlines()[-1]
@@ -737,15 +738,15 @@ def directory_of(monkeypatch, module, arguments):
         raise Named(directory)
 
     stand_in = {
-        **{"task_of": lambda arguments: TASK, "source_of": lambda *arguments: None, "open_shared_run": stop},
-        **{"find_checkpoints": lambda teacher: [None], "local_path": str, "load_model": lambda *arguments: None},
+        **{"task_of": lambda arguments, setting: TASK, "source_of": lambda *arguments: None, "open_shared_run": stop},
+        **{"find_checkpoints": lambda teacher: [None], "local_path": str},
         **{"_check_own_teacher": lambda *arguments: None, "supervision": lambda *arguments: None},
         "settings_of": lambda *arguments: None,
     }
     with monkeypatch.context() as patch:
+        patch.setattr(module, "SETTING", replace(module.SETTING, load_model=lambda *arguments: None))
         for name, function in stand_in.items():
-            if hasattr(module, name):
-                patch.setattr(module, name, function)
+            patch.setattr(training, name, function)
         with pytest.raises(Named) as named:
             (module.train if module is train else module.distill)(arguments)
     return named.value.args[0]

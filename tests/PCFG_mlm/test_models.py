@@ -12,10 +12,12 @@ from transformers import BertConfig, BertForMaskedLM
 from common.checkpoints import save_checkpoint
 from common.errors import UserError
 from common.pcfg.grammar import load_grammar, parse_grammar
+from common.pcfg.models import require_room
 from common.pcfg.sampler import sample
+from common.pcfg.task import UNBOUNDED_POSITIONS
 from common.trainer import configuration, weights
 from PCFG_mlm.data import Batch, MaskedTask, mask_batch
-from PCFG_mlm.models import UNBOUNDED_POSITIONS, load_model, new_model, positions_for, require_room
+from PCFG_mlm.models import load_model, new_model
 from tests.commands import cut
 
 SMALL = MaskedTask(load_grammar("small"))
@@ -69,7 +71,7 @@ def test_the_vocabulary_follows_the_terminals():
 )
 def test_there_is_room_for_bos_and_the_longest_sentence(text, positions):
     task = MaskedTask(parse_grammar(text, "grammar"))
-    assert positions_for(task) == positions
+    assert task.positions == positions
     assert model_of(task).config.max_position_embeddings == positions
 
 
@@ -85,12 +87,9 @@ def test_the_weights_depend_on_the_seed_alone():
 
 
 def test_a_sentence_without_room_is_refused():
-    longest = positions_for(UNBOUNDED)
-    row = torch.zeros((1, longest + 1), dtype=torch.int64)
-    fits = Batch(row[:, :longest], row[:, :longest], row[:, :longest])
-    assert require_room(fits, UNBOUNDED) is fits
+    require_room(UNBOUNDED.positions, UNBOUNDED)
     with pytest.raises(UserError, match=r"unbounded made a sentence of 1,024 tokens, and a model has 1,024 positions"):
-        require_room(Batch(row, row, row), UNBOUNDED)
+        require_room(UNBOUNDED.positions + 1, UNBOUNDED)
 
 
 # Attention

@@ -12,14 +12,18 @@ import pytest
 import torch
 
 from common.checkpoints import find_checkpoints
+from common.pcfg import probing
 from common.pcfg.grammar import load_grammar
+from common.pcfg.probing import bayes_optimal_levels, labelled_sentences
 from common.pcfg.sampler import sample
+from common.pcfg.training import task_of_run
 from common.probes.ngrams import ngram
 from common.runs import open_run
 from PCFG_mlm import probe, train
 from PCFG_mlm.bayes_optimal import bayes_optimal
 from PCFG_mlm.data import MaskedTask, evaluation_batches
 from PCFG_mlm.models import load_model
+from PCFG_mlm.training import SETTING
 from tests.commands import ROOT, Killed, files, python, start
 
 TINY = """
@@ -108,7 +112,7 @@ def values_of(entry):
 def test_ngrams_of_each_checkpoint_are_those_of_full_sentences(trained, tiny, capsys, hide_masked):
     directory, words, sizes = (trained, "", (2, 3, 4, 5)) if hide_masked else (tiny, "--spacing 2 --sizes 2 3", (2, 3))
     content = succeed(capsys, *NGRAMS, directory, "--values", "--positions", 0, "--seed", 5, *words.split())
-    task = probe._task_of(directory)
+    task = task_of_run(directory, SETTING)
     assert task.hide_masked is hide_masked
     drawn = sample(task.grammar, 5, "probe", 0, 12)
     sequences = [np.concatenate([[task.bos], drawn.sentence(i)]) for i in range(12)]
@@ -162,7 +166,7 @@ def all_sentences():
 def test_bayes_optimal_values_are_those_of_a_list_of_all_sentences(tiny, capsys):
     words = shlex.split("--values --positions 0 --spacing 2 --sizes 2 3 --exact 10")
     content = succeed(capsys, *NGRAMS, tiny, *words)
-    task = probe._task_of(tiny)
+    task = task_of_run(tiny, SETTING)
     drawn = sample(task.grammar, 0, "probe", 0, 10)
     sequences = [np.concatenate([[task.bos], drawn.sentence(i)]) for i in range(10)]
     sentences = all_sentences()
@@ -197,8 +201,8 @@ def test_bayes_optimal_values_are_of_the_first_sentences_and_can_be_left_out(tra
 
 
 def test_labels_are_the_ancestors_among_the_symbols_of_their_level(trained):
-    task = probe._task_of(trained)
-    labelled = probe._labelled(task, 3, 40, 10, None)
+    task = task_of_run(trained, SETTING)
+    labelled = labelled_sentences(task, 3, 40, 10, None)
     drawn = sample(task.grammar, 3, "probe", 40, 10, trees=True)
     assert len(labelled.sequences) == len(labelled.labels) == 10
     for i, (sequence, labels) in enumerate(zip(labelled.sequences, labelled.labels, strict=True)):
@@ -213,7 +217,7 @@ def test_labels_are_the_ancestors_among_the_symbols_of_their_level(trained):
 def test_labels_of_a_grammar_without_levels_are_nonterminals(tmp_path):
     (tmp_path / "uneven.cfg").write_text("S -> A S [0.3] | a [0.7]\nA -> b | B b\nB -> a b")
     task = MaskedTask(load_grammar(str(tmp_path / "uneven.cfg")))
-    labelled = probe._labelled(task, 0, 0, 50, 3)
+    labelled = labelled_sentences(task, 0, 0, 50, 3)
     drawn = sample(task.grammar, 0, "probe", 0, 50, trees=True, levels=3)
     labels = np.concatenate([part[1:] for part in labelled.labels])
     np.testing.assert_array_equal(labels, drawn.ancestors[:, 1:])
@@ -222,15 +226,15 @@ def test_labels_of_a_grammar_without_levels_are_nonterminals(tmp_path):
 
 def test_nonterminals_of_each_checkpoint(trained, capsys, monkeypatch):
     calls = []
-    real = probe.probe_nonterminals
+    real = probing.probe_nonterminals
     monkeypatch.setattr(
-        probe, "probe_nonterminals", lambda *args, **kwargs: calls.append(kwargs) or real(*args, **kwargs)
+        probing, "probe_nonterminals", lambda *args, **kwargs: calls.append(kwargs) or real(*args, **kwargs)
     )
     content = succeed(capsys, *NONTERMINALS, trained, "--lr", 0.02, "--batch-size", 8)
     assert [entry["step"] for entry in content["checkpoints"]] == [10, 20, 30]
     given = {"heads": 2, "dimension": 8, "lr": 0.02, "epochs": 1, "batch_size": 8, "seed": 0, "device": "cpu"}
     assert calls == [given] * 3
-    task = probe._task_of(trained)
+    task = task_of_run(trained, SETTING)
     training, heldout = (
         sample(task.grammar, 0, "probe", first, count, trees=True).ancestors for first, count in ((0, 64), (64, 20))
     )
@@ -275,7 +279,7 @@ def test_the_best_levels_are_those_of_a_list_of_all_trees(tmp_path):
             best = max(chances, key=chances.get)
             right[level - 1] += best == task.grammar.nonterminals[ancestors[token, level]]
             expected[level - 1] += chances[best] / sum(chances.values())
-    result = probe.bayes_optimal_levels(task, probe._labelled(task, 0, 30, 50, None))
+    result = bayes_optimal_levels(task, labelled_sentences(task, 0, 30, 50, None))
     tokens = len(drawn.tokens)
     assert [(level["level"], level["tokens"]) for level in result] == [(1, tokens), (2, tokens)]
     assert [level["accuracy"] for level in result] == pytest.approx((right / tokens).tolist(), abs=1e-12)
@@ -306,7 +310,7 @@ def test_the_best_evaluation_is_on_the_run_s_own_sentences_and_needs_no_checkpoi
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     content = succeed(capsys, "bayes-optimal", "--run", tmp_path / "run")
-    task = MaskedTask(probe._task_of(tiny).grammar, 0.3, hide_masked=False)
+    task = MaskedTask(task_of_run(tiny, SETTING).grammar, 0.3, hide_masked=False)
     expected = bayes_optimal(task, evaluation_batches(task, 50, 3))
     assert content.pop("eval_samples") == 50
     assert content == pytest.approx(asdict(expected), rel=1e-12)
@@ -369,7 +373,7 @@ def test_only_checkpoints_that_are_new_are_probed(run, capsys, counted):
 
 def test_a_probe_that_is_cut_off_goes_on(run, capsys, counted, monkeypatch):
     words, calls = counted
-    write = probe.write_file
+    write = probing.write_file
 
     def write_until_killed(path, content):
         if len(calls) == 2:
@@ -377,13 +381,13 @@ def test_a_probe_that_is_cut_off_goes_on(run, capsys, counted, monkeypatch):
         write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(probe, "write_file", write_until_killed)
+        patch.setattr(probing, "write_file", write_until_killed)
         with pytest.raises(Killed):
             start(capsys, probe.main, *words, run)
     exact = []
-    for name in ("cavities", "ancestor_posteriors"):
-        real = getattr(probe, name)
-        monkeypatch.setattr(probe, name, lambda *arguments, real=real: exact.append(1) or real(*arguments))
+    for module, name in ((probe, "cavities"), (probing, "ancestor_posteriors")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *arguments, real=real: exact.append(1) or real(*arguments))
     content = succeed(capsys, *words, run)
     assert len(calls) == 4
     assert not exact

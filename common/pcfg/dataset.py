@@ -1,0 +1,308 @@
+"""Sentences of a grammar as a Hugging Face dataset on disk, which runs can train on instead of the sampler.
+
+A dataset has the columns
+
+    tokens      the terminals of one sentence, as token ids, without BOS or EOS
+    span_ends   if it was exported with trees: for each token a number whose bit L is set if the token is the last of a
+                span of a nonterminal at depth L of the tree, the root being at depth 0
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from common.checkpoints import write_file
+from common.errors import UserError
+from common.pcfg.grammar import Grammar, load_grammar
+from common.pcfg.sampler import Sentences, Stream, sample
+from common.pcfg.task import rules_of
+from common.runs import progress
+
+EVALUATION_SEED = 0
+"""All runs on a grammar are evaluated on the same sentences."""
+
+ROW_GROUP = 1024
+"""Sentences that a dataset's reader has to decode at once."""
+
+LEVELS = 8
+"""Depths of the tree, from 0, that a dataset with trees tells about."""
+
+TREES = """ Column `span_ends`: for each token
+a number whose bit L is set if the token is the last of a span of a nonterminal at depth L of the tree; the root is at
+depth 0."""
+"""In the dataset's card."""
+
+
+@dataclass(frozen=True)
+class SentenceDataset:
+    """The training split of a dataset that `export` wrote; sentences are read when they are needed."""
+
+    directory: Path
+    files: tuple[Path, ...]
+    first: tuple[int, ...]
+    """Place of each file's first sentence, and the number of all sentences."""
+    trees: bool
+    """Whether it says which tokens end spans."""
+
+    def __len__(self) -> int:
+        return self.first[-1]
+
+    def sentences(self, first: int, count: int) -> Sentences:
+        """Sentences first .. first + count - 1, all of which must be there, with `LEVELS` levels of `span_ends`."""
+        names = _columns(self.trees)
+        parts = {name: [np.zeros(0, np.uint8)] for name in names}
+        lengths = [np.zeros(0, np.int64)]
+        for file, (start, stop) in zip(self.files, pairwise(self.first), strict=True):
+            for table, place in _row_groups(file, names, max(first - start, 0), min(first + count, stop) - start):
+                rows = slice(max(first - start - place, 0), first + count - start - place)
+                for name in names:
+                    parts[name].append(table[name][rows].flatten().to_numpy())
+                lengths.append(np.diff(table["tokens"][rows].offsets.to_numpy()))
+        offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+        read = {name: np.concatenate(values) for name, values in parts.items()}
+        return Sentences(read["tokens"], offsets, None, _unpacked(read["span_ends"]) if self.trees else None)
+
+
+def open_dataset(directory: Path, grammar: Grammar, sentences: int, trees: bool = False) -> SentenceDataset:
+    """A dataset to train on.
+
+    Args:
+        directory: where `export` wrote it.
+        grammar: what its sentences must be of.
+        sentences: how many a run will use: its steps times its batch size.
+        trees: whether the run needs to know which tokens end spans.
+
+    Raises:
+        UserError: not such a dataset, one of another grammar, one that is damaged or lacks trees, or too few sentences.
+    """
+    there = _read_description(directory)
+    if there["grammar"] != _describe_grammar(grammar):
+        raise UserError(
+            f"{directory} holds sentences of {there['name']} from {there['grammar']['start']}, which is not this run's "
+            f"grammar, {grammar.name} from {grammar.start}: give that --grammar and --start, or export another dataset"
+        )
+    if trees and not there.get("trees", False):
+        raise UserError(f"{directory} does not say which tokens end spans: export a dataset with --trees")
+    files = tuple(sorted((directory / "data").glob("train-*.parquet")))
+    first = [0]
+    for file in files:
+        try:
+            first.append(first[-1] + pq.read_metadata(file).num_rows)
+        except pa.ArrowInvalid as error:
+            raise _damaged(file, error) from error
+    if first[-1] != there["sentences"]:
+        raise UserError(
+            f"{directory} has {first[-1]:,} of {there['sentences']:,} sentences: remove it and export it again"
+        )
+    dataset = SentenceDataset(directory, files, tuple(first), trees)
+    if first[-1] < sentences:
+        raise too_few(dataset, sentences)
+    return dataset
+
+
+def _damaged(file: Path, error: Exception) -> UserError:
+    return UserError(f"{file} is damaged ({error}): remove its dataset and export it again")
+
+
+def too_few(dataset: SentenceDataset, needed: int) -> UserError:
+    """What to raise if a run needs more sentences than there are."""
+    return UserError(
+        f"{dataset.directory} has {len(dataset):,} sentences and the run needs {needed:,}, as each is used once: "
+        f"export a dataset with --sentences {needed}, or give fewer --steps"
+    )
+
+
+@dataclass(frozen=True)
+class ExportArguments:
+    """Arguments of `data.py export`."""
+
+    sentences: int
+    """Sentences to train on."""
+    out: Path
+    """Directory of the dataset."""
+    grammar: str = "cfg3b"
+    """Name of a grammar, or a file that holds one."""
+    start: str | None = None
+    """Start symbol; by default the grammar's own."""
+    validation: int = 4096
+    """Held-out sentences: the first that runs are evaluated on."""
+    seed: int = 0
+    """Seed of the sentences to train on."""
+    trees: bool = False
+    """Add which tokens end spans of nonterminals, for labels at a depth of the tree."""
+    shard: int = 100_000
+    """Sentences per file."""
+
+
+def export(arguments: ExportArguments) -> None:
+    """Write sentences as a Hugging Face dataset: parquet files, a dataset card, and a description for `open_dataset`.
+
+    The sentences are those that a run with this seed draws by itself. The directory is made under a hidden name and
+    renamed when it is whole.
+
+    Raises:
+        UserError: a number out of its range, no such grammar, or a place that is taken.
+    """
+    for name, least in (("sentences", 1), ("validation", 0), ("seed", 0), ("shard", 1)):
+        if getattr(arguments, name) < least:
+            raise UserError(f"--{name} must be at least {least}, got {getattr(arguments, name)}")
+    if arguments.seed >= 2**63:
+        raise UserError(f"--seed must be below 2^63, got {arguments.seed}")
+    grammar = load_grammar(arguments.grammar, arguments.start)
+    description = {
+        "name": Path(grammar.name).stem,
+        "grammar": _describe_grammar(grammar),
+        "sentences": arguments.sentences,
+        "validation": arguments.validation,
+        "seed": arguments.seed,
+        "trees": arguments.trees,
+    }
+    if arguments.out.exists():
+        if {"trees": False, **_read_description(arguments.out)} != description:
+            raise UserError(f"{arguments.out} holds another dataset: give another --out, or remove it")
+        open_dataset(arguments.out, grammar, arguments.sentences, arguments.trees)
+        print(f"{arguments.out} is complete")
+        return
+    unfinished = arguments.out.with_name(f".{arguments.out.name}.unfinished")
+    unfinished.mkdir(parents=True, exist_ok=True)
+    with (unfinished / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is writing {arguments.out}: let it end, or give another --out") from None
+        shutil.rmtree(unfinished / "data", ignore_errors=True)
+        (unfinished / "data").mkdir()
+        splits: tuple[tuple[str, int, Stream, int], ...] = (
+            ("train", arguments.seed, "train", arguments.sentences),
+            ("validation", EVALUATION_SEED, "evaluation", arguments.validation),
+        )
+        total = arguments.sentences + arguments.validation
+        with progress(total, 0, f"exporting {arguments.out.name}", 1) as show:
+            done = 0
+            for split, seed, stream, count in splits:
+                for file, first, last in _shards(split, count, arguments.shard):
+                    _write_shard(unfinished / "data" / file, grammar, seed, stream, first, last, arguments.trees)
+                    done += last - first
+                    show(done)
+        write_file(unfinished / "description.json", (json.dumps(description, indent=2) + "\n").encode())
+        write_file(unfinished / "README.md", _card(arguments, grammar).encode())
+        (unfinished / ".lock").unlink()
+        os.rename(unfinished, arguments.out)
+    print(arguments.out)
+
+
+def _shards(split: str, sentences: int, shard: int) -> Iterator[tuple[str, int, int]]:
+    """Name, first sentence and one past the last of each of a split's files."""
+    count = -(-sentences // shard)
+    for i in range(count):
+        yield f"{split}-{i:05d}-of-{count:05d}.parquet", i * shard, min((i + 1) * shard, sentences)
+
+
+def _columns(trees: bool) -> list[str]:
+    return ["tokens", "span_ends"] if trees else ["tokens"]
+
+
+def _unpacked(column: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """(tokens, LEVELS) from the column `span_ends`."""
+    return np.unpackbits(column[:, None], axis=1, bitorder="little").astype(bool)
+
+
+def _packed(span_ends: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    return np.packbits(span_ends, axis=1, bitorder="little")[:, 0]
+
+
+def _write_shard(path: Path, grammar: Grammar, seed: int, stream: Stream, first: int, last: int, trees: bool) -> None:
+    schema = pa.schema([(name, pa.list_(pa.uint8())) for name in _columns(trees)])
+    with path.open("wb") as file:
+        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            for start in range(first, last, ROW_GROUP):
+                count = min(ROW_GROUP, last - start)
+                sentences = sample(grammar, seed, stream, start, count, trees, LEVELS if trees else None)
+                offsets = pa.array(sentences.offsets.astype(np.int32))
+                parts = [sentences.tokens, *([_packed(sentences.span_ends)] if sentences.span_ends is not None else [])]
+                columns = [pa.ListArray.from_arrays(offsets, pa.array(part)) for part in parts]
+                writer.write_table(pa.table(columns, schema=schema), row_group_size=ROW_GROUP)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _row_groups(file: Path, names: list[str], first: int, last: int) -> Iterator[tuple[dict[str, pa.ListArray], int]]:
+    """Columns of the row groups of a file that hold any of its rows first .. last - 1, and each one's first row."""
+    if first >= last:
+        return
+    with pq.ParquetFile(file) as content:
+        place = 0
+        for i in range(content.num_row_groups):
+            rows = content.metadata.row_group(i).num_rows
+            if place < last and first < place + rows:
+                try:
+                    table = content.read_row_group(i, columns=names)
+                except (pa.ArrowInvalid, OSError) as error:
+                    raise _damaged(file, error) from error
+                yield {name: table.column(name).combine_chunks() for name in names}, place
+            place += rows
+
+
+def _describe_grammar(grammar: Grammar) -> dict[str, Any]:
+    """All that decides which sentences a grammar makes and how, as JSON gives it back."""
+    return {"start": grammar.start, "terminals": list(grammar.terminals), "rules": rules_of(grammar)}
+
+
+def _read_description(directory: Path) -> dict[str, Any]:
+    try:
+        description = json.loads((directory / "description.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        description = None
+    if not isinstance(description, dict) or not {"name", "grammar", "sentences"} <= set(description):
+        raise UserError(f"{directory} is not a dataset that data.py export wrote: it has no description.json of one")
+    return description
+
+
+def _card(arguments: ExportArguments, grammar: Grammar) -> str:
+    splits = ["train", "validation"] if arguments.validation else ["train"]
+    files = "\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits)
+    rules = "\n".join(rules_of(grammar))
+    table = "\n".join(f"| {token} | {symbol} |" for token, symbol in enumerate(grammar.terminals))
+    start = f" --start {arguments.start}" if arguments.start else ""
+    validation = f"{arguments.validation:,} held-out ones" if arguments.validation else "no held-out ones"
+    trees, flag = (TREES, " --trees") if arguments.trees else ("", "")
+    return f"""---
+configs:
+- config_name: default
+  data_files:
+{files}
+---
+
+# Sentences of the grammar {Path(grammar.name).stem}
+
+{arguments.sentences:,} sentences to train on and {validation}, drawn independently. Column `tokens`: the terminals of
+one sentence as token ids, without BOS or EOS.{trees}
+
+    python data.py export --grammar {arguments.grammar}{start} --sentences {arguments.sentences} \\
+        --validation {arguments.validation} --seed {arguments.seed}{flag} --out {arguments.out.name}
+
+## Grammar
+
+The start is {grammar.start}; probabilities are in brackets.
+
+```
+{rules}
+```
+
+## Token ids
+
+| id | terminal |
+|---|---|
+{table}
+"""

@@ -1,0 +1,84 @@
+"""Transformers for sentences of a grammar: whether sentences have room in them, and any checkpoint in the layout of
+Hugging Face, checked against the task."""
+
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import safetensors
+import torch
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel
+
+from common.errors import UserError
+from common.pcfg.task import GrammarTask
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def require_room(width: int, task: GrammarTask) -> None:
+    """Refuse a batch that is wider than models of the task have positions.
+
+    Raises:
+        UserError: names the longest sentence.
+    """
+    if width > task.positions:
+        raise UserError(
+            f"{task.grammar.name} made a sentence of {width - task.added:,} tokens, and a model has "
+            f"{task.positions:,} positions: give a grammar with a longest sentence, or with shorter ones"
+        )
+
+
+def load_checked(path: Path, task: GrammarTask, model_class: type[Model], name: str) -> Model:
+    """The model of a checkpoint, in float32; no random number is drawn.
+
+    Args:
+        path: the checkpoint's directory.
+        task: what the model must be for.
+        model_class: of the model.
+        name: of such a model, for messages.
+
+    Raises:
+        UserError: it is another model, is damaged, or does not fit the task's vocabulary or sentences.
+    """
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    advice = f"give a {name} that was trained on this grammar"
+    config_class = cast(type[PretrainedConfig], model_class.config_class)
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} has no config.json: {advice}")
+    try:
+        config = config_class.from_pretrained(path)
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"{path} has a config.json that cannot be read ({_line(error)}): {advice}") from error
+    if config.model_type != config_class.model_type:
+        raise UserError(f"{path} is a model of type {config.model_type}: {advice}")
+    if config.vocab_size != task.vocabulary:
+        raise UserError(
+            f"{path} has a vocabulary of {config.vocab_size}, but {task.grammar.name} with its "
+            f"{task.terminals} terminals needs one of {task.vocabulary}: {advice}"
+        )
+    if config.max_position_embeddings < task.positions:
+        raise UserError(
+            f"{path} has {config.max_position_embeddings} positions, but sentences of {task.grammar.name} from "
+            f"{task.grammar.start} need {task.positions}: {advice}"
+        )
+    try:
+        loaded: Any = model_class.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        raise UserError(f"the weights in {path} are missing or damaged ({_line(error)}): make it again") from error
+    model, found = loaded
+    lacking = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+    if lacking:
+        raise UserError(f"{path} lacks weights of the {name} that its config.json describes, such as {min(lacking)}")
+    return model
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0]
