@@ -26,6 +26,9 @@ sentence of cfg3f, of 245 tokens on average, takes 4 milliseconds.
 Range of numbers. The numbers are divided by the prefix probability: token x_t is read with the likelihood
 1 / p(x_t | x_0 .. x_{t-1}). What a prefix makes improbable has small numbers nevertheless. As in inside_outside.py, a
 sentence that has numbers other than zero outside of 2^-500 to 2^500 is computed with logarithms instead.
+
+Which tokens end a span of a nonterminal at some depth of the tree is part of a derivation, and not of the sentence. A
+grammar whose terminals say so has two of each, of which either is read where the sentence has that token.
 """
 
 from collections.abc import Sequence
@@ -38,12 +41,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from common.errors import UserError
 from common.pcfg.chart import LARGEST, Chart, add, all_in_range, chart_of, dot, log_sum, token_ids
-from common.pcfg.grammar import Grammar
+from common.pcfg.grammar import Grammar, Rule
 from common.runs import worker_threads
 
 FIRST, STOP, BASE = range(3)
 """Of a column: its numbers have the beginnings FIRST .. STOP - 1, and that of beginning i is at BASE + i of all inside
 numbers. Without any numbers, FIRST and STOP are 0."""
+
+END, OTHER = "end", "other"
+"""Places in a tree, see `_with_ends`."""
 
 
 def next_token_posteriors(grammar: Grammar, tokens: ArrayLike) -> NDArray[np.float64]:
@@ -60,13 +66,69 @@ def next_token_posteriors(grammar: Grammar, tokens: ArrayLike) -> NDArray[np.flo
         UserError: a token id that the grammar does not have, or no sentence begins with the tokens.
     """
     ids = token_ids(grammar, tokens)
-    rows = _posteriors(grammar, ids)
+    return _all_rows(grammar, ids, _posteriors(grammar, _seen(grammar, ids)))
+
+
+def span_end_posteriors(grammar: Grammar, tokens: ArrayLike, level: int) -> NDArray[np.float64]:
+    """p(x_t, x_t ends a span at this depth | x_0 .. x_{t-1}) at every position, and after the last token.
+
+    Args:
+        grammar: as for `next_token_posteriors`.
+        tokens: as for `next_token_posteriors`.
+        level: depth in the tree of the nonterminals whose spans these are; the root is at depth 0.
+
+    Returns:
+        (length + 1, terminals), whose rows add up to the probability that a token follows that ends such a span.
+
+    Raises:
+        UserError: as `next_token_posteriors`.
+    """
+    ids = token_ids(grammar, tokens)
+    likelihood = np.tile(_seen(grammar, ids), 2)
+    return _all_rows(grammar, ids, _posteriors(_with_ends(grammar, level), likelihood))[:, len(grammar.terminals) : -1]
+
+
+def _all_rows(grammar: Grammar, ids: NDArray[np.int64], rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same, if no token was impossible."""
     if len(rows) <= len(ids):
         raise UserError(
             f"{grammar.name} makes no sentence that begins with these {len(ids)} tokens: "
             f"after {len(rows) - 1} of them there is no {grammar.terminals[ids[len(rows) - 1]]}"
         )
     return rows
+
+
+def _seen(grammar: Grammar, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.eye(len(grammar.terminals))[ids]
+
+
+@lru_cache(maxsize=64)
+def _with_ends(grammar: Grammar, level: int) -> Grammar:
+    """A grammar of the same derivations whose terminals say whether they end a span at a depth of the tree.
+
+    Terminal t becomes t, which ends none, and t + terminals, which does. A nonterminal becomes several, each with its
+    place in the tree: its depth, above `level`; END, at `level` and below it, if its last token ends a span; or OTHER.
+    """
+    rules_of: dict[str, list[Rule]] = {symbol: [] for symbol in grammar.nonterminals}
+    for rule in grammar.rules:
+        rules_of[rule.left].append(rule)
+
+    def children(rule: Rule, place: str) -> list[tuple[str, str]]:
+        *others, last = rule.right
+        if place in (END, OTHER):
+            return [*((symbol, OTHER) for symbol in others), (last, place)]
+        below = END if int(place) + 1 == level else str(int(place) + 1)
+        return [(symbol, below if symbol in rules_of else OTHER) for symbol in rule.right]
+
+    rules: list[Rule] = []
+    found = [(grammar.start, END if level == 0 else "0")]
+    for symbol, place in found:  # it grows meanwhile
+        for rule in rules_of[symbol]:
+            below = children(rule, place)
+            rules.append(Rule(f"{symbol} {place}", tuple(map(" ".join, below)), rule.probability))
+            found += [pair for pair in dict.fromkeys(below) if pair[0] in rules_of and pair not in found]
+    terminals = tuple(f"{symbol} {place}" for place in (OTHER, END) for symbol in grammar.terminals)
+    return Grammar(f"{grammar.name} with ends at depth {level}", rules[0].left, tuple(rules), terminals)
 
 
 def posteriors_of_all(grammar: Grammar, sentences: Sequence[ArrayLike]) -> list[NDArray[np.float64]]:
@@ -88,23 +150,28 @@ def possible_beginning(grammar: Grammar, tokens: ArrayLike) -> tuple[int, bool]:
     Raises:
         UserError: a token id that the grammar does not have.
     """
-    rows = _posteriors(grammar, token_ids(grammar, tokens))
+    rows = _posteriors(grammar, _seen(grammar, token_ids(grammar, tokens)))
     return len(rows) - 1, bool(rows[-1, -1] > 0)
 
 
-def _posteriors(grammar: Grammar, ids: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The rows of `next_token_posteriors` up to the first token that is impossible."""
+def _posteriors(grammar: Grammar, likelihood: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities of the terminals and of the end, given what was read before, up to the first that is impossible.
+
+    Args:
+        grammar: makes the sentence.
+        likelihood: (length, terminals) of what was read at a position, given the terminal there.
+    """
     chart = chart_of(grammar, "columns")
     corner, terminals = _corner(grammar), _terminal_nodes(grammar)
-    result = np.zeros((len(ids) + 1, len(terminals) + 1))
+    result = np.zeros((len(likelihood) + 1, len(terminals) + 1))
     in_range = bool(min(chart.weight.min(), corner.min(initial=LARGEST, where=corner > 0)) >= 1 / LARGEST)
     rows = 0
     if in_range:
-        rows, in_range = _parse(chart, corner, terminals, ids, False, result)
+        rows, in_range = _parse(chart, corner, terminals, likelihood, False, result)
     if not in_range:
         with np.errstate(divide="ignore"):
             logarithmic = chart._replace(weight=np.log(chart.weight))
-            rows, _ = _parse(logarithmic, np.log(corner), terminals, ids, True, result)
+            rows, _ = _parse(logarithmic, np.log(corner), terminals, np.log(likelihood), True, result)
         result[:rows] = np.exp(result[:rows] - result[:rows].max(axis=1, keepdims=True))
     return result[:rows] / result[:rows].sum(axis=1, keepdims=True)
 
@@ -133,14 +200,14 @@ def _corner(grammar: Grammar) -> NDArray[np.float64]:
 
 
 @njit(cache=True, nogil=True)
-def _parse(chart: Chart, corner, terminals, tokens, logarithmic, result):  # type: ignore[no-untyped-def]
-    """Read tokens until one is impossible.
+def _parse(chart: Chart, corner, terminals, likelihood, logarithmic, result):  # type: ignore[no-untyped-def]
+    """Read a sentence until that is impossible.
 
     Args:
         chart: of the grammar, by columns.
         corner: (nodes, nodes), see the top of this file, or the logarithms.
         terminals: the node of each token id.
-        tokens: (length,)
+        likelihood: (length, terminals), see `_posteriors`, or the logarithms.
         logarithmic: whether all numbers are logarithms.
         result: (length + 1, terminals + 1), zeros; filled with prefix probabilities that are right up to a factor of
             the row: those with one more token, and last that of the tokens being a sentence; or their logarithms.
@@ -148,7 +215,7 @@ def _parse(chart: Chart, corner, terminals, tokens, logarithmic, result):  # typ
     Returns:
         Number of rows that are filled, and whether all numbers are in range; always so for logarithms.
     """
-    nodes, length = len(chart.left), len(tokens)
+    nodes, length = len(chart.left), len(likelihood)
     zero, one = (-np.inf, 0.0) if logarithmic else (0.0, 1.0)
     columns = np.zeros((nodes, length + 1, 3), np.int64)
     numbers, used = np.empty(1024), 0
@@ -156,23 +223,23 @@ def _parse(chart: Chart, corner, terminals, tokens, logarithmic, result):  # typ
     bounds = np.empty((nodes, 2), np.int64)
     bounds[:, 0], bounds[:, 1] = length + 1, 0
     after = np.empty(nodes)
-    rows = 0
+    rows, scale = 0, one
     for j in range(length + 1):
         after[:] = zero
         if j == 0:
             after[chart.start] = one
         else:
             numbers = _with_room(chart, j, numbers, used)
-            read = terminals[tokens[j - 1]]
-            likelihood = one if logarithmic else one / begun[read * (length + 1) + j - 1]
             for group in range(len(chart.recursive)):
                 node = chart.group[group]
                 if chart.recursive[group]:
                     end = chart.group[group + 1]
                     used = _recursive_column(chart, node, end, j, logarithmic, columns, numbers, used, begun, bounds)
                 elif chart.terminal[node] >= 0:
-                    if node == read:
-                        used = _place(columns, numbers, node, j, j - 1, j, used, likelihood)
+                    seen = likelihood[j - 1, chart.terminal[node]]
+                    if seen != zero and begun[node * (length + 1) + j - 1] != zero:
+                        seen = seen if logarithmic else seen / scale
+                        used = _place(columns, numbers, node, j, j - 1, j, used, seen)
                 elif chart.left[node] >= 0:
                     used = _product_column(chart, node, j, logarithmic, columns, numbers, used, begun, bounds)
                 else:
@@ -200,8 +267,10 @@ def _parse(chart: Chart, corner, terminals, tokens, logarithmic, result):  # typ
         first, stop, base = columns[chart.start, j]
         result[j, len(terminals)] = numbers[base] if first == 0 and first < stop else zero
         rows = j + 1
-        if j < length and result[j, tokens[j]] == zero:
-            break
+        if j < length:
+            scale = dot(result[j], 0, likelihood[j], 0, len(terminals), logarithmic)
+            if scale == zero:
+                break
     return rows, logarithmic or (all_in_range(numbers, used) and all_in_range(begun, len(begun)))
 
 

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings, strategies as st
 from common.errors import UserError
 from common.pcfg.grammar import Grammar, Rule, load_grammar, parse_grammar
 from common.pcfg.inside_outside import log_probability
-from common.pcfg.prefix import next_token_posteriors, possible_beginning, posteriors_of_all
+from common.pcfg.prefix import next_token_posteriors, possible_beginning, posteriors_of_all, span_end_posteriors
 from common.pcfg.sampler import sample
 from tests.grammars import RECURSIONS, grammars, strings
 
@@ -220,6 +220,84 @@ def test_a_rule_of_tiny_probability():
 def test_a_start_further_down_keeps_the_terminals():
     grammar = parse_grammar("S -> A B\nA -> a | b\nB -> c B [0.3] | c [0.7]", "whole").with_start("B")
     np.testing.assert_allclose(next_token_posteriors(grammar, [2]), [[0, 0, 1, 0], [0, 0, 0.3, 0.7]])
+
+
+# Which tokens end spans
+
+
+@cache
+def number_of_derivations(grammar, symbols):
+    if len(symbols) > 1:
+        return math.prod(number_of_derivations(grammar, (symbol,)) for symbol in symbols)
+    if symbols[0] in grammar.terminals:
+        return 1
+    return sum(number_of_derivations(grammar, rule.right) for rule in grammar.rules if rule.left == symbols[0])
+
+
+def derivations(grammar, symbol, depth=0):
+    """Every derivation as its tokens, for each token the depths at which a span ends, and its probability."""
+    if symbol in grammar.terminals:
+        yield (grammar.terminals.index(symbol),), (frozenset(),), 1.0
+        return
+    for rule in grammar.rules:
+        if rule.left == symbol:
+            for parts in itertools.product(*(list(derivations(grammar, child, depth + 1)) for child in rule.right)):
+                tokens = tuple(token for part in parts for token in part[0])
+                ends = [depths for part in parts for depths in part[1]]
+                ends[-1] |= {depth}
+                yield tokens, tuple(ends), rule.probability * math.prod(part[2] for part in parts)
+
+
+@settings(max_examples=100, deadline=None)
+@given(grammars(), st.integers(0, 4))
+def test_span_ends_against_all_derivations(grammar, level):
+    assume(grammar.length_ranges[0][1] is not None)
+    assume(number_of_derivations(grammar, (grammar.start,)) <= 300)
+    prefixes, ending = {}, {}
+    forest = list(derivations(grammar, grammar.start))
+    for tokens, ends, probability in forest:
+        for t in range(len(tokens) + 1):
+            prefixes[tokens[:t]] = prefixes.get(tokens[:t], 0.0) + probability
+            if t < len(tokens) and level in ends[t]:
+                ending[tokens[: t + 1]] = ending.get(tokens[: t + 1], 0.0) + probability
+    for tokens, _, _ in forest[:20]:
+        rows = span_end_posteriors(grammar, tokens, level)
+        assert rows.shape == (len(tokens) + 1, len(grammar.terminals))
+        for t, row in enumerate(rows):
+            before = tokens[:t]
+            expected = [ending.get((*before, a), 0) / prefixes[before] for a in range(len(grammar.terminals))]
+            np.testing.assert_allclose(row, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_span_ends_of_recursion():
+    """Of S -> a S | b all spans end with the last token, of S -> S a | b the innermost with the first."""
+    right = parse_grammar("S -> a S [0.7] | b [0.3]", "right")
+    np.testing.assert_allclose(span_end_posteriors(right, [0, 0, 1], 2), [[0, 0], [0, 0], [0, 0.3], [0, 0]], atol=1e-14)
+    left = parse_grammar("S -> S a [0.7] | b [0.3]", "left")
+    rows = next_token_posteriors(left, [1, 0])
+    np.testing.assert_allclose(rows[:, :2], [[0, 1], [0.7, 0], [0.7, 0]], atol=1e-14)
+    np.testing.assert_allclose(span_end_posteriors(left, [1, 0], 0), [[0, 0.3], [0.21, 0], [0.21, 0]], atol=1e-14)
+
+
+def test_span_ends_in_sentences_of_full_length_are_those_of_the_sample():
+    """As many spans end as expected, within five standard errors, and only where one may end."""
+    grammar = load_grammar("cfg3f")
+    sentences = sample(grammar, 6, "evaluation", 0, 40, trees=True)
+    for level in (0, 1, 2, 3):
+        expected, found, variance = 0.0, 0, 0.0
+        for i in range(len(sentences)):
+            tokens = sentences.sentence(i)
+            rows = span_end_posteriors(grammar, tokens, level)
+            assert (rows <= next_token_posteriors(grammar, tokens)[:, :3] + 1e-12).all()
+            ends = sentences.span_ends[sentences.offsets[i] : sentences.offsets[i + 1], level]
+            assert (rows[:-1][ends, tokens[ends]] > 0).all()
+            chance = rows[:-1].sum(axis=1)
+            expected, found, variance = (
+                expected + chance.sum(),
+                found + ends.sum(),
+                variance + (chance * (1 - chance)).sum(),
+            )
+        assert abs(found - expected) < 5 * math.sqrt(variance)
 
 
 # What no sentence begins with

@@ -1,0 +1,81 @@
+"""Train GPT-2 students on a grammar from a teacher's checkpoints, one run per method, size, seed and budget of steps.
+
+    python distill.py laptop --teacher ../runs/PCFG_autoregressive/laptop
+    python distill.py laptop --methods two-shot --checkpoint before inside after --first-steps 250
+    python distill.py laptop --steps 500 1000 --student-heads 2 4
+
+All students see the same stream of sentences.
+"""
+
+from dataclasses import dataclass
+
+from common.pcfg import training
+from common.runs import command
+from PCFG_autoregressive.training import SETTING, Arguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillArguments(Arguments, training.DistillArguments):
+    """Arguments of `distill.py`."""
+
+
+PRESETS = {
+    "smoke": DistillArguments(
+        preset="smoke",
+        grammar="small",
+        layers=1,
+        student_heads=(2,),
+        steps=(60,),
+        batch_size=16,
+        lr=5e-3,
+        eval_every=5,
+        checkpoint_every=0,
+        eval_samples=128,
+        first_steps=20,
+        saturation_steps=20,
+    ),
+    "laptop": DistillArguments(
+        preset="laptop",
+        grammar="cfg3f",
+        start="18",
+        layers=2,
+        student_heads=(3,),
+        dropout=0.0,
+        steps=(500, 1_000),
+        batch_size=64,
+        lr=1e-2,
+        temperature=1.0,
+        eval_every=100,
+        checkpoint_every=0,
+        eval_samples=1024,
+        first_steps=300,
+        saturation_steps=200,
+    ),
+    "paper": DistillArguments(
+        preset="paper",
+        grammar="cfg3f",
+        layers=4,
+        student_heads=(8,),
+        steps=(2_000, 4_000, 8_000, 16_000),
+        batch_size=512,
+        lr=5e-3,
+        eval_every=100,
+        checkpoint_every=0,
+        first_steps=1_000,
+        saturation_steps=1_000,
+    ),
+}
+
+
+def distill(arguments: DistillArguments) -> None:
+    """Make one run for every method, size, budget and seed (and first checkpoint of two-shot), or finish them."""
+    training.distill(arguments, PRESETS, SETTING)
+
+
+def main() -> None:
+    """Parse the command line."""
+    training.run_command(PRESETS, distill, __doc__)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,73 @@
+"""Train GPT-2 to predict the next token of a grammar's sentences: a teacher, or a student without one.
+
+    python train.py laptop
+    python train.py paper --label-level 2 --seed 1 --device cuda
+
+The run is a directory, by default in runs/PCFG_autoregressive/; the same command goes on with one that was stopped.
+"""
+
+from dataclasses import dataclass
+
+from common.pcfg import training
+from common.runs import command
+from PCFG_autoregressive.training import SETTING, Arguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments(Arguments, training.TrainArguments):
+    """Arguments of `train.py`."""
+
+
+PRESETS = {
+    "smoke": TrainArguments(
+        preset="smoke",
+        grammar="small",
+        layers=1,
+        heads=4,
+        steps=60,
+        batch_size=16,
+        lr=5e-3,
+        eval_every=5,
+        checkpoint_every=10,
+        eval_samples=128,
+    ),
+    "laptop": TrainArguments(
+        preset="laptop",
+        grammar="cfg3f",
+        start="18",
+        layers=2,
+        heads=8,
+        dropout=0.0,
+        steps=3000,
+        batch_size=64,
+        lr=5e-3,
+        eval_every=50,
+        checkpoint_every=50,
+        eval_samples=1024,
+    ),
+    "paper": TrainArguments(
+        preset="paper",
+        grammar="cfg3f",
+        layers=4,
+        heads=32,
+        steps=8_000,
+        batch_size=512,
+        lr=5e-3,
+        eval_every=100,
+        checkpoint_every=200,
+    ),
+}
+
+
+def train(arguments: TrainArguments) -> None:
+    """Make the run that the arguments describe, or finish it."""
+    training.train(arguments, PRESETS, SETTING)
+
+
+def main() -> None:
+    """Parse the command line."""
+    training.run_command(PRESETS, train, __doc__)
+
+
+if __name__ == "__main__":
+    command(main)
