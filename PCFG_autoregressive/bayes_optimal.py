@@ -1,16 +1,57 @@
 """The Bayes-optimal predictor of next tokens: no model can have a lower expected loss or a higher expected accuracy.
 
-It knows the grammar and the tokens before, and gives the exact posterior of the next one, by prefix probabilities. Where
-labels are only on tokens that close a span at some depth of the tree, a model that is trained on these alone is told
-by the mere presence of a label that a span closes, which the predictor is not; where the label is, is however
-no part of a model's input. So its posterior given a label at the position, which is what such a model learns, may be
-better than this one at these positions; this one is the ceiling for a model of all tokens.
+It knows the grammar and the tokens before, and gives the exact posterior of the next token, by prefix probabilities.
+
+With labels at one depth of the tree there are two answers. A model that is only ever asked at labelled tokens learns
+what a token is given the tokens before and that it ends a span of that depth; this is the best for such labels. A model
+of all tokens is not told where labels are; at the same tokens its best answer is the posterior given the tokens before.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.pcfg.bayes_optimal import BayesOptimal, means
-from common.pcfg.prefix import posteriors_of_all
+from common.pcfg.prefix import next_token_posteriors, span_end_posteriors
+from common.runs import worker_threads
 from PCFG_autoregressive.data import Batch, NextTokenTask, sentences_of
+
+
+def bayes_optimal(task: NextTokenTask, batches: Sequence[Batch], label_is_known: bool = True) -> BayesOptimal:
+    """Loss and accuracy of the Bayes-optimal predictor at the labelled tokens.
+
+    Args:
+        task: which tokens have labels.
+        batches: such as those of `evaluation_batches`.
+        label_is_known: whether the predictor is told that a token has a label.
+    """
+    sentences = sentences_of(task, batches)
+    known = label_is_known and task.label_level != "all"
+    with ThreadPoolExecutor(worker_threads()) as pool:
+        answers = pool.map(lambda sentence: posteriors(task, sentence[0], sentence[1], known), sentences)
+        probabilities = np.concatenate(list(answers))
+    truth = [np.append(tokens, task.terminals)[labelled] for tokens, labelled in sentences]
+    return means(probabilities, np.concatenate(truth))
+
+
+def posteriors(
+    task: NextTokenTask, tokens: NDArray[np.integer], labelled: NDArray[np.bool_], label_is_known: bool
+) -> NDArray[np.float64]:
+    """Probabilities at the labelled tokens of a sentence, given those before, and perhaps that they have a label.
+
+    Args:
+        task: which tokens have labels.
+        tokens: (length,), the terminals.
+        labelled: (length + 1,), the last one for EOS.
+        label_is_known: only with labels at a depth of the tree.
+
+    Returns:
+        (labels, terminals + 1), the last column for EOS.
+    """
+    if label_is_known:
+        assert task.label_level != "all"
+        joint = span_end_posteriors(task.grammar, tokens, task.label_level)[labelled]
+        return np.pad(joint / joint.sum(axis=1, keepdims=True), ((0, 0), (0, 1)))
+    return next_token_posteriors(task.grammar, tokens)[labelled]

@@ -100,7 +100,7 @@ def nonterminals(arguments: NonterminalArguments) -> None:
 
 def evaluation(arguments: BayesOptimalArguments) -> None:
     """Loss and accuracy of the Bayes-optimal predictor on the run's evaluation sentences, unless the file is there."""
-    probing.evaluation(arguments, SETTING, bayes_optimal)
+    probing.evaluation(arguments, SETTING, lambda task, batches: asdict(bayes_optimal(task, batches)))
 
 
 def bayes_optimal_predictor(task: MaskedTask) -> Predictor:

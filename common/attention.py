@@ -45,8 +45,8 @@ def attention(
         query: (samples, heads, queries, dimensions).
         key: (samples, heads, keys, dimensions).
         value: like `key`.
-        attention_mask: True where a query sees a key, broadcast to (samples, heads, queries, keys). What a query that
-            sees nothing gets is not defined.
+        attention_mask: True where a query sees a key, broadcast to (samples, heads, queries, keys); without one, a
+            causal layer sees no later positions. What a query that sees nothing gets is not defined.
         dropout: share of the weights that is dropped, here rounded to a multiple of 1 / `LEVELS`.
         scaling: of the products of queries and keys; by default dimensions^-1/2.
         options: whatever else transformers hands over.
@@ -55,14 +55,15 @@ def attention(
         (samples, queries, heads, dimensions), and no weights.
     """
     threshold = round(dropout * LEVELS)
-    causal = attention_mask is None and getattr(module, "is_causal", True)
     elsewhere = query.device.type != "cpu" or torch.compiler.is_compiling()
-    if threshold == 0 or causal or elsewhere or options.get("position_bias") is not None:
+    if threshold == 0 or elsewhere or options.get("position_bias") is not None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     samples, heads, queries, _ = query.shape
+    if attention_mask is None and getattr(module, "is_causal", True) and queries > 1:
+        attention_mask = torch.ones(queries, key.shape[2], dtype=torch.bool).tril()[None, None]
     part = max(PART // (heads * queries * key.shape[2] * query.element_size()), 1)
     masks: Iterable[Tensor | None]
     masks = repeat(None) if attention_mask is None else attention_mask.expand(samples, -1, -1, -1).split(part)

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from common.arguments import require_at_least, require_seed
 from common.checkpoints import find_checkpoints, local_path, write_file
 from common.errors import UserError
-from common.pcfg.bayes_optimal import BayesOptimal
 from common.pcfg.inside_outside import ancestor_posteriors
 from common.pcfg.sampler import Sentences, sample
 from common.pcfg.task import GrammarTask
@@ -153,21 +152,21 @@ def nonterminals(arguments: NonterminalArguments, setting: Setting, encoder: Cal
 
 
 def evaluation(
-    arguments: BayesOptimalArguments, setting: Setting, bayes_optimal: Callable[[Any, Sequence[Any]], BayesOptimal]
+    arguments: BayesOptimalArguments, setting: Setting, bayes_optimal: Callable[[Any, Sequence[Any]], Mapping[str, Any]]
 ) -> None:
     """Loss and accuracy of the Bayes-optimal predictor on the run's evaluation sentences, unless the file is there.
 
     Args:
         arguments: of the command.
         setting: that the run is of.
-        bayes_optimal: from the task and the evaluation batches.
+        bayes_optimal: from the task and the evaluation batches to JSON values.
     """
     task = task_of_run(arguments.run, setting)
     path = arguments.run / "probes" / "bayes_optimal.json"
     if not path.exists():
         samples = Run(arguments.run).config["arguments"]["eval_samples"]
         result = bayes_optimal(task, setting.evaluation_batches(task, samples, EVALUATION_BATCH))
-        write_file(path, json.dumps({"eval_samples": samples, **asdict(result)}).encode())
+        write_file(path, json.dumps({"eval_samples": samples, **result}).encode())
     print(path)
 
 

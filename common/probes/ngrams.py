@@ -17,6 +17,10 @@ measured at the same positions: the multiples of a spacing around which the long
 A masked position shows MASK; a model that was trained with masked positions hidden from attention is asked in the same
 way. A hidden position influences no other one, so all hidden ones but p itself are then left out of the input, each of
 the others keeping its position id; that changes no prediction, and M_close(5) takes five columns.
+
+A causal model sees only what is to the left of p, so that its n-gram is p - n + 1 to p. It knows no MASK, and its
+answer is computed from what it reads at p - 1, from which attention cannot be kept. Instead of being masked, tokens are
+replaced by uniformly random ones, which say nothing about the sentence.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import BertForMaskedLM
+from transformers import BertForMaskedLM, GPT2LMHeadModel
 
 from common.errors import UserError
 
@@ -104,29 +108,13 @@ class NgramVariants:
         seed: int = 0,
         shorten: bool = True,
     ) -> None:
-        if spacing < 1 or not sizes or min(sizes) < 2:
-            raise UserError(
-                f"positions are at least 1 apart and n-grams have at least 2 tokens; got {spacing}, {sizes}"
-            )
+        _check(spacing, sizes)
         self.sizes = tuple(sizes)
         self._mask, self._hide_masked, self._shorten = mask, hide_masked, shorten and hide_masked
         self._lengths = np.array([len(sequence) for sequence in sequences])
         self._tokens = np.concatenate([np.asarray(sequence, np.int64) for sequence in sequences])
         self._starts = np.cumsum(self._lengths) - self._lengths
-        left, right = ngram(0, max(sizes))
-        pairs: list[tuple[int, int]] = []
-        for i, length in enumerate(self._lengths):
-            multiples = np.arange(spacing, min(limit + 1, length - right), spacing)
-            multiples = multiples[multiples + left > 0]
-            if positions is not None and positions < len(multiples):
-                generator = np.random.Generator(np.random.Philox(key=[seed, i]))
-                multiples = np.sort(generator.choice(multiples, positions, replace=False))
-            pairs.extend((i, p) for p in multiples.tolist())
-        if not pairs:
-            raise UserError(
-                f"no sequence has a whole {max(sizes)}-gram around a multiple of {spacing}: give a smaller spacing"
-            )
-        self.pairs = np.array(pairs)
+        self.pairs = _pairs(self._lengths, ngram(0, max(sizes)), spacing, limit, positions, seed)
         """(pairs, 2): sequence and position."""
         self.variants = 1 + 2 * len(sizes)
         """Questions for each pair: p_0, then p_n for each n, then q_n for each n."""
@@ -183,13 +171,117 @@ class NgramVariants:
         return Questions(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
 
 
+class CausalNgramVariants:
+    """All variants of some sequences, up to the position before that to predict, to be shown to causal models.
+
+    Args:
+        sequences: token ids, BOS first, of shape (length,) each.
+        terminals: the tokens that others are replaced by are below this one.
+        spacing: the positions asked for are among its multiples.
+        limit: the largest position.
+        positions: how many of them in each sequence, drawn at random; by default all.
+        sizes: the n.
+        seed: of the positions and of the tokens that take the place of others.
+
+    Raises:
+        UserError: as `NgramVariants`.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequence[NDArray[np.integer]],
+        terminals: int,
+        spacing: int = 30,
+        limit: int = 420,
+        positions: int | None = None,
+        sizes: Sequence[int] = (2, 3, 4, 5),
+        seed: int = 0,
+    ) -> None:
+        _check(spacing, sizes)
+        self.sizes = tuple(sizes)
+        self._sequences, self._terminals, self._seed = sequences, terminals, seed
+        lengths = np.array([len(sequence) for sequence in sequences])
+        self.pairs = _pairs(lengths, (1 - max(sizes), 0), spacing, limit, positions, seed)
+        """(pairs, 2): sequence and position."""
+
+    @property
+    def variants(self) -> int:
+        """Of each pair: the sequence as it is, for each n with the n-gram replaced, and with all else replaced."""
+        return 1 + 2 * len(self.sizes)
+
+    def batches(self, columns: int) -> Iterator[tuple[NDArray[np.int64], Questions]]:
+        """As `NgramVariants.batches`; variants of one pair stay together."""
+        order = np.argsort(self.pairs[:, 1], kind="stable")
+        start = 0
+        while start < len(order):
+            stop = start + 1
+            while stop < len(order) and (stop + 1 - start) * self.variants * self.pairs[order[stop], 1] <= columns:
+                stop += 1
+            pairs = order[start:stop]
+            yield (pairs[:, None] * self.variants + np.arange(self.variants)).ravel(), self._questions(pairs)
+            start = stop
+
+    def _questions(self, pairs: NDArray[np.int64]) -> Questions:
+        width = int(self.pairs[pairs, 1].max())
+        input_ids = np.zeros((len(pairs), self.variants, width), np.int64)
+        positions = self.pairs[pairs, 1]
+        for rows, pair in zip(input_ids, pairs, strict=True):
+            sequence, position = self.pairs[pair]
+            generator = np.random.Generator(np.random.Philox(key=[self._seed, pair], counter=[0, 0, 0, 1]))
+            rows[:, :position] = self._sequences[sequence][:position]
+            drawn = generator.integers(self._terminals, size=position)
+            for i, n in enumerate(self.sizes, 1):
+                window = slice(position - n + 1, position)
+                rows[i, window] = drawn[window]
+                rows[len(self.sizes) + i, 1 : window.start] = drawn[1 : window.start]
+        there = np.arange(width) < positions.repeat(self.variants)[:, None]
+        arrays = (
+            input_ids.reshape(-1, width),
+            there,
+            np.broadcast_to(np.arange(width), there.shape),
+            positions.repeat(self.variants) - 1,
+        )
+        return Questions(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
+
+
 def ngram(position: int, n: int) -> tuple[int, int]:
     """First and last position of the n-gram around `position`."""
     return position - n // 2, position + (n - 1) // 2
 
 
+def _check(spacing: int, sizes: Sequence[int]) -> None:
+    if spacing < 1 or not sizes or min(sizes) < 2:
+        raise UserError(f"positions are at least 1 apart and n-grams have at least 2 tokens; got {spacing}, {sizes}")
+
+
+def _pairs(
+    lengths: NDArray[np.int64],
+    window: tuple[int, int],
+    spacing: int,
+    limit: int,
+    positions: int | None,
+    seed: int,
+) -> NDArray[np.int64]:
+    """(pairs, 2), sequences and positions around which the longest n-gram, `window` from the position, is whole."""
+    left, right = window
+    pairs: list[tuple[int, int]] = []
+    for i, length in enumerate(lengths):
+        multiples = np.arange(spacing, min(limit + 1, length - right), spacing)
+        multiples = multiples[multiples + left > 0]
+        if positions is not None and positions < len(multiples):
+            generator = np.random.Generator(np.random.Philox(key=[seed, i]))
+            multiples = np.sort(generator.choice(multiples, positions, replace=False))
+        pairs.extend((i, p) for p in multiples.tolist())
+    if not pairs:
+        longest = right - left + 1
+        raise UserError(
+            f"no sequence has a whole {longest}-gram around a multiple of {spacing}: give a smaller spacing"
+        )
+    return np.array(pairs)
+
+
 def probe_ngrams(
-    variants: NgramVariants, predictor: Predictor, columns: int = 8192, values: bool = False
+    variants: NgramVariants | CausalNgramVariants, predictor: Predictor, columns: int = 8192, values: bool = False
 ) -> NgramProbe:
     """M_robust and M_close of one model.
 
@@ -225,6 +317,20 @@ def bert_predictor(model: BertForMaskedLM) -> Predictor:
         ).last_hidden_state
         rows = torch.arange(len(hidden), device=device)
         return model.cls(hidden[rows, questions.columns.to(device)]).float().softmax(dim=-1)
+
+    model.eval()
+    return predict
+
+
+def gpt2_predictor(model: GPT2LMHeadModel) -> Predictor:
+    """A GPT-2, in evaluation mode and on its own device; its head is applied to the columns asked for only."""
+
+    @torch.inference_mode()
+    def predict(questions: Questions) -> torch.Tensor:
+        device = model.device
+        hidden = model.transformer(input_ids=questions.input_ids.to(device)).last_hidden_state
+        rows = torch.arange(len(hidden), device=device)
+        return model.lm_head(hidden[rows, questions.columns.to(device)]).float().softmax(dim=-1)
 
     model.eval()
     return predict

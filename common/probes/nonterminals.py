@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import BertForMaskedLM, get_cosine_schedule_with_warmup
+from transformers import BertForMaskedLM, GPT2LMHeadModel, get_cosine_schedule_with_warmup
 
 from common.errors import UserError
 
@@ -167,6 +167,17 @@ def bert_encoder(model: BertForMaskedLM) -> Encoder:
     @torch.no_grad()
     def encode(input_ids: Tensor) -> Tensor:
         return model.bert(input_ids=input_ids.to(model.device)).last_hidden_state.float()
+
+    model.eval()
+    return encode
+
+
+def gpt2_encoder(model: GPT2LMHeadModel) -> Encoder:
+    """The last hidden states of a GPT-2, in evaluation mode and on its own device."""
+
+    @torch.no_grad()
+    def encode(input_ids: Tensor) -> Tensor:
+        return model.transformer(input_ids=input_ids.to(model.device)).last_hidden_state.float()
 
     model.eval()
     return encode

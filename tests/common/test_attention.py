@@ -94,15 +94,25 @@ def test_bfloat16_is_float32_up_to_its_rounding():
     torch.testing.assert_close(output.float(), exact, rtol=0.05, atol=0.02)
 
 
-def test_without_dropout_and_for_causal_layers_it_is_that_of_torch():
+def test_without_dropout_it_is_that_of_torch():
     query, key, value = tensors(3, 2, 8, 8, 4)
     seen = seen_by_queries(3, 8)
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=seen).transpose(1, 2)
     torch.testing.assert_close(attention(LAYER, query, key, value, seen)[0], expected)
+    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
+    torch.testing.assert_close(attention(CAUSAL, query, key, value, None)[0], expected)
+
+
+def test_a_causal_layer_with_dropout_is_one_whose_mask_says_so():
+    query, key, value = tensors(3, 2, 8, 8, 4)
+    seen = torch.ones(3, 1, 8, 8, dtype=torch.bool).tril()
     torch.manual_seed(0)
-    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=0.5).transpose(1, 2)
+    expected, _ = attention(LAYER, query, key, value, seen, dropout=0.5)
     torch.manual_seed(0)
     torch.testing.assert_close(attention(CAUSAL, query, key, value, None, dropout=0.5)[0], expected)
+    dropped = attention(CAUSAL, query, key, torch.eye(8).expand(3, 2, 8, 8), None, dropout=0.5)[0].transpose(1, 2)
+    assert (dropped.triu(1) == 0).all()
+    assert abs(float((dropped.flatten(0, 1).tril() > 0).sum()) / (6 * 36) - 0.5) < 0.2
 
 
 def test_in_bert_hidden_tokens_get_no_attention_and_evaluation_is_eager_attention():

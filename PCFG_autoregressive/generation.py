@@ -1,0 +1,131 @@
+"""Sentences that a model goes on with by itself, and whether the grammar accepts them.
+
+A model is given BOS and the first few tokens of a sentence, and samples one token after another from its own
+distribution until EOS or a largest number of tokens. The grammar accepts what was written if it is a whole sentence,
+or, where no EOS came, if some sentence begins with it; that is told exactly, by prefix probabilities. Anything but a
+terminal or EOS is a mistake.
+
+All continuations of a batch have equally many tokens, and each step computes one position: the keys and values of those
+before are kept. What is drawn depends on the seed and on the place of a continuation, and not on the batch.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import DynamicCache, GPT2LMHeadModel
+
+from common.errors import UserError
+from common.pcfg.grammar import Grammar
+from common.pcfg.prefix import possible_beginning
+from common.pcfg.sampler import sample
+from common.runs import worker_threads
+from PCFG_autoregressive.data import NextTokenTask
+
+BLOCK = 1024
+"""Sentences that are drawn together, to find some that are long enough."""
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """Shares and means over all continuations."""
+
+    accepted: float
+    """Share without a mistake: a whole sentence, or the beginning of one."""
+    ended: float
+    """Share that the model ended with EOS."""
+    sentences: float
+    """Share that are whole sentences, ended with EOS."""
+    correct_tokens: float
+    """Mean number of tokens that were written before the first mistake, EOS not counted."""
+
+
+def beginnings(grammar: Grammar, seed: int, length: int, count: int) -> NDArray[np.int64]:
+    """The first tokens of the first sentences of the stream "probe" that are longer, (count, length).
+
+    Raises:
+        UserError: the grammar makes none.
+    """
+    longest = grammar.length_ranges[0][1]
+    if longest is not None and length >= longest:
+        raise UserError(f"--given must be below {longest}, the longest sentence of {grammar.name}; got {length}")
+    rows: list[NDArray[np.integer]] = []
+    first = 0
+    while len(rows) < count:
+        drawn = sample(grammar, seed, "probe", first, BLOCK)
+        rows += [drawn.sentence(i)[:length] for i in np.flatnonzero(drawn.lengths > length).tolist()]
+        first += BLOCK
+    return np.stack(rows[:count]).astype(np.int64)
+
+
+@torch.inference_mode()
+def continuations(
+    model: GPT2LMHeadModel, task: NextTokenTask, given: NDArray[np.int64], tokens: int, seed: int, batch_size: int
+) -> list[NDArray[np.int64]]:
+    """What the model writes after each row of `given`, up to the first token that is no terminal, and with that.
+
+    Args:
+        model: in any mode, on any device; it is put into evaluation mode.
+        task: gives the token ids, and with them BOS.
+        given: (continuations, length), the terminals that the model is given.
+        tokens: the most that it writes; fewer where it has no more positions.
+        seed: of the sampling.
+        batch_size: continuations that are written together.
+    """
+    model.eval()
+    steps = min(tokens, model.config.n_positions - 1 - given.shape[1])
+    drawn = np.random.Generator(np.random.Philox(seed)).random((len(given), steps), np.float32)
+    written = []
+    for start in range(0, len(given), batch_size):
+        rows = torch.from_numpy(given[start : start + batch_size])
+        uniform = torch.from_numpy(drawn[start : start + batch_size]).to(model.device)
+        written.append(_write(model, torch.nn.functional.pad(rows, (1, 0), value=task.bos), uniform, task).numpy())
+    found = []
+    for row in np.concatenate(written):
+        stops = np.flatnonzero(row >= task.terminals)
+        found.append(row[: stops[0] + 1] if len(stops) else row)
+    return found
+
+
+def _write(model: GPT2LMHeadModel, rows: torch.Tensor, uniform: torch.Tensor, task: NextTokenTask) -> torch.Tensor:
+    """What follows each row, (rows, steps); uniform numbers of this shape choose the tokens."""
+    cache = DynamicCache(config=model.config)
+    shown = rows.to(model.device)
+    stopped = torch.zeros(len(rows), dtype=torch.bool, device=model.device)
+    written = torch.full(uniform.shape, task.eos, device=model.device)
+    for step in range(uniform.shape[1]):
+        hidden = model.transformer(input_ids=shown, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+        cumulative = model.lm_head(hidden).double().softmax(dim=-1).cumsum(dim=-1)
+        shown = (cumulative <= uniform[:, step, None] * cumulative[:, -1:]).sum(dim=-1, keepdim=True)
+        written[:, step] = shown[:, 0]
+        stopped |= shown[:, 0] >= task.terminals
+        if stopped.all():
+            break
+    return written.cpu()
+
+
+def acceptance(task: NextTokenTask, given: NDArray[np.int64], written: list[NDArray[np.int64]]) -> Acceptance:
+    """Whether the grammar accepts what was written after each row of `given`.
+
+    Args:
+        task: gives the grammar and the token ids.
+        given: (continuations, length), beginnings of sentences.
+        written: as `continuations` gives them.
+    """
+    ended = np.array([task.eos in row[-1:] for row in written])
+    stopped = np.array([len(row) > 0 and row[-1] >= task.terminals for row in written])
+    terminals = [row[:-1] if stop else row for row, stop in zip(written, stopped, strict=True)]
+    whole = [np.concatenate(pair) for pair in zip(given, terminals, strict=True)]
+    with ThreadPoolExecutor(worker_threads()) as pool:
+        parsed = list(pool.map(lambda tokens: possible_beginning(task.grammar, tokens), whole))
+    correct = np.array([length for length, _ in parsed])
+    possible = correct == [len(tokens) for tokens in whole]
+    sentences = ended & possible & np.array([is_sentence for _, is_sentence in parsed])
+    return Acceptance(
+        accepted=float((sentences | (possible & ~stopped)).mean()),
+        ended=float(ended.mean()),
+        sentences=float(sentences.mean()),
+        correct_tokens=float((correct - given.shape[1]).mean()),
+    )
