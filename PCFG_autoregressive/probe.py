@@ -10,8 +10,8 @@ than the defaults become part of the name), after each checkpoint, so that a pro
 
 In ngrams.json the n-gram of a token is the token and the n - 1 tokens before it, see common/probes/ngrams.py. Beside
 the checkpoints, nonterminals.json has the accuracy at each level of the most probable ancestor given the whole
-sentence, which is 1 only if sentences have one parse; it is left out for a grammar whose tokens are at different depths.
-generation.json has the share of continuations of given beginnings that the grammar accepts.
+sentence, which is 1 only if sentences have one parse; it is left out for a grammar whose tokens are at different
+depths. generation.json has the share of continuations of given beginnings that the grammar accepts.
 
 The last command looks at no checkpoint. probes/bayes_optimal.json has loss, accuracy and expected accuracy of the
 Bayes-optimal predictor on the sentences that the run is evaluated on, the best values that any model can have there;

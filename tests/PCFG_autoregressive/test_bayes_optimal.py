@@ -1,0 +1,143 @@
+"""The Bayes-optimal predictor against Bayes' rule over all derivations, and trained models."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2LMHeadModel
+
+from common.checkpoints import find_checkpoints
+from common.pcfg.grammar import load_grammar, parse_grammar
+from common.pcfg.task import IGNORED
+from common.pcfg.training import EVALUATION_BATCH, task_of
+from common.runs import Run
+from PCFG_autoregressive import train
+from PCFG_autoregressive.bayes_optimal import bayes_optimal, posteriors
+from PCFG_autoregressive.data import Batch, NextTokenTask, evaluation_batches, sentences_of
+from PCFG_autoregressive.training import SETTING
+
+GRAMMAR = parse_grammar("S -> A B [2] | B A [1] | A A A [1]\nA -> C D | D C | C\nB -> D [3] | C C [1]\n"
+                        "C -> 1 2 | 2 [3]\nD -> 3 | 2 2".replace("1 2 | 2 [3]", "1 2 [1] | 2 [3]"), "test")  # fmt: skip
+
+
+def derivations(symbol, depth=0):
+    """Every derivation as tokens, the depths at which spans end with each, and its probability."""
+    if symbol in GRAMMAR.terminals:
+        return [((GRAMMAR.terminals.index(symbol),), (frozenset(),), 1.0)]
+    found = []
+    for rule in GRAMMAR.rules:
+        if rule.left == symbol:
+            for parts in itertools.product(*(derivations(child, depth + 1) for child in rule.right)):
+                tokens = tuple(token for part in parts for token in part[0])
+                ends = [depths for part in parts for depths in part[1]]
+                ends[-1] |= {depth}
+                found.append((tokens, tuple(ends), rule.probability * math.prod(part[2] for part in parts)))
+    return found
+
+
+DERIVATIONS = derivations("S")
+
+
+def enumerated(tokens, t, level):
+    """p(x_t | x_0 .. x_{t-1}, and that a span ends at x_t if `level` is one), by Bayes' rule; EOS is token 3."""
+    result = np.zeros(4)
+    for other, ends, probability in DERIVATIONS:
+        if other[:t] == tuple(tokens[:t]):
+            if t == len(other):
+                result[3] += probability * (level == "all")
+            elif level == "all" or level in ends[t]:
+                result[other[t]] += probability
+    return result / result.sum()
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("level", [1, 2, "all"])
+def test_answers_and_means_are_bayes_rule_over_all_derivations(level, known):
+    task = NextTokenTask(GRAMMAR, level)
+    batches = evaluation_batches(task, 40, 7)
+    answers, truth = [], []
+    for tokens, labelled in sentences_of(task, batches):
+        given = level if known else "all"
+        expected = np.array([enumerated(tokens, t, given) for t in np.flatnonzero(labelled)])
+        found = posteriors(task, tokens, labelled, known and level != "all")
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+        answers.append(expected)
+        truth += [*np.append(tokens, 3)[labelled]]
+    answers = np.concatenate(answers)
+    assert len(truth) == sum(int((batch.labels != IGNORED).sum()) for batch in batches)
+    result = bayes_optimal(task, batches, known)
+    assert result.loss == pytest.approx(-np.log(answers[np.arange(len(truth)), truth]).mean())
+    assert result.accuracy == pytest.approx((answers.argmax(axis=1) == truth).mean())
+    assert result.expected_accuracy == pytest.approx(answers.max(axis=1).mean())
+
+
+def test_to_know_that_a_span_ends_helps():
+    task = NextTokenTask(load_grammar("small"), 2)
+    batches = evaluation_batches(task, 200, 50)
+    told, untold = bayes_optimal(task, batches), bayes_optimal(task, batches, label_is_known=False)
+    assert told.loss < 0.5 * untold.loss
+    assert told.expected_accuracy > untold.expected_accuracy + 0.05
+
+
+UNCERTAIN = """
+S -> A A A [0.4] | A A [0.1] | B B B [0.1] | B B [0.4]
+A -> D D
+B -> E E
+D -> x [0.8] | y [0.1] | z [0.1]
+E -> x [0.1] | y [0.1] | z [0.8]
+"""
+
+
+def differences(directory, task, batches):
+    """For each sentence the model's loss and right answers less the Bayes-optimal ones: (sentences, 2)."""
+    model = GPT2LMHeadModel.from_pretrained(find_checkpoints(directory)[-1].location).eval()
+    rows = []
+    for batch in batches:
+        with torch.no_grad():
+            answers = model(input_ids=batch.input_ids).logits.double().log_softmax(dim=-1).numpy()
+        single = [Batch(batch.input_ids[i : i + 1], batch.labels[i : i + 1]) for i in range(len(answers))]
+        for (tokens, labelled), mine in zip(sentences_of(task, single), answers, strict=True):
+            best = posteriors(task, tokens, labelled, task.label_level != "all")
+            mine = mine[: len(labelled)][labelled]
+            truth, places = np.append(tokens, task.terminals)[labelled], np.arange(labelled.sum())
+            shown = np.where(truth == task.terminals, task.eos, truth)
+            right = np.sum(mine.argmax(axis=1) == shown) - np.sum(best.argmax(axis=1) == truth)
+            rows.append([-mine[places, shown].sum() + np.log(best[places, truth]).sum(), right])
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("level", [1, "all"])
+def test_a_long_trained_model_comes_within_2_percent_and_not_above(tmp_path, level):
+    """On a sample a model may be luckier than the best one: what it gains is compared with the standard error of a sum
+    over sentences, which are independent of each other.
+    """
+    (tmp_path / "uncertain.cfg").write_text(UNCERTAIN)
+    arguments = replace(
+        train.PRESETS["smoke"],
+        grammar=str(tmp_path / "uncertain.cfg"),
+        label_level=level,
+        dropout=0.0,
+        steps=500,
+        batch_size=128,
+        lr=1e-2,
+        eval_every=500,
+        checkpoint_every=0,
+        eval_samples=4000,
+        out=tmp_path / "run",
+    )
+    train.train(arguments)
+    task = task_of(arguments, SETTING)
+    batches = evaluation_batches(task, arguments.eval_samples, EVALUATION_BATCH)
+    best, trained = bayes_optimal(task, batches), Run(tmp_path / "run").records()[-1]
+    assert best.accuracy < 0.95
+    assert trained["loss"] < 1.02 * best.loss
+    assert trained["accuracy"] > 0.98 * best.accuracy
+    found = differences(tmp_path / "run", task, batches)
+    labels = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
+    gaps = (trained["loss"] - best.loss, trained["accuracy"] - best.accuracy)
+    assert (found.sum(axis=0) / labels).tolist() == pytest.approx(gaps, abs=1e-5)
+    for gap in (found[:, 0], -found[:, 1]):
+        assert gap.sum() > -3 * math.sqrt(len(gap)) * gap.std()
