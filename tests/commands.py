@@ -28,6 +28,23 @@ def start(capsys, main, *words):
     return code, *capsys.readouterr()
 
 
+def succeed(capsys, main, *words):
+    """Run a command in this process; what it wrote on stdout."""
+    code, stdout, stderr = start(capsys, main, *words)
+    assert code == 0, stderr
+    return stdout
+
+
+def fail_in_one_line(capsys, main, *words, code=2):
+    """Run a command that must fail; the line that it writes."""
+    got, stdout, stderr = start(capsys, main, *words)
+    (line,) = stderr.splitlines()
+    assert got == code
+    assert stdout == ""
+    assert line.startswith("error: ")
+    return line
+
+
 def python(*arguments, cwd=ROOT, **settings):
     """Run Python in a process of its own."""
     return subprocess.run(

@@ -94,9 +94,7 @@ def test_labels_of_a_grammar_without_levels():
 
 def test_a_depth_that_the_grammar_does_not_have_is_refused():
     assert NextTokenTask(load_grammar("small", "7"), 1).label_level == 1
-    with pytest.raises(
-        UserError, match=r"^--label-level 2 has no tokens: below 7, small has nonterminals at depths"
-    ):
+    with pytest.raises(UserError, match=r"^--label-level 2 has no tokens: below 7, small has nonterminals at depths"):
         NextTokenTask(load_grammar("small", "7"), 2)
 
 

@@ -27,6 +27,7 @@ from common.runs import SURROUNDINGS, Run, open_run
 from PCFG_mlm import data, distill, probe, train
 from PCFG_mlm.data import MaskedTask, TrainingBatches, evaluation_batches
 from PCFG_mlm.models import new_model
+from tests import commands
 from tests.commands import ROOT, cut, files, python, results, results_below, start
 
 COMMANDS = {"train": train, "distill": distill, "probe": probe, "data": data}
@@ -37,20 +38,11 @@ DISTILL = shlex.split(f"distill smoke {SIZES} --steps 12 --student-heads 1 --see
 
 
 def succeed(capsys, name, *words):
-    """Run a command in this process; what it wrote on stdout."""
-    code, stdout, stderr = start(capsys, COMMANDS[name].main, *words)
-    assert code == 0, stderr
-    return stdout
+    return commands.succeed(capsys, COMMANDS[name].main, *words)
 
 
-def fail_in_one_line(capsys, name, *words, code=2):
-    """Run a command that must fail; the line that it writes."""
-    got, stdout, stderr = start(capsys, COMMANDS[name].main, *words)
-    (line,) = stderr.splitlines()
-    assert got == code
-    assert stdout == ""
-    assert line.startswith("error: ")
-    return line
+def fail_in_one_line(capsys, name, *words):
+    return commands.fail_in_one_line(capsys, COMMANDS[name].main, *words)
 
 
 @pytest.fixture(scope="module")

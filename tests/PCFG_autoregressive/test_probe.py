@@ -1,0 +1,197 @@
+"""Probes of runs that train.py made: their files against naive computations, and what cannot be probed."""
+
+import json
+import shlex
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2LMHeadModel
+
+from common.checkpoints import find_checkpoints
+from common.pcfg import probing
+from common.pcfg.grammar import load_grammar
+from common.pcfg.sampler import sample
+from common.pcfg.training import task_of_run
+from common.runs import open_run
+from PCFG_autoregressive import probe, train
+from PCFG_autoregressive.bayes_optimal import bayes_optimal
+from PCFG_autoregressive.data import NextTokenTask, evaluation_batches
+from PCFG_autoregressive.generation import acceptance, beginnings, continuations
+from PCFG_autoregressive.training import SETTING
+from tests import commands
+from tests.commands import ROOT, Killed, files, python, start
+
+TASK = NextTokenTask(load_grammar("small"))
+PROBES = {
+    "ngrams": shlex.split("ngrams --sentences 12 --run"),
+    "nonterminals": shlex.split("nonterminals --training 64 --heldout 20 --epochs 1 --heads 2 --dimension 8 --run"),
+    "generation": shlex.split("generation --continuations 20 --tokens 5 --run"),
+}
+
+
+def succeed(capsys, *words):
+    """Run probe.py and read the file that it names."""
+    return json.loads(Path(commands.succeed(capsys, probe.main, *words).strip()).read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run on the smallest grammar of the package, with checkpoints at steps 10, 20 and 30."""
+    directory = tmp_path_factory.mktemp("runs") / "small"
+    train.train(replace(train.PRESETS["smoke"], steps=30, checkpoint_every=10, eval_every=30, out=directory))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """A run with labels at depth 2."""
+    directory = tmp_path_factory.mktemp("runs") / "labelled"
+    sizes = {"steps": 2, "checkpoint_every": 0, "eval_every": 2, "eval_samples": 50}
+    train.train(replace(train.PRESETS["smoke"], label_level=2, **sizes, out=directory))
+    return directory
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("probes"))
+
+
+def test_ngrams_are_those_of_sequences_with_random_tokens(trained, capsys):
+    """Each variant by itself; its tokens are drawn as the probe's docstring says."""
+    sizes = (2, 3, 5)
+    words = ["--values", "--positions", 0, "--seed", 5, "--spacing", 4, "--sizes", *sizes, "--columns", 700]
+    content = succeed(capsys, *PROBES["ngrams"], trained, *words)
+    drawn = sample(TASK.grammar, 5, "probe", 0, 12)
+    sequences = [[TASK.bos, *drawn.sentence(i).tolist()] for i in range(12)]
+    pairs = [(i, p) for i, sequence in enumerate(sequences) for p in range(4, len(sequence), 4) if p > 4]
+    assert content["positions"] == [list(pair) for pair in pairs]
+    for checkpoint, entry in zip(find_checkpoints(trained), content["checkpoints"], strict=True):
+        assert entry["step"] == checkpoint.step
+        model = GPT2LMHeadModel.from_pretrained(checkpoint.location).eval()
+
+        def answer(tokens, model=model):
+            with torch.no_grad():
+                return model(torch.tensor([tokens])).logits[0, -1].softmax(dim=-1).numpy()
+
+        for n, robust, close in zip(sizes, entry["robust"], entry["close"], strict=True):
+            expected = []
+            for pair, (i, p) in enumerate(pairs):
+                before = sequences[i][:p]
+                generator = np.random.Generator(np.random.Philox(key=[5, pair], counter=[0, 0, 0, 1]))
+                random = [TASK.bos, *generator.integers(3, size=p).tolist()[1:]]
+                cut = p - (n - 1)
+                variants = (before, before[:cut] + random[cut:], random[:cut] + before[cut:])
+                original, without, alone = map(answer, variants)
+                expected.append([np.abs(other - original).sum() for other in (without, alone)])
+            found = np.array([robust["values"], close["values"]]).T
+            np.testing.assert_allclose(found, expected, atol=2e-5)
+            assert robust["median"] == pytest.approx(np.median(found[:, 0]), abs=1e-6)
+
+
+def test_nonterminals_of_each_checkpoint(trained, capsys):
+    content = succeed(capsys, *PROBES["nonterminals"], trained)
+    heldout = sample(TASK.grammar, 0, "probe", 64, 20, trees=True).ancestors
+    for entry in content["checkpoints"]:
+        assert [level["level"] for level in entry["levels"]] == [1, 2, 3]
+        assert [level["tokens"] for level in entry["levels"]] == [len(heldout)] * 3
+        assert all(0.2 < level["accuracy"] < 1 for level in entry["levels"])
+    assert [level["accuracy"] for level in content["bayes_optimal"]["levels"][:2]] == pytest.approx([1, 1], abs=0.05)
+
+
+def test_generation_is_what_each_checkpoint_writes(trained, capsys):
+    content = succeed(capsys, *PROBES["generation"], trained, "--given", 7, "--seed", 3, "--batch-size", 6)
+    given = beginnings(TASK.grammar, 3, 7, 20)
+    assert content["given"] == 7
+    for checkpoint, entry in zip(find_checkpoints(trained), content["checkpoints"], strict=True):
+        model = GPT2LMHeadModel.from_pretrained(checkpoint.location)
+        expected = acceptance(TASK, given, continuations(model, TASK, given, 5, seed=3, batch_size=20))
+        assert entry == {"step": checkpoint.step, **asdict(expected)}
+    assert succeed(capsys, *PROBES["generation"], trained)["given"] == TASK.grammar.expected_length // 2
+
+
+def test_the_best_evaluation_is_on_the_run_s_own_sentences(trained, labelled, capsys):
+    content = succeed(capsys, "bayes-optimal", "--run", trained)
+    best = bayes_optimal(TASK, evaluation_batches(TASK, 128, 3))
+    assert content == pytest.approx({"eval_samples": 128, **asdict(best)})
+    task = task_of_run(labelled, SETTING)
+    assert task.label_level == 2
+    batches = evaluation_batches(task, 50, 50)
+    content = succeed(capsys, "bayes-optimal", "--run", labelled)
+    untold = content.pop("without_label")
+    assert content == pytest.approx({"eval_samples": 50, **asdict(bayes_optimal(task, batches))})
+    assert untold == pytest.approx(asdict(bayes_optimal(task, batches, label_is_known=False)))
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", sorted(PROBES))
+def test_only_checkpoints_that_are_new_are_probed_and_a_probe_that_is_cut_off_goes_on(run, capsys, name, monkeypatch):
+    words, loaded, write = PROBES[name], [], probing.write_file
+    load = SETTING.load_model
+    counting = replace(SETTING, load_model=lambda *arguments: loaded.append(1) or load(*arguments))
+    monkeypatch.setattr(probe, "SETTING", counting)
+
+    def write_until_killed(path, content):
+        if len(loaded) == 2:
+            raise Killed
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(probing, "write_file", write_until_killed)
+        with pytest.raises(Killed):
+            start(capsys, probe.main, *words, run)
+    content = succeed(capsys, *words, run)
+    assert len(loaded) == 4
+    assert [entry["step"] for entry in content["checkpoints"]] == [10, 20, 30]
+    before = files(run)
+    succeed(capsys, *words, run)
+    assert len(loaded) == 4
+    assert files(run) == before
+    shutil.rmtree(run / "probes")
+    assert succeed(capsys, *words, run) == content
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("ngrams --sentences 0", "--sentences must be at least 1, got 0"),
+        ("ngrams --sizes 3 1", "--sizes must be at least 2, got 1"),
+        ("ngrams --spacing 40", "no sequence has a whole 5-gram around a multiple of 40"),
+        ("nonterminals --levels 5", "--levels must be at most 4, as small has no more; got 5"),
+        ("generation --continuations 0", "--continuations must be at least 1, got 0"),
+        ("generation --tokens 0", "--tokens must be at least 1, got 0"),
+        ("generation --given -1", "--given must be at least 0, got -1"),
+        ("generation --given 40", "--given must be below 33"),
+        ("generation --seed -1", "--seed must be at least 0, got -1"),
+    ],
+)
+def test_a_probe_that_cannot_be_is_one_line_and_writes_nothing(run, capsys, words, message):
+    before = files(run)
+    assert message in commands.fail_in_one_line(capsys, probe.main, *words.split(), "--run", run)
+    assert files(run) == before
+
+
+def test_a_model_of_some_tokens_cannot_write(labelled, capsys):
+    line = commands.fail_in_one_line(capsys, probe.main, *PROBES["generation"], labelled)
+    assert "learned the tokens that close a span at depth 2 alone and cannot write sentences" in line
+
+
+def test_a_probe_of_something_else_than_a_run_is_one_line(tmp_path, capsys):
+    with open_run(tmp_path / "parity", {"d": 10, "k": 3}):
+        pass
+    for words in PROBES.values():
+        line = commands.fail_in_one_line(capsys, probe.main, *words, tmp_path / "parity")
+        assert "is not a run of PCFG_autoregressive" in line
+        assert "is not a run" in commands.fail_in_one_line(capsys, probe.main, *words, tmp_path / "missing")
+
+
+def test_it_starts_from_the_folder_of_the_setting(run):
+    done = python("probe.py", *PROBES["generation"], run, cwd=ROOT / "PCFG_autoregressive")
+    assert done.returncode == 0, done.stderr
+    (path,) = (run / "probes").iterdir()
+    assert done.stdout == f"{path}\n"
