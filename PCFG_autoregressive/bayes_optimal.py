@@ -25,7 +25,8 @@ def bayes_optimal(task: NextTokenTask, batches: Sequence[Batch], label_is_known:
     Args:
         task: which tokens have labels.
         batches: such as those of `evaluation_batches`.
-        label_is_known: whether the predictor is told that a token has a label.
+        label_is_known: whether the predictor is told that a token has a label; the expected accuracy of one that is not
+            is not what to expect where only some tokens have labels.
     """
     sentences = sentences_of(task, batches)
     known = label_is_known and task.label_level != "all"

@@ -15,9 +15,11 @@ depths. generation.json has the share of continuations of given beginnings that 
 
 The last command looks at no checkpoint. probes/bayes_optimal.json has loss, accuracy and expected accuracy of the
 Bayes-optimal predictor on the sentences that the run is evaluated on, the best values that any model can have there;
-with labels at one depth of the tree, `without_label` has those of a predictor that is not told where labels are.
+with labels at one depth of the tree, `without_label` has loss and accuracy, at the same tokens, of a predictor that is
+not told where labels are. Its expected accuracy is left out: tokens that have a label are no fair sample to it.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,6 +43,7 @@ from common.probes.ngrams import CausalNgramVariants, gpt2_predictor, probe_ngra
 from common.probes.nonterminals import gpt2_encoder
 from common.runs import command
 from PCFG_autoregressive.bayes_optimal import bayes_optimal
+from PCFG_autoregressive.data import Batch, NextTokenTask
 from PCFG_autoregressive.generation import acceptance, beginnings, continuations
 from PCFG_autoregressive.training import SETTING
 
@@ -125,11 +128,12 @@ def evaluation(arguments: BayesOptimalArguments) -> None:
     probing.evaluation(arguments, SETTING, _best)
 
 
-def _best(task: Any, batches: Any) -> dict[str, Any]:
+def _best(task: NextTokenTask, batches: Sequence[Batch]) -> dict[str, Any]:
     best = asdict(bayes_optimal(task, batches))
     if task.label_level == "all":
         return best
-    return {**best, "without_label": asdict(bayes_optimal(task, batches, label_is_known=False))}
+    untold = bayes_optimal(task, batches, label_is_known=False)
+    return {**best, "without_label": {"loss": untold.loss, "accuracy": untold.accuracy}}
 
 
 def main() -> None:

@@ -123,7 +123,8 @@ def test_the_best_evaluation_is_on_the_run_s_own_sentences(trained, labelled, ca
     content = succeed(capsys, "bayes-optimal", "--run", labelled)
     untold = content.pop("without_label")
     assert content == pytest.approx({"eval_samples": 50, **asdict(bayes_optimal(task, batches))})
-    assert untold == pytest.approx(asdict(bayes_optimal(task, batches, label_is_known=False)))
+    expected = bayes_optimal(task, batches, label_is_known=False)
+    assert untold == pytest.approx({"loss": expected.loss, "accuracy": expected.accuracy})
 
 
 # Files
