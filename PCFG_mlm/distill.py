@@ -23,8 +23,8 @@ from common.distillation import (
     supervision,
 )
 from common.errors import DivergedError, UserError
+from common.processes import open_shared_run
 from common.runs import SURROUNDINGS, command, default_name
-from common.trainer import open_shared_run
 from PCFG_mlm.data import MaskedTask
 from PCFG_mlm.models import load_model
 from PCFG_mlm.training import (
@@ -33,6 +33,7 @@ from PCFG_mlm.training import (
     Arguments,
     check,
     config_of,
+    processes_of,
     settings_of,
     source_of,
     task_of,
@@ -137,7 +138,7 @@ def distill(arguments: DistillArguments) -> None:
         settings = settings_of(single, run_directory, single.steps[0], single.seeds[0])
         config = {**config_of(single, task), "teacher_id": teacher_id}
         options = {"force": single.force, "wandb": single.wandb, "group": single.preset}
-        with open_shared_run(run_directory, config, settings, **options) as run:
+        with open_shared_run(run_directory, config, processes_of(settings), **options) as run:
             try:
                 train_to_end(single, run, settings, source, single.student_heads[0], single.seeds[0], taught)
             except DivergedError as error:

@@ -12,13 +12,14 @@ import tyro
 
 from common.arguments import require_at_least, require_seed
 from common.distillation import FROM_LABELS
+from common.processes import open_shared_run
 from common.runs import command, default_name
-from common.trainer import open_shared_run
 from PCFG_mlm.training import (
     RUNS,
     Arguments,
     check,
     config_of,
+    processes_of,
     settings_of,
     source_of,
     task_of,
@@ -90,7 +91,7 @@ def train(arguments: TrainArguments) -> None:
     directory = arguments.out or RUNS / default_name(arguments, PRESETS[arguments.preset], arguments.preset)
     settings = settings_of(arguments, directory, arguments.steps, arguments.seed)
     options = {"force": arguments.force, "wandb": arguments.wandb}
-    with open_shared_run(directory, config_of(arguments, task), settings, **options) as run:
+    with open_shared_run(directory, config_of(arguments, task), processes_of(settings), **options) as run:
         train_to_end(arguments, run, settings, source, arguments.heads, arguments.seed, FROM_LABELS)
 
 

@@ -12,6 +12,7 @@ from common.arguments import require_at_least
 from common.distillation import Supervision
 from common.errors import UserError
 from common.pcfg.grammar import load_grammar
+from common.processes import Processes
 from common.runs import Run, WandbMode
 from common.trainer import ProgressiveDistillationTrainer, ReadyBatches, train_run, training_arguments
 from PCFG_mlm.data import Batch, MaskedTask, TrainingBatches, evaluation_batches, open_dataset, rules_of
@@ -118,6 +119,10 @@ def settings_of(arguments: Arguments, directory: Path, steps: int, seed: int) ->
         compiled=arguments.compile,
         device=arguments.device,
     )
+
+
+def processes_of(settings: TrainingArguments) -> Processes:
+    return Processes(settings.process_index, settings.world_size)
 
 
 @dataclass(frozen=True)
