@@ -1,15 +1,15 @@
 """Adam on GPT-2: networks of one shape share a pass, whatever their seed, rate or teacher.
 
-The weights of a pass are one matrix with a row per network, their gradients another. Autograd adds into views of the
-gradients, several processes add them up in one call, and fused Adam takes the rows. Inputs come as packed bits and are
-unpacked on the device; within a range of steps the host waits for nothing.
+All weights of a pass lie in one piece of memory, name by name, and so do their gradients. Autograd adds into views of
+the gradients, several processes add them up in one call, and fused Adam takes all weights of one learning rate at once.
+Inputs come as packed bits and are unpacked on the device; within a range of steps the host waits for nothing.
 
 What a network computes depends on the others of its pass by rounding only, except with dropout, whose random numbers
 are drawn for the whole pass. They follow from the step, the process and the part of the batch, so that a run goes on
 from a step with the same ones.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -30,8 +30,8 @@ from parity_mlp.transformer.model import Shape, shape_of
 LOGITS_BATCH = 256
 """Samples in one forward pass without gradients: few enough for their activations to stay near the processor."""
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What Adam keeps of every weight, by torch's names. In a network's state they are `<moment>/<weight>`."""
+MOMENTS = ("exp_avg/", "exp_avg_sq/")
+"""Prefixes, in a network's state, of what Adam keeps of every weight; without the slash they are torch's names."""
 STEP = "adam/step"
 """Name of the number of steps in a network's state."""
 
@@ -126,10 +126,11 @@ class _Pass:
     def __init__(self, shape: Shape, states: Sequence[Tensors], settings: Settings) -> None:
         self._shape, self._settings = shape, settings
         self._sizes = {name: tensor.shape for name, tensor in states[0].items() if "/" not in name}
-        self._rows, *self._moments = (self._joined(states, prefix) for prefix in ("", *(f"{m}/" for m in MOMENTS)))
-        self._gradients = torch.zeros_like(self._rows)
+        self._networks = len(states)
+        self._flat = {prefix: self._joined(states, prefix) for prefix in ("", *MOMENTS)}
+        self._gradients = torch.zeros_like(self._flat[""])
         self._step = int(states[0].get(STEP, 0))
-        self._weights = self._views(self._rows)
+        self._weights = self._views(self._flat[""])
         for weight, gradient in zip(self._weights.values(), self._views(self._gradients).values(), strict=True):
             weight.requires_grad_()
             weight.grad = gradient
@@ -179,26 +180,25 @@ class _Pass:
     def state(self, row: int) -> Tensors:
         """Weights, moments and number of steps of one network."""
         tensors: Tensors = {STEP: np.array(self._step)}
-        for prefix, rows in zip(("", *(f"{m}/" for m in MOMENTS)), (self._rows, *self._moments), strict=True):
-            for name, values in self._views(rows[row : row + 1]).items():
-                tensors[prefix + name] = values.reshape(self._sizes[name]).cpu().numpy().copy()
+        for prefix, flat in self._flat.items():
+            for name, values in self._views(flat).items():
+                tensors[prefix + name] = values[row].view(self._sizes[name]).cpu().numpy().copy()
         return tensors
 
     def _joined(self, states: Sequence[Tensors], prefix: str) -> Tensor:
-        """The tensors of this prefix, or zeros where there are none, as one row per network."""
-        rows = [
-            np.concatenate(
-                [np.ravel(state.get(prefix + name, np.zeros(size, np.float32))) for name, size in self._sizes.items()]
-            )
+        """The tensors of this prefix, or zeros where there are none, name by name and network by network."""
+        parts = [
+            np.ravel(state.get(prefix + name, np.zeros(size, np.float32)))
+            for name, size in self._sizes.items()
             for state in states
         ]
-        return torch.from_numpy(np.stack(rows)).to(self._settings.device)
+        return torch.from_numpy(np.concatenate(parts)).to(self._settings.device)
 
-    def _views(self, rows: Tensor) -> dict[str, Tensor]:
-        """Rows (networks, numbers) as matrices (networks, rows, columns); a vector is a matrix of one row."""
-        parts = rows.split([int(np.prod(size)) for size in self._sizes.values()], 1)
+    def _views(self, flat: Tensor) -> dict[str, Tensor]:
+        """The same memory as matrices (networks, rows, columns); a vector is a matrix of one row."""
+        parts = flat.split([self._networks * int(np.prod(size)) for size in self._sizes.values()])
         return {
-            name: part.view(len(rows), *(size if len(size) == 2 else (1, *size)))
+            name: part.view(self._networks, *(size if len(size) == 2 else (1, *size)))
             for (name, size), part in zip(self._sizes.items(), parts, strict=True)
         }
 
@@ -218,27 +218,37 @@ class _Pass:
         )
 
     def _optimizer(self, objectives: Sequence[Objective]) -> tuple[torch.optim.Optimizer, list[Tensor]]:
-        """Adam on the rows, grouped by their learning rates, and these rates (steps,)."""
+        """Adam on the networks, grouped by their learning rates, and these rates (steps,)."""
         settings = self._settings
         groups: dict[bytes, list[int]] = {}
         for i, objective in enumerate(objectives):
             groups.setdefault(objective.lr.tobytes(), []).append(i)
-        rows = list(self._rows)
+        pieces = self._pieces(groups.values()) if len(groups) > 1 else [[(self._gradients, *self._flat.values())]]
         optimizer = torch.optim.AdamW(
-            [{"params": [rows[i] for i in members]} for members in groups.values()],
+            [{"params": [weights for _, weights, *_ in group]} for group in pieces],
             betas=(settings.beta1, settings.beta2),
             weight_decay=objectives[0].decay,
             fused=True,
         )
-        for i, row in enumerate(rows):
-            row.grad = self._gradients[i]
-            moments = {name: moment[i] for name, moment in zip(MOMENTS, self._moments, strict=True)}
-            optimizer.state[row] = {"step": torch.tensor(float(self._step), device=settings.device), **moments}
+        for gradients, weights, mean, square in (piece for group in pieces for piece in group):
+            step = torch.tensor(float(self._step), device=settings.device)
+            weights.grad = gradients
+            optimizer.state[weights] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
         rates = [torch.from_numpy(objectives[members[0]].lr).float().to(settings.device) for members in groups.values()]
         return optimizer, rates
 
+    def _pieces(self, groups: Iterable[list[int]]) -> list[list[tuple[Tensor, ...]]]:
+        """Gradients, weights and moments of every group of networks, tensor by tensor."""
+        flats = (self._gradients, *self._flat.values())
+        return [
+            list(
+                zip(*([view[i] for view in self._views(flat).values() for i in members] for flat in flats), strict=True)
+            )
+            for members in groups
+        ]
+
     def _autocast(self) -> torch.autocast:
-        device = self._rows.device.type
+        device = self._gradients.device.type
         return torch.autocast(device, torch.bfloat16, enabled=self._settings.precision == "bf16")
 
 
