@@ -27,8 +27,10 @@ from parity_mlp.sgd.objective import FORWARD_KL, Objective, divergence_from_targ
 from parity_mlp.transformer.last_position import Weights, last_logits
 from parity_mlp.transformer.model import Shape, shape_of
 
-LOGITS_BATCH = 256
-"""Samples in one forward pass without gradients: few enough for their activations to stay near the processor."""
+LOGITS_BYTES = 2**22
+"""Activations of a feed-forward layer in one pass without gradients on a CPU: few enough to stay near the processor."""
+LOGITS_BATCH = 4096
+"""Samples in such a pass elsewhere."""
 
 MOMENTS = ("exp_avg/", "exp_avg_sq/")
 """Prefixes, in a network's state, of what Adam keeps of every weight; without the slash they are torch's names."""
@@ -173,8 +175,10 @@ class _Pass:
     def logits(self, row: int, tokens: Tensor) -> NDArray[np.float64]:
         """Logits (samples, classes) of one network for tokens (d, samples, 2), without dropout."""
         weights = {name: weight[row : row + 1] for name, weight in self._weights.items()}
+        of_sample = 16 * len(tokens) * self._shape.hidden
+        samples = max(LOGITS_BYTES // of_sample, 1) if self._settings.device == "cpu" else LOGITS_BATCH
         with torch.inference_mode(), self._autocast():
-            parts = [last_logits(self._shape, weights, part)[0] for part in tokens.split(LOGITS_BATCH, 1)]
+            parts = [last_logits(self._shape, weights, part)[0] for part in tokens.split(samples, 1)]
             return torch.cat(parts).double().cpu().numpy()
 
     def state(self, row: int) -> Tensors:
