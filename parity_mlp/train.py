@@ -88,15 +88,15 @@ PRESETS: dict[Model, dict[str, TrainArguments | TrainGPT2Arguments]] = {
         ),
         "laptop": TrainGPT2Arguments(
             preset="laptop",
-            d=30,
-            k=5,
+            d=20,
+            k=4,
             heads=8,
             initial_std=0.1,
-            steps=12_000,
-            lr=1e-4,
+            steps=6_000,
+            lr=3e-5,
             lr_schedule="constant",
-            eval_every=100,
-            checkpoint_every=100,
+            eval_every=50,
+            checkpoint_every=50,
         ),
         "paper": TrainGPT2Arguments(
             preset="paper", d=100, k=6, heads=32, steps=250_000, lr=1e-4, eval_every=1_000, checkpoint_every=10_000

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
@@ -150,6 +151,9 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
         ):
             if full[name] is not wanted:
                 raise UserError(f"{name} must be {wanted}, it is {full[name]}")
+        for name in ("n_layer", "n_head", "n_embd"):
+            if full[name] < 1:
+                raise UserError(f"{name} must be at least 1, it is {full[name]}")
         if full["n_embd"] % full["n_head"]:
             raise UserError(f"{full['n_head']} heads do not divide a hidden size of {full['n_embd']}")
         return Shape(
@@ -167,7 +171,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
             epsilon=full["layer_norm_epsilon"],
             dropout=full["resid_pdrop"],
         )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise UserError(f"the config.json of a GPT-2 cannot be read: {str(error).splitlines()[0]}") from error
 
 
