@@ -141,7 +141,16 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         UserError: a file is missing, cut off, damaged, or of a type that NumPy does not have (bfloat16).
     """
     advice = f"remove {path} and make it again"
-    return _read_json(path / "config.json", advice), _read_safetensors(path / "model.safetensors", advice)
+    return read_config(path), _read_safetensors(path / "model.safetensors", advice)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Config of the checkpoint in directory `path`.
+
+    Raises:
+        UserError: it is missing, cut off or damaged.
+    """
+    return _read_json(path / "config.json", f"remove {path} and make it again")
 
 
 def find_checkpoints(teacher: str | Path) -> list[Checkpoint]:
@@ -199,26 +208,46 @@ def save_resume(run: Path, step: int, tensors: Mapping[str, np.ndarray], state: 
     Raises:
         OSError: the state saved before is still whole.
     """
+    add_resume(run, step, tensors, state)
+    keep_resume(run, step)
+
+
+def add_resume(run: Path, step: int, tensors: Mapping[str, np.ndarray], state: Mapping[str, object]) -> None:
+    """`save_resume`, but what was kept for earlier steps stays until `keep_resume`.
+
+    Runs that are trained together add their states one after another and then remove the earlier ones, so that at any
+    moment there is a step at which all of them have one.
+    """
     files = {"state.json": _to_json(state), "tensors.safetensors": _to_safetensors(tensors)}
     write_directory(run / "resume" / str(step), files)
+
+
+def keep_resume(run: Path, step: int) -> None:
+    """Remove what was kept for other steps than this one."""
     for other in _resume_directories(run):
         if int(other.name) != step:
             remove(other)
 
 
-def load_resume(run: Path) -> Resume | None:
-    """The newest complete state that `save_resume` wrote for this run, or None.
+def resume_steps(run: Path) -> list[int]:
+    """Steps for which a complete state is there, increasing."""
+    complete = {"state.json", "tensors.safetensors"}
+    return sorted(int(path.name) for path in _resume_directories(run) if complete <= set(os.listdir(path)))
+
+
+def load_resume(run: Path, step: int | None = None) -> Resume | None:
+    """A complete state that `save_resume` wrote for this run, by default the newest, or None.
 
     Raises:
         UserError: one of its files is damaged.
     """
-    complete = [d for d in _resume_directories(run) if {"state.json", "tensors.safetensors"} <= set(os.listdir(d))]
-    if not complete:
+    steps = resume_steps(run)
+    if not steps or step not in (None, *steps):
         return None
-    newest = max(complete, key=lambda directory: int(directory.name))
+    chosen = run / "resume" / str(steps[-1] if step is None else step)
     advice = "start the run over with --force"
-    tensors = _read_safetensors(newest / "tensors.safetensors", advice)
-    return Resume(int(newest.name), tensors, _read_json(newest / "state.json", advice))
+    tensors = _read_safetensors(chosen / "tensors.safetensors", advice)
+    return Resume(int(chosen.name), tensors, _read_json(chosen / "state.json", advice))
 
 
 def _resume_directories(run: Path) -> list[Path]:

@@ -18,7 +18,6 @@ moment ends with the same bits on the CPU.
 
 import atexit
 import datetime
-import gc
 import json
 import math
 import random
@@ -26,7 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -55,7 +54,8 @@ from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, TrainOutput
 from common import losses
 from common.checkpoints import Checkpoint, find_checkpoints, load_resume, local_path, save_checkpoint, save_resume
 from common.errors import DivergedError, UserError
-from common.runs import Run, open_run, progress
+from common.processes import leave_process_group
+from common.runs import Run, progress
 from common.schedules import Segment, checkpoint_at
 
 HEADS: dict[type, str] = {BertForMaskedLM: "cls", GPT2LMHeadModel: "lm_head"}
@@ -763,30 +763,8 @@ def training_arguments(
         )
     arguments.per_device_train_batch_size = batch_size // parts
     if arguments.world_size > 1:
-        atexit.register(_leave_process_group)
+        atexit.register(leave_process_group)
     return arguments
-
-
-@contextmanager
-def open_shared_run(
-    directory: Path, config: Mapping[str, object], arguments: TrainingArguments, **options: Any
-) -> Iterator[Run]:
-    """`open_run` for all processes of a training: the first one opens the run, the others read it.
-
-    Args:
-        directory: the run's.
-        config: every argument of the command as resolved, by name.
-        arguments: the Trainer's.
-        options: further arguments of `open_run`.
-
-    Raises:
-        UserError: as `open_run`.
-    """
-    with ExitStack() as stack:
-        with arguments.main_process_first(local=False):
-            first = arguments.process_index == 0
-            run = stack.enter_context(open_run(directory, config, **options)) if first else Run(directory)
-        yield run
 
 
 def train_run(trainer: ProgressiveDistillationTrainer, description: str) -> None:
@@ -893,13 +871,6 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
     if device.type == "cuda":
         torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8), device)
-
-
-def _leave_process_group() -> None:
-    """End the threads of torch.distributed: a process that exits while they run is sometimes aborted."""
-    gc.collect()  # models that were wrapped for several processes hold the group
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def _places(chosen: Tensor, length: int) -> Tensor:

@@ -165,7 +165,7 @@ def _students(root: Path, prefix: str, made_by: str) -> dict[str, Any]:
     arguments = runs[0].config["arguments"]
     return {
         "width": arguments["widths"][0],
-        "lr": arguments["lr"],
+        "lr": arguments["lr"][0],
         "first_steps": arguments["first_steps"],
         "seeds": [run.config["arguments"]["seeds"][0] for run in runs],
         "steps": [record["step"] for record in records[0]],

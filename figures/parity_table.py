@@ -49,7 +49,7 @@ def _line(run: Run) -> dict[str, object]:
         "method": arguments["methods"][0] if is_student else "teacher",
         "checkpoint": ",".join(arguments["checkpoint"]) if is_student else "",
         "width": arguments["widths"][0] if is_student else arguments["width"],
-        "lr": arguments["lr"],
+        "lr": arguments["lr"][0] if is_student else arguments["lr"],
         "seed": arguments["seeds"][0] if is_student else arguments["seed"],
         "steps": records[-1]["step"],
         "passed_at": "" if passed is None else passed,

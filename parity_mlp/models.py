@@ -4,6 +4,8 @@ ReLU layers with bias and torch's default `nn.Linear` initialisation. The optimi
 a network travels as a `Tensors` dictionary with the names of `MLP.state_dict()`.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,16 @@ from common.errors import UserError
 MODEL_TYPE = "parity_mlp"
 
 Tensors = dict[str, NDArray]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of any architecture, as a checkpoint holds it."""
+
+    config: Mapping[str, Any]
+    """What its config.json says, `model_type` among it."""
+    tensors: Tensors
+    """Its weights; in a resume state, also what its optimiser keeps."""
 
 
 class MLP(nn.Module):
@@ -69,16 +81,25 @@ def load_tensors(checkpoint: Path, d: int, classes: int) -> Tensors:
         raise UserError(f"{checkpoint} holds a {config.get('model_type')!r} model, not {MODEL_TYPE!r}")
     with torch.device("meta"):
         expected = MLP(*(config.get(name, 1) for name in ("d", "width", "classes", "layers"))).state_dict()
-    for name, value in expected.items():
-        if name not in tensors or tensors[name].shape != tuple(value.shape):
-            found = tensors[name].shape if name in tensors else "missing"
-            raise UserError(f"{checkpoint}: the tensor {name} is {found}, its config.json means {tuple(value.shape)}")
+    check_shapes(checkpoint, {name: tuple(value.shape) for name, value in expected.items()}, tensors)
     if {tensor.dtype for tensor in tensors.values()} - {np.dtype(np.float32), np.dtype(np.float64)}:
         raise UserError(f"{checkpoint}: the tensors must be float32 or float64")
     for name, here in (("d", d), ("classes", classes)):
         if config.get(name) != here:
             raise UserError(f"the network in {checkpoint} has {name} = {config.get(name)}, but this task has {here}")
     return tensors
+
+
+def check_shapes(checkpoint: Path, expected: Mapping[str, tuple[int, ...]], tensors: Tensors) -> None:
+    """Refuse a checkpoint whose tensors are not those of its config.json.
+
+    Raises:
+        UserError: names the first that is missing or of another shape.
+    """
+    for name, shape in expected.items():
+        if name not in tensors or tensors[name].shape != shape:
+            found = tensors[name].shape if name in tensors else "missing"
+            raise UserError(f"{checkpoint}: the tensor {name} is {found}, its config.json means {shape}")
 
 
 def load_model(checkpoint: Path) -> MLP:

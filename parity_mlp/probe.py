@@ -17,11 +17,10 @@ from common.arguments import require_at_least, require_seed
 from common.checkpoints import find_checkpoints, local_path, write_file
 from common.errors import UserError
 from common.probes.monomials import probe_monomials
-from common.runs import Run, command, default_name, progress, worker_threads
+from common.runs import Run, command, default_name, progress
+from parity_mlp.arguments import check_device
 from parity_mlp.data import make_task
-from parity_mlp.models import load_tensors
-from parity_mlp.sgd.engine import make_engine
-from parity_mlp.training import check_device
+from parity_mlp.networks import engine_for_logits, load_network
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,8 @@ def probe(arguments: ProbeArguments) -> None:
         for checkpoint in checkpoints:
             if checkpoint.step in done:
                 continue
-            tensors = load_tensors(local_path(checkpoint), task.d, task.classes)
-            logits = make_engine([tensors], arguments.device, 1, worker_threads()).logits(0, bits)
+            network = load_network(local_path(checkpoint), task)
+            logits = engine_for_logits(network, task.d, arguments.device).logits(0, bits)
             odds = np.exp(logits - logits.max(axis=1, keepdims=True))
             probability = odds[:, arguments.output] / odds.sum(axis=1)
             result = probe_monomials(

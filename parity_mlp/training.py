@@ -1,40 +1,46 @@
 """The training loop that `train.py` and `distill.py` share: several students, one stream, one pass.
 
 The students' steps are cut into the same ranges whatever happens: at every evaluation, at every checkpoint and at
-multiples of `RANGE_STEPS` (fewer if a step has several samples). What a student computes in a range depends on its own
-weights and on the stream only, so students can be trained together or apart, and a run that goes on after a kill gets
-the same bits.
+multiples of `RANGE_STEPS` (fewer if a step has several samples). What an MLP computes in a range depends on its own
+weights and on the stream only, to the bit, so students can be trained together or apart; a GPT-2 depends on the others
+by rounding. Resume states are written so that students who are trained together go on together: a run that was killed
+ends with the same bits.
 """
 
 import datetime
-import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from common import losses
-from common.arguments import require_at_least, require_seed
-from common.checkpoints import Checkpoint, load_resume, local_path, save_checkpoint, save_resume
+from common.checkpoints import (
+    Checkpoint,
+    add_resume,
+    keep_resume,
+    load_resume,
+    local_path,
+    resume_steps,
+    save_checkpoint,
+)
 from common.distillation import Supervision
-from common.errors import DivergedError, UserError
-from common.runs import Run, WandbMode, progress, worker_threads
+from common.errors import DivergedError
+from common.processes import Processes
+from common.runs import Run, progress
 from common.schedules import Segment, checkpoint_at, spans
-from parity_mlp.data import ParityTask, make_task
-from parity_mlp.models import Tensors, architecture, load_tensors
-from parity_mlp.sgd.engine import Engine, make_engine
+from parity_mlp.arguments import Arguments, GPT2Arguments, task_of
+from parity_mlp.data import ParityTask
+from parity_mlp.models import Network
+from parity_mlp.networks import engine_for_logits, engine_for_training, load_network
+from parity_mlp.sgd.engine import Engine
 from parity_mlp.sgd.objective import DIVERGENCE_CODES, Objective
-
-ROOT = Path(__file__).resolve().parents[1]
-RUNS = ROOT / "runs" / "parity_mlp"
 
 RANGE_STEPS = 4096
 RESUME_SECONDS = 10.0
@@ -45,68 +51,14 @@ ADAPTIVE_CHANGE = 0.02
 """Change of the evaluation loss, in nats, that makes `--adaptive-checkpoints` save."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """What `train.py` and `distill.py` have in common."""
-
-    preset: Annotated[str, tyro.conf.Suppress]
-    d: int
-    """Number of coordinates."""
-    k: int
-    """Coordinates in the hidden support (of each node, if there are more than two labels)."""
-    steps: int
-    """SGD steps."""
-    lr: float
-    """Learning rate."""
-    eval_every: int
-    """Steps between two evaluations."""
-    checkpoint_every: int
-    """Steps between two checkpoints; 0 saves the final one only."""
-    checkpoint_from: int = 0
-    """Save no checkpoint before this step."""
-    labels: int = 2
-    """Number of classes, a power of two; above 2 the parity is hierarchical."""
-    support: str = "first"
-    """Hidden support: first, random, or comma-separated coordinates (k for each node in heap order)."""
-    support_seed: int = 0
-    """Seed of a random support."""
-    layers: int = 1
-    """Hidden layers. More than one is trained by plain PyTorch."""
-    batch_size: int = 1
-    """Samples per step. More than one is trained by plain PyTorch."""
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of the learning rate after the warm-up; linear and cosine end at zero."""
-    warmup: float = 0.0
-    """Share of the steps in which the learning rate rises linearly."""
-    weight_decay: float = 0.0
-    """L2 weight decay on all weights and biases, as in torch.optim.SGD."""
-    label_temperature: float = 0.0
-    """Without a teacher, learn from softmax(one-hot label / temperature); 0 is the plain label."""
-    end_label_temperature: float | None = None
-    """Label temperature at the last step, if it is annealed linearly."""
-    adaptive_checkpoints: bool = False
-    """Save at the evaluations at which the loss has moved, and else every --checkpoint-every steps."""
-    eval_samples: int = 4096
-    """Held-out samples per evaluation."""
-    dtype: Literal["float32", "float64"] = "float32"
-    """Precision of the weights."""
-    device: str = "cpu"
-    """Torch device."""
-    out: Path | None = None
-    """Run directory; by default runs/parity_mlp/ and a name made of all arguments that differ from the preset."""
-    wandb: WandbMode = "disabled"
-    """Weights & Biases logging."""
-    force: bool = False
-    """Remove what an earlier run wrote there and start over."""
-
-
 @dataclass
 class Student:
     """A network in training and the run that it writes."""
 
     run: Run
     supervision: Supervision
-    initial: Tensors
+    initial: Network
+    lr: float
     step: int = 0
     records: list[dict[str, Any]] = field(default_factory=list)
 
@@ -117,56 +69,35 @@ class Student:
         )
 
 
-def task_of(arguments: Arguments) -> ParityTask:
-    return make_task(arguments.d, arguments.k, arguments.labels, arguments.support, arguments.support_seed)
-
-
-def check(arguments: Arguments) -> None:
-    """Refuse arguments that no run could have.
-
-    Raises:
-        UserError: a number out of its range, or a device that is not there.
-    """
-    require_at_least(1, arguments, "steps", "eval_every", "eval_samples", "batch_size", "layers")
-    require_at_least(0, arguments, "checkpoint_every", "checkpoint_from", "label_temperature")
-    require_seed(arguments, "support_seed")
-    if arguments.end_label_temperature is not None:
-        require_at_least(0, arguments, "end_label_temperature")
-    if not 0 < arguments.lr < math.inf:
-        raise UserError(f"--lr must be positive and finite, got {arguments.lr}")
-    if not 0 <= arguments.lr * arguments.weight_decay <= 0.5:
-        raise UserError(f"--weight-decay must be at least 0 and at most 0.5 / lr, got {arguments.weight_decay}")
-    if not 0 <= arguments.warmup <= 1:
-        raise UserError(f"--warmup is a share of the steps, between 0 and 1; got {arguments.warmup}")
-    check_device(arguments.device)
-
-
-def check_device(device: str) -> None:
-    """Refuse a torch device that is not there.
-
-    Raises:
-        UserError: torch's reason.
-    """
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
-
-
-def train_together(arguments: Arguments, students: list[Student], stream_seed: int, description: str) -> None:
+def train_together(
+    arguments: Arguments,
+    students: list[Student],
+    stream_seed: int,
+    description: str,
+    device: str,
+    processes: Processes,
+) -> None:
     """Train all students to the end of their runs, each from where it was left.
+
+    Args:
+        arguments: that they have in common.
+        students: of which the first process writes the runs.
+        stream_seed: of the samples.
+        description: of the students.
+        device: of this process.
+        processes: those that share each batch.
 
     Raises:
         DivergedError: a student's loss or weights are not finite; nothing of that is saved, and the other students are
             trained to their end first.
     """
     task = task_of(arguments)
-    engine = make_engine(
-        [_restore(student) for student in students], arguments.device, arguments.batch_size, worker_threads()
-    )
+    with processes.first_goes_first():
+        networks = _restore(students, processes)
+    engine = engine_for_training(networks, arguments, device, stream_seed, processes)
     eval_bits = task.sample(stream_seed, "evaluation", 0, arguments.eval_samples)
     eval_labels = task.labels(eval_bits)
-    teachers = _Teachers(task, arguments)
+    teachers = _Teachers(task, arguments, device)
     first = min(student.step for student in students)
     clock = _Clock(description, arguments.steps)
     diverged: dict[int, DivergedError] = {}
@@ -193,23 +124,36 @@ def train_together(arguments: Arguments, students: list[Student], stream_seed: i
                 "teacher": supervisor,
             }
             student.records.append(record)
-            student.run.log(record)
+            if processes.first:
+                student.run.log(record)
         if _checkpoint_is_due(arguments, student):
             tensors = engine.tensors(i)
             if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
                 raise _diverged(student)
-            save_checkpoint(student.run.directory, student.step, tensors, architecture(tensors))
+            if processes.first:
+                save_checkpoint(student.run.directory, student.step, tensors, student.initial.config)
 
-    with progress(arguments.steps, first, description, arguments.batch_size) as show:
+    def save_resume_states(step: int) -> None:
+        saved = {i: students[i].run.directory for i in range(len(students)) if students[i].step == step}
+        for i, directory in saved.items():
+            if i not in diverged:
+                add_resume(directory, step, engine.state(i), {})
+        for i, directory in saved.items():
+            if i not in diverged:
+                keep_resume(directory, step)
+
+    shown = progress(arguments.steps, first, description, arguments.batch_size)
+    with shown if processes.first else nullcontext(lambda step, **values: None) as show:
         for i, student in enumerate(students):
             if not student.records:
                 evaluate_and_save(i)
         for start, stop in _ranges(arguments, first):
-            group = [i for i, student in enumerate(students) if student.step == start and i not in diverged]
+            group = [i for i, student in enumerate(students) if student.step == start]
+            if len(diverged) == len(students):
+                break
             if not group:
                 continue
-            samples = (start * arguments.batch_size, (stop - start) * arguments.batch_size)
-            bits = task.sample(stream_seed, "train", *samples)
+            bits = _share(task.sample(stream_seed, "train", *_samples(arguments, start, stop)), arguments, processes)
             labels = task.labels(bits)
             engine.train(
                 bits,
@@ -218,27 +162,26 @@ def train_together(arguments: Arguments, students: list[Student], stream_seed: i
             teachers.end_range()
             for i in group:
                 students[i].step = stop
-                evaluate_and_save(i)
-            if clock.resume_state_is_due(stop):
-                for i in group:
-                    if i not in diverged:
-                        save_resume(students[i].run.directory, stop, engine.tensors(i), {})
+                if i not in diverged:
+                    evaluate_and_save(i)
+            if processes.first and (clock.resume_state_is_due(stop) or stop == arguments.steps):
+                save_resume_states(stop)
             latest = students[group[-1]].records[-1]
             show(stop, **{name: latest[name] for name in ("loss", "accuracy", "teacher") if latest[name] is not None})
     for i, student in enumerate(students):
-        if i not in diverged:
+        if i not in diverged and processes.first:
             student.run.finish({name: student.records[-1][name] for name in ("step", "loss", "accuracy")})
     if diverged:
         raise next(iter(diverged.values()))
 
 
-def learning_rates(arguments: Arguments, steps: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Learning rate of each of `steps` (from 0)."""
+def learning_rates(arguments: Arguments, lr: float, steps: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Learning rate of each of `steps` (from 0); `lr` is the largest."""
     warm = arguments.warmup * arguments.steps
     left = np.clip((arguments.steps - steps) / max(arguments.steps - warm, 1), 0, 1)
     course = {"constant": np.ones_like(left), "linear": left, "cosine": 0.5 - 0.5 * np.cos(np.pi * left)}
     rise = np.minimum((steps + 1) / max(warm, 1), 1)  # the warm-up may end inside a step
-    return arguments.lr * np.where(steps < warm, rise, course[arguments.lr_schedule])
+    return lr * np.where(steps < warm, rise, course[arguments.lr_schedule])
 
 
 def adaptive_checkpoints(evaluations: Sequence[tuple[int, float]], longest: int) -> list[int]:
@@ -283,8 +226,9 @@ class _Clock:
 class _Teachers:
     """Frozen teacher checkpoints, each loaded when first needed; students of one range share their logits."""
 
-    def __init__(self, task: ParityTask, arguments: Arguments) -> None:
-        self._task, self._arguments = task, arguments
+    def __init__(self, task: ParityTask, arguments: Arguments, device: str) -> None:
+        self._task, self._device = task, device
+        self._precision = arguments.precision if isinstance(arguments, GPT2Arguments) else "float32"
         self._engines: dict[int, Engine] = {}
         self._logits: dict[tuple[int, int, int], NDArray[np.float64]] = {}
 
@@ -294,8 +238,8 @@ class _Teachers:
         """Logits of the checkpoint at teacher step `step` for samples start .. stop - 1 of a range's `bits`."""
         if step not in self._engines:
             found = next(checkpoint for checkpoint in teacher if checkpoint.step == step)
-            tensors = load_tensors(local_path(found), self._task.d, self._task.classes)
-            self._engines[step] = make_engine([tensors], self._arguments.device, 1, worker_threads())
+            network = load_network(local_path(found), self._task)
+            self._engines[step] = engine_for_logits(network, self._task.d, self._device, self._precision)
         if (step, start, stop) not in self._logits:
             self._logits[step, start, stop] = self._engines[step].logits(0, bits[start:stop])
         return self._logits[step, start, stop]
@@ -317,7 +261,7 @@ def _objective(
     teachers: _Teachers,
 ) -> Objective:
     """What a student learns from in steps start .. stop - 1, whose samples are `bits` and `labels`."""
-    supervision, size = student.supervision, arguments.batch_size
+    supervision, size = student.supervision, len(labels) // (stop - start)
     steps = np.repeat(np.arange(start, stop), size)
     targets = np.zeros((len(labels), arguments.labels))
     alpha = losses.stepwise(supervision.alpha, supervision.alpha_steps, steps)
@@ -351,20 +295,40 @@ def _objective(
         labels=labels,
         targets=targets,
         alpha=alpha,
-        lr=learning_rates(arguments, np.arange(start, stop)),
+        lr=learning_rates(arguments, student.lr, np.arange(start, stop)),
         decay=arguments.weight_decay,
         divergence=DIVERGENCE_CODES[supervision.divergence],
         beta=supervision.beta,
     )
 
 
-def _restore(student: Student) -> Tensors:
-    """Set a student to where its run was left and return its weights there."""
-    resume = load_resume(student.run.directory)
-    student.run.rewind(resume.step if resume else -1)
-    student.records = student.run.records()
-    student.step = resume.step if resume else 0
-    return resume.tensors if resume else student.initial
+def _restore(students: Sequence[Student], processes: Processes) -> list[Network]:
+    """Set all students to where their runs were left and return them as they were there.
+
+    That is a step at which all of them have a state, so that those that were trained together stay together; students
+    that have none in common go on from their own.
+    """
+    common = set.intersection(*(set(resume_steps(student.run.directory)) for student in students))
+    networks = []
+    for student in students:
+        resume = load_resume(student.run.directory, max(common, default=None))
+        if processes.first:
+            student.run.rewind(resume.step if resume else -1)
+        student.records = student.run.records()
+        student.step = resume.step if resume else 0
+        networks.append(Network(student.initial.config, resume.tensors) if resume else student.initial)
+    return networks
+
+
+def _samples(arguments: Arguments, start: int, stop: int) -> tuple[int, int]:
+    """First sample of steps start .. stop - 1, and their number."""
+    return start * arguments.batch_size, (stop - start) * arguments.batch_size
+
+
+def _share(bits: NDArray[np.uint64], arguments: Arguments, processes: Processes) -> NDArray[np.uint64]:
+    """What one process computes of each step's samples."""
+    steps = bits.reshape(-1, processes.count, arguments.batch_size // processes.count, bits.shape[-1])
+    return np.ascontiguousarray(steps[:, processes.index]).reshape(-1, bits.shape[-1])
 
 
 def _ranges(arguments: Arguments, first: int) -> Iterator[tuple[int, int]]:

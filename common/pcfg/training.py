@@ -29,11 +29,11 @@ from common.errors import DivergedError, UserError
 from common.pcfg.dataset import SentenceDataset, open_dataset
 from common.pcfg.models import require_room
 from common.pcfg.task import GrammarTask, rules_of
+from common.processes import Processes, open_shared_run
 from common.runs import SURROUNDINGS, Run, WandbMode, default_name
 from common.trainer import (
     ProgressiveDistillationTrainer,
     ReadyBatches,
-    open_shared_run,
     train_run,
     training_arguments,
 )
@@ -225,6 +225,10 @@ def settings_of(arguments: Arguments, directory: Path, steps: int, seed: int) ->
     )
 
 
+def processes_of(settings: TrainingArguments) -> Processes:
+    return Processes(settings.process_index, settings.world_size)
+
+
 @dataclass(frozen=True)
 class FittingBatches:
     """Training batches whose sentences fit into a model."""
@@ -271,10 +275,9 @@ def train_to_end(
     Raises:
         DivergedError: the loss or the weights are not finite; nothing of that is saved.
     """
-    task, first = source.task, settings.process_index == 0
+    task, processes = source.task, processes_of(settings)
     if run.complete:
-        if first:
-            print(f"{run.directory} is complete")
+        processes.say(f"{run.directory} is complete")
         return
     held_out = setting.evaluation_batches(task, arguments.eval_samples, EVALUATION_BATCH)
     for batch in held_out:
@@ -289,8 +292,7 @@ def train_to_end(
         **vars(supervision),
     )
     train_run(trainer, run.directory.name)
-    if first:
-        print(f"{run.directory}: accuracy {trainer.records[-1]['accuracy']:.3f}")
+    processes.say(f"{run.directory}: accuracy {trainer.records[-1]['accuracy']:.3f}")
 
 
 def train(arguments: TrainArguments, presets: Mapping[str, TrainArguments], setting: Setting) -> None:
@@ -304,7 +306,7 @@ def train(arguments: TrainArguments, presets: Mapping[str, TrainArguments], sett
     directory = arguments.out or setting.runs / name
     settings = settings_of(arguments, directory, arguments.steps, arguments.seed)
     options = {"force": arguments.force, "wandb": arguments.wandb}
-    with open_shared_run(directory, config_of(arguments, task), settings, **options) as run:
+    with open_shared_run(directory, config_of(arguments, task), processes_of(settings), **options) as run:
         train_to_end(arguments, setting, run, settings, source, arguments.heads, arguments.seed, FROM_LABELS)
 
 
@@ -342,7 +344,7 @@ def distill(arguments: Students, presets: Mapping[str, Students], setting: Setti
         settings = settings_of(single, run_directory, single.steps[0], single.seeds[0])
         config = {**config_of(single, task), "teacher_id": teacher_id}
         options = {"force": single.force, "wandb": single.wandb, "group": single.preset}
-        with open_shared_run(run_directory, config, settings, **options) as run:
+        with open_shared_run(run_directory, config, processes_of(settings), **options) as run:
             try:
                 train_to_end(single, setting, run, settings, source, single.student_heads[0], single.seeds[0], taught)
             except DivergedError as error:

@@ -87,6 +87,8 @@ class TorchBlockEngine:
             "output.bias": weights.bias.cpu().numpy().copy(),
         }
 
+    state = tensors
+
     def _inputs(self, bits: NDArray[np.uint64]) -> Tensor:
         """(n, d + 1): signs and the constant 1."""
         return F.pad(unpack_signs(bits, self._d, self._device, self._networks[0].hidden.dtype), (0, 1), value=1.0)
@@ -157,7 +159,11 @@ def logit_gradient(logits: Tensor, target: Tensor, label: Tensor, alpha: float, 
 
 def unpack_signs(bits: NDArray[np.uint64], d: int, device: str, dtype: torch.dtype) -> Tensor:
     """`data.signs` on a device: packed bits (n, words) to +1 and -1 of shape (n, d)."""
+    return 1 - 2 * unpack_bits(bits, d, device).to(dtype)
+
+
+def unpack_bits(bits: NDArray[np.uint64], d: int, device: str) -> Tensor:
+    """Packed bits (n, words) to 1 where x_i = -1 and 0 elsewhere, of shape (n, d), on a device."""
     packed = torch.tensor(bits.view(np.uint8), device=device)
     shifts = torch.arange(8, dtype=torch.uint8, device=device)
-    unpacked = (packed[:, :, None] >> shifts & 1).flatten(1)[:, :d]
-    return 1 - 2 * unpacked.to(dtype)
+    return (packed[:, :, None] >> shifts & 1).flatten(1)[:, :d]

@@ -1,7 +1,8 @@
-"""One interface to the three ways of training: blocks on the CPU, blocks on an accelerator, and plain PyTorch.
+"""One interface to the ways of training an MLP: blocks on the CPU, blocks on an accelerator, and plain PyTorch.
 
 An engine holds networks that learn from one stream of samples. The block engines (`block_cpu`, `block_torch`) take
-exact batch-1 SGD steps for one hidden layer; `plain` takes any number of layers and any batch size.
+exact batch-1 SGD steps for one hidden layer; `plain` takes any number of layers and any batch size. GPT-2 is trained
+through the same interface, see `parity_mlp.transformer.engine`.
 """
 
 from typing import Protocol
@@ -27,6 +28,9 @@ class Engine(Protocol):
 
     def tensors(self, network: int) -> Tensors:
         """A copy of a network's weights."""
+
+    def state(self, network: int) -> Tensors:
+        """A copy of all that the training needs to go on; with SGD, the weights."""
 
 
 class CPUBlockEngine:
@@ -56,6 +60,8 @@ class CPUBlockEngine:
     def tensors(self, network: int) -> Tensors:
         width, d = self._shapes[network]
         return block_cpu.unpack(self._networks[network], d, width)
+
+    state = tensors
 
 
 def make_engine(networks: list[Tensors], device: str, batch_size: int, threads: int) -> Engine:

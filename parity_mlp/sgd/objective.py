@@ -1,7 +1,8 @@
 """What a student minimises in a range of steps, and the gradient of that at its logits.
 
-The losses themselves are in `common.losses`; here is their derivative with respect to the logits, in closed form, for
-the engines that do not use autograd. With student probabilities p, teacher probabilities q and the one-hot label y,
+The losses themselves are in `common.losses`, and `divergence_from_targets` chooses among them. For the engines that do
+not use autograd, their derivative with respect to the logits is here in closed form. With student probabilities p,
+teacher probabilities q and the one-hot label y,
 
     alpha (p - y) + (1 - alpha) (p - q)             forward KL
     alpha (p - y) + (1 - alpha) p (v - <p, v>)      reverse KL: v = log(p / q)
@@ -14,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+from torch import Tensor
 
-from common.losses import LOG_PROBABILITY_FLOOR
+from common.losses import LOG_PROBABILITY_FLOOR, forward_kl, jensen_shannon, reverse_kl
 
 FORWARD_KL, REVERSE_KL, JENSEN_SHANNON = 0, 1, 2
 DIVERGENCE_CODES = {"forward-kl": FORWARD_KL, "reverse-kl": REVERSE_KL, "jensen-shannon": JENSEN_SHANNON}
@@ -42,6 +44,15 @@ class Objective(NamedTuple):
     """One of `DIVERGENCE_CODES`."""
     beta: float
     """Weight of KL(q || m) in the Jensen-Shannon divergence."""
+
+
+def divergence_from_targets(logits: Tensor, targets: Tensor, divergence: int, beta: float) -> Tensor:
+    """The divergence of that code between teacher probabilities and a student, both (..., classes), of shape (...)."""
+    if divergence == FORWARD_KL:
+        return forward_kl(logits, targets)
+    if divergence == REVERSE_KL:
+        return reverse_kl(logits, targets)
+    return jensen_shannon(logits, targets, beta)
 
 
 @njit(cache=True, nogil=True)

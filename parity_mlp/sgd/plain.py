@@ -5,10 +5,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.losses import forward_kl, jensen_shannon, label_cross_entropy, reverse_kl
+from common.losses import label_cross_entropy
 from parity_mlp.models import MLP, Tensors, architecture
 from parity_mlp.sgd.block_torch import LOGITS_BATCH, unpack_signs
-from parity_mlp.sgd.objective import FORWARD_KL, REVERSE_KL, Objective
+from parity_mlp.sgd.objective import Objective, divergence_from_targets
 
 
 class PlainEngine:
@@ -36,6 +36,8 @@ class PlainEngine:
     def tensors(self, network: int) -> Tensors:
         return {name: value.cpu().numpy().copy() for name, value in self._models[network].state_dict().items()}
 
+    state = tensors
+
     def _inputs(self, bits: NDArray[np.uint64]) -> Tensor:
         return unpack_signs(bits, self._d, self._device, self._models[0].output.weight.dtype)
 
@@ -48,7 +50,7 @@ class PlainEngine:
             batch = slice(step * self._batch_size, (step + 1) * self._batch_size)
             logits = model(x[batch])
             from_labels = label_cross_entropy(logits, labels[batch])
-            from_teacher = _divergence(logits, targets[batch], objective)
+            from_teacher = divergence_from_targets(logits, targets[batch], objective.divergence, objective.beta)
             loss = (alpha[batch] * from_labels + (1 - alpha[batch]) * from_teacher).mean()
             optimizer.zero_grad()
             loss.backward()
@@ -63,12 +65,3 @@ def _module(tensors: Tensors, device: str) -> MLP:
     state = {name: torch.tensor(value, device=device) for name, value in tensors.items()}
     model.load_state_dict(state, assign=True)
     return model
-
-
-def _divergence(logits: Tensor, targets: Tensor, objective: Objective) -> Tensor:
-    """Divergence of every sample from its teacher probabilities, of shape (samples,)."""
-    if objective.divergence == FORWARD_KL:
-        return forward_kl(logits, targets)
-    if objective.divergence == REVERSE_KL:
-        return reverse_kl(logits, targets)
-    return jensen_shannon(logits, targets, objective.beta)

@@ -37,6 +37,7 @@ from transformers import (
 import common.trainer
 from common.checkpoints import Checkpoint, find_checkpoints, read_checkpoint, save_checkpoint, write_file
 from common.errors import DivergedError, UserError
+from common.processes import Processes, open_shared_run
 from common.runs import Run, open_run
 from common.schedules import Segment, explicit, progressive, until_saturation
 from common.trainer import (
@@ -45,7 +46,6 @@ from common.trainer import (
     ReadyBatches,
     Teachers,
     labelled_logits,
-    open_shared_run,
     train_run,
     training_arguments,
     weights,
@@ -593,7 +593,7 @@ def kill_by_exception():
 def run_with_dropout(directory, teachers, callback=None, accumulate=2, schedule=SCHEDULE):
     """Train to the end of a run, from wherever it was left."""
     args = recorded_arguments(directory, accumulate=accumulate, eval_every=2)
-    with open_shared_run(directory, {}, args) as run:
+    with open_shared_run(directory, {}, Processes(args.process_index, args.world_size)) as run:
         trainer = distil(
             directory,
             teachers,
@@ -768,7 +768,7 @@ def distil_rows(directory, teachers):
 
 def run_without_dropout(directory, teachers, accumulate):
     args = recorded_arguments(directory, accumulate=accumulate)
-    with open_shared_run(directory, {}, args) as run:
+    with open_shared_run(directory, {}, Processes(args.process_index, args.world_size)) as run:
         trainer = distil(directory, teachers, args=args, run=run, eval_dataset=ReadyBatches(HELD_OUT))
         train_run(trainer, "test")
 

@@ -123,12 +123,12 @@ def test_students_left_at_different_steps_end_with_the_same_bits(tmp_path, capsy
     def save_until_killed(*arguments):
         if next(saves) == save:
             raise Killed
-        save_resume(*arguments)
+        add_resume(*arguments)
 
-    save_resume = training.save_resume
+    add_resume = training.add_resume
     with monkeypatch.context() as patch:
         patch.setattr(training, "RESUME_SECONDS", 0)
-        patch.setattr(training, "save_resume", save_until_killed)
+        patch.setattr(training, "add_resume", save_until_killed)
         with pytest.raises(Killed):
             start(capsys, *words, tmp_path / "killed")
     students = sorted((tmp_path / "killed").iterdir())

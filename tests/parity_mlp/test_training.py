@@ -16,20 +16,13 @@ from common.errors import UserError
 from common.phases import choose_checkpoints, find_phases
 from common.runs import Run
 from parity_mlp import training
+from parity_mlp.arguments import Arguments, check
 from parity_mlp.data import make_task, signs
 from parity_mlp.distill import DistillArguments, distill
 from parity_mlp.models import MLP, load_model
 from parity_mlp.sgd.objective import Objective
 from parity_mlp.train import TrainArguments, train
-from parity_mlp.training import (
-    ADAPTIVE_CHANGE,
-    RANGE_STEPS,
-    Arguments,
-    _ranges,
-    adaptive_checkpoints,
-    check,
-    learning_rates,
-)
+from parity_mlp.training import ADAPTIVE_CHANGE, RANGE_STEPS, _ranges, adaptive_checkpoints, learning_rates
 
 TEACHER = TrainArguments(
     preset="smoke",
@@ -49,7 +42,7 @@ STUDENTS = DistillArguments(
     widths=(8,),
     seeds=(0,),
     steps=3000,
-    lr=0.05,
+    lr=(0.05,),
     eval_every=400,
     checkpoint_every=0,
     eval_samples=512,
@@ -81,7 +74,7 @@ def final_weights(run: Path) -> bytes:
 def test_learning_rates_are_the_closed_forms(schedule, warmup):
     arguments = replace(TEACHER, steps=200, lr=0.3, lr_schedule=schedule, warmup=warmup)
     warm = round(warmup * 200)
-    rates = learning_rates(arguments, np.arange(200))
+    rates = learning_rates(arguments, 0.3, np.arange(200))
     np.testing.assert_allclose(rates[:warm], [0.3 * (step + 1) / warm for step in range(warm)])
     shares = [(step - warm) / (200 - warm) for step in range(warm, 200)]
     expected = {
@@ -96,17 +89,17 @@ def test_learning_rates_are_the_closed_forms(schedule, warmup):
 @given(st.integers(1, 500), st.floats(0, 1), st.sampled_from(["constant", "linear", "cosine"]), st.data())
 def test_learning_rates_rise_then_fall_between_zero_and_lr_and_depend_on_the_step_alone(steps, warmup, schedule, data):
     arguments = replace(TEACHER, steps=steps, lr=0.3, lr_schedule=schedule, warmup=warmup)
-    rates = learning_rates(arguments, np.arange(steps))
+    rates = learning_rates(arguments, 0.3, np.arange(steps))
     assert rates.min() >= 0
     assert rates.max() <= 0.3 * (1 + 1e-12)
     rises = np.diff(rates) > 1e-15
     assert not (np.diff(rises.astype(int)) > 0).any()
     step = data.draw(st.integers(0, steps - 1))
-    assert learning_rates(arguments, np.array([step]))[0] == rates[step]
+    assert learning_rates(arguments, 0.3, np.array([step]))[0] == rates[step]
 
 
 def test_warm_up_over_all_steps_ends_at_lr():
-    rates = learning_rates(replace(TEACHER, steps=10, lr=1.0, warmup=1.0, lr_schedule="cosine"), np.arange(10))
+    rates = learning_rates(replace(TEACHER, steps=10, warmup=1.0, lr_schedule="cosine"), 1.0, np.arange(10))
     np.testing.assert_allclose(rates, np.arange(1, 11) / 10)
 
 
@@ -194,11 +187,14 @@ def test_ranges_cover_all_steps_and_are_cut_at_every_cadence_from_wherever_they_
 )
 def test_arguments_out_of_range_are_refused(changed, message):
     with pytest.raises(UserError, match=f"^{message}"):
-        check(replace(TEACHER, **changed))
+        check(replace(TEACHER, **changed), (changed.get("lr", 0.05),))
 
 
 def test_the_least_arguments_are_accepted():
-    check(replace(TEACHER, steps=1, eval_every=1, checkpoint_every=0, eval_samples=1, weight_decay=0.0, warmup=1.0))
+    check(
+        replace(TEACHER, steps=1, eval_every=1, checkpoint_every=0, eval_samples=1, weight_decay=0.0, warmup=1.0),
+        (0.1,),
+    )
 
 
 # What a run records
@@ -292,7 +288,7 @@ def test_labels_are_smoothed_as_one_hot_logits_at_the_temperature(tmp_path, temp
     if temperature:
         targets = (targets / temperature).softmax(1)
     optimizer = torch.optim.SGD(model.parameters())
-    for step, lr in enumerate(learning_rates(arguments, np.arange(steps))):
+    for step, lr in enumerate(learning_rates(arguments, arguments.lr, np.arange(steps))):
         optimizer.param_groups[0]["lr"] = lr
         optimizer.zero_grad()
         F.cross_entropy(model(x[step]), targets[step]).backward()

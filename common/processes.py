@@ -1,0 +1,93 @@
+"""Several processes of one training, as torchrun starts them: the first one writes the run, the others read it."""
+
+import atexit
+import gc
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+
+from common.runs import Run, open_run
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of one training."""
+
+    index: int = 0
+    """Number of this process, from 0."""
+    count: int = 1
+    """How many there are."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.index == 0
+
+    @contextmanager
+    def first_goes_first(self) -> Iterator[None]:
+        """Let the first process through what is inside before the others begin it."""
+        if not self.first:
+            torch.distributed.barrier()
+        yield
+        if self.first and self.count > 1:
+            torch.distributed.barrier()
+
+    def say(self, line: str) -> None:
+        """Print a line, once for all processes."""
+        if self.first:
+            print(line)
+
+
+def join_processes(device: str) -> tuple[Processes, str]:
+    """Join the processes that torchrun started, if it did, and leave them at exit.
+
+    Args:
+        device: a torch device; `cuda` becomes one GPU for each process.
+
+    Returns:
+        This process's number, and its device.
+    """
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    if count == 1:
+        return Processes(), device
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+    atexit.register(leave_process_group)
+    return Processes(torch.distributed.get_rank(), count), device
+
+
+def leave_process_group() -> None:
+    """End the threads of torch.distributed: a process that exits while they run is sometimes aborted."""
+    gc.collect()  # models that were wrapped for several processes hold the group
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def open_shared_run(
+    directory: Path, config: Mapping[str, object], processes: Processes, **options: Any
+) -> Iterator[Run]:
+    """`open_run` for all processes of a training.
+
+    Args:
+        directory: the run's.
+        config: every argument of the command as resolved, by name.
+        processes: of the training.
+        options: further arguments of `open_run`.
+
+    Raises:
+        UserError: as `open_run`.
+    """
+    with ExitStack() as stack:
+        with processes.first_goes_first():
+            run = stack.enter_context(open_run(directory, config, **options)) if processes.first else Run(directory)
+        yield run

@@ -1,0 +1,279 @@
+"""Adam on GPT-2: networks of one shape share a pass, whatever their seed, rate or teacher.
+
+All weights of a pass lie in one piece of memory, name by name, and so do their gradients. Autograd adds into views of
+the gradients, several processes add them up in one call, and fused Adam takes all weights of one learning rate at once.
+Inputs come as packed bits and are unpacked on the device; within a range of steps the host waits for nothing.
+
+What a network computes depends on the others of its pass by rounding only, except with dropout, whose random numbers
+are drawn for the whole pass. They follow from the step, the process and the part of the batch, so that a run goes on
+from a step with the same ones.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.losses import cross_entropy, label_cross_entropy
+from parity_mlp.models import Network, Tensors
+from parity_mlp.sgd.block_torch import unpack_bits
+from parity_mlp.sgd.objective import FORWARD_KL, Objective, divergence_from_targets
+from parity_mlp.transformer.last_position import Weights, last_logits
+from parity_mlp.transformer.model import Shape, shape_of
+
+LOGITS_BYTES = 2**22
+"""Activations of a feed-forward layer in one pass without gradients on a CPU: few enough to stay near the processor."""
+LOGITS_BATCH = 4096
+"""Samples in such a pass elsewhere."""
+
+MOMENTS = ("exp_avg/", "exp_avg_sq/")
+"""Prefixes, in a network's state, of what Adam keeps of every weight; without the slash they are torch's names."""
+STEP = "adam/step"
+"""Name of the number of steps in a network's state."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How networks are computed and trained."""
+
+    device: str = "cpu"
+    batch_size: int = 32
+    """Samples per step, of this process."""
+    accumulate: int = 1
+    """Parts into which they are cut to save memory."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16 computes matrix products in bfloat16; the weights stay in float32."""
+    compiled: bool = False
+    """Compile the loss with torch.compile; on a GPU with CUDA graphs."""
+    seed: int = 0
+    """Of dropout."""
+    process: int = 0
+    """Number of this process."""
+    processes: int = 1
+    """Processes that average their gradients."""
+
+
+class TransformerEngine:
+    """A `parity_mlp.sgd.engine.Engine` for GPT-2; the networks of one shape that are trained together share a pass.
+
+    Args:
+        networks: as a checkpoint holds them, or with the tensors of `state`.
+        d: coordinates of the task.
+        settings: how they are trained.
+    """
+
+    def __init__(self, networks: Sequence[Network], d: int, settings: Settings) -> None:
+        self._d, self._settings = d, settings
+        self._shapes = [shape_of(network.config) for network in networks]
+        self._states = [network.tensors for network in networks]
+        self._passes: dict[tuple[int, ...], _Pass] = {}
+        for members in self._by_shape(range(len(networks))):
+            self._pass_of(members)
+
+    def train(self, bits: NDArray[np.uint64], objectives: dict[int, Objective]) -> None:
+        tokens = self._tokens(bits)
+        for members in self._by_shape(objectives):
+            self._pass_of(members).train(tokens, [objectives[i] for i in members])
+
+    def logits(self, network: int, bits: NDArray[np.uint64]) -> NDArray[np.float64]:
+        members = self._members_with(network)
+        return self._passes[members].logits(members.index(network), self._tokens(bits))
+
+    def tensors(self, network: int) -> Tensors:
+        return {name: tensor for name, tensor in self.state(network).items() if "/" not in name}
+
+    def state(self, network: int) -> Tensors:
+        members = self._members_with(network)
+        return self._passes[members].state(members.index(network))
+
+    def _tokens(self, bits: NDArray[np.uint64]) -> Tensor:
+        """(d, samples, 2), one-hot: 1 at 0 for x_i = +1 and 1 at 1 for x_i = -1."""
+        negative = unpack_bits(bits, self._d, self._settings.device).T.float()
+        return torch.stack([1 - negative, negative], -1)
+
+    def _by_shape(self, networks: Sequence[int] | dict[int, Objective]) -> list[tuple[int, ...]]:
+        shapes = dict.fromkeys(self._shapes[i] for i in networks)
+        return [tuple(i for i in networks if self._shapes[i] == shape) for shape in shapes]
+
+    def _members_with(self, network: int) -> tuple[int, ...]:
+        return next(members for members in self._passes if network in members)
+
+    def _pass_of(self, members: tuple[int, ...]) -> "_Pass":
+        """The pass of exactly these networks; one that has others beside them is taken apart."""
+        if members not in self._passes:
+            groups = [members]
+            for others in [others for others in self._passes if set(others) & set(members)]:
+                for i in others:
+                    self._states[i] = self.state(i)
+                del self._passes[others]
+                groups += [(i,) for i in others if i not in members]
+            for group in groups:
+                states = [self._states[i] for i in group]
+                self._passes[group] = _Pass(self._shapes[group[0]], states, self._settings)
+        return self._passes[members]
+
+
+class _Pass:
+    """Networks of one shape that have taken the same number of steps; `states` are as `state` gives them, or weights
+    alone."""
+
+    def __init__(self, shape: Shape, states: Sequence[Tensors], settings: Settings) -> None:
+        self._shape, self._settings = shape, settings
+        self._sizes = {name: tensor.shape for name, tensor in states[0].items() if "/" not in name}
+        self._networks = len(states)
+        self._flat = {prefix: self._joined(states, prefix) for prefix in ("", *MOMENTS)}
+        self._gradients = torch.zeros_like(self._flat[""])
+        self._step = int(states[0].get(STEP, 0))
+        self._weights = self._views(self._flat[""])
+        for weight, gradient in zip(self._weights.values(), self._views(self._gradients).values(), strict=True):
+            weight.requires_grad_()
+            weight.grad = gradient
+        self._loss: Callable[..., Tensor] = partial(_loss, shape, self._weights)
+        if settings.compiled:
+            mode = "reduce-overhead" if settings.device.startswith("cuda") else "default"
+            self._loss = torch.compile(self._loss, mode=mode)
+
+    def train(self, tokens: Tensor, objectives: Sequence[Objective]) -> None:
+        """Take one step per batch of `tokens` (d, samples, 2); the objectives have one divergence."""
+        settings = self._settings
+        labels, targets, alpha = self._to_learn(objectives)
+        optimizer, rates = self._optimizer(objectives)
+        size = settings.batch_size // settings.accumulate
+        for step in range(len(objectives[0].lr)):
+            for part in range(settings.accumulate):
+                start = step * settings.batch_size + part * size
+                chosen = slice(start, start + size)
+                if self._shape.dropout:
+                    _seed_dropout(settings.seed, self._step, settings.process, part)
+                with self._autocast():
+                    loss = self._loss(
+                        tokens[:, chosen],
+                        labels[chosen],
+                        targets[:, chosen],
+                        alpha[:, chosen],
+                        objectives[0].divergence,
+                        objectives[0].beta,
+                    )
+                (loss / settings.accumulate).backward()
+            if settings.processes > 1:
+                torch.distributed.all_reduce(self._gradients)
+                self._gradients /= settings.processes
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate[step]
+            optimizer.step()
+            self._gradients.zero_()
+            self._step += 1
+
+    def logits(self, row: int, tokens: Tensor) -> NDArray[np.float64]:
+        """Logits (samples, classes) of one network for tokens (d, samples, 2), without dropout."""
+        weights = {name: weight[row : row + 1] for name, weight in self._weights.items()}
+        of_sample = 16 * len(tokens) * self._shape.hidden
+        samples = max(LOGITS_BYTES // of_sample, 1) if self._settings.device == "cpu" else LOGITS_BATCH
+        with torch.inference_mode(), self._autocast():
+            parts = [last_logits(self._shape, weights, part)[0] for part in tokens.split(samples, 1)]
+            return torch.cat(parts).double().cpu().numpy()
+
+    def state(self, row: int) -> Tensors:
+        """Weights, moments and number of steps of one network."""
+        tensors: Tensors = {STEP: np.array(self._step)}
+        for prefix, flat in self._flat.items():
+            for name, values in self._views(flat).items():
+                tensors[prefix + name] = values[row].view(self._sizes[name]).cpu().numpy().copy()
+        return tensors
+
+    def _joined(self, states: Sequence[Tensors], prefix: str) -> Tensor:
+        """The tensors of this prefix, or zeros where there are none, name by name and network by network."""
+        parts = [
+            np.ravel(state.get(prefix + name, np.zeros(size, np.float32)))
+            for name, size in self._sizes.items()
+            for state in states
+        ]
+        return torch.from_numpy(np.concatenate(parts)).to(self._settings.device)
+
+    def _views(self, flat: Tensor) -> dict[str, Tensor]:
+        """The same memory as matrices (networks, rows, columns); a vector is a matrix of one row."""
+        parts = flat.split([self._networks * int(np.prod(size)) for size in self._sizes.values()])
+        return {
+            name: part.view(self._networks, *(size if len(size) == 2 else (1, *size)))
+            for (name, size), part in zip(self._sizes.items(), parts, strict=True)
+        }
+
+    def _to_learn(self, objectives: Sequence[Objective]) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels (samples,), targets (networks, samples, classes) and alpha (networks, samples) on the device."""
+        labels = objectives[0].labels
+        targets = np.stack([objective.targets for objective in objectives])
+        alpha = np.stack([objective.alpha for objective in objectives])
+        if objectives[0].divergence == FORWARD_KL:  # the gradient is that of the cross entropy with a mixture of both
+            weight = alpha[..., None]
+            targets = weight * np.eye(targets.shape[-1])[labels] + (1 - weight) * targets
+        device = self._settings.device
+        return (
+            torch.from_numpy(labels).to(device),
+            torch.from_numpy(targets).float().to(device),
+            torch.from_numpy(alpha).float().to(device),
+        )
+
+    def _optimizer(self, objectives: Sequence[Objective]) -> tuple[torch.optim.Optimizer, list[Tensor]]:
+        """Adam on the networks, grouped by their learning rates, and these rates (steps,)."""
+        settings = self._settings
+        groups: dict[bytes, list[int]] = {}
+        for i, objective in enumerate(objectives):
+            groups.setdefault(objective.lr.tobytes(), []).append(i)
+        pieces = self._pieces(groups.values()) if len(groups) > 1 else [[(self._gradients, *self._flat.values())]]
+        optimizer = torch.optim.AdamW(
+            [{"params": [weights for _, weights, *_ in group]} for group in pieces],
+            betas=(settings.beta1, settings.beta2),
+            weight_decay=objectives[0].decay,
+            fused=True,
+        )
+        for gradients, weights, mean, square in (piece for group in pieces for piece in group):
+            step = torch.tensor(float(self._step), device=settings.device)
+            weights.grad = gradients
+            optimizer.state[weights] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
+        rates = [torch.from_numpy(objectives[members[0]].lr).float().to(settings.device) for members in groups.values()]
+        return optimizer, rates
+
+    def _pieces(self, groups: Iterable[list[int]]) -> list[list[tuple[Tensor, ...]]]:
+        """Gradients, weights and moments of every group of networks, tensor by tensor."""
+        flats = (self._gradients, *self._flat.values())
+        return [
+            list(
+                zip(*([view[i] for view in self._views(flat).values() for i in members] for flat in flats), strict=True)
+            )
+            for members in groups
+        ]
+
+    def _autocast(self) -> torch.autocast:
+        device = self._gradients.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self._settings.precision == "bf16")
+
+
+def _loss(
+    shape: Shape,
+    weights: Weights,
+    tokens: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    alpha: Tensor,
+    divergence: int,
+    beta: float,
+) -> Tensor:
+    """Sum over the networks of the mean over the samples; for the forward KL up to what has no gradient."""
+    logits = last_logits(shape, weights, tokens, shape.dropout).float()
+    if divergence == FORWARD_KL:
+        return cross_entropy(logits, targets).mean(1).sum()
+    from_labels = label_cross_entropy(logits, labels.expand(logits.shape[:2]))
+    from_teacher = divergence_from_targets(logits, targets, divergence, beta)
+    return (alpha * from_labels + (1 - alpha) * from_teacher).mean(1).sum()
+
+
+def _seed_dropout(*key: int) -> None:
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))

@@ -1,0 +1,220 @@
+"""GPT-2 on parity, by transformers, and its published variants.
+
+A coordinate x_i is the token (1 - x_i) / 2, and the classes are the first tokens of the vocabulary: the prediction is
+made of the logits of the last position. The variants are no causal mask, feed-forward layers that are linear or
+skipped, heads that are averaged instead of concatenated, a class token at the end, and tied embeddings (Panigrahi et
+al. 2025, arXiv:2410.05464).
+
+A checkpoint is one of Hugging Face's GPT-2. `GPT2LMHeadModel.from_pretrained` reads it as it is, unless feed-forward
+layers are skipped, heads averaged or the mask is left out; `load_model` reads all. The training is in `engine`, which
+computes the same logits with less work (`last_position`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
+
+from common.checkpoints import read_checkpoint
+from common.errors import UserError
+from parity_mlp.data import ParityTask
+from parity_mlp.models import Network, check_shapes
+
+MODEL_TYPE = "gpt2"
+
+FeedForward = Literal["gelu", "linear", "skip"]
+ACTIVATIONS: dict[FeedForward, str] = {"gelu": "gelu_new", "linear": "linear", "skip": "linear"}
+"""Names of transformers; without feed-forward layers there is nothing that it could act on."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What two networks must have in common to be trained in one pass."""
+
+    layers: int
+    heads: int
+    head_dim: int
+    vocabulary: int
+    positions: int
+    causal: bool = True
+    feed_forward: FeedForward = "gelu"
+    average_heads: bool = False
+    class_token: bool = False
+    tied: bool = False
+    inner: int = 0
+    """Width of the feed-forward layers; 0 is four times the hidden size."""
+    epsilon: float = 1e-5
+    """Of the layer normalisation."""
+    dropout: float = 0.0
+    """In training: share of the embeddings, of the attention and of what a block adds that is dropped."""
+
+    @property
+    def hidden(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def classes(self) -> int:
+        return self.vocabulary - self.class_token
+
+
+class ParityGPT2(GPT2LMHeadModel):
+    """GPT-2 with the variants that `Shape` names; its configuration is that of `configuration`."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__(config)
+        shape = shape_of(config.to_dict())
+        blocks: Any = self.transformer.h
+        for block in blocks:
+            block.attn.is_causal = shape.causal
+            if shape.average_heads:
+                block.attn.c_proj = AverageHeads(shape.hidden, shape.head_dim)
+                nn.init.normal_(block.attn.c_proj.weight, std=config.initializer_range / (2 * shape.layers) ** 0.5)
+            if shape.feed_forward == "skip":
+                block.ln_2, block.mlp = nn.Identity(), Nothing()
+
+
+class AverageHeads(Conv1D):
+    """Output projection of the mean of all heads: (..., heads * head_dim) to (..., hidden)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.unflatten(-1, (-1, len(self.weight))).mean(-2))
+
+
+class Nothing(nn.Module):
+    """Adds nothing to the hidden states."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+def configuration(shape: Shape, initial_std: float = 0.02) -> GPT2Config:
+    """The configuration of transformers for a shape; what GPT-2 does not have is kept under names of its own.
+
+    Args:
+        shape: of the network.
+        initial_std: standard deviation of the initial weights.
+    """
+    config = GPT2Config(
+        vocab_size=shape.vocabulary,
+        n_positions=shape.positions,
+        n_embd=shape.hidden,
+        n_layer=shape.layers,
+        n_head=shape.heads,
+        n_inner=shape.inner or None,
+        activation_function=ACTIVATIONS[shape.feed_forward],
+        embd_pdrop=shape.dropout,
+        attn_pdrop=shape.dropout,
+        resid_pdrop=shape.dropout,
+        layer_norm_epsilon=shape.epsilon,
+        initializer_range=initial_std,
+        tie_word_embeddings=shape.tied,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    config.update(
+        {
+            "is_causal": shape.causal,
+            "skip_feed_forward": shape.feed_forward == "skip",
+            "average_heads": shape.average_heads,
+            "class_token": shape.class_token,
+            "architectures": ["GPT2LMHeadModel"],
+        }
+    )
+    return config
+
+
+def shape_of(config: Mapping[str, Any]) -> Shape:
+    """The shape that a config.json describes; entries that are missing are as in transformers.
+
+    Raises:
+        UserError: it is not one of a GPT-2, cannot be read, or describes something that is not a variant known here.
+    """
+    if config.get("model_type") != MODEL_TYPE:
+        raise UserError(f"a {config.get('model_type')!r} model is not a {MODEL_TYPE!r} model")
+    try:
+        full = GPT2Config.from_dict(dict(config)).to_dict()
+        activation = "skip" if full.get("skip_feed_forward") else full["activation_function"]
+        known: dict[str, FeedForward] = {ACTIVATIONS["gelu"]: "gelu", ACTIVATIONS["linear"]: "linear", "skip": "skip"}
+        if activation not in known:
+            raise UserError(f"activation_function {activation!r} is none of {', '.join(ACTIVATIONS.values())}")
+        for name, wanted in (
+            ("scale_attn_weights", True),
+            ("scale_attn_by_inverse_layer_idx", False),
+            ("add_cross_attention", False),
+        ):
+            if full[name] is not wanted:
+                raise UserError(f"{name} must be {wanted}, it is {full[name]}")
+        for name in ("n_layer", "n_head", "n_embd"):
+            if full[name] < 1:
+                raise UserError(f"{name} must be at least 1, it is {full[name]}")
+        if full["n_embd"] % full["n_head"]:
+            raise UserError(f"{full['n_head']} heads do not divide a hidden size of {full['n_embd']}")
+        return Shape(
+            layers=full["n_layer"],
+            heads=full["n_head"],
+            head_dim=full["n_embd"] // full["n_head"],
+            vocabulary=full["vocab_size"],
+            positions=full["n_positions"],
+            causal=full.get("is_causal", True),
+            feed_forward=known[activation],
+            average_heads=full.get("average_heads", False),
+            class_token=full.get("class_token", False),
+            tied=full["tie_word_embeddings"],
+            inner=full["n_inner"] or 0,
+            epsilon=full["layer_norm_epsilon"],
+            dropout=full["resid_pdrop"],
+        )
+    except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        raise UserError(f"the config.json of a GPT-2 cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def initial_network(shape: Shape, initial_std: float, seed: int) -> Network:
+    """A network with the weights that transformers draws for GPT-2; the same for a seed whatever was drawn before."""
+    config = configuration(shape, initial_std)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ParityGPT2(config)
+    tensors = {name: value.detach().numpy() for name, value in model.named_parameters()}
+    return Network({**config.to_diff_dict(), "model_type": MODEL_TYPE}, tensors)
+
+
+def load_network(checkpoint: Path, task: ParityTask) -> Network:
+    """A checkpoint's network, checked to be a GPT-2 for this task.
+
+    Raises:
+        UserError: the folder is damaged, holds another kind of model or one for another d or number of classes, or
+            its tensors are not those that its config.json describes, in float32.
+    """
+    config, tensors = read_checkpoint(checkpoint)
+    try:
+        shape = shape_of(config)
+    except UserError as error:
+        raise UserError(f"{checkpoint}: {error}") from None
+    if shape.classes != task.classes:
+        raise UserError(
+            f"the network in {checkpoint} has {shape.classes} classes (vocabulary {shape.vocabulary}), "
+            f"but this task has {task.classes}"
+        )
+    if shape.positions < task.d + shape.class_token:
+        raise UserError(
+            f"the network in {checkpoint} has {shape.positions} positions, "
+            f"but d = {task.d} needs {task.d + shape.class_token}"
+        )
+    with torch.device("meta"):
+        expected = dict(ParityGPT2(configuration(shape)).named_parameters())
+    check_shapes(checkpoint, {name: tuple(value.shape) for name, value in expected.items()}, tensors)
+    if {tensors[name].dtype for name in expected} != {np.dtype(np.float32)}:
+        raise UserError(f"{checkpoint}: the tensors must be float32")
+    return Network(config, {name: tensors[name] for name in expected})
+
+
+def load_model(checkpoint: Path) -> ParityGPT2:
+    """The network in a checkpoint folder as a model of transformers."""
+    return ParityGPT2.from_pretrained(checkpoint)
