@@ -733,7 +733,7 @@ def directory_of(monkeypatch, module, arguments):
         **{"task_of": lambda arguments, setting: TASK, "source_of": lambda *arguments: None, "open_shared_run": stop},
         **{"find_checkpoints": lambda teacher: [None], "local_path": str},
         **{"_check_own_teacher": lambda *arguments: None, "supervision": lambda *arguments: None},
-        "settings_of": lambda *arguments: None,
+        **{"settings_of": lambda *arguments: None, "processes_of": lambda settings: None},
     }
     with monkeypatch.context() as patch:
         patch.setattr(module, "SETTING", replace(module.SETTING, load_model=lambda *arguments: None))
