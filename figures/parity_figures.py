@@ -224,8 +224,12 @@ def _monomials(teacher: Run) -> dict[str, Any]:
 
 
 def _probe(run: Run) -> dict[str, Any] | None:
-    path = run.directory / "probes" / "monomials.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    """What the probe of a run found, whatever its arguments; None if there was none."""
+    found = sorted(run.directory.glob("probes/monomials*.json"))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise UserError(f"{run.directory / 'probes'} has {names}: leave the one there that is to be drawn")
+    return json.loads(found[0].read_text()) if found else None
 
 
 def _path(run: Run) -> dict[str, Any]:

@@ -19,7 +19,7 @@ case "$setting $preset" in
         package=parity_mlp
         run=gpt2-$preset
         words=("$preset" --model gpt2)
-        probes=("")
+        probes=("--samples 20000")
         two_shot=(--checkpoint before inside after)
         ;;
     "PCFG_mlm smoke")
