@@ -200,7 +200,7 @@ class _Pass:
             for name, size in self._sizes.items()
             for state in states
         ]
-        return torch.from_numpy(np.concatenate(parts)).to(self._settings.device)
+        return torch.tensor(np.concatenate(parts), device=self._settings.device)
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
         """The same memory as matrices (networks, rows, columns); a vector is a matrix of one row."""
