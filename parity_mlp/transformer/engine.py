@@ -131,7 +131,8 @@ class _Pass:
 
     def __init__(self, shape: Shape, states: Sequence[Tensors], settings: Settings) -> None:
         self._shape, self._settings = shape, settings
-        self._sizes = {name: tensor.shape for name, tensor in states[0].items() if "/" not in name}
+        # In an order of their own: where weights lie in the memory changes the rounding, and files have another order.
+        self._sizes = {name: tensor.shape for name, tensor in sorted(states[0].items()) if "/" not in name}
         self._networks = len(states)
         self._flat = {prefix: self._joined(states, prefix) for prefix in ("", *MOMENTS)}
         self._gradients = torch.zeros_like(self._flat[""])
