@@ -147,6 +147,8 @@ def train_together(
         for i, student in enumerate(students):
             if not student.records:
                 evaluate_and_save(i)
+        if processes.first and len(students) > 1:
+            save_resume_states(0)  # so that there is always a step at which those that begin together have one
         for start, stop in _ranges(arguments, first):
             group = [i for i, student in enumerate(students) if student.step == start]
             if len(diverged) == len(students):
