@@ -31,11 +31,13 @@ class Processes:
 
     @contextmanager
     def first_goes_first(self) -> Iterator[None]:
-        """Let the first process through what is inside before the others begin it."""
+        """Let the first process through what is inside before the others begin it; it then waits for them."""
         if not self.first:
             torch.distributed.barrier()
         yield
         if self.first and self.count > 1:
+            torch.distributed.barrier()
+        if self.count > 1:
             torch.distributed.barrier()
 
     def say(self, line: str) -> None:

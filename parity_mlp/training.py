@@ -307,12 +307,13 @@ def _objective(
 def _restore(students: Sequence[Student], processes: Processes) -> list[Network]:
     """Set all students to where their runs were left and return them as they were there.
 
-    That is a step at which all of them have a state, so that those that were trained together stay together; students
-    that have none in common go on from their own.
+    That is a step at which all who were trained together have a state, so that they stay together: all whose states
+    have a step in common. A student that had diverged, or one that is added later, goes on from its own.
     """
-    common = set.intersection(*(set(resume_steps(student.run.directory)) for student in students))
+    states = [set(resume_steps(student.run.directory)) for student in students]
     networks = []
-    for student in students:
+    for student, own in zip(students, states, strict=True):
+        common = own.intersection(*(other for other in states if other & own))
         resume = load_resume(student.run.directory, max(common, default=None))
         if processes.first:
             student.run.rewind(resume.step if resume else -1)

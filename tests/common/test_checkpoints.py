@@ -16,13 +16,17 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from common.checkpoints import (
     Checkpoint,
+    add_resume,
     append_to_file,
     find_checkpoints,
+    keep_resume,
     load_resume,
     local_path,
     read_checkpoint,
+    read_config,
     remove,
     remove_unfinished,
+    resume_steps,
     save_checkpoint,
     save_resume,
     write_directory,
@@ -84,6 +88,7 @@ def run_with_files(directory):
         lambda run: write_directory(run / "new", {"a": b"1", "b": b"2"}),
         lambda run: save_checkpoint(run, 20, TENSORS, CONFIG),
         lambda run: save_resume(run, 1, TENSORS, {"seed": 1}),
+        lambda run: add_resume(run, 1, TENSORS, {"seed": 1}),
     ],
 )
 def test_a_full_disk_leaves_everything_whole_and_the_same_call_then_succeeds(tmp_path, write, persistently):
@@ -200,6 +205,21 @@ def test_a_damaged_header_is_a_user_error_or_harmless(tmp_path_factory, data):
     path.write_bytes(damaged)
     with suppress(UserError):
         read_checkpoint(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("written", "message"), [("[]", "is cut off or damaged"), ("{", "is cut off or damaged"), (None, "is missing")]
+)
+def test_a_config_is_read_without_the_weights(tmp_path, written, message):
+    save_checkpoint(tmp_path, 7, TENSORS, CONFIG)
+    directory = tmp_path / "checkpoint-7"
+    (directory / "model.safetensors").unlink()
+    assert read_config(directory) == CONFIG
+    (directory / "config.json").unlink()
+    if written is not None:
+        (directory / "config.json").write_text(written)
+    with pytest.raises(UserError, match=rf"^.*checkpoint-7/config.json {message}: remove .*$"):
+        read_config(directory)
 
 
 def test_bfloat16_weights_are_refused_with_advice(tmp_path):
@@ -334,6 +354,44 @@ def test_an_unfinished_or_incomplete_resume_state_is_passed_over(tmp_path):
     for name in ("100", ".200.77.unfinished"):
         (tmp_path / "resume" / name).mkdir()
         (tmp_path / "resume" / name / "state.json").write_text("{}")
+    assert load_resume(tmp_path).step == 9
+
+
+def test_a_state_that_is_added_leaves_those_before_it_until_it_alone_is_kept(tmp_path):
+    assert resume_steps(tmp_path) == []
+    for step in (100, 9, 0):
+        add_resume(tmp_path, step, {"weight": np.full(2, step)}, {"number": step})
+    assert resume_steps(tmp_path) == [0, 9, 100]
+    for step in (0, 9, 100):
+        resume = load_resume(tmp_path, step)
+        assert (resume.step, resume.state) == (step, {"number": step})
+        assert resume.tensors["weight"].tolist() == [step, step]
+    assert load_resume(tmp_path).step == 100
+    assert load_resume(tmp_path, 8) is None
+    keep_resume(tmp_path, 9)
+    assert [path.name for path in (tmp_path / "resume").iterdir()] == ["9"]
+    assert load_resume(tmp_path, 100) is None
+    keep_resume(tmp_path, 5)
+    assert load_resume(tmp_path) is None
+
+
+def test_a_state_that_is_added_again_is_replaced(tmp_path):
+    for number in (1, 2):
+        add_resume(tmp_path, 9, {"weight": np.full(2, number)}, {"number": number})
+    resume = load_resume(tmp_path, 9)
+    assert resume.state == {"number": 2}
+    assert resume.tensors["weight"].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("missing", ["state.json", "tensors.safetensors"])
+def test_a_step_whose_state_is_not_whole_does_not_count(tmp_path, missing):
+    for step in (9, 100):
+        add_resume(tmp_path, step, TENSORS, {})
+    (tmp_path / "resume" / "100" / missing).unlink()
+    for name in ("07", "best", ".200.77.unfinished"):
+        (tmp_path / "resume" / name).mkdir()
+    assert resume_steps(tmp_path) == [9]
+    assert load_resume(tmp_path, 100) is None
     assert load_resume(tmp_path).step == 9
 
 

@@ -19,7 +19,7 @@ from common.runs import Run
 from parity_mlp import distill, probe, train, training
 from parity_mlp.data import make_task, signs
 from parity_mlp.models import load_model as load_mlp
-from parity_mlp.transformer.model import load_model
+from parity_mlp.transformer.model import Shape, configuration, load_model, shape_of
 from tests.commands import Killed, cut, files, python, results, results_below, start
 from tests.gpt2 import tokens_of
 
@@ -80,13 +80,7 @@ def mlp_teacher(tmp_path_factory):
 def last_logits(model, bits):
     """Logits of a model of transformers at the last position, in float64."""
     with torch.no_grad():
-        return model.double().eval()(tokens_of(model_shape(model), bits, 6)).logits[:, -1, :2]
-
-
-def model_shape(model):
-    from parity_mlp.transformer.model import shape_of
-
-    return shape_of(model.config.to_dict())
+        return model.double().eval()(tokens_of(shape_of(model.config.to_dict()), bits, 6)).logits[:, -1, :2]
 
 
 # What a run is
@@ -120,13 +114,11 @@ def test_the_stream_is_that_of_adamw_on_the_labels(tmp_path, capsys):
     """The whole of a run against a loop on the full model; float32 here and there."""
     words = ["--warmup", 0.25, "--lr-schedule", "linear", "--weight-decay", 0.1, "--beta2", 0.99, "--steps", 20]
     succeed(capsys, *TRAIN, *words, "--checkpoint-every", 10, "--seed", 3, "--out", tmp_path / "run")
-    from parity_mlp.transformer.model import Shape, configuration
-
     torch.manual_seed(3)
     model = GPT2LMHeadModel(configuration(Shape(2, 2, 3, 2, 6), 0.1)).double()
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.1)
     bits = TASK.sample(3, "train", 0, 160)
-    tokens, labels = tokens_of(model_shape(model), bits, 6), torch.from_numpy(TASK.labels(bits))
+    tokens, labels = tokens_of(shape_of(model.config.to_dict()), bits, 6), torch.from_numpy(TASK.labels(bits))
     for step in range(20):
         optimizer.param_groups[0]["lr"] = 0.01 * (min(1, (step + 1) / 5) if step < 5 else (20 - step) / 15)
         batch = slice(8 * step, 8 * step + 8)
@@ -225,16 +217,18 @@ def plain_teacher(tmp_path_factory):
 
 def test_a_teacher_of_plain_transformers_works_as_it_is(tmp_path, capsys, plain_teacher):
     before = files(plain_teacher)
-    words = shlex.split("--methods progressive --teacher-every 6 --temperature 1.5 --alpha 0.25")
-    seen = what_a_student_sees(capsys, *DISTILL, *words, "--teacher", plain_teacher, "--out", tmp_path / "student")
+    words = shlex.split("--methods one-shot progressive --teacher-every 6 --temperature 1.5 --alpha 0.25")
+    seen = what_a_student_sees(capsys, *DISTILL, *words, "--teacher", plain_teacher, "--out", tmp_path / "students")
     assert files(plain_teacher) == before
-    assert Run(tmp_path / "student").config["arguments"]["teacher_id"] is None
 
     def logits_at(step, bits):
         return last_logits(GPT2LMHeadModel.from_pretrained(plain_teacher / f"checkpoint-{step}"), bits)
 
-    assert_taught(seen["student"], logits_at, [4] * 6 + [8] * 6, 1.5)
-    assert set(seen["student"]["alpha"]) == {0.25}
+    for method, teachers in (("one-shot", [8] * 12), ("progressive", [4] * 6 + [8] * 6)):
+        name = f"{method}-heads1-seed0"
+        assert Run(tmp_path / "students" / name).config["arguments"]["teacher_id"] is None
+        assert_taught(seen[name], logits_at, teachers, 1.5)
+        assert set(seen[name]["alpha"]) == {0.25}
 
 
 def test_an_mlp_teaches_a_gpt2(tmp_path, capsys, mlp_teacher):

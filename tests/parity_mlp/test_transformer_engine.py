@@ -447,6 +447,23 @@ def test_a_gpu_trains_as_the_cpu_does(tmp_path, precision):
 # Several processes
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.usefixtures("in_float64")
+def test_gradients_are_averaged_over_the_processes(monkeypatch, accumulate):
+    """With the gradients of another process that are three times those of this one, and once for each step."""
+    shape, calls = SHAPES["plain"], []
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda gradients: calls.append(1) or gradients.mul_(4))
+    alone, shared = (
+        make_engine([network(shape, 0)], accumulate=accumulate, processes=processes, beta1=0.0) for processes in (1, 2)
+    )
+    for engine in (alone, shared):
+        engine.train(stream(1), {0: objective(shape, 1, 1)})
+    assert len(calls) == 1
+    for name in network(shape, 0).tensors:
+        if name.startswith("exp_avg/"):
+            np.testing.assert_allclose(shared.state(0)[name], 2 * alone.state(0)[name], rtol=1e-9, atol=1e-15)
+
+
 def run_command(directory, name, words):
     """Run a command here; its exit code."""
     where = ["--out", str(directory / name)]
