@@ -9,6 +9,7 @@ All students see the same stream of sentences.
 
 from dataclasses import dataclass
 
+from common.arguments import run_command
 from common.pcfg import training
 from common.runs import command
 from PCFG_autoregressive.training import SETTING, Arguments
@@ -74,7 +75,7 @@ def distill(arguments: DistillArguments) -> None:
 
 def main() -> None:
     """Parse the command line."""
-    training.run_command(PRESETS, distill, __doc__)
+    run_command(PRESETS, distill, __doc__)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ The run is a directory, by default in runs/PCFG_autoregressive/; the same comman
 
 from dataclasses import dataclass
 
+from common.arguments import run_command
 from common.pcfg import training
 from common.runs import command
 from PCFG_autoregressive.training import SETTING, Arguments
@@ -66,7 +67,7 @@ def train(arguments: TrainArguments) -> None:
 
 def main() -> None:
     """Parse the command line."""
-    training.run_command(PRESETS, train, __doc__)
+    run_command(PRESETS, train, __doc__)
 
 
 if __name__ == "__main__":

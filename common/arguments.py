@@ -1,6 +1,20 @@
-"""Checks of command line arguments that every command makes; the messages name the flag."""
+"""What the commands' arguments have in common: presets, and checks whose messages name the flag."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tyro
 
 from common.errors import UserError
+
+DESCRIPTIONS = {"smoke": "seconds", "laptop": "shows the effect in minutes", "paper": "the published size"}
+"""Of the presets."""
+
+
+def run_command(presets: Mapping[str, Any], run: Callable[[Any], None], description: str | None) -> None:
+    """Parse a command line that begins with the name of a preset, and run the command."""
+    described = {name: (DESCRIPTIONS[name], arguments) for name, arguments in presets.items()}
+    run(tyro.extras.overridable_config_cli(described, description=description))
 
 
 def require_at_least(least: int, arguments: object, *names: str) -> None:

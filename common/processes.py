@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed
 
+from common.errors import UserError
 from common.runs import Run, open_run
 
 
@@ -39,6 +40,24 @@ class Processes:
             torch.distributed.barrier()
         if self.count > 1:
             torch.distributed.barrier()
+
+    def part_of(self, batch_size: int, accumulate: int) -> int:
+        """Samples of a batch that one process computes at a time.
+
+        Args:
+            batch_size: samples per step, over all processes.
+            accumulate: parts of a process's share that are computed one after another.
+
+        Raises:
+            UserError: the batch cannot be cut into equal parts.
+        """
+        parts = self.count * accumulate
+        if batch_size % parts:
+            raise UserError(
+                f"--batch-size {batch_size} cannot be cut into {parts} equal parts ({self.count} processes times "
+                f"--accumulate {accumulate}): give a multiple of {parts}"
+            )
+        return batch_size // parts
 
     def say(self, line: str) -> None:
         """Print a line, once for all processes."""

@@ -54,7 +54,7 @@ from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, TrainOutput
 from common import losses
 from common.checkpoints import Checkpoint, find_checkpoints, load_resume, local_path, save_checkpoint, save_resume
 from common.errors import DivergedError, UserError
-from common.processes import leave_process_group
+from common.processes import Processes, leave_process_group
 from common.runs import Run, progress
 from common.schedules import Segment, checkpoint_at
 
@@ -755,13 +755,8 @@ def training_arguments(
         report_to="none",
         disable_tqdm=True,
     )
-    parts = arguments.world_size * accumulate
-    if batch_size % parts:
-        raise UserError(
-            f"--batch-size {batch_size} cannot be cut into {parts} equal parts ({arguments.world_size} processes times "
-            f"--accumulate {accumulate}): give a multiple of {parts}"
-        )
-    arguments.per_device_train_batch_size = batch_size // parts
+    processes = Processes(arguments.process_index, arguments.world_size)
+    arguments.per_device_train_batch_size = processes.part_of(batch_size, accumulate)
     if arguments.world_size > 1:
         atexit.register(leave_process_group)
     return arguments

@@ -72,9 +72,15 @@ def collect(runs: Path, preset: str, model: Model = "mlp") -> dict[str, Any]:
         prefix = f"{name}-{method}-{size}{getattr(PRESETS[model][preset], sizes)[0]}"
         return _students(runs_of_all_seeds(root, prefix, made_by), model)
 
+    monomials = _monomials(teacher)
     return {
         "preset": preset,
-        "commands": [train, f"python -m parity_mlp.probe --run runs/parity_mlp/{name}", distill, two_shot],
+        "commands": [
+            train,
+            f"python -m parity_mlp.probe --samples {monomials['samples']} --run runs/parity_mlp/{name}",
+            distill,
+            two_shot,
+        ],
         "versions": teacher.config["versions"],
         "teacher": {
             "arguments": {argument: teacher.config["arguments"][argument] for argument in SHOWN_ARGUMENTS[model]},
@@ -86,7 +92,7 @@ def collect(runs: Path, preset: str, model: Model = "mlp") -> dict[str, Any]:
         "candidates": dict(zip(PLACES, choose_checkpoints(phases, checkpoints), strict=True)),
         "students": {method: students(method, distill) for method in OVERVIEW_METHODS},
         "two_shot": {place: students(f"two-shot-{place}", two_shot) for place in PLACES},
-        "monomials": _monomials(teacher),
+        "monomials": monomials,
     }
 
 
@@ -134,6 +140,7 @@ def spike(data: dict[str, Any]) -> Figure:
     _draw_correlations(axes[0, 1], data, degree=1)
     if _is_gpt2(data):
         _show_transition(axes[0, 1], data)
+        axes[0, 1].set_ylim(top=1.4 * axes[0, 1].get_ylim()[1])  # room for the legend
     axes[0, 1].set_ylabel(r"$|\mathrm{E}[x_i\, p(x)]|$")
     panel_title(axes[0, 1], "(b) degree-1 correlation")
     legend(axes[0, 1], seeds=1)

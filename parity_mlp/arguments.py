@@ -178,13 +178,7 @@ def join_processes_of(arguments: Arguments) -> tuple[Processes, str]:
     processes, device = join_processes(arguments.device)
     if processes.count > 1 and not isinstance(arguments, GPT2Arguments):
         raise UserError("an MLP is trained by one process: start the command without torchrun")
-    accumulate = arguments.accumulate if isinstance(arguments, GPT2Arguments) else 1
-    parts = processes.count * accumulate
-    if arguments.batch_size % parts:
-        raise UserError(
-            f"--batch-size {arguments.batch_size} cannot be cut into {parts} equal parts ({processes.count} processes "
-            f"times --accumulate {accumulate}): give a multiple of {parts}"
-        )
+    processes.part_of(arguments.batch_size, arguments.accumulate if isinstance(arguments, GPT2Arguments) else 1)
     return processes, device
 
 

@@ -12,9 +12,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import tyro
-
-from common.arguments import require_at_least, require_seed
+from common.arguments import require_at_least, require_seed, run_command
 from common.checkpoints import find_checkpoints, local_path
 from common.distillation import (
     DistillationArguments,
@@ -151,7 +149,6 @@ PRESETS: dict[Model, dict[str, DistillArguments | DistillGPT2Arguments]] = {
         ),
     },
 }
-DESCRIPTIONS = {"smoke": "seconds", "laptop": "shows the effect in minutes", "paper": "the published size"}
 
 
 def distill(arguments: DistillArguments | DistillGPT2Arguments) -> None:
@@ -247,8 +244,7 @@ def _check_own_teacher(arguments: DistillArguments | DistillGPT2Arguments, direc
 
 def main() -> None:
     """Parse the command line."""
-    presets = {name: (DESCRIPTIONS[name], preset) for name, preset in PRESETS[model_of_command_line()].items()}
-    distill(tyro.extras.overridable_config_cli(presets, description=__doc__))
+    run_command(PRESETS[model_of_command_line()], distill, __doc__)
 
 
 if __name__ == "__main__":

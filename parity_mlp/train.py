@@ -9,9 +9,7 @@ The run is a directory, by default in runs/parity_mlp/; the same command goes on
 
 from dataclasses import asdict, dataclass
 
-import tyro
-
-from common.arguments import require_at_least, require_seed
+from common.arguments import require_at_least, require_seed, run_command
 from common.distillation import FROM_LABELS
 from common.processes import open_shared_run
 from common.runs import command, default_name
@@ -103,7 +101,6 @@ PRESETS: dict[Model, dict[str, TrainArguments | TrainGPT2Arguments]] = {
         ),
     },
 }
-DESCRIPTIONS = {"smoke": "seconds", "laptop": "shows the effect in minutes", "paper": "the published size"}
 
 
 def train(arguments: TrainArguments | TrainGPT2Arguments) -> None:
@@ -129,8 +126,7 @@ def train(arguments: TrainArguments | TrainGPT2Arguments) -> None:
 
 def main() -> None:
     """Parse the command line."""
-    presets = {name: (DESCRIPTIONS[name], preset) for name, preset in PRESETS[model_of_command_line()].items()}
-    train(tyro.extras.overridable_config_cli(presets, description=__doc__))
+    run_command(PRESETS[model_of_command_line()], train, __doc__)
 
 
 if __name__ == "__main__":

@@ -155,7 +155,8 @@ def train_together(
                 break
             if not group:
                 continue
-            bits = _share(task.sample(stream_seed, "train", *_samples(arguments, start, stop)), arguments, processes)
+            samples = (start * arguments.batch_size, (stop - start) * arguments.batch_size)
+            bits = _share(task.sample(stream_seed, "train", *samples), arguments, processes)
             labels = task.labels(bits)
             engine.train(
                 bits,
@@ -321,11 +322,6 @@ def _restore(students: Sequence[Student], processes: Processes) -> list[Network]
         student.step = resume.step if resume else 0
         networks.append(Network(student.initial.config, resume.tensors) if resume else student.initial)
     return networks
-
-
-def _samples(arguments: Arguments, start: int, stop: int) -> tuple[int, int]:
-    """First sample of steps start .. stop - 1, and their number."""
-    return start * arguments.batch_size, (stop - start) * arguments.batch_size
 
 
 def _share(bits: NDArray[np.uint64], arguments: Arguments, processes: Processes) -> NDArray[np.uint64]:

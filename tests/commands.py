@@ -52,6 +52,56 @@ def python(*arguments, cwd=ROOT, **settings):
     )
 
 
+KILLED_AGAIN_AND_AGAIN = """
+import math
+import os
+import random
+import signal
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+from common.runs import Run, command
+
+times, run, training, name, *arguments = sys.argv[1:]
+training = import_module(training)
+training.RESUME_SECONDS, training.RESUME_SHARE = 0, math.inf
+main = import_module(name).main
+Run.finish = lambda run, summary: signal.pause()
+sys.argv = ["command.py", *arguments]
+metrics = Path(run) / "metrics.jsonl"
+numbers = random.Random(0)
+
+def lines():
+    return metrics.read_bytes().count(b"\\n") if metrics.exists() else 0
+
+for _ in range(int(times)):
+    wanted = lines() + numbers.randint(1, 5)
+    child = os.fork()
+    if child == 0:
+        command(main)
+        os._exit(1)
+    while lines() < wanted and os.waitpid(child, os.WNOHANG) == (0, 0):
+        time.sleep(0.0005)
+    time.sleep(numbers.uniform(0, 0.05))
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+"""
+
+
+def kill_again_and_again(times, run, training, name, *words):
+    """Kill a command each time that the metrics of `run` have grown by a random number of lines, and a bit later.
+
+    `training` is the module that decides when resume states are written, here as often as possible, and `name` that of
+    the command.
+    """
+    done = python("-c", KILLED_AGAIN_AND_AGAIN, times, run, training.__name__, name, *words)
+    assert done.returncode == 0, done.stderr
+    assert not runs.Run(run).complete
+    assert (run / "resume").is_dir()
+
+
 def files(directory):
     """Everything below a directory."""
     return {str(p.relative_to(directory)): p.read_bytes() if p.is_file() else None for p in directory.rglob("*")}

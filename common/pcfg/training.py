@@ -43,9 +43,6 @@ ROOT = Path(__file__).resolve().parents[2]
 EVALUATION_BATCH = 128
 """Sentences per batch of the evaluation."""
 
-DESCRIPTIONS = {"smoke": "seconds", "laptop": "shows the effect in minutes", "paper": "the published size"}
-"""Of the presets."""
-
 PLURAL = ("methods", "student_heads", "steps", "seeds", "checkpoint")
 """Arguments of distillation of which each run has one value."""
 
@@ -154,12 +151,6 @@ class Setting:
     """From a checkpoint's directory and the task."""
     needs_trees: Callable[[Any], bool] = lambda task: False
     """Whether batches of a task need to know which tokens end spans."""
-
-
-def run_command(presets: Mapping[str, Any], run: Callable[[Any], None], description: str | None) -> None:
-    """Parse a command line that begins with the name of a preset, and run the command."""
-    described = {name: (DESCRIPTIONS[name], arguments) for name, arguments in presets.items()}
-    run(tyro.extras.overridable_config_cli(described, description=description))
 
 
 def task_of(arguments: Arguments, setting: Setting) -> Any:

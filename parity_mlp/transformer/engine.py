@@ -91,7 +91,8 @@ class TransformerEngine:
         return self._passes[members].logits(members.index(network), self._tokens(bits))
 
     def tensors(self, network: int) -> Tensors:
-        return {name: tensor for name, tensor in self.state(network).items() if "/" not in name}
+        members = self._members_with(network)
+        return self._passes[members].tensors(members.index(network), ("",))
 
     def state(self, network: int) -> Tensors:
         members = self._members_with(network)
@@ -188,11 +189,15 @@ class _Pass:
 
     def state(self, row: int) -> Tensors:
         """Weights, moments and number of steps of one network."""
-        tensors: Tensors = {STEP: np.array(self._step)}
-        for prefix, flat in self._flat.items():
-            for name, values in self._views(flat).items():
-                tensors[prefix + name] = values[row].view(self._sizes[name]).cpu().numpy().copy()
-        return tensors
+        return {STEP: np.array(self._step), **self.tensors(row, ("", *MOMENTS))}
+
+    def tensors(self, row: int, prefixes: Sequence[str]) -> Tensors:
+        """What is kept of one network under these prefixes; the weights have none."""
+        return {
+            prefix + name: values[row].view(self._sizes[name]).cpu().numpy().copy()
+            for prefix in prefixes
+            for name, values in self._views(self._flat[prefix]).items()
+        }
 
     def _joined(self, states: Sequence[Tensors], prefix: str) -> Tensor:
         """The tensors of this prefix, or zeros where there are none, name by name and network by network."""

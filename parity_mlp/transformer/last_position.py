@@ -132,8 +132,8 @@ def _after_queries(
 def _attend(query: Tensor, key: Tensor, value: Tensor, causal: bool, dropout: float) -> Tensor:
     """Attention; all (samples, heads, T, head_dim).
 
-    On a CPU it is written out, some queries at a time and with the keys before them only: for short sentences that
-    takes a half to two thirds of the time of PyTorch's own.
+    On a CPU it is written out, some queries at a time and with the keys before them only. Forwards and backwards at 20
+    to 100 positions that takes 0.4 to 0.5 of the time of PyTorch's own with one thread, 0.6 to 1.2 with two.
     """
     if query.device.type != "cpu" or dropout > 0 or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=causal)

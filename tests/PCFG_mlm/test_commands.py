@@ -28,7 +28,7 @@ from PCFG_mlm import data, distill, probe, train
 from PCFG_mlm.data import MaskedTask, TrainingBatches, evaluation_batches
 from PCFG_mlm.models import new_model
 from tests import commands
-from tests.commands import ROOT, cut, files, python, results, results_below, start
+from tests.commands import ROOT, cut, files, kill_again_and_again, python, results, results_below, start
 
 COMMANDS = {"train": train, "distill": distill, "probe": probe, "data": data}
 TASK = MaskedTask(load_grammar("small"))
@@ -246,51 +246,6 @@ def test_a_transition_cannot_be_looked_for_without_a_curve(tmp_path, capsys, pla
 
 # Killed
 
-KILLED_AGAIN_AND_AGAIN = """
-import math
-import os
-import random
-import signal
-import sys
-import time
-from importlib import import_module
-from pathlib import Path
-
-from common import trainer
-from common.runs import Run, command
-from PCFG_mlm import distill, train
-
-times, run, name, *arguments = sys.argv[1:]
-trainer.RESUME_SECONDS, trainer.RESUME_SHARE = 0, math.inf
-Run.finish = lambda run, summary: signal.pause()
-sys.argv = ["command.py", *arguments]
-metrics = Path(run) / "metrics.jsonl"
-numbers = random.Random(0)
-
-def lines():
-    return metrics.read_bytes().count(b"\\n") if metrics.exists() else 0
-
-for _ in range(int(times)):
-    wanted = lines() + numbers.randint(1, 5)
-    child = os.fork()
-    if child == 0:
-        command(import_module(f"PCFG_mlm.{name}").main)
-        os._exit(1)
-    while lines() < wanted and os.waitpid(child, os.WNOHANG) == (0, 0):
-        time.sleep(0.0005)
-    time.sleep(numbers.uniform(0, 0.05))
-    os.kill(child, signal.SIGKILL)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
-"""
-
-
-def kill_again_and_again(times, run, *words):
-    """Kill a command each time that the metrics of `run` have grown by a random number of lines, and a bit later."""
-    done = python("-c", KILLED_AGAIN_AND_AGAIN, times, run, *words)
-    assert done.returncode == 0, done.stderr
-    assert not Run(run).complete
-    assert (run / "resume").is_dir()
-
 
 def test_a_run_killed_eight_times_ends_with_the_same_bits(tmp_path, capsys):
     words = [
@@ -299,7 +254,7 @@ def test_a_run_killed_eight_times_ends_with_the_same_bits(tmp_path, capsys):
         "--out",
     ]
     succeed(capsys, *words, tmp_path / "undisturbed")
-    kill_again_and_again(8, tmp_path / "killed", *words, tmp_path / "killed")
+    kill_again_and_again(8, tmp_path / "killed", trainer, train.__name__, *words[1:], tmp_path / "killed")
     succeed(capsys, *words, tmp_path / "killed")
     assert results(tmp_path / "killed") == results(tmp_path / "undisturbed")
 
@@ -314,7 +269,8 @@ def test_students_killed_four_times_end_with_the_same_bits(tmp_path, capsys, tea
         tmp_path / "undisturbed" / "progressive-heads1-steps60-seed0",
         tmp_path / "killed" / "progressive-heads1-steps60-seed0",
     )
-    kill_again_and_again(4, tmp_path / "killed" / second, *words, tmp_path / "killed")
+    run = tmp_path / "killed" / second
+    kill_again_and_again(4, run, trainer, distill.__name__, *words[1:], tmp_path / "killed")
     succeed(capsys, *words, tmp_path / "killed")
     assert results_below(tmp_path / "killed") == results_below(tmp_path / "undisturbed")
 

@@ -20,7 +20,7 @@ from parity_mlp import distill, probe, train, training
 from parity_mlp.data import make_task, signs
 from parity_mlp.models import load_model as load_mlp
 from parity_mlp.transformer.model import Shape, configuration, load_model, shape_of
-from tests.commands import Killed, cut, files, python, results, results_below, start
+from tests.commands import Killed, cut, files, kill_again_and_again, python, results, results_below, start
 from tests.gpt2 import tokens_of
 
 COMMANDS = {"train": train, "distill": distill, "probe": probe}
@@ -301,56 +301,12 @@ def test_probed_correlations_are_means_over_the_samples(tmp_path, capsys, words)
 
 # Killed
 
-KILLED_AGAIN_AND_AGAIN = """
-import os
-import random
-import signal
-import sys
-import time
-from importlib import import_module
-from pathlib import Path
-
-import parity_mlp.transformer.engine
-from common.runs import Run, command
-from parity_mlp import distill, train, training
-
-times, run, name, *arguments = sys.argv[1:]
-training.RESUME_SECONDS = 0
-Run.finish = lambda run, summary: signal.pause()
-sys.argv = ["command.py", *arguments]
-metrics = Path(run) / "metrics.jsonl"
-numbers = random.Random(0)
-
-def lines():
-    return metrics.read_bytes().count(b"\\n") if metrics.exists() else 0
-
-for _ in range(int(times)):
-    wanted = lines() + numbers.randint(1, 5)
-    child = os.fork()
-    if child == 0:
-        command(import_module(f"parity_mlp.{name}").main)
-        os._exit(1)
-    while lines() < wanted and os.waitpid(child, os.WNOHANG) == (0, 0):
-        time.sleep(0.0005)
-    time.sleep(numbers.uniform(0, 0.03))
-    os.kill(child, signal.SIGKILL)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
-"""
-
-
-def kill_again_and_again(times, run, *words):
-    """Kill a command each time that the metrics of `run` have grown by a random number of lines, and a bit later."""
-    done = python("-c", KILLED_AGAIN_AND_AGAIN, times, run, *words)
-    assert done.returncode == 0, done.stderr
-    assert not Run(run).complete
-    assert (run / "resume").is_dir()
-
 
 def test_a_run_killed_six_times_ends_with_the_same_bits(tmp_path, capsys):
     cadence = shlex.split("--steps 150 --eval-every 3 --checkpoint-every 15 --dropout 0.2 --accumulate 2")
     words = [*TRAIN, *cadence, "--adaptive-checkpoints", "--out"]
     succeed(capsys, *words, tmp_path / "undisturbed")
-    kill_again_and_again(6, tmp_path / "killed", *words, tmp_path / "killed")
+    kill_again_and_again(6, tmp_path / "killed", training, train.__name__, *words[1:], tmp_path / "killed")
     succeed(capsys, *words, tmp_path / "killed")
     assert results(tmp_path / "killed") == results(tmp_path / "undisturbed")
 
@@ -368,7 +324,7 @@ def test_students_killed_six_times_together_end_with_the_same_bits(tmp_path, cap
     words = [*PASS, *shlex.split("--steps 100 --eval-every 3 --teacher-every 30"), "--teacher", teacher]
     succeed(capsys, *words, "--out", tmp_path / "undisturbed")
     run = tmp_path / "killed" / "until-saturation-heads1-seed0"
-    kill_again_and_again(6, run, *words, "--out", tmp_path / "killed")
+    kill_again_and_again(6, run, training, distill.__name__, *words[1:], "--out", tmp_path / "killed")
     succeed(capsys, *words, "--out", tmp_path / "killed")
     assert results_below(tmp_path / "killed") == results_below(tmp_path / "undisturbed")
 
