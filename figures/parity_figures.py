@@ -33,6 +33,7 @@ from common.plotting import (
 from common.runs import SURROUNDINGS, Run
 from parity_mlp.arguments import Model, run_name
 from parity_mlp.distill import PRESETS
+from parity_mlp.probe import ProbeArguments
 
 PLACES = ("before", "inside", "after")
 OVERVIEW_METHODS = ("ce", "one-shot", "progressive")
@@ -73,14 +74,12 @@ def collect(runs: Path, preset: str, model: Model = "mlp") -> dict[str, Any]:
         return _students(runs_of_all_seeds(root, prefix, made_by), model)
 
     monomials = _monomials(teacher)
+    probe = f"python -m parity_mlp.probe --run runs/parity_mlp/{name}"
+    if monomials["samples"] != ProbeArguments.samples:
+        probe += f" --samples {monomials['samples']}"
     return {
         "preset": preset,
-        "commands": [
-            train,
-            f"python -m parity_mlp.probe --samples {monomials['samples']} --run runs/parity_mlp/{name}",
-            distill,
-            two_shot,
-        ],
+        "commands": [train, probe, distill, two_shot],
         "versions": teacher.config["versions"],
         "teacher": {
             "arguments": {argument: teacher.config["arguments"][argument] for argument in SHOWN_ARGUMENTS[model]},

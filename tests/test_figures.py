@@ -242,7 +242,7 @@ def test_parity_data_are_those_of_the_runs(made_up_parity, parity_figures):
     assert data["monomials"]["degrees"][2]["inside"][40] == [0.03] * 3
     assert data["commands"] == [
         f"python -m parity_mlp.train {parity.words}",
-        f"python -m parity_mlp.probe --run runs/parity_mlp/{parity.name}",
+        f"python -m parity_mlp.probe --run runs/parity_mlp/{parity.name} --samples 7",
         f"python -m parity_mlp.distill {parity.words}",
         f"python -m parity_mlp.distill {parity.words} --methods two-shot --checkpoint before inside after",
     ]

@@ -47,13 +47,7 @@ def fail_in_one_line(capsys, name, *words, code=2):
     return line
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_torch_thread():
-    """Single steps on small tensors: more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(scope="module")

@@ -48,13 +48,7 @@ REFUSED = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_torch_thread():
-    """Single steps on small tensors: more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture
@@ -513,7 +507,7 @@ def two_processes(tmp_path_factory):
     directory = tmp_path_factory.mktemp("two_processes")
     assert run_command(directory, "teacher", [*TRAIN, "--seed", "5"]) == 0
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = python(*launch, __file__, directory, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    done = python(*launch, __file__, directory, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     return directory
 
