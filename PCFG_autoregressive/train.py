@@ -42,7 +42,7 @@ PRESETS = {
         steps=2000,
         batch_size=64,
         lr=5e-3,
-        eval_every=50,
+        eval_every=25,
         checkpoint_every=25,
         eval_samples=1024,
     ),
