@@ -74,14 +74,16 @@ def find_phases(steps: ArrayLike, losses: ArrayLike) -> Phases:
     if not (np.isfinite(x).all() and np.isfinite(y).all() and (np.diff(x) > 0).all()):
         raise UserError("phases need steps that increase and losses that are finite")
 
-    y = np.minimum(y, y[0])
+    cut = np.minimum(y, y[0])
+    noise = min(_noise(y), _noise(cut))  # what is cut off may be a growth, or the noise of the plateau
+    y = cut
     fit = _non_increasing_fit(y)
     hull = _lower_hull(x, fit)
     height = fit - np.interp(x, x[hull], fit[hull])
     knee = int(height.argmax())
     right = max(1, int(np.searchsorted(hull, knee)))
     plateau, tail = hull[right - 1], hull[right]
-    if height[knee] <= max(MIN_NOISE_RATIO * _noise(y), MIN_PLATEAU_SHARE * (fit[plateau] - fit[tail])):
+    if height[knee] <= max(MIN_NOISE_RATIO * noise, MIN_PLATEAU_SHARE * (fit[plateau] - fit[tail])):
         raise UserError(
             "the curve has no transition (a plateau, then a sharp drop): train longer or evaluate more often, "
             "and pass 1 - accuracy where the curve is an accuracy"

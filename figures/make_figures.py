@@ -7,13 +7,16 @@ The first draws the data in figures/data/, the second those of the runs.
 """
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import parity_figures
 import pcfg_figures
 import tyro
+from matplotlib.figure import Figure
 
 from common.checkpoints import write_file
 from common.errors import UserError
@@ -21,14 +24,21 @@ from common.plotting import save
 from common.runs import command
 
 FIGURES = Path(__file__).resolve().parent
-SETTINGS = {"parity_mlp": parity_figures, "PCFG_mlm": pcfg_figures}
+Collect = Callable[[Path, str], dict[str, Any]]
+Draw = Callable[[dict[str, Any]], Figure]
+SETTINGS: dict[str, tuple[Collect, Mapping[str, Draw]]] = {
+    "parity_mlp": (parity_figures.collect, parity_figures.MLP_FIGURES),
+    "parity_gpt2": (partial(parity_figures.collect, model="gpt2"), parity_figures.GPT2_FIGURES),
+    "PCFG_mlm": (pcfg_figures.collect, pcfg_figures.FIGURES),
+}
+"""How a setting's data are collected, and what is drawn from them."""
 
 
 @dataclass(frozen=True)
 class Arguments:
     """Arguments of `make_figures.py`."""
 
-    setting: Annotated[Literal["parity_mlp", "PCFG_mlm"], tyro.conf.Positional]
+    setting: Annotated[Literal["parity_mlp", "parity_gpt2", "PCFG_mlm"], tyro.conf.Positional]
     """Whose figures."""
     runs: Path | None = None
     """Directory of runs to collect the data from; by default the data are those that are committed."""
@@ -40,11 +50,11 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Collect, if runs are given, and draw."""
-    setting = SETTINGS[arguments.setting]
+    collect, figures = SETTINGS[arguments.setting]
     out = arguments.out or (FIGURES if arguments.runs is None else arguments.runs / "figures")
     path = Path("data") / f"{arguments.setting}_{arguments.preset}.json"
     if arguments.runs is not None:
-        data = setting.collect(arguments.runs, arguments.preset)
+        data = collect(arguments.runs, arguments.preset)
         (out / "data").mkdir(parents=True, exist_ok=True)
         write_file(out / path, (json.dumps(data) + "\n").encode())
     elif (FIGURES / path).exists():
@@ -52,7 +62,7 @@ def main(arguments: Arguments) -> None:
     else:
         raise UserError(f"there is no {FIGURES / path}; give --runs, or a preset whose data are there")
     out.mkdir(parents=True, exist_ok=True)
-    for name, draw in setting.FIGURES.items():
+    for name, draw in figures.items():
         picture = out / f"{name}_{arguments.preset}.png"
         save(draw(data), picture)
         print(picture)

@@ -1,4 +1,4 @@
-"""The parity MLP's figures: the parity panel of the overview figure (figure 1) and the spike figure (figure 2).
+"""The parity figures, for the MLP and for GPT-2: a panel of the overview (figure 1) and the spike (figure 2).
 
 `collect` reads runs and returns what is behind the pictures, small enough to be committed; the other functions draw it.
 """
@@ -31,54 +31,61 @@ from common.plotting import (
     step_axis,
 )
 from common.runs import SURROUNDINGS, Run
+from parity_mlp.arguments import Model, run_name
 from parity_mlp.distill import PRESETS
 
 PLACES = ("before", "inside", "after")
 OVERVIEW_METHODS = ("ce", "one-shot", "progressive")
 PASSED = 0.95
 """Accuracy at which a network counts as having passed its transition."""
+SIZES = {"mlp": ("width", "widths"), "gpt2": ("heads", "student_heads")}
+"""How the size of a network is called in the names of runs and as a teacher's argument, and as a student's."""
+SHOWN_ARGUMENTS = {
+    "mlp": ("d", "k", "width", "lr", "steps", "seed"),
+    "gpt2": ("d", "k", "layers", "heads", "head_dim", "batch_size", "lr", "steps", "seed"),
+}
 
 
-def collect(runs: Path, preset: str) -> dict[str, Any]:
+def collect(runs: Path, preset: str, model: Model = "mlp") -> dict[str, Any]:
     """Curves, candidate checkpoints and correlations of a preset's runs, as made by `scripts/reproduce.sh`.
 
     Args:
         runs: directory that holds parity_mlp/.
         preset: the preset's name; only runs made with it as it is are used.
+        model: whose runs.
 
     Raises:
         UserError: a run is missing or incomplete; the message names the command that makes it.
     """
-    root = runs / "parity_mlp"
-    teacher = complete_run(root / preset, f"python -m parity_mlp.train {preset}")
+    root, name = runs / "parity_mlp", run_name(model, preset)
+    words = preset if model == "mlp" else f"{preset} --model {model}"
+    train, distill = f"python -m parity_mlp.train {words}", f"python -m parity_mlp.distill {words}"
+    two_shot = f"{distill} --methods two-shot --checkpoint before inside after"
+    teacher = complete_run(root / name, train)
     records = teacher.records()
     steps = [record["step"] for record in records]
     checkpoints = [checkpoint.step for checkpoint in find_checkpoints(teacher.directory)]
     phases = find_phases(steps, [1 - record["accuracy"] for record in records])
-    distilled = f"python -m parity_mlp.distill {preset}"
-    two_shot = f"{distilled} --methods two-shot --checkpoint before inside after"
-    arguments = {name: teacher.config["arguments"][name] for name in ("d", "k", "width", "lr", "steps", "seed")}
-    width = PRESETS[preset].widths[0]
-    students = {method: _students(root, f"{preset}-{method}-width{width}", distilled) for method in OVERVIEW_METHODS}
+
+    def students(method: str, made_by: str) -> dict[str, Any]:
+        size, sizes = SIZES[model]
+        prefix = f"{name}-{method}-{size}{getattr(PRESETS[model][preset], sizes)[0]}"
+        return _students(runs_of_all_seeds(root, prefix, made_by), model)
+
     return {
         "preset": preset,
-        "commands": [
-            f"python -m parity_mlp.train {preset}",
-            f"python -m parity_mlp.probe --run runs/parity_mlp/{preset}",
-            distilled,
-            two_shot,
-        ],
+        "commands": [train, f"python -m parity_mlp.probe --run runs/parity_mlp/{name}", distill, two_shot],
         "versions": teacher.config["versions"],
         "teacher": {
-            "arguments": arguments,
+            "arguments": {argument: teacher.config["arguments"][argument] for argument in SHOWN_ARGUMENTS[model]},
             "steps": steps,
             "accuracy": [record["accuracy"] for record in records],
             "loss": [round(record["loss"], 6) for record in records],
         },
         "phases": {"start": phases.start, "steepest": phases.steepest, "end": phases.end},
         "candidates": dict(zip(PLACES, choose_checkpoints(phases, checkpoints), strict=True)),
-        "students": students,
-        "two_shot": {place: _students(root, f"{preset}-two-shot-{place}-width{width}", two_shot) for place in PLACES},
+        "students": {method: students(method, distill) for method in OVERVIEW_METHODS},
+        "two_shot": {place: students(f"two-shot-{place}", two_shot) for place in PLACES},
         "monomials": _monomials(teacher),
     }
 
@@ -94,34 +101,39 @@ def overview(data: dict[str, Any]) -> Figure:
     curve(axes[0, 0], data["teacher"]["steps"], [data["teacher"]["accuracy"]], METHODS["teacher"])
     for method, runs in data["students"].items():
         curve(axes[0, 0], runs["steps"], runs["accuracy"], METHODS[method])
-    _finish_accuracy_axis(
-        axes[0, 0], f"({data['teacher']['arguments']['d']}, {data['teacher']['arguments']['k']})-parity"
-    )
+    arguments = data["teacher"]["arguments"]
+    model = ", GPT-2" if _is_gpt2(data) else ""
+    _finish_accuracy_axis(axes[0, 0], data, f"({arguments['d']}, {arguments['k']})-parity{model}")
     legend(axes[0, 0], seeds=len(data["students"]["ce"]["accuracy"]))
     return figure
 
 
 def spike(data: dict[str, Any]) -> Figure:
-    """Figure 2: (a) the teacher's candidate checkpoints, (b) correlations of degree 1, (c) two-shot from each."""
+    """Figure 2: (a) the teacher's candidate checkpoints, (b) correlations of degree 1, (c) two-shot from each.
+
+    GPT-2's transition is so short that (b) shows only the steps around it.
+    """
     figure, axes = new_figure(columns=3, width=PAGE_WIDTH, height=2.2)
     curve(axes[0, 0], data["teacher"]["steps"], [data["teacher"]["accuracy"]], METHODS["teacher"])
-    accuracy = dict(zip(data["teacher"]["steps"], data["teacher"]["accuracy"], strict=True))
     beside = {"before": (0, 6, "center"), "inside": (-6, -6, "right"), "after": (0, -20, "center")}
     for place, step in data["candidates"].items():
         line = METHODS[f"two-shot {place}"]
-        axes[0, 0].plot(step, accuracy[step], line.marker, color=line.colour, markersize=5)
+        accuracy = np.interp(step, data["teacher"]["steps"], data["teacher"]["accuracy"])
+        axes[0, 0].plot(step, accuracy, line.marker, color=line.colour, markersize=5)
         right, up, side = beside[place]
         axes[0, 0].annotate(
             f"{place}\n{EngFormatter(sep='')(step)}",
-            (step, accuracy[step]),
+            (step, accuracy),
             (right, up),
             textcoords="offset points",
             horizontalalignment=side,
             fontsize=7,
         )
-    _finish_accuracy_axis(axes[0, 0], "(a) teacher")
+    _finish_accuracy_axis(axes[0, 0], data, "(a) teacher")
 
     _draw_correlations(axes[0, 1], data, degree=1)
+    if _is_gpt2(data):
+        _show_transition(axes[0, 1], data)
     axes[0, 1].set_ylabel(r"$|\mathrm{E}[x_i\, p(x)]|$")
     panel_title(axes[0, 1], "(b) degree-1 correlation")
     legend(axes[0, 1], seeds=1)
@@ -130,7 +142,7 @@ def spike(data: dict[str, Any]) -> Figure:
         line = replace(METHODS[f"two-shot {place}"], label=place)
         curve(axes[0, 2], runs["steps"], runs["accuracy"], line)
     axes[0, 2].axvline(data["two_shot"]["inside"]["first_steps"], color=GREY, linewidth=0.8, linestyle=":")
-    _finish_accuracy_axis(axes[0, 2], "(c) two-shot students")
+    _finish_accuracy_axis(axes[0, 2], data, "(c) two-shot students")
     legend(axes[0, 2], seeds=len(data["two_shot"]["inside"]["accuracy"]), place="center right")
     return figure
 
@@ -140,12 +152,10 @@ def degrees(data: dict[str, Any]) -> Figure:
     k = data["teacher"]["arguments"]["k"]
     found = [entry["degree"] for entry in data["monomials"]["degrees"] if entry["degree"] < k]
     figure, axes = new_figure(columns=len(found), width=PAGE_WIDTH, height=1.9)
-    start, end = data["phases"]["start"], data["phases"]["end"]
     highest = max(np.max(entry["inside"]) for entry in data["monomials"]["degrees"] if entry["degree"] < k)
     for axis, degree in zip(axes[0], found, strict=True):
         _draw_correlations(axis, data, degree)
-        axis.set_xlim(max(0, start - 1.5 * (end - start)), end + 1.5 * (end - start))
-        axis.xaxis.set_major_locator(MaxNLocator(2))
+        _show_transition(axis, data)
         panel_title(axis, f"degree {degree}")
         axis.set_ylim(0, 1.05 * highest)
         if axis is not axes[0, 0]:
@@ -155,16 +165,21 @@ def degrees(data: dict[str, Any]) -> Figure:
     return figure
 
 
-FIGURES = {"figure1_parity_mlp": overview, "figure2_parity_mlp": spike, "figure2_degrees_parity_mlp": degrees}
+MLP_FIGURES = {"figure1_parity_mlp": overview, "figure2_parity_mlp": spike, "figure2_degrees_parity_mlp": degrees}
+GPT2_FIGURES = {"figure1_parity_gpt2": overview, "figure2_parity_gpt2": spike, "figure2_degrees_parity_gpt2": degrees}
 
 
-def _students(root: Path, prefix: str, made_by: str) -> dict[str, Any]:
-    """The runs of all seeds of one method, made with the preset as it is."""
-    runs = runs_of_all_seeds(root, prefix, made_by)
+def _is_gpt2(data: dict[str, Any]) -> bool:
+    return "heads" in data["teacher"]["arguments"]
+
+
+def _students(runs: list[Run], model: Model) -> dict[str, Any]:
+    """The runs of all seeds of one method."""
     records = [run.records() for run in runs]
     arguments = runs[0].config["arguments"]
+    size, sizes = SIZES[model]
     return {
-        "width": arguments["widths"][0],
+        size: arguments[sizes][0],
         "lr": arguments["lr"][0],
         "first_steps": arguments["first_steps"],
         "seeds": [run.config["arguments"]["seeds"][0] for run in runs],
@@ -177,7 +192,7 @@ def _monomials(teacher: Run) -> dict[str, Any]:
     """Correlations per degree and checkpoint: of every subset of the support, and percentiles 0, 50, 100 of the others.
 
     Beside the teacher's own checkpoints, those of runs that follow the same path and were probed with the same settings
-    are taken in: they differ in their last step and in where they saved only.
+    are taken in: they differ only in where they saved and, if nothing depends on it, in their last step.
     """
     own = _probe(teacher)
     if own is None:
@@ -209,15 +224,22 @@ def _monomials(teacher: Run) -> dict[str, Any]:
 
 
 def _probe(run: Run) -> dict[str, Any] | None:
-    path = run.directory / "probes" / "monomials.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    """What the probe of a run found, whatever its arguments; None if there was none."""
+    found = sorted(run.directory.glob("probes/monomials*.json"))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise UserError(f"{run.directory / 'probes'} has {names}: leave the one there that is to be drawn")
+    return json.loads(found[0].read_text()) if found else None
 
 
 def _path(run: Run) -> dict[str, Any]:
-    """The arguments that decide where a run with a constant rate is at a step; those that are None do nothing."""
-    elsewhere = (*SURROUNDINGS, "steps", "checkpoint_every", "checkpoint_from", "adaptive_checkpoints")
-    arguments = run.config["arguments"].items()
-    return {name: value for name, value in arguments if name not in elsewhere and value is not None}
+    """The arguments that decide where a run is at a step; those that are None do nothing."""
+    arguments = run.config["arguments"]
+    elsewhere = [*SURROUNDINGS, "checkpoint_every", "checkpoint_from", "adaptive_checkpoints"]
+    annealed = arguments["end_label_temperature"] is not None
+    if arguments["lr_schedule"] == "constant" and arguments["warmup"] == 0 and not annealed:
+        elsewhere.append("steps")
+    return {name: value for name, value in arguments.items() if name not in elsewhere and value is not None}
 
 
 def _draw_correlations(axis: Axes, data: dict[str, Any], degree: int) -> None:
@@ -229,12 +251,24 @@ def _draw_correlations(axis: Axes, data: dict[str, Any], degree: int) -> None:
     axis.fill_between(monomials["steps"], outside[:, 0], outside[:, 2], color=GREY, alpha=0.25, linewidth=0)
     axis.plot(monomials["steps"], outside[:, 1], color=GREY, linewidth=1.2, label="others")
     shade_transition(axis, data["phases"]["start"], data["phases"]["end"])
-    step_axis(axis)
+    _finish_step_axis(axis, data)
     axis.set_ylim(bottom=0)
 
 
-def _finish_accuracy_axis(axis: Axes, title: str) -> None:
-    step_axis(axis)
+def _show_transition(axis: Axes, data: dict[str, Any]) -> None:
+    """Show the steps around the transition only."""
+    start, end = data["phases"]["start"], data["phases"]["end"]
+    axis.set_xlim(max(0, start - 1.5 * (end - start)), end + 1.5 * (end - start))
+    axis.xaxis.set_major_locator(MaxNLocator(2))
+
+
+def _finish_step_axis(axis: Axes, data: dict[str, Any]) -> None:
+    batch_size = f" (batch {data['teacher']['arguments']['batch_size']})" if _is_gpt2(data) else ""
+    step_axis(axis, f"training steps{batch_size}")
+
+
+def _finish_accuracy_axis(axis: Axes, data: dict[str, Any], title: str) -> None:
+    _finish_step_axis(axis, data)
     axis.set_ylabel("accuracy")
     axis.set_ylim(0.38, 1.03)
     panel_title(axis, title)

@@ -5,10 +5,21 @@ set -euo pipefail
 
 setting=${1:-parity_mlp}
 preset=${2:-laptop}
+# the package, its runs of this preset and the words that choose them
+package=$setting
+run=$preset
+words=("$preset")
 # what is measured on the teacher, and the budget and first checkpoints of two-shot students
 case "$setting $preset" in
     "parity_mlp smoke" | "parity_mlp laptop" | "parity_mlp paper")
         probes=("")
+        two_shot=(--checkpoint before inside after)
+        ;;
+    "parity_gpt2 smoke" | "parity_gpt2 laptop" | "parity_gpt2 paper")
+        package=parity_mlp
+        run=gpt2-$preset
+        words=("$preset" --model gpt2)
+        probes=("--samples 20000")
         two_shot=(--checkpoint before inside after)
         ;;
     "PCFG_mlm smoke")
@@ -24,17 +35,18 @@ case "$setting $preset" in
         two_shot=(--steps 4000 --checkpoint before inside after 1000 2000 4000)
         ;;
     *)
-        echo "error: no '$setting $preset'; settings are parity_mlp and PCFG_mlm, presets smoke, laptop and paper" >&2
+        echo "error: no '$setting $preset'; settings are parity_mlp, parity_gpt2 and PCFG_mlm," \
+            "presets smoke, laptop and paper" >&2
         exit 2
         ;;
 esac
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-python -m "$setting.train" "$preset"
+python -m "$package.train" "${words[@]}"
 for probe in "${probes[@]}"; do
     # shellcheck disable=SC2086  # a probe and its arguments are words
-    python -m "$setting.probe" $probe --run "runs/$setting/$preset"
+    python -m "$package.probe" $probe --run "runs/$package/$run"
 done
-python -m "$setting.distill" "$preset"
-python -m "$setting.distill" "$preset" --methods two-shot "${two_shot[@]}"
+python -m "$package.distill" "${words[@]}"
+python -m "$package.distill" "${words[@]}" --methods two-shot "${two_shot[@]}"
 python figures/make_figures.py "$setting" --preset "$preset" --runs runs

@@ -6,7 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import nbformat
@@ -21,6 +21,7 @@ import PCFG_mlm.train
 from common.errors import UserError
 from common.pcfg import training
 from parity_mlp import distill, probe, train
+from parity_mlp.arguments import model_of_command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 PNG = b"\x89PNG\r\n"
@@ -29,6 +30,12 @@ PNG = b"\x89PNG\r\n"
 def make_figures(*arguments, setting="parity_mlp"):
     command = [sys.executable, ROOT / "figures" / "make_figures.py", setting, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def parity_figures(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "figures")
+    return importlib.import_module("parity_figures")
 
 
 @pytest.fixture
@@ -101,6 +108,177 @@ def make_up_run(directory, accuracies, losses=None, **arguments):
     write(directory / "config.json", {"arguments": arguments, "versions": {}})
     write(directory / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     write(directory / "done.json", {})
+
+
+def test_the_smoke_runs_of_gpt2_become_figures(tmp_path, monkeypatch):
+    root = tmp_path / "runs" / "parity_mlp"
+    for module in (train, distill):
+        monkeypatch.setattr(module, "RUNS", root)
+    monkeypatch.setattr(distill, "ROOT", tmp_path)
+    train.train(train.PRESETS["gpt2"]["smoke"])
+    probe.probe(probe.ProbeArguments(run=root / "gpt2-smoke", samples=1000))
+    probes = root / "gpt2-smoke" / "probes"
+    (probes / "monomials-samples1000.json").rename(probes / "monomials.json")  # as if it were the default's
+    students = replace(distill.PRESETS["gpt2"]["smoke"], seeds=(0, 1))
+    distill.distill(replace(students, methods=("two-shot",), checkpoint=("before", "inside", "after")))
+    arguments = ("--preset", "smoke", "--runs", tmp_path / "runs", "--out", tmp_path / "figures")
+    missing = make_figures(*arguments, setting="parity_gpt2")
+    assert missing.returncode == 2
+    assert "python -m parity_mlp.distill smoke --model gpt2" in missing.stderr
+    assert len(missing.stderr.splitlines()) == 1
+    assert not (tmp_path / "figures").exists()
+
+    distill.distill(students)
+    result = make_figures(*arguments, setting="parity_gpt2")
+    assert result.returncode == 0, result.stderr
+    drawn = [Path(line) for line in result.stdout.splitlines()]
+    assert [path.name for path in drawn] == [
+        f"{name}_parity_gpt2_smoke.png" for name in ("figure1", "figure2", "figure2_degrees")
+    ]
+    assert all(path.read_bytes().startswith(PNG) for path in drawn)
+    data = json.loads((tmp_path / "figures" / "data" / "parity_gpt2_smoke.json").read_text())
+    last = (root / "gpt2-smoke-progressive-heads1-seed1" / "metrics.jsonl").read_text().splitlines()[-1]
+    assert data["students"]["progressive"]["accuracy"][1][-1] == json.loads(last)["accuracy"]
+    assert [degree["degree"] for degree in data["monomials"]["degrees"]] == [1, 2]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What differs between the two models."""
+
+    model: str
+    name: str
+    """Of the teacher's run."""
+    words: str
+    """That choose the preset on the command line."""
+    size: str
+    """A teacher's argument."""
+    sizes: str
+    """A student's."""
+    made_with: dict
+    """Arguments of the teacher, whatever the preset's are."""
+
+
+PARITY = [
+    Parity("mlp", "laptop", "laptop", "width", "widths", {"d": 100, "k": 4, "width": 70}),
+    Parity(
+        "gpt2",
+        "gpt2-laptop",
+        "laptop --model gpt2",
+        "heads",
+        "student_heads",
+        {"d": 30, "k": 5, "heads": 7, "batch_size": 32, "warmup": 0.06},
+    ),
+]
+PARITY_ACCURACIES = [0.5] * 20 + [0.6, 0.9] + [1.0] * 19
+"""The transition lies between steps 1,900 and 2,200."""
+SPIKE_AT = 2050
+METHODS = ("ce", "one-shot", "progressive")
+PLACES = ("before", "inside", "after")
+STUDENTS = (*METHODS, *(f"two-shot-{place}" for place in PLACES))
+
+
+def monomials(steps, k):
+    """Correlations that are the degree in hundredths at `SPIKE_AT`, and a thousandth elsewhere."""
+    return {
+        "settings": {"samples": 7, "degrees": [*range(1, k + 2)]},
+        "checkpoints": [
+            {
+                "step": step,
+                "degrees": [
+                    {
+                        "inside": [] if degree > k else [degree / 100 if step == SPIKE_AT else 0.001] * 3,
+                        "outside": [0, 0.0002, 0.0007],
+                    }
+                    for degree in range(1, k + 2)
+                ],
+            }
+            for step in steps
+        ],
+    }
+
+
+@pytest.fixture(params=PARITY, ids=lambda parity: parity.model)
+def made_up_parity(request, tmp_path):
+    """Runs of a laptop preset whose students' accuracies say who they are; checkpoints every 50 steps."""
+    parity = request.param
+    root = tmp_path / "parity_mlp"
+    students = distill.PRESETS[parity.model]["laptop"]
+    teacher = replace(train.PRESETS[parity.model]["laptop"], **parity.made_with)
+    make_up_run(root / parity.name, PARITY_ACCURACIES, **asdict(teacher))
+    probed = range(50, 4001, 50)
+    for step in probed:
+        for name in ("config.json", "model.safetensors"):
+            write(root / parity.name / f"checkpoint-{step}" / name, {})
+    write(root / parity.name / "probes" / "monomials.json", monomials(probed, teacher.k))
+    for method in STUDENTS:
+        for seed in (0, 1, 2):
+            directory = root / f"{parity.name}-{method}-{parity.size}{getattr(students, parity.sizes)[0]}-seed{seed}"
+            make_up_run(directory, [0.5, who_is(method, seed)], **{**asdict(students), "seeds": [seed]})
+    return tmp_path, parity
+
+
+def who_is(method, seed):
+    return 0.5 + 0.05 * STUDENTS.index(method) + 0.01 * seed
+
+
+def test_parity_data_are_those_of_the_runs(made_up_parity, parity_figures):
+    runs, parity = made_up_parity
+    data = parity_figures.collect(runs, "laptop", parity.model)
+    arguments = data["teacher"]["arguments"]
+    assert {name: arguments[name] for name in ("d", "k", parity.size)}.items() <= parity.made_with.items()
+    assert data["teacher"]["accuracy"] == PARITY_ACCURACIES
+    assert 1900 <= data["phases"]["start"] <= 2000 <= data["phases"]["end"] <= 2200
+    assert data["candidates"]["inside"] == 2050
+    for method in METHODS:
+        found = data["students"][method]
+        assert found["seeds"] == [0, 1, 2]
+        assert found[parity.size] == getattr(distill.PRESETS[parity.model]["laptop"], parity.sizes)[0]
+        assert [accuracy[-1] for accuracy in found["accuracy"]] == [who_is(method, seed) for seed in (0, 1, 2)]
+    for place in PLACES:
+        accuracies = [accuracy[-1] for accuracy in data["two_shot"][place]["accuracy"]]
+        assert accuracies == [who_is(f"two-shot-{place}", seed) for seed in (0, 1, 2)]
+    assert [entry["degree"] for entry in data["monomials"]["degrees"]] == [*range(1, arguments["k"] + 1)]
+    assert data["monomials"]["degrees"][2]["inside"][40] == [0.03] * 3
+    assert data["commands"] == [
+        f"python -m parity_mlp.train {parity.words}",
+        f"python -m parity_mlp.probe --run runs/parity_mlp/{parity.name}",
+        f"python -m parity_mlp.distill {parity.words}",
+        f"python -m parity_mlp.distill {parity.words} --methods two-shot --checkpoint before inside after",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("missing", "command"),
+    [
+        ("{name}/done.json", "python -m parity_mlp.train {words}$"),
+        ("{name}/probes/monomials.json", r"python -m parity_mlp.probe --run \S+/{name}$"),
+        ("{name}-progressive-*-seed?", "python -m parity_mlp.distill {words}$"),
+        ("{name}-ce-*-seed1/done.json", "python -m parity_mlp.distill {words}$"),
+        ("{name}-two-shot-inside-*-seed?", "distill {words} --methods two-shot --checkpoint before inside after$"),
+    ],
+)
+def test_a_missing_parity_run_or_probe_is_named_with_its_command(made_up_parity, parity_figures, missing, command):
+    runs, parity = made_up_parity
+    for path in [*(runs / "parity_mlp").glob(missing.format(name=parity.name))]:
+        path.rename(runs / f"removed-{path.name}")
+    with pytest.raises(UserError, match=command.format(name=parity.name, words=parity.words)) as error:
+        parity_figures.collect(runs, "laptop", parity.model)
+    assert "\n" not in str(error.value)
+
+
+def test_correlations_of_a_denser_run_are_taken_in_if_it_follows_the_same_path(made_up_parity, parity_figures):
+    runs, parity = made_up_parity
+    teacher = runs / "parity_mlp" / parity.name
+    arguments = json.loads((teacher / "config.json").read_text())["arguments"]
+    for step, changed in ((2055, {}), (2065, {"steps": 3000}), (2075, {"lr": 1.0})):
+        dense = teacher.with_name(f"{parity.name}-dense{step}")
+        make_up_run(dense, [0.5], **{**arguments, "checkpoint_every": 5, **changed})
+        write(dense / "probes" / "monomials.json", monomials([step], arguments["k"]))
+    steps = parity_figures.collect(runs, "laptop", parity.model)["monomials"]["steps"]
+    # GPT-2 warms up for a share of its steps, the MLP learns at a constant rate
+    assert set(steps) - {*range(50, 4001, 50)} == ({2055} if parity.model == "gpt2" else {2055, 2065})
+    assert steps == sorted(steps)
 
 
 def quartiles(low, middle, high):
@@ -226,6 +404,36 @@ def shaded(axis):
     return [patch.get_x() for patch in axis.patches if patch.get_label() == "transition"]
 
 
+def test_the_parity_figures_draw_the_data(made_up_parity, parity_figures):
+    runs, parity = made_up_parity
+    d, k = parity.made_with["d"], parity.made_with["k"]
+    is_gpt2 = parity.model == "gpt2"
+    data = parity_figures.collect(runs, "laptop", parity.model)
+    (axis,) = parity_figures.overview(data).axes
+    lines = lines_of(axis)
+    np.testing.assert_allclose(lines["teacher"], PARITY_ACCURACIES)
+    np.testing.assert_allclose(lines["progressive"], [0.5, who_is("progressive", 1)])
+    assert axis.get_title(loc="left") == f"({d}, {k})-parity{', GPT-2' if is_gpt2 else ''}"
+
+    teacher, correlations, students = parity_figures.spike(data).axes
+    markers = [line.get_xydata()[0].tolist() for line in teacher.lines[1:]]
+    assert [step for step, _ in markers] == [*data["candidates"].values()]
+    np.testing.assert_allclose([accuracy for _, accuracy in markers], [0.5, 0.75, 1])  # between two evaluations
+    np.testing.assert_allclose(max(lines_of(correlations)["support"]), 0.01)
+    np.testing.assert_allclose(lines_of(correlations)["others"], 0.0002)
+    np.testing.assert_allclose(lines_of(students)["inside"], [0.5, who_is("two-shot-inside", 1)])
+
+    in_degrees = parity_figures.degrees(data).axes
+    assert [max(lines_of(axis)["support"]) for axis in in_degrees] == [degree / 100 for degree in range(1, k)]
+    start, end = data["phases"]["start"], data["phases"]["end"]
+    for axis in [*in_degrees, *([correlations] if is_gpt2 else [])]:
+        left, right = axis.get_xlim()
+        assert start - 2 * (end - start) < left < start < end < right < end + 2 * (end - start)
+    assert is_gpt2 or correlations.get_xlim() == (50, 4000)
+    label = "training steps (batch 32)" if is_gpt2 else "training steps"
+    assert {axis.get_xlabel() for axis in (teacher, correlations, students, *in_degrees)} == {label}
+
+
 def test_the_pcfg_overview_draws_the_data(made_up, pcfg_figures):
     data = pcfg_figures.collect(made_up, "laptop")
     (axis,) = pcfg_figures.overview(data).axes
@@ -324,8 +532,9 @@ def commands():
 
 
 @pytest.mark.parametrize("line", commands())
-def test_commands_in_the_readmes_parse(line):
+def test_commands_in_the_readmes_parse(line, monkeypatch):
     script, *arguments = shlex.split(line)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
     if script == "probe.py":
         tyro.cli(probe.ProbeArguments, args=arguments)
         return
@@ -339,4 +548,4 @@ def test_commands_in_the_readmes_parse(line):
 
 
 def presets(module):
-    return {name: (name, arguments) for name, arguments in module.PRESETS.items()}
+    return {name: (name, preset) for name, preset in module.PRESETS[model_of_command_line()].items()}

@@ -1,4 +1,4 @@
-"""Adam on GPT-2: networks of one shape share a pass, whatever their seed, rate or teacher.
+"""Adam on GPT-2: networks of one shape share a pass, whatever their seed, rate or teacher; not their divergence.
 
 All weights of a pass lie in one piece of memory, name by name, and so do their gradients. Autograd adds into views of
 the gradients, several processes add them up in one call, and fused Adam takes all weights of one learning rate at once.
@@ -9,7 +9,7 @@ are drawn for the whole pass. They follow from the step, the process and the par
 from a step with the same ones.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -74,14 +74,17 @@ class TransformerEngine:
         self._d, self._settings = d, settings
         self._shapes = [shape_of(network.config) for network in networks]
         self._states = [network.tensors for network in networks]
+        self._steps = [int(state.get(STEP, 0)) for state in self._states]
         self._passes: dict[tuple[int, ...], _Pass] = {}
-        for members in self._by_shape(range(len(networks))):
+        for members in _alike({i: (shape, self._steps[i]) for i, shape in enumerate(self._shapes)}):
             self._pass_of(members)
 
     def train(self, bits: NDArray[np.uint64], objectives: dict[int, Objective]) -> None:
         tokens = self._tokens(bits)
-        for members in self._by_shape(objectives):
+        for members in _alike({i: (self._shapes[i], self._steps[i], o.divergence) for i, o in objectives.items()}):
             self._pass_of(members).train(tokens, [objectives[i] for i in members])
+            for i in members:
+                self._steps[i] += len(objectives[i].lr)
 
     def logits(self, network: int, bits: NDArray[np.uint64]) -> NDArray[np.float64]:
         members = self._members_with(network)
@@ -99,10 +102,6 @@ class TransformerEngine:
         negative = unpack_bits(bits, self._d, self._settings.device).T.float()
         return torch.stack([1 - negative, negative], -1)
 
-    def _by_shape(self, networks: Sequence[int] | dict[int, Objective]) -> list[tuple[int, ...]]:
-        shapes = dict.fromkeys(self._shapes[i] for i in networks)
-        return [tuple(i for i in networks if self._shapes[i] == shape) for shape in shapes]
-
     def _members_with(self, network: int) -> tuple[int, ...]:
         return next(members for members in self._passes if network in members)
 
@@ -119,6 +118,11 @@ class TransformerEngine:
                 states = [self._states[i] for i in group]
                 self._passes[group] = _Pass(self._shapes[group[0]], states, self._settings)
         return self._passes[members]
+
+
+def _alike(kinds: Mapping[int, object]) -> list[tuple[int, ...]]:
+    """Networks, by their number, that are of one kind."""
+    return [tuple(i for i in kinds if kinds[i] == kind) for kind in dict.fromkeys(kinds.values())]
 
 
 class _Pass:
@@ -196,7 +200,7 @@ class _Pass:
             for name, size in self._sizes.items()
             for state in states
         ]
-        return torch.from_numpy(np.concatenate(parts)).to(self._settings.device)
+        return torch.tensor(np.concatenate(parts), device=self._settings.device)
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
         """The same memory as matrices (networks, rows, columns); a vector is a matrix of one row."""

@@ -88,6 +88,19 @@ def test_a_wide_parity_mlp(first_loss):
     assert choose_checkpoints(phases, range(0, 5_000_001, 100_000))[1] == 2_700_000
 
 
+def test_a_small_transformer():
+    """Error rates that flip between the classes' shares from the lower one on, a drop in 150 steps, two lapses."""
+    steps = np.arange(0, 12_001, 50)
+    losses = np.where(steps % 100 == 0, 0.479, 0.521)
+    losses[steps >= 2_000] = 0
+    losses[np.isin(steps, [1_900, 1_950, 2_500, 7_000])] = [0.4, 0.1, 0.09, 0.06]
+    phases = find_phases(steps, losses)
+    assert 1_850 <= phases.start <= 1_900 < phases.steepest < 1_950 <= phases.end <= 2_000
+    before, inside, after = choose_checkpoints(phases, range(0, 12_001, 25))
+    assert (inside, after > 2_000) == (1_925, True)
+    assert before == pytest.approx(phases.start / 2, abs=50)
+
+
 def test_the_larger_of_two_transitions():
     steps = np.linspace(0, 1, 201)
     phases = find_phases(steps, 0.4 * logistic(steps, 0.3, 0.01) + logistic(steps, 0.7, 0.01))
