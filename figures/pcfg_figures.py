@@ -224,7 +224,7 @@ def generation(data: dict[str, Any]) -> Figure:
     _finish_teacher_axis(axis, found["phases"], found["steps"][0], found["steps"][-1])
     axis.set_ylim(0, 1)
     axis.set_ylabel("share that the grammar accepts")
-    panel_title(axis, f"{found['continuations']:,} continuations of {found['given']} tokens by {found['tokens']}")
+    panel_title(axis, f"{found['given']} tokens given, up to {found['tokens']} written")
     legend_below(figure, 2)
     return figure
 

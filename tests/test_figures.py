@@ -603,7 +603,7 @@ def test_the_figures_of_gpt2_on_pcfg_draw_the_data(made_up_gpt2, pcfg_figures):
     np.testing.assert_allclose(lines_of(axis)["teacher"], data["generation"]["accepted"])
     assert shaded(axis) == [data["phases"]["start"]]
     assert (axis.get_xlim(), axis.get_ylim()) == ((200, 1200), (0, 1))
-    assert axis.get_title(loc="left") == "500 continuations of 50 tokens by 100"
+    assert axis.get_title(loc="left") == "50 tokens given, up to 100 written"
 
 
 SMOKE_PROBES = {
