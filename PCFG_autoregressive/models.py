@@ -1,6 +1,6 @@
 """GPT-2 for sentences of a grammar: made from a seed, or loaded from any checkpoint in the layout of Hugging Face.
 
-Attention is PyTorch's scaled_dot_product_attention, except with dropout on a CPU, see common/attention.py.
+Attention is PyTorch's scaled_dot_product_attention, except on a CPU, see common/attention.py.
 """
 
 from pathlib import Path
@@ -55,4 +55,5 @@ def load_model(path: Path, task: NextTokenTask) -> GPT2LMHeadModel:
     """
     model = load_checked(path, task, GPT2LMHeadModel, "GPT-2")
     model.config.use_cache = False
+    model.set_attn_implementation(ATTENTION)
     return model

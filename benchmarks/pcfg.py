@@ -12,12 +12,17 @@ two symbols on every right side, in NumPy: a loop over spans, with array operati
 a span. It and `masked_posteriors` get the same sentence, that of the first `SENTENCES` whose length is nearest to their
 mean, and must give the same numbers; beside them is the mean time of `masked_posteriors` over all of these sentences.
 
+Next tokens: the probabilities of the next token after every beginning of the same sentence. The plain way is that of
+Jelinek and Lafferty (1991), Computational Linguistics 17(3), for the same grammar with two symbols on every right side,
+in NumPy: a loop over beginnings and over where a symbol begins, with array operations over all rules, split points and
+next tokens. It is compared with `next_token_posteriors` as above.
+
 Each figure is the best of several repetitions, the functions taking turns.
 """
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -29,6 +34,7 @@ from numpy.typing import NDArray
 
 from common.pcfg.grammar import Grammar, load_grammar
 from common.pcfg.inside_outside import masked_posteriors
+from common.pcfg.prefix import next_token_posteriors
 from common.pcfg.sampler import sample
 from common.runs import command
 
@@ -37,6 +43,12 @@ SENTENCES = 16
 SHARES = {"30% masked": 0.3, "all masked": 1.0}
 TOLERANCE = 1e-8
 """Largest difference of the probabilities that both ways of inference may give."""
+
+
+Sentence = tuple[NDArray[Any], ...]
+"""Its tokens and, for masked ones, which of them are visible."""
+Inference = Callable[..., NDArray[np.float64]]
+"""From a grammar and what a `Sentence` has."""
 
 
 def main(arguments: Arguments) -> None:
@@ -68,7 +80,7 @@ def _sampling(repetitions: int) -> list[dict[str, Any]]:
 
 
 def _inference(repetitions: int) -> list[dict[str, Any]]:
-    """Milliseconds per sentence.
+    """Milliseconds per sentence, of masked and of next tokens.
 
     Raises:
         RuntimeError: both ways give different probabilities.
@@ -79,22 +91,33 @@ def _inference(repetitions: int) -> list[dict[str, Any]]:
         sampled = sample(grammar, 0, "train", 0, SENTENCES)
         sentences = np.split(sampled.tokens, sampled.offsets[1:-1])
         lengths = sampled.lengths
-        nearest = int(np.abs(lengths - lengths.mean()).argmin())
         for what, share in SHARES.items():
             visible = [np.random.default_rng(i).random(length) >= share for i, length in enumerate(lengths)]
-            tokens, seen = sentences[nearest], visible[nearest]
-            difference = np.abs(_plain_posteriors(grammar, tokens, seen) - masked_posteriors(grammar, tokens, seen))
-            if not difference.max() < TOLERANCE:
-                raise RuntimeError(f"{name}, {what}: the probabilities of both ways differ by {difference.max()}")
-            plain, one, several = best(
-                repetitions,
-                _inference_of(_plain_posteriors, grammar, [tokens], [seen]),
-                _inference_of(masked_posteriors, grammar, [tokens], [seen]),
-                _inference_of(masked_posteriors, grammar, sentences, visible),
-            )
-            more = {"tokens": len(tokens), "mean_ms": 1e3 * several, "mean_tokens": float(lengths.mean())}
-            rows.append(row(f"posteriors {name}, {what}", "ms", 1e3 * plain, 1e3 * one, plain / one, **more))
+            masked = list(zip(sentences, visible, strict=True))
+            what = f"posteriors {name}, {what}"
+            rows.append(_compared(what, repetitions, grammar, _plain_posteriors, masked_posteriors, masked))
+        what, begun = f"next tokens {name}", [(tokens,) for tokens in sentences]
+        rows.append(_compared(what, repetitions, grammar, _plain_next_tokens, next_token_posteriors, begun))
     return rows
+
+
+def _compared(
+    what: str, repetitions: int, grammar: Grammar, plain: Inference, engine: Inference, sentences: Sequence[Sentence]
+) -> dict[str, Any]:
+    """Row of both ways on the sentence whose length is nearest to the mean, and of the second on all of them."""
+    lengths = np.array([len(tokens) for tokens, *_ in sentences])
+    nearest = sentences[int(np.abs(lengths - lengths.mean()).argmin())]
+    difference = np.abs(plain(grammar, *nearest) - engine(grammar, *nearest)).max()
+    if not difference < TOLERANCE:
+        raise RuntimeError(f"{what}: the probabilities of both ways differ by {difference}")
+    slow, one, several = best(
+        repetitions,
+        _inference_of(plain, grammar, [nearest]),
+        _inference_of(engine, grammar, [nearest]),
+        _inference_of(engine, grammar, sentences),
+    )
+    more = {"tokens": len(nearest[0]), "mean_ms": 1e3 * several, "mean_tokens": float(lengths.mean())}
+    return row(what, "ms", 1e3 * slow, 1e3 * one, slow / one, **more)
 
 
 MEASUREMENTS: tuple[Callable[[int], list[dict[str, Any]]], ...] = (_sampling, _inference)
@@ -176,18 +199,30 @@ def _binary_rules(grammar: Grammar) -> BinaryRules:
     return BinaryRules(len(names), names.index(grammar.start), len(grammar.nonterminals), head, left, right, weight)
 
 
-def _plain_posteriors(grammar: Grammar, tokens: NDArray[np.uint8], visible: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """What `masked_posteriors` computes."""
-    rules, length, terminals = _binary_rules(grammar), len(tokens), len(grammar.terminals)
-    leaves = slice(rules.first_terminal, rules.first_terminal + terminals)
+def _plain_inside(rules: BinaryRules, likelihood: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probability that a symbol derives x_i .. x_{j-1}, (length + 1, length + 1, symbols), of beginnings and ends.
+
+    Args:
+        rules: of the grammar.
+        likelihood: (length, terminals), by which each terminal is weighted.
+    """
+    length, terminals = likelihood.shape
     inside = np.zeros((length + 1, length + 1, rules.symbols))
     for i in range(length):
-        inside[i, i + 1, leaves] = np.eye(terminals)[tokens[i]] if visible[i] else 1.0
+        inside[i, i + 1, rules.first_terminal : rules.first_terminal + terminals] = likelihood[i]
     for width in range(2, length + 1):
         for i in range(length + 1 - width):
             j = i + width
             products = (inside[i, i + 1 : j][:, rules.left] * inside[i + 1 : j, j][:, rules.right]).sum(0)
             inside[i, j] = np.bincount(rules.head, products * rules.weight, rules.symbols)
+    return inside
+
+
+def _plain_posteriors(grammar: Grammar, tokens: NDArray[np.uint8], visible: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """What `masked_posteriors` computes."""
+    rules, length, terminals = _binary_rules(grammar), len(tokens), len(grammar.terminals)
+    leaves = slice(rules.first_terminal, rules.first_terminal + terminals)
+    inside = _plain_inside(rules, np.where(visible[:, None], np.eye(terminals)[tokens], 1.0))
     outside = np.zeros_like(inside)
     outside[0, length, rules.start] = 1.0
     by_right = np.argsort(rules.right, kind="stable")
@@ -206,17 +241,33 @@ def _plain_posteriors(grammar: Grammar, tokens: NDArray[np.uint8], visible: NDAr
     return cavity / cavity.sum(axis=1, keepdims=True)
 
 
-def _inference_of(
-    posteriors: Callable[[Grammar, NDArray[np.uint8], NDArray[np.bool_]], NDArray[np.float64]],
-    grammar: Grammar,
-    sentences: list[NDArray[np.uint8]],
-    visible: list[NDArray[np.bool_]],
-) -> Callable[[], float]:
+def _plain_next_tokens(grammar: Grammar, tokens: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """What `next_token_posteriors` computes."""
+    rules, length, terminals = _binary_rules(grammar), len(tokens), len(grammar.terminals)
+    inside = _plain_inside(rules, np.eye(terminals)[tokens])
+    first_part = np.zeros((rules.symbols, rules.symbols))
+    np.add.at(first_part, (rules.head, rules.left), rules.weight)
+    corner = np.linalg.inv(np.eye(rules.symbols) - first_part)
+    rewrite = np.zeros((rules.symbols, len(rules.head)))
+    rewrite[rules.head, np.arange(len(rules.head))] = rules.weight
+    rewrite = corner @ rewrite
+    joint = np.zeros((length + 1, terminals + 1))
+    for t in range(length + 1):
+        begun = np.zeros((t + 1, rules.symbols, terminals))  # of x_i .. x_{t-1} and each next token
+        begun[t] = corner[:, rules.first_terminal : rules.first_terminal + terminals]
+        for i in range(t - 1, -1, -1):
+            products = np.einsum("kr,kra->ra", inside[i, i + 1 : t + 1][:, rules.left], begun[i + 1 :][:, rules.right])
+            begun[i] = rewrite @ products
+        joint[t] = [*begun[0, rules.start], inside[0, t, rules.start]]
+    return joint / joint.sum(axis=1, keepdims=True)
+
+
+def _inference_of(inference: Inference, grammar: Grammar, sentences: Sequence[Sentence]) -> Callable[[], float]:
     """Seconds per sentence."""
 
     def run() -> None:
-        for tokens, seen in zip(sentences, visible, strict=True):
-            posteriors(grammar, tokens, seen)
+        for sentence in sentences:
+            inference(grammar, *sentence)
 
     return lambda: seconds(run) / len(sentences)
 

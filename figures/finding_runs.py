@@ -27,13 +27,14 @@ def complete_run(directory: Path, made_by: str) -> Run:
     return run
 
 
-def runs_of_all_seeds(root: Path, prefix: str, made_by: str) -> list[Run]:
-    """The runs `root/<prefix>-seed<n>`, by seed: made with the preset as it is, as their name ends there.
+def runs_of_all_seeds(root: Path, prefix: str, made_by: str, suffix: str = "") -> list[Run]:
+    """The runs `root/<prefix>-seed<n><suffix>`, by seed: made with the preset as it is but for what the suffix says.
 
     Args:
         root: directory of runs.
         prefix: of their names.
         made_by: the command that makes them.
+        suffix: of their names.
 
     Raises:
         UserError: there is none, or one is not complete; the message names the command.
@@ -41,20 +42,21 @@ def runs_of_all_seeds(root: Path, prefix: str, made_by: str) -> list[Run]:
     found = {
         int(match[1]): path
         for path in root.glob(f"{prefix}-seed*")
-        if (match := re.fullmatch(r"-seed(\d+)", path.name[len(prefix) :]))
+        if (match := re.fullmatch(rf"-seed(\d+){re.escape(suffix)}", path.name[len(prefix) :]))
     }
     if not found:
-        raise UserError(f"no run {root / prefix}-seed*; make it by {made_by}")
+        raise UserError(f"no run {root / prefix}-seed*{suffix}; make it by {made_by}")
     return [complete_run(found[seed], made_by) for seed in sorted(found)]
 
 
-def final_accuracies(root: Path, prefixes: Mapping[int, str], made_by: str) -> dict[str, Any]:
+def final_accuracies(root: Path, prefixes: Mapping[int, str], made_by: str, suffix: str = "") -> dict[str, Any]:
     """What students end with that differ in one number, all with the same seeds.
 
     Args:
         root: directory of runs.
         prefixes: of their names, by that number.
         made_by: the command that makes them.
+        suffix: of their names, after the seed.
 
     Returns:
         `seeds`, and `accuracy` of shape (seeds, prefixes).
@@ -63,13 +65,13 @@ def final_accuracies(root: Path, prefixes: Mapping[int, str], made_by: str) -> d
         UserError: a run is missing or incomplete; the message names the command.
     """
     runs = {
-        number: {run.config["arguments"]["seeds"][0]: run for run in runs_of_all_seeds(root, prefix, made_by)}
+        number: {run.config["arguments"]["seeds"][0]: run for run in runs_of_all_seeds(root, prefix, made_by, suffix)}
         for number, prefix in prefixes.items()
     }
     seeds = sorted(set().union(*runs.values()))
     for number, prefix in prefixes.items():
         if missing := [seed for seed in seeds if seed not in runs[number]]:
-            raise UserError(f"no run {root / prefix}-seed{missing[0]}; make it by {made_by}")
+            raise UserError(f"no run {root / prefix}-seed{missing[0]}{suffix}; make it by {made_by}")
     final = [[runs[number][seed].records()[-1]["accuracy"] for number in prefixes] for seed in seeds]
     return {"seeds": seeds, "accuracy": [[round(accuracy, 5) for accuracy in row] for row in final]}
 

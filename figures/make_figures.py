@@ -29,7 +29,11 @@ Draw = Callable[[dict[str, Any]], Figure]
 SETTINGS: dict[str, tuple[Collect, Mapping[str, Draw]]] = {
     "parity_mlp": (parity_figures.collect, parity_figures.MLP_FIGURES),
     "parity_gpt2": (partial(parity_figures.collect, model="gpt2"), parity_figures.GPT2_FIGURES),
-    "PCFG_mlm": (pcfg_figures.collect, pcfg_figures.FIGURES),
+    "PCFG_mlm": (pcfg_figures.collect, pcfg_figures.MLM_FIGURES),
+    "PCFG_autoregressive": (
+        partial(pcfg_figures.collect, setting="PCFG_autoregressive"),
+        pcfg_figures.AUTOREGRESSIVE_FIGURES,
+    ),
 }
 """How a setting's data are collected, and what is drawn from them."""
 
@@ -38,7 +42,7 @@ SETTINGS: dict[str, tuple[Collect, Mapping[str, Draw]]] = {
 class Arguments:
     """Arguments of `make_figures.py`."""
 
-    setting: Annotated[Literal["parity_mlp", "parity_gpt2", "PCFG_mlm"], tyro.conf.Positional]
+    setting: Annotated[Literal["parity_mlp", "parity_gpt2", "PCFG_mlm", "PCFG_autoregressive"], tyro.conf.Positional]
     """Whose figures."""
     runs: Path | None = None
     """Directory of runs to collect the data from; by default the data are those that are committed."""

@@ -34,9 +34,21 @@ case "$setting $preset" in
         probes=(bayes-optimal ngrams nonterminals)
         two_shot=(--steps 4000 --checkpoint before inside after 1000 2000 4000)
         ;;
+    "PCFG_autoregressive smoke")
+        probes=(bayes-optimal "ngrams --sentences 128" "generation --continuations 100 --tokens 30")
+        two_shot=(--steps 60 --checkpoint 20 40)
+        ;;
+    "PCFG_autoregressive laptop")
+        probes=(bayes-optimal ngrams generation)
+        two_shot=(--steps 500 --checkpoint 100 200 300 400 600 1000 2000)
+        ;;
+    "PCFG_autoregressive paper")
+        probes=(bayes-optimal ngrams generation)
+        two_shot=(--steps 4000 --checkpoint before inside after 1000 2000 4000)
+        ;;
     *)
-        echo "error: no '$setting $preset'; settings are parity_mlp, parity_gpt2 and PCFG_mlm," \
-            "presets smoke, laptop and paper" >&2
+        echo "error: no '$setting $preset'; settings are parity_mlp, parity_gpt2, PCFG_mlm and" \
+            "PCFG_autoregressive, presets smoke, laptop and paper" >&2
         exit 2
         ;;
 esac

@@ -15,6 +15,9 @@ import pytest
 import tyro
 from nbclient import NotebookClient
 
+import PCFG_autoregressive.distill
+import PCFG_autoregressive.probe
+import PCFG_autoregressive.train
 import PCFG_mlm.distill
 import PCFG_mlm.probe
 import PCFG_mlm.train
@@ -485,28 +488,159 @@ def test_nonterminals_are_drawn_level_by_level(made_up, pcfg_figures):
     assert drawn == [0.99, 0.98]
 
 
-def test_the_smoke_runs_of_pcfg_become_figures(tmp_path, monkeypatch):
-    root = tmp_path / "runs" / "PCFG_mlm"
+LABELS_AT_2 = "-teacher=runs+%50%43%46%47%5fautoregressive+laptop_label%5flevel2-label_level2"
+"""At the end of the names of students with this label level."""
+DISTILL_AT_2 = (
+    "python -m PCFG_autoregressive.distill laptop --label-level 2 "
+    "--teacher runs/PCFG_autoregressive/laptop-label_level2"
+)
+
+
+@pytest.fixture
+def made_up_gpt2(made_up, monkeypatch):
+    """The same runs as those of GPT-2, and some with labels at depth 2 whose accuracies are 0.5 higher."""
+    own = replace(PCFG_autoregressive.distill.PRESETS["laptop"], student_heads=(2,), steps=(500, 1000, 2000))
+    monkeypatch.setitem(PCFG_autoregressive.distill.PRESETS, "laptop", replace(own, label_level="all"))
+    root = (made_up / "PCFG_mlm").rename(made_up / "PCFG_autoregressive")
+    teacher = replace(PCFG_autoregressive.train.PRESETS["laptop"], steps=1200, label_level="all")
+    write(root / "laptop" / "config.json", {"arguments": asdict(teacher), "versions": {}})
+    written = [{"step": step, "accepted": step / 1e4} for step in range(200, 1201, 200)]
+    settings = {"seed": 0, "continuations": 500, "given": None, "tokens": 100, "batch_size": 250}
+    write(root / "laptop" / "probes" / "generation.json", {"settings": settings, "given": 50, "checkpoints": written})
+    for place, method in enumerate(("ce", "one-shot", "progressive")):
+        for steps in own.steps:
+            name = f"laptop-{method}-heads2-steps{steps}-seed0{LABELS_AT_2}"
+            make_up_run(root / name, [0, 0.5 + 0.1 * place + steps / 1e4], seeds=[0])
+    make_up_run(root / "laptop-label_level2", [0.95] * 3, **asdict(replace(teacher, label_level=2, steps=200)))
+    best = {"loss": 0.01, "accuracy": 0.99, "expected_accuracy": 0.99, "without_label": {"loss": 1, "accuracy": 0.5}}
+    write(root / "laptop-label_level2" / "probes" / "bayes_optimal.json", best)
+    return made_up
+
+
+def collect_gpt2(pcfg_figures, runs):
+    return pcfg_figures.collect(runs, "laptop", "PCFG_autoregressive")
+
+
+def test_names_of_students_with_another_label_level_are_those_of_distill():
+    own = replace(PCFG_autoregressive.distill.PRESETS["laptop"], label_level="all")
+    single = replace(own, methods=("ce",), steps=(500,), seeds=(0,), student_heads=(2,), checkpoint=(), label_level=2)
+    directory = training._run_directory(
+        replace(single, seeds=(0, 1)),
+        replace(single, teacher="runs/PCFG_autoregressive/laptop-label_level2"),
+        {"laptop": own},
+        PCFG_autoregressive.distill.SETTING,
+    )
+    assert directory.name == f"laptop-ce-heads2-steps500-seed0{LABELS_AT_2}"
+
+
+def test_gpt2_data_on_pcfg_are_those_of_the_runs(made_up_gpt2, pcfg_figures):
+    data = collect_gpt2(pcfg_figures, made_up_gpt2)
+    assert data["label_level"] == "all"
+    np.testing.assert_allclose(data["students"]["progressive"]["accuracy"][0], [0.25, 0.3, 0.4])
+    assert data["two_shot"]["checkpoints"] == [200, 600, 1000]
+    accepted = [0.02, 0.04, 0.06, 0.08, 0.1, 0.12]
+    written = {"steps": [*range(200, 1201, 200)], "accepted": accepted, "given": 50, "tokens": 100}
+    assert data["generation"] == {**written, "continuations": 500, "phases": data["phases"]}
+    (other,) = data["other_levels"]
+    assert (other["label_level"], other["bayes_optimal"]["accuracy"]) == (2, 0.99)
+    assert other["teacher"]["steps"] == [0, 100, 200]
+    np.testing.assert_allclose(other["students"]["ce"]["accuracy"], [[0.55, 0.6, 0.7]])
+    assert data["commands"] == [
+        "python -m PCFG_autoregressive.train laptop",
+        "python -m PCFG_autoregressive.probe bayes-optimal --run runs/PCFG_autoregressive/laptop",
+        "python -m PCFG_autoregressive.probe ngrams --run runs/PCFG_autoregressive/laptop",
+        "python -m PCFG_autoregressive.probe generation --run runs/PCFG_autoregressive/laptop --continuations 500",
+        "python -m PCFG_autoregressive.distill laptop",
+        "python -m PCFG_autoregressive.distill laptop --methods two-shot --steps 1000 --checkpoint 200 inside 1000",
+    ]
+
+
+def test_a_model_of_all_tokens_writes_where_the_preset_has_labels_at_a_depth(made_up_gpt2, pcfg_figures, monkeypatch):
+    root = made_up_gpt2 / "PCFG_autoregressive"
+    presets = PCFG_autoregressive.distill.PRESETS
+    monkeypatch.setitem(presets, "laptop", replace(presets["laptop"], label_level=2))
+    with pytest.raises(UserError, match=r"python -m PCFG_autoregressive.train laptop --label-level all"):
+        collect_gpt2(pcfg_figures, made_up_gpt2)
+    writer = replace(PCFG_autoregressive.train.PRESETS["laptop"], label_level="all")
+    make_up_run(root / "laptop-label_level=all", [0.9] * 13, **asdict(writer))
+    with pytest.raises(UserError, match=r"PCFG_autoregressive.probe generation --run \S+/laptop-label_level=all"):
+        collect_gpt2(pcfg_figures, made_up_gpt2)
+
+
+@pytest.mark.parametrize(
+    ("missing", "command"),
+    [
+        ("laptop/probes/generation.json", r"python -m PCFG_autoregressive.probe generation --run \S+/laptop"),
+        ("laptop/probes/bayes_optimal.json", r"PCFG_autoregressive.probe bayes-optimal --run \S+/laptop$"),
+        ("laptop-label_level2/probes/bayes_optimal.json", r"probe bayes-optimal --run \S+/laptop-label_level2$"),
+        (f"laptop-one-shot-heads2-steps500-seed0{LABELS_AT_2}", re.escape(DISTILL_AT_2)),
+        ("laptop-ce-heads2-steps500-seed1", "python -m PCFG_autoregressive.distill laptop$"),
+        ("laptop-two-shot-*", "python -m PCFG_autoregressive.distill laptop --methods two-shot"),
+    ],
+)
+def test_a_missing_run_or_probe_of_gpt2_is_named_with_its_command(made_up_gpt2, pcfg_figures, missing, command):
+    for path in (made_up_gpt2 / "PCFG_autoregressive").glob(missing):
+        path.rename(made_up_gpt2 / f"removed-{path.name}")
+    with pytest.raises(UserError, match=command):
+        collect_gpt2(pcfg_figures, made_up_gpt2)
+
+
+def test_the_figures_of_gpt2_on_pcfg_draw_the_data(made_up_gpt2, pcfg_figures):
+    data = collect_gpt2(pcfg_figures, made_up_gpt2)
+    depth, every = pcfg_figures.overview(data).axes
+    titles = [axis.get_title(loc="left") for axis in (depth, every)]
+    grammar = PCFG_autoregressive.train.PRESETS["laptop"].grammar
+    assert titles == [f"{grammar}, ends at depth 2", f"{grammar}, next tokens"]
+    np.testing.assert_allclose(lines_of(depth)["progressive"], [0.75, 0.8, 0.9])
+    np.testing.assert_allclose(lines_of(every)["progressive"], [0.26, 0.31, 0.41])
+    for axis, best, teacher in ((depth, 0.99, "teacher, 200 steps"), (every, 0.98, "teacher, 1.2k steps")):
+        assert next(line.get_ydata()[0] for line in axis.lines if list(line.get_xdata()) == [0, 1]) == best
+        assert [text.get_text() for text in axis.texts] == ["Bayes-optimal", teacher]
+    (axis,) = pcfg_figures.overview({**data, "other_levels": []}).axes
+    assert axis.get_title(loc="left") == f"{grammar}, next tokens"
+
+    (axis,) = pcfg_figures.generation(data).axes
+    np.testing.assert_allclose(lines_of(axis)["teacher"], data["generation"]["accepted"])
+    assert shaded(axis) == [data["phases"]["start"]]
+    assert (axis.get_xlim(), axis.get_ylim()) == ((200, 1200), (0, 1))
+    assert axis.get_title(loc="left") == "50 tokens given, up to 100 written"
+
+
+SMOKE_PROBES = {
+    "PCFG_mlm": (
+        PCFG_mlm,
+        ("bayes-optimal", "ngrams --sentences 16 --exact 2", "nonterminals --training 64 --heldout 16 --epochs 1"),
+        ("figure1", "figure3", "figure_nonterminals"),
+    ),
+    "PCFG_autoregressive": (
+        PCFG_autoregressive,
+        ("bayes-optimal", "ngrams --sentences 16", "generation --continuations 20 --tokens 5"),
+        ("figure1", "figure3", "figure_generation"),
+    ),
+}
+"""The package, what is measured of its teacher, and its figures."""
+
+
+@pytest.mark.parametrize("setting", SMOKE_PROBES)
+def test_the_smoke_runs_of_pcfg_become_figures(tmp_path, monkeypatch, setting):
+    package, probes, names = SMOKE_PROBES[setting]
+    root = tmp_path / "runs" / setting
     monkeypatch.setattr(training, "ROOT", tmp_path)
-    monkeypatch.setattr(PCFG_mlm.distill, "SETTING", replace(PCFG_mlm.distill.SETTING, runs=root))
-    PCFG_mlm.train.train(replace(PCFG_mlm.train.PRESETS["smoke"], out=root / "smoke"))
-    for words in (
-        "bayes-optimal",
-        "ngrams --sentences 16 --exact 2",
-        "nonterminals --training 64 --heldout 16 --epochs 1",
-    ):
+    monkeypatch.setattr(package.distill, "SETTING", replace(package.distill.SETTING, runs=root))
+    package.train.train(replace(package.train.PRESETS["smoke"], out=root / "smoke"))
+    for words in probes:
         monkeypatch.setattr(sys, "argv", ["probe.py", *words.split(), "--run", str(root / "smoke")])
-        PCFG_mlm.probe.main()
-    students = replace(PCFG_mlm.distill.PRESETS["smoke"], seeds=(0,))
-    PCFG_mlm.distill.distill(students)
-    PCFG_mlm.distill.distill(replace(students, methods=("two-shot",), checkpoint=("20", "40")))
+        package.probe.main()
+    students = replace(package.distill.PRESETS["smoke"], seeds=(0,))
+    package.distill.distill(students)
+    package.distill.distill(replace(students, methods=("two-shot",), checkpoint=("20", "40")))
     arguments = ("--preset", "smoke", "--runs", tmp_path / "runs", "--out", tmp_path / "figures")
-    result = make_figures(*arguments, setting="PCFG_mlm")
+    result = make_figures(*arguments, setting=setting)
     assert result.returncode == 0, result.stderr
     drawn = [Path(line) for line in result.stdout.splitlines()]
-    assert len(drawn) == 3
+    assert [path.name for path in drawn] == [f"{name}_{setting}_smoke.png" for name in names]
     assert all(path.read_bytes().startswith(PNG) for path in drawn)
-    data = json.loads((tmp_path / "figures" / "data" / "PCFG_mlm_smoke.json").read_text())
+    data = json.loads((tmp_path / "figures" / "data" / f"{setting}_smoke.json").read_text())
     assert data["two_shot"]["checkpoints"] == [20, 40]
     last = (root / "smoke-two-shot-40-heads2-steps60-seed0" / "metrics.jsonl").read_text().splitlines()[-1]
     assert data["two_shot"]["accuracy"][0][1] == pytest.approx(json.loads(last)["accuracy"], abs=1e-5)

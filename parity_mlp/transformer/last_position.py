@@ -22,14 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.attention import by_queries
 from parity_mlp.transformer.model import Shape
 
 Weights = Mapping[str, Tensor]
 """By the names of `ParityGPT2.named_parameters()`; a matrix is (networks, rows, columns), a vector (networks, 1, n)."""
-
-
-QUERIES = 32
-"""Queries whose attention is computed together on a CPU: few enough for their scores to stay near the processor."""
 
 
 def last_logits(shape: Shape, weights: Weights, tokens: Tensor, dropout: float = 0.0) -> Tensor:
@@ -132,26 +129,11 @@ def _after_queries(
 def _attend(query: Tensor, key: Tensor, value: Tensor, causal: bool, dropout: float) -> Tensor:
     """Attention; all (samples, heads, T, head_dim).
 
-    On a CPU it is written out, some queries at a time and with the keys before them only. Forwards and backwards at 20
-    to 100 positions that takes 0.4 to 0.5 of the time of PyTorch's own with one thread, 0.6 to 1.2 with two.
+    On a CPU it is written out, see common/attention.py.
     """
     if query.device.type != "cpu" or dropout > 0 or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=causal)
-    length = query.shape[2]
-    queries, keys, values = (tensor.flatten(0, 1) for tensor in (query, key, value))
-    parts = []
-    for start in range(0, length, QUERIES):
-        stop = min(start + QUERIES, length)
-        seen = stop if causal else length
-        mask = query.new_full((stop - start, seen), -torch.inf if causal else 0).triu_(start + 1)
-        scores = torch.baddbmm(
-            mask.expand(len(queries), -1, -1),
-            queries[:, start:stop],
-            keys[:, :seen].transpose(1, 2),
-            alpha=query.shape[-1] ** -0.5,
-        )
-        parts.append(torch.bmm(scores.softmax(-1), values[:, :seen]))
-    return torch.cat(parts, 1).view(query.shape)
+    return by_queries(query, key, value, causal, query.shape[-1] ** -0.5)
 
 
 def _last_block(shape: Shape, weights: Weights, layer: int, hidden: Tensor, dropout: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Attention with dropout against a computation in float64, PyTorch's own, and the statistics of dropout."""
+"""Attention with dropout and causal attention, against a computation in float64, PyTorch's own, and statistics."""
 
 import math
 
@@ -103,16 +103,48 @@ def test_without_dropout_it_is_that_of_torch():
     torch.testing.assert_close(attention(CAUSAL, query, key, value, None)[0], expected)
 
 
-def test_a_causal_layer_with_dropout_is_one_whose_mask_says_so():
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+@pytest.mark.parametrize(("queries", "keys"), [(5, 5), (75, 75), (33, 40)])
+@pytest.mark.parametrize("part", [1, 20_000, 2**24])
+def test_a_causal_layer_and_its_gradients_against_float64(monkeypatch, part, queries, keys, dropout):
+    monkeypatch.setattr(module, "PART", part)
+    monkeypatch.setattr(module, "sdpa_attention_forward", None)
+    query, key, value = tensors(4, 3, queries, keys, 4)
+    one_hot = torch.eye(keys).expand(4, 3, keys, keys)
+    torch.manual_seed(0)
+    weights = attention(CAUSAL, query, key, one_hot, None, dropout=dropout, scaling=0.3)[0].transpose(1, 2)
+    torch.manual_seed(0)
+    output, _ = attention(CAUSAL, query, key, value, None, dropout=dropout, scaling=0.3)
+    direction = torch.randn(output.shape)
+    gradients = torch.autograd.grad((output * direction).sum(), (query, key, value))
+
+    query, key, value = (tensor.detach().double().requires_grad_() for tensor in (query, key, value))
+    seen = torch.ones(queries, keys, dtype=torch.bool).tril()
+    full = (0.3 * torch.einsum("bhqd,bhkd->bhqk", query, key)).masked_fill(~seen, -math.inf).softmax(-1)
+    kept = weights > 0
+    count = 12 * int(seen.sum())
+    share = float(kept.sum()) / count
+    assert abs(share - (1 - dropout)) <= 5 * math.sqrt(dropout * (1 - dropout) / count)
+    expected = full / (1 - dropout) * kept
+    torch.testing.assert_close(weights.double(), expected, rtol=1e-5, atol=1e-7)
+    expected_output = torch.einsum("bhqk,bhkd->bqhd", expected, value)
+    torch.testing.assert_close(output.double(), expected_output, rtol=1e-5, atol=1e-6)
+    expected_gradients = torch.autograd.grad((expected_output * direction).sum(), (query, key, value))
+    for gradient, exact in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient.double(), exact, rtol=1e-4, atol=1e-5)
+
+
+def test_a_causal_layer_whose_weights_would_take_much_memory_is_left_to_torch(monkeypatch):
     query, key, value = tensors(3, 2, 8, 8, 4)
-    seen = torch.ones(3, 1, 8, 8, dtype=torch.bool).tril()
-    torch.manual_seed(0)
-    expected, _ = attention(LAYER, query, key, value, seen, dropout=0.5)
-    torch.manual_seed(0)
-    torch.testing.assert_close(attention(CAUSAL, query, key, value, None, dropout=0.5)[0], expected)
-    dropped = attention(CAUSAL, query, key, torch.eye(8).expand(3, 2, 8, 8), None, dropout=0.5)[0].transpose(1, 2)
-    assert (dropped.triu(1) == 0).all()
-    assert abs(float((dropped.flatten(0, 1).tril() > 0).sum()) / (6 * 36) - 0.5) < 0.2
+    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
+    monkeypatch.setattr(module, "KEPT", 3 * 2 * 8 * 8 * 4 // 2 - 1)
+    monkeypatch.setattr(module, "by_queries", None)
+    torch.testing.assert_close(attention(CAUSAL, query, key, value, None)[0], expected)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "KEPT", 0)
+    monkeypatch.setattr(module, "sdpa_attention_forward", None)
+    with torch.no_grad():
+        torch.testing.assert_close(attention(CAUSAL, query, key, value, None)[0], expected)
 
 
 def test_in_bert_hidden_tokens_get_no_attention_and_evaluation_is_eager_attention():

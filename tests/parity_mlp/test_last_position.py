@@ -102,7 +102,7 @@ def test_float32_is_near_float64(name, scale):
 @pytest.mark.parametrize("queries", [1, 2, 5, 6, 100])
 @pytest.mark.parametrize("causal", [True, False])
 def test_attention_in_parts_is_that_of_pytorch(monkeypatch, causal, queries):
-    monkeypatch.setattr(last_position, "QUERIES", queries)
+    monkeypatch.setattr("common.attention.QUERIES", queries)
     generator = torch.Generator().manual_seed(0)
     mine = [torch.randn(4, 3, 6, 5, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3)]
     theirs = [tensor.detach().clone().requires_grad_() for tensor in mine]
@@ -123,7 +123,7 @@ def test_attention_in_parts_is_that_of_pytorch(monkeypatch, causal, queries):
 def test_logits_do_not_depend_on_the_parts_of_the_attention(monkeypatch, name, queries):
     shape, bits = SHAPES[name], make_task(6, 1).sample(0, "train", 0, 9)
     model = random_model(shape, 0)
-    monkeypatch.setattr(last_position, "QUERIES", queries)
+    monkeypatch.setattr("common.attention.QUERIES", queries)
     logits = last_logits(shape, stacked([model]), one_hot(bits, 6))[0]
     torch.testing.assert_close(logits, full_logits(shape, model, bits, 6), rtol=1e-10, atol=1e-10)
 

@@ -1,0 +1,35 @@
+"""Speed of GPT-2 on a grammar: tokens per second of training and distillation against the plain way, in one process.
+
+    python benchmarks/pcfg_autoregressive.py [--out benchmarks/results/NAME.json]
+
+What is compared, and how, is in training_speed.py. The sentences are those of cfg3f, with labels on all tokens.
+"""
+
+import numpy as np
+import tyro
+from training_speed import Subject, TrainingSpeedArguments, measure
+from transformers import GPT2LMHeadModel
+
+from common.pcfg.batches import Chosen
+from common.pcfg.sampler import Sentences
+from common.runs import command
+from PCFG_autoregressive.data import Batch, NextTokenTask, label_batch
+from PCFG_autoregressive.train import PRESETS
+from PCFG_autoregressive.training import SETTING
+
+
+def head_multiply_adds(task: NextTokenTask, hidden: int) -> float:
+    """Of the head per token."""
+    return hidden * task.vocabulary
+
+
+def padded(task: NextTokenTask, seed: int, sentences: Sentences) -> Batch:
+    """All sentences as one batch."""
+    return label_batch(task, Chosen(sentences, 0, np.arange(len(sentences))))
+
+
+SUBJECT = Subject(SETTING, PRESETS, GPT2LMHeadModel, padded, head_multiply_adds, causal=True)
+
+
+if __name__ == "__main__":
+    command(lambda: measure(tyro.cli(TrainingSpeedArguments, description=__doc__), SUBJECT))
