@@ -5,7 +5,8 @@ python -m common.runs compare runs/parity_mlp/laptop runs/parity_mlp/laptop-seed
 python -m common.runs sync runs/ --group sweep
 """
 
-import signal
+import os
+import sys
 
 import tyro
 
@@ -16,15 +17,19 @@ from common.run_uploads import SyncArguments, sync
 
 def main() -> None:
     """Parse the command line."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a pipe that is closed, as by `head`, ends the command silently
     arguments = tyro.extras.subcommand_cli_from_dict(
         {"table": TableArguments, "compare": CompareArguments, "sync": SyncArguments},
         prog="python -m common.runs",
         description=__doc__,
     )
-    if isinstance(arguments, TableArguments):
-        table(arguments)
-    elif isinstance(arguments, CompareArguments):
-        compare(arguments)
-    else:
+    if isinstance(arguments, SyncArguments):
         sync(arguments)
+        return
+    try:
+        if isinstance(arguments, TableArguments):
+            table(arguments)
+        else:
+            compare(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # by `head`, for example; Python would flush again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

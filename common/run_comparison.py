@@ -11,6 +11,7 @@ from common.arguments import require_at_least
 from common.run_tables import aligned, row_of
 from common.runs import Run
 
+FACTS = ("run", "state", "passed_at")
 MEASURES = ("loss", "accuracy")
 
 
@@ -37,7 +38,7 @@ def compare(arguments: CompareArguments) -> None:
     configs = [run.config for run in runs]
     records = [run.records() for run in runs]
     rows = [row_of(run) for run in runs]
-    facts = [(name, *(_text(row[name]) for row in rows)) for name in ("run", "state", "passed_at")]
+    facts = [(name, *("" if row[name] is None else str(row[name]) for row in rows)) for name in FACTS]
     facts += differences(configs[0], configs[1])
     names = ("", "A", "B")
     print("\n".join(aligned(names, [dict(zip(names, fact, strict=True)) for fact in facts], None)))
