@@ -91,8 +91,8 @@ def curves(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]],
         lines.append(line)
         shown = [*shown, different[0]]
     columns = ("step", *(f"{measure} {part}" for measure in MEASURES for part in ("A", "B", "B-A")))
-    texts = [{name: _number(rows[i][name]) for name in columns} for i in sorted(set(shown))]
-    return [*lines, "", *aligned(columns, texts, None)]
+    numbers = [{name: _rounded(rows[i][name]) for name in columns} for i in sorted(set(shown))]
+    return [*lines, "", *aligned(columns, numbers, None)]
 
 
 def _compared(step: int, one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,5 +126,5 @@ def _text(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _number(value: Any) -> str | None:
-    return None if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value

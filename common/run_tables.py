@@ -52,6 +52,9 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
 }
 """How results are shown; all else is shown as it is."""
 
+NARROWEST = 12
+"""Letters to which a terminal that is too narrow cuts a column."""
+
 Row = Mapping[str, Any]
 
 
@@ -127,7 +130,7 @@ def find_runs(directory: Path) -> list[Run]:
 
 
 def row_of(run: Run) -> dict[str, Any]:
-    """A run's results, and its arguments with the names of columns; what it lacks or does not use is None or absent."""
+    """A run's results, and its arguments with the names of columns; what it lacks or does not use is None."""
     try:
         config, records = run.config, run.records()
     except UserError:
@@ -140,7 +143,7 @@ def row_of(run: Run) -> dict[str, Any]:
         "passed_at": passed_at(records),
         "final_accuracy": last.get("accuracy"),
         "final_loss": last.get("loss"),
-        "time": run.seconds,
+        "time": round(run.seconds, 2),
         "state": "complete" if run.complete else f"{last['step']} of {arguments.get('steps')}",
         "run": str(run.directory),
     }
@@ -175,13 +178,17 @@ def aligned(columns: Sequence[str], rows: Sequence[Row], width: int | None) -> l
     Args:
         columns: to show.
         rows: a value, or none, for each column.
-        width: that lines may have; the widest columns are cut until they fit, down to 8 letters. None cuts nothing.
+        width: that lines may have; the widest columns of text are cut until they fit, but not to less than
+            `NARROWEST`, and numbers never. None cuts nothing.
     """
     texts = [list(columns), *([_shown(name, row.get(name)) for name in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    while width is not None and sum(widths) + 2 * (len(widths) - 1) > width and max(widths) > 8:
-        widths[widths.index(max(widths))] -= 1
     numeric = [name in FORMATS or any(isinstance(row.get(name), (int, float)) for row in rows) for name in columns]
+    too_many = 0 if width is None else sum(widths) + 2 * (len(widths) - 1) - width
+    for _ in range(too_many):
+        widest = max(range(len(columns)), key=lambda i: 0 if numeric[i] else widths[i])
+        if not numeric[widest] and widths[widest] > NARROWEST:
+            widths[widest] -= 1
     return ["  ".join(map(_fitted, line, widths, numeric)).rstrip() for line in texts]
 
 
@@ -202,7 +209,7 @@ def _columns_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     plain.setdefault("method", "train")
     method = plain["method"]
     plain["teacher"] = None if method in ("train", "ce") else Path(arguments.get("teacher", "")).name
-    return {name: value for name, value in plain.items() if method in USED_BY.get(name, (method,))}
+    return {name: value if method in USED_BY.get(name, (method,)) else None for name, value in plain.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,6 @@ before, is completed and not doubled.
 """
 
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +30,17 @@ class SyncArguments:
     """Under which wandb shows the runs together; by default WANDB_RUN_GROUP, or what their own command would give."""
 
 
+@dataclass(frozen=True)
+class _Past:
+    """What wandb is to get of a run."""
+
+    run: Run
+    group: str | None
+    records: list[dict[str, Any]]
+    summary: dict[str, Any] | None
+    """None if the run is not complete."""
+
+
 def sync(arguments: SyncArguments) -> None:
     """Upload the runs, or write wandb's files.
 
@@ -38,15 +48,15 @@ def sync(arguments: SyncArguments) -> None:
         UserError: no such directory, no run in it, a damaged run or one at which another process is at work (before
             anything is done), or wandb refuses.
     """
-    runs = list(dict.fromkeys(run for directory in arguments.runs for run in _runs_in(directory)))
-    records = [run.records() for run in runs]
-    for run in runs:
-        with locked(run.directory, BUSY):
+    runs = dict.fromkeys(run for directory in arguments.runs for run in _runs_in(directory))
+    pasts = [_past(run, arguments.group) for run in runs]
+    for past in pasts:
+        with locked(past.run.directory, BUSY):
             pass
-    for run, past in zip(runs, records, strict=True):
-        with locked(run.directory, BUSY):
-            _upload(run, past, arguments)
-        print(f"{run.directory}: {len(past)} records")
+    for past in pasts:
+        with locked(past.run.directory, BUSY):
+            _upload(past, arguments.wandb)
+        print(f"{past.run.directory}: {len(past.records)} records")
 
 
 def _runs_in(directory: Path) -> list[Run]:
@@ -56,17 +66,17 @@ def _runs_in(directory: Path) -> list[Run]:
     return runs
 
 
-def _upload(run: Run, records: Sequence[Mapping[str, Any]], arguments: SyncArguments) -> None:
-    group = arguments.group or os.environ.get("WANDB_RUN_GROUP") or _own_group(run)
-    tracked = replace(run, tracker=open_tracker(run, arguments.wandb, group))
-    for record in records:
-        tracked.track(record)
-    if run.complete:
-        tracked.tracker.summary.update(run.summary)
-    tracked.tracker.finish(exit_code=0 if run.complete else 1)
-
-
-def _own_group(run: Run) -> str | None:
-    """Students are grouped by their preset, see the settings' distill.py."""
+def _past(run: Run, group: str | None) -> _Past:
     arguments = run.config["arguments"]
-    return arguments["preset"] if "methods" in arguments else None
+    own_group = arguments["preset"] if "methods" in arguments else None  # as the settings' distill.py
+    group = group or os.environ.get("WANDB_RUN_GROUP") or own_group
+    return _Past(run, group, run.records(), run.summary if run.complete else None)
+
+
+def _upload(past: _Past, mode: Literal["online", "offline"]) -> None:
+    run = replace(past.run, tracker=open_tracker(past.run, mode, past.group, silent=True))
+    for record in past.records:
+        run.track(record)
+    if past.summary is not None:
+        run.tracker.summary.update(past.summary)
+    run.tracker.finish(exit_code=1 if past.summary is None else 0)

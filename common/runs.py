@@ -235,12 +235,20 @@ def locked(directory: Path, advice: str) -> Iterator[None]:
         yield
 
 
-def open_tracker(run: Run, mode: Literal["offline", "online"], group: str | None) -> AbstractContextManager[Any]:
+def open_tracker(
+    run: Run, mode: Literal["offline", "online"], group: str | None, silent: bool = False
+) -> AbstractContextManager[Any]:
     """The wandb run that belongs to this run, by the id in its config; it must be given every record from the first.
 
     Online, wandb goes on with what it has, and `starting_step` is the first step that it lacks. What it writes offline
     would replace all that it has when it is uploaded, so that there must be one offline run which is whole: those that
     earlier sessions left are removed.
+
+    Args:
+        run: that wandb gets.
+        mode: whether it goes over the network or into files.
+        group: under which wandb shows it together with others.
+        silent: wandb prints nothing.
 
     Raises:
         UserError: wandb refuses.
@@ -262,7 +270,7 @@ def open_tracker(run: Run, mode: Literal["offline", "online"], group: str | None
             config=config["arguments"],
             dir=run.directory,
             mode=mode,
-            settings=wandb.Settings(console="off"),
+            settings=wandb.Settings(console="off", silent=silent),
         )
     except wandb.Error as error:
         raise UserError(f"wandb: {error}; --wandb offline needs no connection") from error
