@@ -90,6 +90,7 @@ def names_of(capsys, root, *words):
         ("--where method=ce", "de"),
         ("--where method=ce method=train", "ade"),
         ("--where method=ce seed=2", "e"),
+        ("--where method=ce method!=train", "de"),
         ("--where state!=complete", "ef"),
         ("--where method!=ce method!=train", "cf"),
         ("--where lr=2e-3 state=complete", "cd"),
