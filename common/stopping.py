@@ -52,7 +52,6 @@ def catch_stop_signals() -> Iterator[None]:
 
     If it was raised, these signals are ignored from then on, so that a second one does not change how the process ends.
     """
-    _state.received, _state.deferred = 0, False
     handlers = {number: signal.signal(number, _receive) for number in SIGNALS}
     try:
         yield
@@ -62,6 +61,7 @@ def catch_stop_signals() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        _state.received = 0
 
 
 @contextmanager

@@ -50,6 +50,7 @@ from common.trainer import (
     training_arguments,
     weights,
 )
+from tests.commands import and_signal, stopped
 
 CLASSES, LENGTH, BATCH, STEPS = 11, 6, 8, 8
 LR, WARMUP = 0.01, 2
@@ -590,6 +591,10 @@ def kill_by_exception():
     raise Killed
 
 
+def tell_to_stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def run_with_dropout(directory, teachers, callback=None, accumulate=2, schedule=SCHEDULE):
     """Train to the end of a run, from wherever it was left."""
     args = recorded_arguments(directory, accumulate=accumulate, eval_every=2)
@@ -694,6 +699,71 @@ def test_a_run_killed_between_writes_of_the_resume_state_starts_from_the_last(tm
     assert content(tmp_path / "run") == uninterrupted[0]
 
 
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_a_run_stopped_at_a_step_goes_on_after_it_to_the_same_bits_and_random_numbers(
+    tmp_path, teachers, uninterrupted, capsys, step
+):
+    """At every step, most of them without a record; after the last one the run is complete."""
+    name = stopped(capsys, lambda: run_with_dropout(tmp_path / "run", teachers, Draws(step, tell_to_stop)))
+    expected, drawn = uninterrupted
+    if step == STEPS:
+        assert name is None
+    else:
+        assert name == step
+        assert [path.name for path in (tmp_path / "run" / "resume").iterdir()] == [str(step)]
+        draws = Draws()
+        random.seed(99)
+        run_with_dropout(tmp_path / "run", teachers, draws)
+        assert draws.drawn == {step: drawn[step] for step in range(step + 1, STEPS + 1)}
+    assert content(tmp_path / "run") == expected
+
+
+@pytest.mark.parametrize("logging", [1, 3])
+def test_a_run_stopped_between_logs_and_records_has_the_same_means(tmp_path, teachers, capsys, logging):
+    """Stopped and going on at every step, with a training log beside the records."""
+
+    class Logs(TrainerCallback):
+        def on_log(self, args, state, control, logs, **kwargs):
+            if "learning_rate" in logs:
+                kept.append((state.global_step, *(logs[name] for name in ("loss", "kl", "accuracy", "teacher"))))
+
+    def train(directory, stop_at=None):
+        args = recorded_arguments(directory, eval_every=4, logging_steps=logging)
+        args.logging_strategy = "steps"
+        with open_run(directory, {}) as run:
+            options = {"run": run, "eval_dataset": ReadyBatches(HELD_OUT), "callbacks": [Draws(stop_at, tell_to_stop)]}
+            trainer = distil(directory, teachers, args=args, model=bert(1, dropout=0.2), **options)
+            trainer.add_callback(Logs())
+            train_run(trainer, "test")
+
+    kept = []
+    train(tmp_path / "whole")
+    whole, kept = kept, []
+    assert [step for step, *_ in whole] == [step for step in range(1, STEPS + 1) if step % logging == 0]
+    for step in range(1, STEPS):
+        assert stopped(capsys, lambda step=step: train(tmp_path / "run", step)) == step
+    train(tmp_path / "run")
+    assert content(tmp_path / "run") == content(tmp_path / "whole")
+    assert kept == whole
+
+
+@pytest.mark.parametrize("name", ["save_checkpoint", "save_resume", "log", "evaluate"])
+def test_a_signal_while_something_is_written_damages_nothing(
+    tmp_path, teachers, uninterrupted, capsys, monkeypatch, name
+):
+    """The signal comes at step 4, and again while the state is saved."""
+    owner = {"log": Run, "evaluate": ProgressiveDistillationTrainer}.get(name, common.trainer)
+    calls = {"log": [3], "evaluate": [3]}.get(name, [1, 2])
+    with monkeypatch.context() as patch:
+        if name == "save_resume":
+            save_often(patch)
+        patch.setattr(owner, name, and_signal(getattr(owner, name), *calls))
+        step = stopped(capsys, lambda: run_with_dropout(tmp_path / "run", teachers))
+    assert step == (2 if name == "save_resume" else 4)
+    run_with_dropout(tmp_path / "run", teachers)
+    assert content(tmp_path / "run") == uninterrupted[0]
+
+
 def test_a_schedule_that_is_a_function_is_the_same_after_a_kill(tmp_path, teachers, monkeypatch):
     def schedule(evaluations):
         return until_saturation([10, 20, 30], evaluations, max_steps=4)
@@ -705,6 +775,19 @@ def test_a_schedule_that_is_a_function_is_the_same_after_a_kill(tmp_path, teache
     run_with_dropout(tmp_path / "run", teachers, schedule=schedule)
     assert content(tmp_path / "run") == content(tmp_path / "whole")
     assert [record["teacher"] for record in Run(tmp_path / "run").records()] == [10, 10, 10, 20, 20]
+
+
+def test_a_schedule_that_is_a_function_is_the_same_after_a_stop_between_evaluations(tmp_path, teachers, capsys):
+    def schedule(evaluations):
+        return until_saturation([10, 20, 30], evaluations, max_steps=4)
+
+    run_with_dropout(tmp_path / "whole", teachers, schedule=schedule)
+    for step in (3, 5, 7):
+        callback = Draws(step, tell_to_stop)
+        run = lambda callback=callback: run_with_dropout(tmp_path / "run", teachers, callback, schedule=schedule)  # noqa: E731
+        assert stopped(capsys, run) == step
+    run_with_dropout(tmp_path / "run", teachers, schedule=schedule)
+    assert content(tmp_path / "run") == content(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("with_source", [True, False])
