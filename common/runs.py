@@ -412,5 +412,5 @@ def _hex(letter: str) -> str:
 
 
 def _stop(message: str, code: int) -> None:
-    print(" ".join(message.splitlines()), file=sys.stderr)
+    sys.stderr.write(" ".join(message.splitlines()) + "\n")  # at once, as several processes may share it
     sys.exit(code)
