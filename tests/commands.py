@@ -144,7 +144,7 @@ def kill_again_and_again(times, run, training, name, *words):
     assert (run / "resume").is_dir()
 
 
-STOPS = ([signal.SIGTERM], [signal.SIGUSR1], [signal.SIGTERM, signal.SIGTERM], [signal.SIGUSR1, signal.SIGTERM])
+STOPS = ([signal.SIGTERM], [signal.SIGUSR1], [signal.SIGTERM, signal.SIGUSR1])
 """Signals that a command gets; the two of a pair are so near that either may come first."""
 
 

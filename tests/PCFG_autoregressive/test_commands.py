@@ -229,7 +229,7 @@ def test_runs_that_were_cut_off_end_with_the_same_bits(tmp_path, capsys, monkeyp
         assert results(tmp_path / words[0]) == results(tmp_path / f"{words[0]} whole")
 
 
-def test_a_run_told_to_stop_four_times_ends_with_the_same_bits(tmp_path, capsys):
+def test_a_run_told_to_stop_three_times_ends_with_the_same_bits(tmp_path, capsys):
     cadence = shlex.split("--steps 66 --eval-every 3 --checkpoint-every 15 --dropout 0.2 --label-level 2")
     words = [*TRAIN, *cadence, "--out"]
     succeed(capsys, *words, tmp_path / "undisturbed")

@@ -289,7 +289,7 @@ def test_students_killed_four_times_end_with_the_same_bits(tmp_path, capsys, tea
 # Told to stop
 
 
-def test_a_run_told_to_stop_four_times_ends_with_the_same_bits(tmp_path, capsys):
+def test_a_run_told_to_stop_three_times_ends_with_the_same_bits(tmp_path, capsys):
     cadence = shlex.split("--steps 66 --eval-every 3 --checkpoint-every 15 --dropout 0.2 --accumulate 2")
     words = [*TRAIN, *cadence, "--out"]
     succeed(capsys, *words, tmp_path / "undisturbed")

@@ -154,7 +154,7 @@ def test_students_left_at_different_steps_end_with_the_same_bits(tmp_path, capsy
 # Told to stop
 
 
-def test_a_run_told_to_stop_four_times_ends_with_the_same_bits(tmp_path, capsys):
+def test_a_run_told_to_stop_three_times_ends_with_the_same_bits(tmp_path, capsys):
     cadence = shlex.split("--width 128 --steps 20000 --eval-every 150 --checkpoint-every 400 --adaptive-checkpoints")
     words = [*TRAIN, *cadence, "--out"]
     succeed(capsys, *words, tmp_path / "undisturbed")

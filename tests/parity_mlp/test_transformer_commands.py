@@ -397,7 +397,7 @@ def test_a_student_without_a_state_begins_anew_and_the_others_go_on(tmp_path, ca
 # Told to stop
 
 
-def test_a_run_told_to_stop_four_times_ends_with_the_same_bits(tmp_path, capsys):
+def test_a_run_told_to_stop_three_times_ends_with_the_same_bits(tmp_path, capsys):
     cadence = shlex.split("--steps 66 --eval-every 3 --checkpoint-every 15 --dropout 0.2 --accumulate 2")
     words = [*TRAIN, *cadence, "--adaptive-checkpoints", "--out"]
     succeed(capsys, *words, tmp_path / "undisturbed")
