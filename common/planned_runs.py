@@ -5,6 +5,7 @@ with tabs between them.
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,10 +50,9 @@ def read_list(lines: Sequence[str]) -> list[PlannedRun]:
         runs.append(PlannedRun(Path(directory), None if teacher == "-" else teacher, words))
     if not runs:
         raise UserError("the list of runs is empty: give it on stdin, as scripts/sweep_*.sh do")
-    directories = [run.directory for run in runs]
-    for directory in directories:
-        if directories.count(directory) > 1:
-            raise UserError(f"the list has two runs in {directory}: give each run a directory of its own")
+    directories = Counter(run.directory for run in runs)
+    for twice in (path for path, count in directories.items() if count > 1):
+        raise UserError(f"the list has two runs in {twice}: give each run a directory of its own")
     return runs
 
 

@@ -3,9 +3,9 @@
     scripts/sweep_seeds.sh parity_mlp laptop -j 2
     python -m common.sweeps runs/parity_mlp/sweeps/mine --jobs 2 < list.tsv
 
-The list is that of common/planned_runs.py. Only what is not complete is made, a teacher before its students, so that a sweep that was
-stopped goes on when it is given again. It may be killed at any moment: its commands are then told to stop (on Linux),
-and what they lock is waited for.
+The list is that of common/planned_runs.py. Only what is not complete is made, a teacher before its students, so that a
+sweep that was stopped goes on when it is given again. It may be killed at any moment: its commands are then told to
+stop (on Linux), and what they lock is waited for.
 """
 
 import ctypes
@@ -110,8 +110,8 @@ def make_runs(
 ) -> Outcome:
     """Make the runs that are not complete, `jobs` at a time, until none is left that could be started.
 
-    A run that another process is at work on is waited for. On SIGTERM, SIGINT or SIGHUP no more is started, the commands
-    get SIGTERM and are waited for.
+    A run that another process is at work on is waited for. On SIGTERM, SIGINT or SIGHUP no more is started, and the
+    commands get SIGTERM and are waited for.
 
     Args:
         runs: of the sweep.
