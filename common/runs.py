@@ -43,6 +43,7 @@ from tqdm import tqdm
 
 from common.checkpoints import append_to_file, remove, remove_unfinished, write_file
 from common.errors import UserError
+from common.stopping import Stopped, catch_stop_signals
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -216,12 +217,14 @@ def default_name(
 
 
 def command(main: Callable[[], object]) -> None:
-    """Run a command; wrong input, a full or forbidden disk and Ctrl-C end it in one line on stderr.
+    """Run a command; wrong input, a full or forbidden disk, a signal to stop and Ctrl-C end it in one line on stderr.
 
-    Exit codes: a `UserError`'s own, 2 for the disk, 130 for Ctrl-C. Any other exception keeps its traceback.
+    Exit codes: a `UserError`'s own, 2 for the disk, 75 (EX_TEMPFAIL) for SIGTERM and SIGUSR1, 130 for Ctrl-C. Any other
+    exception keeps its traceback.
     """
     try:
-        main()
+        with catch_stop_signals():
+            main()
     except UserError as error:
         _stop(f"error: {error}", error.exit_code)
     except OSError as error:
@@ -229,6 +232,8 @@ def command(main: Callable[[], object]) -> None:
             raise
         place = f"{error.filename}: " if error.filename else ""
         _stop(f"error: {place}{error.strerror}; once that is mended, the same command goes on", 2)
+    except Stopped as stopped:
+        _stop(str(stopped), stopped.exit_code)
     except KeyboardInterrupt:
         _stop("interrupted: the same command goes on from the last saved state", 130)
 
