@@ -28,10 +28,10 @@ def check() -> None:
     names = {name.rstrip("*") for name in there}
     shown = ", ".join(sorted(names)) or "none"
     if wanted is None and not any(name.endswith("*") for name in there):
-        raise UserError(f"Slurm has no default partition: set SBATCH_PARTITION to one of its partitions ({shown})")
+        raise UserError(f"Slurm has no default partition: set SBATCH_PARTITION to one of these: {shown}")
     for name in wanted.split(",") if wanted is not None else ():
         if name not in names:
-            raise UserError(f"there is no partition {name!r}: set SBATCH_PARTITION to one that is there ({shown})")
+            raise UserError(f"there is no partition {name!r}: set SBATCH_PARTITION to one of these: {shown}")
 
 
 def submit(runs: Sequence[PlannedRun], directory: Path) -> None:

@@ -11,7 +11,6 @@ stop (on Linux), and what they lock is waited for.
 import ctypes
 import fcntl
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -195,7 +194,7 @@ def _start(run: PlannedRun, log: Path, environment: Mapping[str, str]) -> subpro
         output.write(f"$ {run.command}\n".encode())
         output.flush()
         return subprocess.Popen(
-            shlex.split(run.command),
+            ["bash", "-c", f"exec {run.command}"],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -303,6 +302,8 @@ def launch(arguments: SweepArguments, lines: Sequence[str]) -> None:
         raise UserError(f"--jobs must be at least 1, got {jobs}")
     directory = arguments.directory
     runs = read_list(lines)
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file: give the sweep another directory")
     check_teachers(runs)
     check_room(runs, directory, arguments.teacher_megabytes)
     if arguments.slurm:

@@ -105,12 +105,12 @@ def copy_of_project(root):
     return Project(root, {**kept, **changed})
 
 
-def wait_until(condition, seconds=300):
+def wait_until(condition, seconds=120):
     """Wait for a state; the time is far more than it needs."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"{condition.__name__} did not come true in {seconds} seconds"
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 def list_line(directory, teacher, command):
