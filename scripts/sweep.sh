@@ -78,7 +78,7 @@ for word in "${@:2}"; do
         --wandb | --device) shown_value=no ;;
         --wandb=* | --device=*) ;;
         *)
-            [ -n "$shown_value" ] || changed+="-${word//[^A-Za-z0-9.=_]/}"
+            [ -n "$shown_value" ] || changed+="-${word//[^A-Za-z0-9.,=_]/}"
             shown_value=
             ;;
     esac

@@ -22,6 +22,8 @@ from tests.sweeps import assert_same_bits, assert_whole, copy_of_project, list_l
 DAEMONS = ("munged", "slurmctld", "slurmd")
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
+HOST = socket.gethostname().split(".")[0]
+
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -49,12 +51,10 @@ SelectTypeParameters=CR_CPU
 SchedulerParameters=batch_sched_delay=0,bf_interval=1,sched_interval=1
 SlurmdParameters=config_overrides
 ReturnToService=2
-BatchStartTimeout=5
 NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=100
 PartitionName=tests Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
-"""cred_expire is also the time that a job which was put back waits, and BatchStartTimeout the one after which a job is
-missed by its node."""
+"""cred_expire is also the time that a job waits when it is put back."""
 
 
 def install_slurm():
@@ -91,7 +91,7 @@ class Cluster:
         key = directory / "munge.key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o400)
-        places = {"host": socket.gethostname().split(".")[0], "user": getpass.getuser(), "directory": directory}
+        places = {"host": HOST, "user": getpass.getuser(), "directory": directory}
         self.config.write_text(CONFIG.format(controller_port=free_port(), node_port=free_port(), **places))
 
     def start(self, name, *options):
@@ -120,7 +120,7 @@ class Cluster:
         return self.call("sinfo", "--noheader", "--format=%T") in ("idle", "mixed", "allocated")
 
     def kill_node(self):
-        """Kill the node's daemon and all that it has started, as if it had lost its power."""
+        """Kill the node's daemon and all that it has started, as if the node had lost its power."""
         daemon = self.daemons.pop("slurmd", None)  # none if it could not be started
         if daemon is not None:
             daemon.kill()
@@ -145,6 +145,10 @@ class Cluster:
                 of_job = any(variable.startswith(b"SLURM_JOB_ID=") for variable in environment)
                 if mine in environment and (of_job or name.startswith("slurmstepd")):
                     yield int(path.name)
+
+    def mark_node_down(self):
+        """Do what the controller does when a node has not answered for SlurmdTimeout."""
+        self.call("scontrol", "update", f"NodeName={HOST}", "State=DOWN", "Reason=gone")
 
     def stop_all(self):
         self.kill_node()
@@ -248,6 +252,7 @@ def test_jobs_that_are_put_back_cancelled_or_lose_their_node_make_the_bits_of_pl
     assert starts("student1") == 1
     before = [starts(name) for name in students]
     cluster.kill_node()
+    cluster.mark_node_down()
     cluster.start_node()
     wait_until(lambda: [starts(name) for name in students] == [before[0] + 1, 1, 2, 2])
     project.release(*students)
