@@ -276,10 +276,10 @@ def test_jobs_that_are_put_back_cancelled_or_lose_their_node_make_the_bits_of_pl
     [
         (
             {"SBATCH_PARTITION": "gpus"},
-            "there is no partition 'gpus': set SBATCH_PARTITION to one that is there (tests)",
+            "there is no partition 'gpus': set SBATCH_PARTITION to one of these: tests",
         ),
         ({"SBATCH_PARTITION": "tests,gpus"}, "there is no partition 'gpus'"),
-        ({"SWEEP_CPUS": "1000"}, "Slurm's sbatch failed: sbatch: error: "),
+        ({"SWEEP_CPUS": "many"}, "Slurm's sbatch failed: sbatch: error: "),
     ],
 )
 def test_what_slurm_would_refuse_is_one_line(tmp_path, cluster, changed, message):
