@@ -1,10 +1,26 @@
 #!/usr/bin/env bash
-# Install what is needed, train, probe, distil and draw.  scripts/reproduce.sh [setting] [preset]
-# Figures and their data go to runs/figures. Run again, it goes on where it was stopped.
+# Install what is needed, train, probe, distil and draw.  scripts/reproduce.sh [setting|all] [preset]
+# Figures and their data go to runs/figures, the time of each command to runs/figures/times.jsonl. Run again, it goes on
+# where it was stopped. With `all`, the settings follow each other, and runs/report.html shows what came out.
 set -euo pipefail
 
 setting=${1:-parity_mlp}
 preset=${2:-laptop}
+if [ "$setting" = all ]; then
+    case "$preset" in
+        smoke | laptop | paper) ;;
+        *)
+            echo "error: no 'all $preset'; presets are smoke, laptop and paper" >&2
+            exit 2
+            ;;
+    esac
+    for each in parity_mlp parity_gpt2 PCFG_mlm PCFG_autoregressive; do
+        "${BASH_SOURCE[0]}" "$each" "$preset"
+    done
+    source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+    python figures/report.py --preset "$preset" --runs runs
+    exit
+fi
 # the package, its runs of this preset and the words that choose them
 package=$setting
 run=$preset
@@ -47,18 +63,36 @@ case "$setting $preset" in
         two_shot=(--steps 4000 --checkpoint before inside after 1000 2000 4000)
         ;;
     *)
-        echo "error: no '$setting $preset'; settings are parity_mlp, parity_gpt2, PCFG_mlm and" \
-            "PCFG_autoregressive, presets smoke, laptop and paper" >&2
+        echo "error: no '$setting $preset'; settings are parity_mlp, parity_gpt2, PCFG_mlm, PCFG_autoregressive" \
+            "and all, presets smoke, laptop and paper" >&2
         exit 2
         ;;
 esac
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-python -m "$package.train" "${words[@]}"
+if [ -r /proc/cpuinfo ]; then
+    processor=$(awk -F ': ' '/^model name/ { print $2; exit }' /proc/cpuinfo)
+else
+    processor=$(sysctl -n machdep.cpu.brand_string)
+fi
+processor="$(getconf _NPROCESSORS_ONLN) x ${processor:-$(uname -m)}"
+
+# Run a command and write down how long it took, even if it fails.
+timed() {
+    local begin=$SECONDS code=0
+    "$@" || code=$?
+    mkdir -p runs/figures
+    printf '{"setting": "%s", "preset": "%s", "command": "%s", "seconds": %d, "exit": %d, "processor": "%s"}\n' \
+        "$setting" "$preset" "$*" $((SECONDS - begin)) "$code" "$processor" \
+        >> runs/figures/times.jsonl
+    return "$code"
+}
+
+timed python -m "$package.train" "${words[@]}"
 for probe in "${probes[@]}"; do
     # shellcheck disable=SC2086  # a probe and its arguments are words
-    python -m "$package.probe" $probe --run "runs/$package/$run"
+    timed python -m "$package.probe" $probe --run "runs/$package/$run"
 done
-python -m "$package.distill" "${words[@]}"
-python -m "$package.distill" "${words[@]}" --methods two-shot "${two_shot[@]}"
-python figures/make_figures.py "$setting" --preset "$preset" --runs runs
+timed python -m "$package.distill" "${words[@]}"
+timed python -m "$package.distill" "${words[@]}" --methods two-shot "${two_shot[@]}"
+timed python figures/make_figures.py "$setting" --preset "$preset" --runs runs
