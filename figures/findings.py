@@ -139,9 +139,9 @@ def spike(data: Mapping[str, Any]) -> Finding:
         verdicts=[
             *(_above("inside", other, final, "two-shot students from") for other in ("before", "after")),
             Verdict(
-                "At the checkpoint inside, the mean correlation of the support is above the median of the others",
-                bool(inside[0] > inside[1][1]),
-                f"{inside[0]:.4f} and {inside[1][1]:.4f}",
+                "At the checkpoint inside, the mean correlation of the support is above the largest of the others",
+                bool(inside[0] > inside[1][2]),
+                f"{inside[0]:.4f} and {inside[1][2]:.4f}",
             ),
             Verdict(
                 "The mean correlation of the support is larger inside the transition than before and after it",
@@ -273,7 +273,7 @@ def curriculum(data: Mapping[str, Any]) -> Finding:
         rows.append([METHODS[method].label, "", mean_and_range([row[at] for row in runs["accuracy"]])])
         if method != "progressive":
             final = {"two-shot": _by_seed(two_shot, best), method: _by_seed(runs, at)}
-            verdicts.append(_above("two-shot", method, final, f"from checkpoint {steps_text(steps[best])},"))
+            verdicts.append(_above("two-shot", method, final, f"from checkpoint {steps_text(steps[best])}"))
     return Finding(
         title="The curriculum in a teacher's checkpoints",
         claim="The teacher's loss falls in three phases. Inside the second one, the transition, its predictions depend "
@@ -451,7 +451,10 @@ def _place(step: float, phases: Mapping[str, float] | None) -> str:
 
 
 def _stretch(phases: Mapping[str, float] | None) -> str:
-    return "none found" if phases is None else f"{steps_text(phases['start'])} to {steps_text(phases['end'])}"
+    if phases is None:
+        return "none found"
+    start, end = (steps_text(float(f"{phases[name]:.3g}")) for name in ("start", "end"))
+    return f"{start} to {end}"
 
 
 def _asked(panel: Mapping[str, Any]) -> str:

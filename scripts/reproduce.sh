@@ -15,7 +15,7 @@ if [ "$setting" = all ]; then
             ;;
     esac
     for each in parity_mlp parity_gpt2 PCFG_mlm PCFG_autoregressive; do
-        "${BASH_SOURCE[0]}" "$each" "$preset"
+        report_follows=yes "${BASH_SOURCE[0]}" "$each" "$preset"
     done
     source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
     python figures/report.py --preset "$preset" --runs runs
@@ -95,4 +95,6 @@ for probe in "${probes[@]}"; do
 done
 timed python -m "$package.distill" "${words[@]}"
 timed python -m "$package.distill" "${words[@]}" --methods two-shot "${two_shot[@]}"
-timed python figures/make_figures.py "$setting" --preset "$preset" --runs runs
+if [ -z "${report_follows:-}" ]; then
+    timed python figures/make_figures.py "$setting" --preset "$preset" --runs runs
+fi
