@@ -108,9 +108,10 @@ def collect(found: Sequence[FoundRun], preset: str, setting: Setting = "PCFG_mlm
 
     Args:
         found: runs of any setting.
-        preset: the preset's name; only runs made with it as it is are used, and only students of its teacher. Three
-            things may differ: the label level of GPT-2, where a teacher of another one has students; the budgets of
-            two-shot students; and how often a writer was evaluated and saved.
+        preset: the preset's name; only runs made with it as it is are used, and only students of its teacher. What
+            may differ is the budget of two-shot students, and, where a teacher of GPT-2 has another label level and
+            students or a probe of what it writes, this level, its students' budgets, and how often it was evaluated
+            and saved.
         setting: whose runs.
 
     Returns:
@@ -139,15 +140,21 @@ def collect(found: Sequence[FoundRun], preset: str, setting: Setting = "PCFG_mlm
         if name != "generation":
             return summary
         if run is not teacher:
-            made_by["writer"] = _train_command(run, preset, ("label_level", "eval_every", "checkpoint_every"))
+            made_by["writer"] = _train_command(run, preset)
         return {**summary, "phases": _phases(run.records())}
 
     def two_shot() -> dict[str, Any]:
         summary, made_by["two_shot"] = _two_shot(taught, preset, setting, teacher)
         return summary
 
-    own = _panel(runs, preset, setting, teacher)
-    others = {"other_levels": lambda: _other_levels(runs, preset)} if setting == "PCFG_autoregressive" else {}
+    def other_levels() -> list[dict[str, Any]]:
+        panels, commands = _other_levels(runs, preset)
+        of_other_levels.extend(commands)
+        return panels
+
+    of_other_levels: list[str] = []
+    own = _panel(runs, preset, setting, teacher, package.students[preset].steps)
+    others = {"other_levels": other_levels} if setting == "PCFG_autoregressive" else {}
     probes = {name: partial(probed, name) for name in PROBES[setting]}
     parts = collect_parts({**own, **probes, "two_shot": two_shot, **others})
     for part, made in (("bayes_optimal", _bayes_optimal_command(setting, teacher.shown)), ("students", distill)):
@@ -156,7 +163,7 @@ def collect(found: Sequence[FoundRun], preset: str, setting: Setting = "PCFG_mlm
     order = ("teacher", "bayes_optimal", "ngrams", "nonterminals", "writer", "generation", "students", "two_shot")
     data = {
         "preset": preset,
-        "commands": [made_by[part] for part in order if part in made_by],
+        "commands": list(dict.fromkeys([*(made_by[part] for part in order if part in made_by), *of_other_levels])),
         "versions": teacher.config["versions"],
         "commits": commits_of([teacher, *taught]),
         **_teacher(setting, teacher),
@@ -331,7 +338,12 @@ def _teacher(setting: Setting, teacher: FoundRun) -> dict[str, Any]:
 
 
 def _panel(
-    runs: Sequence[FoundRun], preset: str, setting: Setting, teacher: FoundRun, flags: str = ""
+    runs: Sequence[FoundRun],
+    preset: str,
+    setting: Setting,
+    teacher: FoundRun,
+    budgets: Sequence[int],
+    flags: str = "",
 ) -> dict[str, Callable[[], Any]]:
     """Parts: the best possible, and the final accuracies of students, at the label level of a teacher.
 
@@ -340,6 +352,7 @@ def _panel(
         preset: the preset's name.
         setting: whose runs.
         teacher: of the students.
+        budgets: steps of the students.
         flags: of the command that makes the students, after the preset.
     """
 
@@ -348,15 +361,13 @@ def _panel(
         return {name: round(result[name], 5) for name in ("loss", "accuracy", "expected_accuracy")}
 
     def students(method: str) -> dict[str, Any]:
-        package = PACKAGES[setting]
-        own = package.students[preset]
-        heads, budgets = own.student_heads[0], own.steps
+        heads = PACKAGES[setting].students[preset].student_heads[0]
         one = {**_same_task(setting, preset, teacher), "methods": [method], "student_heads": [heads], "checkpoint": []}
         some = made_with(_students_of(teacher, runs), one, free=("seeds", "steps", "teacher"))
         final = final_accuracies(
             {steps: [run for run in some if run.arguments["steps"] == [steps]] for steps in budgets},
             lambda steps: f"{method} students of {teacher.directory} and {steps} steps",
-            f"python -m {setting}.distill {preset}{flags}",
+            " ".join([f"python -m {setting}.distill {preset}", *([flags] if flags else [])]),
         )
         return {"heads": heads, "steps": list(budgets), **final}
 
@@ -372,44 +383,55 @@ def _same_task(setting: Setting, preset: str, teacher: FoundRun) -> dict[str, An
     return arguments | {name: teacher.arguments[name] for name in ("label_level",) if name in arguments}
 
 
-def _other_levels(runs: Sequence[FoundRun], preset: str) -> list[dict[str, Any]]:
-    """Panels of the label levels, other than the preset's, whose teacher has students."""
-    own = AUTOREGRESSIVE_TEACHERS[preset]
-    panels = []
+def _other_levels(runs: Sequence[FoundRun], preset: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Panels of the label levels, other than the preset's, whose teacher has students; and the commands behind them."""
+    own, students = AUTOREGRESSIVE_TEACHERS[preset], AUTOREGRESSIVE_STUDENTS[preset]
+    panels, commands = [], []
     for depth in get_args(LabelLevel):
-        wanted = PACKAGES["PCFG_autoregressive"].arguments(replace(own, label_level=depth))
-        taught = [run for run in made_with(_trained(runs), wanted) if _students_of(run, runs)]
+        trained = _trained_at(depth, runs, preset)
+        taught = [run for run in trained if _students_of(run, runs)]
         if depth == own.label_level or not taught:
             continue
-        train = f"python -m PCFG_autoregressive.train {preset} --label-level {depth}"
-        teacher = only_one(taught, f"the teacher of PCFG_autoregressive {preset} --label-level {depth}", train)
-        flags = f" --label-level {depth} --teacher {teacher.shown}"
-        parts = _panel(runs, preset, "PCFG_autoregressive", teacher, flags)
-        panels.append(
-            {
-                **_teacher("PCFG_autoregressive", teacher),
-                **{name: collect_part() for name, collect_part in parts.items()},
-            }
-        )
-    return panels
+        flags = f"--label-level {depth}"
+        train = f"python -m PCFG_autoregressive.train {preset} {flags}"
+        teacher = only_one(taught, f"the teacher of PCFG_autoregressive {preset} {flags}", train)
+        budgets = tuple(sorted({run.arguments["steps"][0] for run in _students_of(teacher, runs)}))
+        flags += f" --teacher {teacher.shown}"
+        if budgets != students.steps:
+            flags += f" --steps {' '.join(map(str, budgets))}"
+        parts = _panel(runs, preset, "PCFG_autoregressive", teacher, budgets, flags)
+        collected = {name: part() for name, part in parts.items()}
+        panels.append({**_teacher("PCFG_autoregressive", teacher), **collected})
+        commands += [
+            _train_command(teacher, preset),
+            _bayes_optimal_command("PCFG_autoregressive", teacher.shown),
+            f"python -m PCFG_autoregressive.distill {preset} {flags}",
+        ]
+    return panels, commands
+
+
+def _trained_at(level: LabelLevel, runs: Sequence[FoundRun], preset: str) -> list[FoundRun]:
+    """Teachers of a label level, however often they were evaluated and saved."""
+    wanted = PACKAGES["PCFG_autoregressive"].arguments(replace(AUTOREGRESSIVE_TEACHERS[preset], label_level=level))
+    return made_with(_trained(runs), wanted, free=("eval_every", "checkpoint_every"))
 
 
 def _writer(runs: Sequence[FoundRun], preset: str, teacher: FoundRun) -> FoundRun:
     """The teacher of all tokens: only such a one can write sentences. Of several, the one whose writing was probed."""
-    own = AUTOREGRESSIVE_TEACHERS[preset]
-    if own.label_level == "all":
+    if AUTOREGRESSIVE_TEACHERS[preset].label_level == "all":
         return teacher
-    wanted = PACKAGES["PCFG_autoregressive"].arguments(replace(own, label_level="all"))
-    writers = made_with(_trained(runs), wanted, free=("eval_every", "checkpoint_every"))
+    writers = _trained_at("all", runs, preset)
     probed = [run for run in writers if probe_file(run, "generation") is not None]
     train = f"python -m PCFG_autoregressive.train {preset} --label-level all"
     return only_one(probed or writers[:1], f"the writer of PCFG_autoregressive {preset}", train)
 
 
-def _train_command(run: FoundRun, preset: str, names: Sequence[str]) -> str:
-    """The command that made a teacher of GPT-2 that differs from the preset in some of these arguments."""
+def _train_command(run: FoundRun, preset: str) -> str:
+    """The command that made a teacher of GPT-2 at another label level than the preset's."""
     own = asdict(AUTOREGRESSIVE_TEACHERS[preset])
-    flags = [f"--{name.replace('_', '-')} {run.arguments[name]}" for name in names if run.arguments[name] != own[name]]
+    names = ("label_level", "eval_every", "checkpoint_every", "out")
+    different = [name for name in names if run.arguments[name] != own[name]]
+    flags = [f"--{name.replace('_', '-')} {run.shown if name == 'out' else run.arguments[name]}" for name in different]
     return " ".join([f"python -m PCFG_autoregressive.train {preset}", *flags])
 
 

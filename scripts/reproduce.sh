@@ -26,6 +26,11 @@ package=$setting
 run=$preset
 words=("$preset")
 # what is measured on the teacher, and the budget and first checkpoints of two-shot students
+# and, for GPT-2 on grammars, other label levels, what is measured at them, and arguments of their teachers and students
+levels=""
+level_probes=(bayes-optimal)
+level_teacher=""
+level_students=""
 case "$setting $preset" in
     "parity_mlp smoke" | "parity_mlp laptop" | "parity_mlp paper")
         probes=("")
@@ -53,14 +58,20 @@ case "$setting $preset" in
     "PCFG_autoregressive smoke")
         probes=(bayes-optimal "ngrams --sentences 128" "generation --continuations 100 --tokens 30")
         two_shot=(--steps 60 --checkpoint 20 40)
+        levels=1
         ;;
     "PCFG_autoregressive laptop")
-        probes=(bayes-optimal ngrams generation)
-        two_shot=(--steps 500 --checkpoint 100 200 300 400 600 1000 2000)
+        probes=(bayes-optimal "ngrams --sentences 512")
+        two_shot=(--steps 600 --checkpoint 300 500 700 1000)
+        levels=all
+        level_probes=(bayes-optimal generation)
+        level_teacher="--checkpoint-every 100"
+        level_students="--steps 300 600"
         ;;
     "PCFG_autoregressive paper")
         probes=(bayes-optimal ngrams generation)
         two_shot=(--steps 4000 --checkpoint before inside after 1000 2000 4000)
+        levels="1 2 3"
         ;;
     *)
         echo "error: no '$setting $preset'; settings are parity_mlp, parity_gpt2, PCFG_mlm, PCFG_autoregressive" \
@@ -77,24 +88,36 @@ else
 fi
 processor="$(getconf _NPROCESSORS_ONLN) x ${processor:-$(uname -m)}"
 
-# Run a command and write down how long it took, even if it fails.
-timed() {
+timed() { # a command; how long it took is written down, even if it fails
     local begin=$SECONDS code=0
     "$@" || code=$?
     mkdir -p runs/figures
     printf '{"setting": "%s", "preset": "%s", "command": "%s", "seconds": %d, "exit": %d, "processor": "%s"}\n' \
-        "$setting" "$preset" "$*" $((SECONDS - begin)) "$code" "$processor" \
-        >> runs/figures/times.jsonl
+        "$setting" "$preset" "$*" $((SECONDS - begin)) "$code" "$processor" >> runs/figures/times.jsonl
     return "$code"
 }
 
+# shellcheck disable=SC2086  # lists of words
+measure() { # the run, and the probes, each with its arguments
+    local run=$1 probe
+    shift
+    for probe in "$@"; do
+        timed python -m "$package.probe" $probe --run "$run"
+    done
+}
+
 timed python -m "$package.train" "${words[@]}"
-for probe in "${probes[@]}"; do
-    # shellcheck disable=SC2086  # a probe and its arguments are words
-    timed python -m "$package.probe" $probe --run "runs/$package/$run"
-done
+measure "runs/$package/$run" "${probes[@]}"
 timed python -m "$package.distill" "${words[@]}"
 timed python -m "$package.distill" "${words[@]}" --methods two-shot "${two_shot[@]}"
+for level in $levels; do
+    teacher=runs/$package/$run-labels-$level
+    # shellcheck disable=SC2086
+    timed python -m "$package.train" "${words[@]}" --label-level "$level" --out "$teacher" $level_teacher
+    measure "$teacher" "${level_probes[@]}"
+    # shellcheck disable=SC2086
+    timed python -m "$package.distill" "${words[@]}" --label-level "$level" --teacher "$teacher" $level_students
+done
 if [ -z "${report_follows:-}" ]; then
     timed python figures/make_figures.py "$setting" --preset "$preset" --runs runs
 fi

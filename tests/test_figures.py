@@ -633,10 +633,10 @@ def made_up_gpt2(tmp_path, monkeypatch):
     make_up_writing(runs / "teacher")
     own = PCFG_autoregressive.distill.PRESETS["laptop"]
     for place, method in enumerate(METHODS):
-        for steps in own.steps:
+        for steps in own.steps[:2]:
             arguments = pcfg_student(PCFG_autoregressive, method, steps, 0, "at_depth_2", label_level=2)
             make_up_run(runs / "depth_2" / f"{method}_{steps}", [0, 0.5 + 0.1 * place + steps / 1e4], **arguments)
-    other = replace(PCFG_autoregressive.train.PRESETS["laptop"], label_level=2)
+    other = replace(PCFG_autoregressive.train.PRESETS["laptop"], label_level=2, checkpoint_every=100)
     make_up_run(runs / "at_depth_2", [0.95] * 3, **with_rules(other, PCFG_autoregressive))
     best = {"loss": 0.01, "accuracy": 0.99, "expected_accuracy": 0.99, "without_label": {"loss": 1, "accuracy": 0.5}}
     write(runs / "at_depth_2" / "probes" / "bayes_optimal.json", best)
@@ -667,7 +667,7 @@ def test_gpt2_data_on_pcfg_are_those_of_the_runs(made_up_gpt2, pcfg_figures):
     (other,) = data["other_levels"]
     assert (other["label_level"], other["bayes_optimal"]["accuracy"]) == (2, 0.99)
     assert other["teacher"]["steps"] == [0, 100, 200]
-    np.testing.assert_allclose(other["students"]["ce"]["accuracy"], [[0.55, 0.6, 0.7]])
+    np.testing.assert_allclose(other["students"]["ce"]["accuracy"], [[0.55, 0.6]])
     assert data["commands"] == [
         "python -m PCFG_autoregressive.train laptop",
         "python -m PCFG_autoregressive.probe bayes-optimal --run runs/teacher",
@@ -675,6 +675,9 @@ def test_gpt2_data_on_pcfg_are_those_of_the_runs(made_up_gpt2, pcfg_figures):
         "python -m PCFG_autoregressive.probe generation --run runs/teacher --continuations 500",
         "python -m PCFG_autoregressive.distill laptop",
         "python -m PCFG_autoregressive.distill laptop --methods two-shot --steps 1000 --checkpoint 200 inside 1000",
+        "python -m PCFG_autoregressive.train laptop --label-level 2 --checkpoint-every 100",
+        "python -m PCFG_autoregressive.probe bayes-optimal --run runs/at_depth_2",
+        "python -m PCFG_autoregressive.distill laptop --label-level 2 --teacher runs/at_depth_2 --steps 500 1000",
     ]
 
 
@@ -714,7 +717,7 @@ def test_a_model_of_all_tokens_writes_where_the_preset_has_labels_at_a_depth(
         (
             "depth_2/one-shot_500",
             "other_levels",
-            "python -m PCFG_autoregressive.distill laptop --label-level 2 --teacher runs/at_depth_2$",
+            "PCFG_autoregressive.distill laptop --label-level 2 --teacher runs/at_depth_2 --steps 500 1000$",
         ),
         ("taught/ce_500_1", "students", "python -m PCFG_autoregressive.distill laptop$"),
         ("two-shot_*", "two_shot", "python -m PCFG_autoregressive.distill laptop --methods two-shot"),
@@ -734,7 +737,7 @@ def test_the_figures_of_gpt2_on_pcfg_draw_the_data(made_up_gpt2, pcfg_figures):
     titles = [axis.get_title(loc="left") for axis in (depth, every)]
     grammar = PCFG_autoregressive.train.PRESETS["laptop"].grammar
     assert titles == [f"{grammar}, ends at depth 2", f"{grammar}, next tokens"]
-    np.testing.assert_allclose(lines_of(depth)["progressive"], [0.75, 0.8, 0.9])
+    np.testing.assert_allclose(lines_of(depth)["progressive"], [0.75, 0.8])
     np.testing.assert_allclose(lines_of(every)["progressive"], [0.26, 0.31, 0.41])
     for axis, best, teacher in ((depth, 0.99, "teacher, 200 steps"), (every, 0.98, "teacher, 1.2k steps")):
         assert next(line.get_ydata()[0] for line in axis.lines if list(line.get_xdata()) == [0, 1]) == best
