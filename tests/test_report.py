@@ -366,12 +366,22 @@ def test_the_report_of_a_folder_of_runs(tmp_path, report):
     assert done.returncode == 0, done.stderr
     page = Page((runs / "report.html").read_text())
     assert len(page.images) == 1
+    assert "The smoke preset only shows that everything runs." in page.words
     assert ["python -m parity_mlp.train smoke", "0:00:07"] in page.rows
     config = json.loads((runs / "a" / "config.json").read_text())
     text = " ".join(page.words)
     assert f"torch {config['versions']['torch']}" in text
     assert (config["commit"] or "")[:12] in text
     assert "python -m parity_mlp.distill smoke" in text
+
+
+def test_reproduction_of_all_settings_knows_its_presets_and_the_settings_of_the_report(report):
+    script = ROOT / "scripts" / "reproduce.sh"
+    done = subprocess.run([script, "all", "huge"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: no 'all huge'; presets are smoke, laptop and paper\n"
+    (settings,) = [line for line in script.read_text().splitlines() if line.strip().startswith("for each in ")]
+    assert settings.partition(" in ")[2].removesuffix("; do").split() == list(report.TITLES)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium to show the page in; apt-get install chromium")
