@@ -1,18 +1,31 @@
 """The figures of BERT and GPT-2 on PCFG: their panels of the overview (figure 1), the curriculum (figure 3), and what
 the teacher knows of nonterminals (BERT) or writes (GPT-2) over its training.
 
-`collect` reads runs and returns what is behind the pictures, small enough to be committed; the other functions draw it.
+`collect` reads runs and returns what is behind the pictures, small enough to be committed; the functions of `FIGURES`
+draw it.
 """
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from finding_runs import complete_run, final_accuracies, probe_result
+from finding_runs import (
+    Collected,
+    FoundRun,
+    MissingError,
+    belongs_to,
+    collect_parts,
+    commits_of,
+    final_accuracies,
+    made_with,
+    only_one,
+    probe_file,
+    probe_result,
+)
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
@@ -22,9 +35,9 @@ from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
 from common.checkpoints import find_checkpoints
 from common.distillation import first_checkpoint
 from common.errors import UserError
-from common.pcfg import probing
+from common.pcfg import probing, training
 from common.pcfg.probing import NonterminalArguments
-from common.pcfg.training import PLURAL
+from common.pcfg.training import DistillArguments, TrainArguments, config_of, task_of
 from common.phases import find_phases
 from common.plotting import (
     BLACK,
@@ -41,15 +54,42 @@ from common.plotting import (
     panel_title,
     shade_transition,
 )
-from common.runs import SURROUNDINGS, Run, default_name
 from PCFG_autoregressive.data import LabelLevel
-from PCFG_autoregressive.distill import PRESETS as AUTOREGRESSIVE
+from PCFG_autoregressive.distill import PRESETS as AUTOREGRESSIVE_STUDENTS
 from PCFG_autoregressive.probe import GenerationArguments
-from PCFG_mlm.distill import PRESETS as MLM
+from PCFG_autoregressive.train import PRESETS as AUTOREGRESSIVE_TEACHERS
+from PCFG_autoregressive.training import SETTING as AUTOREGRESSIVE
+from PCFG_mlm.distill import PRESETS as MLM_STUDENTS
 from PCFG_mlm.probe import NgramArguments
+from PCFG_mlm.train import PRESETS as MLM_TEACHERS
+from PCFG_mlm.training import SETTING as MLM
 
 Setting = Literal["PCFG_mlm", "PCFG_autoregressive"]
-PRESETS: dict[Setting, Mapping[str, Any]] = {"PCFG_mlm": MLM, "PCFG_autoregressive": AUTOREGRESSIVE}
+Draw = Callable[[dict[str, Any]], Figure]
+
+
+@dataclass(frozen=True)
+class Package:
+    """A setting's presets and task."""
+
+    setting: training.Setting
+    teachers: Mapping[str, TrainArguments]
+    students: Mapping[str, DistillArguments]
+
+    @property
+    def known_by(self) -> tuple[str, ...]:
+        """Arguments by which a run of the setting is told from others."""
+        return self.setting.known_by
+
+    def arguments(self, arguments: training.Arguments) -> dict[str, Any]:
+        """What the config.json of a run has, its grammar resolved."""
+        return config_of(arguments, task_of(arguments, self.setting))
+
+
+PACKAGES: dict[Setting, Package] = {
+    "PCFG_mlm": Package(MLM, MLM_TEACHERS, MLM_STUDENTS),
+    "PCFG_autoregressive": Package(AUTOREGRESSIVE, AUTOREGRESSIVE_TEACHERS, AUTOREGRESSIVE_STUDENTS),
+}
 PROBES: dict[Setting, dict[str, Callable[..., Any]]] = {
     "PCFG_mlm": {"ngrams": NgramArguments, "nonterminals": NonterminalArguments},
     "PCFG_autoregressive": {"ngrams": probing.NgramArguments, "generation": GenerationArguments},
@@ -63,45 +103,74 @@ BESIDE_THE_PROBE = {"majority": (":", "majority"), "bayes_optimal": ("-.", "Baye
 """Dashes and label of what the probe's accuracy is compared with."""
 
 
-def collect(runs: Path, preset: str, setting: Setting = "PCFG_mlm") -> dict[str, Any]:
-    """Curves, final accuracies and probes of a preset's runs, as made by `scripts/reproduce.sh`.
-
-    Of GPT-2 there are also final accuracies at other label levels, if a teacher was trained on them.
+def collect(found: Sequence[FoundRun], preset: str, setting: Setting = "PCFG_mlm") -> Collected:
+    """Curves, final accuracies and probes of a preset's runs, such as `scripts/reproduce.sh` makes.
 
     Args:
-        runs: directory that holds PCFG_mlm/ or PCFG_autoregressive/.
-        preset: the preset's name; apart from the label level only runs made with it as it is are used.
+        found: runs of any setting.
+        preset: the preset's name; only runs made with it as it is are used, and only students of its teacher. What
+            may differ is the budget of two-shot students, and, where a teacher of GPT-2 has another label level and
+            students or a probe of what it writes, this level, its students' budgets, and how often it was evaluated
+            and saved.
         setting: whose runs.
 
+    Returns:
+        What is always there: `preset`, `commands`, `versions`, `commits`, `teacher` and its `phases` (None if it has no
+        transition), and GPT-2's `label_level`. By part: `bayes_optimal`, `students`, `two_shot`, the probes in
+        `PROBES`, and GPT-2's `other_levels`.
+
     Raises:
-        UserError: a run or a probe is missing or incomplete; the message names the command that makes it.
+        MissingError: there is no teacher; the message names the command that makes it.
+        UserError: there are two.
     """
-    root = runs / setting
+    package = PACKAGES[setting]
+    runs = [run for run in found if {"grammar", "start", *package.known_by} <= run.arguments.keys()]
     train, distill = f"python -m {setting}.train {preset}", f"python -m {setting}.distill {preset}"
-    teacher = complete_run(root / preset, train)
-    own = _panel(root, preset, setting, teacher)
-    made_by, probed = [], {}
-    for name, arguments in PROBES[setting].items():
-        run = _writer(root, preset, teacher) if name == "generation" else teacher
+    wanted = package.arguments(package.teachers[preset])
+    teacher = only_one(made_with(_trained(runs), wanted), f"the teacher of {setting} {preset}", train)
+    made_by = {"teacher": train}
+    taught = _students_of(teacher, runs)
+
+    def probed(name: str) -> dict[str, Any]:
+        run = _writer(runs, preset, teacher) if name == "generation" else teacher
         probe = f"python -m {setting}.probe {name} --run"
         result = probe_result(run, name, f"{probe} {run.directory}")
-        made_by.append(_probe_command(result, probe, arguments(run=Path("runs") / setting / run.directory.name)))
-        probed[name] = SUMMARIES[name](result)
-        if name == "generation":
-            probed[name]["phases"] = _phases(run.records())
-    two_shot, two_shot_command = _two_shot(root, preset, setting, teacher)
-    bayes_optimal = f"python -m {setting}.probe bayes-optimal --run runs/{setting}/{preset}"
-    levels = {"other_levels": _other_levels(root, preset)} if setting == "PCFG_autoregressive" else {}
-    return {
+        made_by[name] = _probe_command(result, probe, PROBES[setting][name](run=Path(run.shown)))
+        summary = SUMMARIES[name](result)
+        if name != "generation":
+            return summary
+        if run is not teacher:
+            made_by["writer"] = _train_command(run, preset)
+        return {**summary, "phases": _phases(run.records())}
+
+    def two_shot() -> dict[str, Any]:
+        summary, made_by["two_shot"] = _two_shot(taught, preset, setting, teacher)
+        return summary
+
+    def other_levels() -> list[dict[str, Any]]:
+        panels, commands = _other_levels(runs, preset)
+        of_other_levels.extend(commands)
+        return panels
+
+    of_other_levels: list[str] = []
+    own = _panel(runs, preset, setting, teacher, package.students[preset].steps)
+    others = {"other_levels": other_levels} if setting == "PCFG_autoregressive" else {}
+    probes = {name: partial(probed, name) for name in PROBES[setting]}
+    parts = collect_parts({**own, **probes, "two_shot": two_shot, **others})
+    for part, made in (("bayes_optimal", _bayes_optimal_command(setting, teacher.shown)), ("students", distill)):
+        if part in parts.data:
+            made_by[part] = made
+    order = ("teacher", "bayes_optimal", "ngrams", "nonterminals", "writer", "generation", "students", "two_shot")
+    data = {
         "preset": preset,
-        "commands": [train, bayes_optimal, *made_by, distill, two_shot_command],
+        "commands": list(dict.fromkeys([*(made_by[part] for part in order if part in made_by), *of_other_levels])),
         "versions": teacher.config["versions"],
-        **own,
+        "commits": commits_of([teacher, *taught]),
+        **_teacher(setting, teacher),
         "phases": _phases(teacher.records()),
-        "two_shot": two_shot,
-        **probed,
-        **levels,
+        **parts.data,
     }
+    return Collected(data, parts.errors)
 
 
 def overview(data: dict[str, Any]) -> Figure:
@@ -229,93 +298,145 @@ def generation(data: dict[str, Any]) -> Figure:
     return figure
 
 
-MLM_FIGURES = {
-    "figure1_PCFG_mlm": overview,
-    "figure3_PCFG_mlm": curriculum,
-    "figure_nonterminals_PCFG_mlm": nonterminals,
+OVERVIEW = ("bayes_optimal", "students")
+CURRICULUM = ("bayes_optimal", "ngrams", "students", "two_shot")
+FIGURES: dict[Setting, dict[str, tuple[Draw, tuple[str, ...]]]] = {
+    "PCFG_mlm": {
+        "figure1": (overview, OVERVIEW),
+        "figure3": (curriculum, CURRICULUM),
+        "figure_nonterminals": (nonterminals, ("nonterminals",)),
+    },
+    "PCFG_autoregressive": {
+        "figure1": (overview, (*OVERVIEW, "other_levels")),
+        "figure3": (curriculum, CURRICULUM),
+        "figure_generation": (generation, ("generation",)),
+    },
 }
-AUTOREGRESSIVE_FIGURES = {
-    "figure1_PCFG_autoregressive": overview,
-    "figure3_PCFG_autoregressive": curriculum,
-    "figure_generation_PCFG_autoregressive": generation,
-}
+"""How each is drawn, and the parts of the data that it needs."""
 
 
-def _panel(
-    root: Path, preset: str, setting: Setting, teacher: Run, flags: str = "", suffix: str = ""
-) -> dict[str, Any]:
-    """The teacher, the best possible, and the final accuracies of students, at the label level of a teacher.
+def _trained(runs: Sequence[FoundRun]) -> list[FoundRun]:
+    return [run for run in runs if not run.is_student]
 
-    Args:
-        root: directory of the setting's runs.
-        preset: the preset's name.
-        setting: whose runs.
-        teacher: of the students.
-        flags: of the command that makes the students, after the preset.
-        suffix: of the students' names.
-    """
-    arguments, records = teacher.config["arguments"], teacher.records()
-    made_by = f"python -m {setting}.probe bayes-optimal --run {teacher.directory}"
-    bayes_optimal = probe_result(teacher, "bayes_optimal", made_by)
-    students = PRESETS[setting][preset]
-    heads, budgets = students.student_heads[0], students.steps
-    distill = f"python -m {setting}.distill {preset}{flags}"
+
+def _students_of(teacher: FoundRun, runs: Sequence[FoundRun]) -> list[FoundRun]:
+    return [run for run in runs if run.is_student and belongs_to(run, teacher)]
+
+
+def _teacher(setting: Setting, teacher: FoundRun) -> dict[str, Any]:
+    """What a teacher was and how it learned."""
+    records, names = teacher.records(), ("grammar", "start", "layers", "heads", "head_dim", "batch_size", "lr", "steps")
     return {
-        **({"label_level": arguments["label_level"]} if setting == "PCFG_autoregressive" else {}),
+        **({"label_level": teacher.arguments["label_level"]} if setting == "PCFG_autoregressive" else {}),
         "teacher": {
-            "arguments": {
-                name: arguments[name]
-                for name in ("grammar", "start", "layers", "heads", "head_dim", "batch_size", "lr", "steps", "seed")
-            },
+            "arguments": {name: teacher.arguments[name] for name in (*names, "seed")},
             "steps": [record["step"] for record in records],
             "loss": [round(record["loss"], 5) for record in records],
             "accuracy": [round(record["accuracy"], 5) for record in records],
         },
-        "bayes_optimal": {name: round(bayes_optimal[name], 5) for name in ("loss", "accuracy", "expected_accuracy")},
-        "students": {
-            method: {
-                "heads": heads,
-                "steps": list(budgets),
-                **final_accuracies(
-                    root,
-                    {steps: f"{preset}-{method}-heads{heads}-steps{steps}" for steps in budgets},
-                    distill,
-                    suffix,
-                ),
-            }
-            for method in STUDENTS
-        },
     }
 
 
-def _other_levels(root: Path, preset: str) -> list[dict[str, Any]]:
-    """Panels of the label levels, other than the preset's, on which a teacher was trained."""
-    students = AUTOREGRESSIVE[preset]
-    panels = []
-    for depth in get_args(LabelLevel):
-        name = default_name(replace(students, label_level=depth), students, preset)
-        teacher = Run(root / name)
-        if depth == students.label_level or not teacher.complete:
-            continue
-        own, others = (f"runs/{root.name}/{run}" for run in (preset, name))
-        suffix = default_name(
-            replace(students, label_level=depth, teacher=others),
-            replace(students, teacher=own),
-            "",
-            exclude=(*SURROUNDINGS, *PLURAL),
+def _panel(
+    runs: Sequence[FoundRun],
+    preset: str,
+    setting: Setting,
+    teacher: FoundRun,
+    budgets: Sequence[int],
+    flags: str = "",
+) -> dict[str, Callable[[], Any]]:
+    """Parts: the best possible, and the final accuracies of students, at the label level of a teacher.
+
+    Args:
+        runs: of the setting.
+        preset: the preset's name.
+        setting: whose runs.
+        teacher: of the students.
+        budgets: steps of the students.
+        flags: of the command that makes the students, after the preset.
+    """
+
+    def bayes_optimal() -> dict[str, float]:
+        result = probe_result(teacher, "bayes_optimal", _bayes_optimal_command(setting, teacher.directory))
+        return {name: round(result[name], 5) for name in ("loss", "accuracy", "expected_accuracy")}
+
+    def students(method: str) -> dict[str, Any]:
+        heads = PACKAGES[setting].students[preset].student_heads[0]
+        one = {**_same_task(setting, preset, teacher), "methods": [method], "student_heads": [heads], "checkpoint": []}
+        some = made_with(_students_of(teacher, runs), one, free=("seeds", "steps", "teacher"))
+        final = final_accuracies(
+            {steps: [run for run in some if run.arguments["steps"] == [steps]] for steps in budgets},
+            lambda steps: f"{method} students of {teacher.directory} and {steps} steps",
+            " ".join([f"python -m {setting}.distill {preset}", *([flags] if flags else [])]),
         )
-        flags = f" --label-level {depth} --teacher {others}"
-        panels.append(_panel(root, preset, "PCFG_autoregressive", teacher, flags, suffix))
-    return panels
+        return {"heads": heads, "steps": list(budgets), **final}
+
+    return {
+        "bayes_optimal": bayes_optimal,
+        "students": lambda: {method: students(method) for method in STUDENTS},
+    }
 
 
-def _writer(root: Path, preset: str, teacher: Run) -> Run:
-    """The teacher of all tokens: only such a one can write sentences."""
-    students = AUTOREGRESSIVE[preset]
-    if students.label_level == "all":
+def _same_task(setting: Setting, preset: str, teacher: FoundRun) -> dict[str, Any]:
+    """The arguments of a preset's students, with the label level of their teacher."""
+    arguments = PACKAGES[setting].arguments(PACKAGES[setting].students[preset])
+    return arguments | {name: teacher.arguments[name] for name in ("label_level",) if name in arguments}
+
+
+def _other_levels(runs: Sequence[FoundRun], preset: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Panels of the label levels, other than the preset's, whose teacher has students; and the commands behind them."""
+    own, students = AUTOREGRESSIVE_TEACHERS[preset], AUTOREGRESSIVE_STUDENTS[preset]
+    panels, commands = [], []
+    for depth in get_args(LabelLevel):
+        trained = _trained_at(depth, runs, preset)
+        taught = [run for run in trained if _students_of(run, runs)]
+        if depth == own.label_level or not taught:
+            continue
+        flags = f"--label-level {depth}"
+        train = f"python -m PCFG_autoregressive.train {preset} {flags}"
+        teacher = only_one(taught, f"the teacher of PCFG_autoregressive {preset} {flags}", train)
+        budgets = tuple(sorted({run.arguments["steps"][0] for run in _students_of(teacher, runs)}))
+        flags += f" --teacher {teacher.shown}"
+        if budgets != students.steps:
+            flags += f" --steps {' '.join(map(str, budgets))}"
+        parts = _panel(runs, preset, "PCFG_autoregressive", teacher, budgets, flags)
+        collected = {name: part() for name, part in parts.items()}
+        panels.append({**_teacher("PCFG_autoregressive", teacher), **collected})
+        commands += [
+            _train_command(teacher, preset),
+            _bayes_optimal_command("PCFG_autoregressive", teacher.shown),
+            f"python -m PCFG_autoregressive.distill {preset} {flags}",
+        ]
+    return panels, commands
+
+
+def _trained_at(level: LabelLevel, runs: Sequence[FoundRun], preset: str) -> list[FoundRun]:
+    """Teachers of a label level, however often they were evaluated and saved."""
+    wanted = PACKAGES["PCFG_autoregressive"].arguments(replace(AUTOREGRESSIVE_TEACHERS[preset], label_level=level))
+    return made_with(_trained(runs), wanted, free=("eval_every", "checkpoint_every"))
+
+
+def _writer(runs: Sequence[FoundRun], preset: str, teacher: FoundRun) -> FoundRun:
+    """The teacher of all tokens: only such a one can write sentences. Of several, the one whose writing was probed."""
+    if AUTOREGRESSIVE_TEACHERS[preset].label_level == "all":
         return teacher
-    name = default_name(replace(students, label_level="all"), students, preset)
-    return complete_run(root / name, f"python -m PCFG_autoregressive.train {preset} --label-level all")
+    writers = _trained_at("all", runs, preset)
+    probed = [run for run in writers if probe_file(run, "generation") is not None]
+    train = f"python -m PCFG_autoregressive.train {preset} --label-level all"
+    return only_one(probed or writers[:1], f"the writer of PCFG_autoregressive {preset}", train)
+
+
+def _train_command(run: FoundRun, preset: str) -> str:
+    """The command that made a teacher of GPT-2 at another label level than the preset's."""
+    own = asdict(AUTOREGRESSIVE_TEACHERS[preset])
+    names = ("label_level", "eval_every", "checkpoint_every", "out")
+    different = [name for name in names if run.arguments[name] != own[name]]
+    flags = [f"--{name.replace('_', '-')} {run.shown if name == 'out' else run.arguments[name]}" for name in different]
+    return " ".join([f"python -m PCFG_autoregressive.train {preset}", *flags])
+
+
+def _bayes_optimal_command(setting: Setting, directory: Path | str) -> str:
+    return f"python -m {setting}.probe bayes-optimal --run {directory}"
 
 
 def _phases(records: list[dict[str, Any]]) -> dict[str, float] | None:
@@ -327,30 +448,40 @@ def _phases(records: list[dict[str, Any]]) -> dict[str, float] | None:
     return {name: round(step, 1) for name, step in asdict(phases).items()}
 
 
-def _two_shot(root: Path, preset: str, setting: Setting, teacher: Run) -> tuple[dict[str, Any], str]:
-    """Final accuracies by the first checkpoint, and the command; of several budgets the one with most checkpoints."""
-    heads = PRESETS[setting][preset].student_heads[0]
-    pattern = re.compile(rf"{preset}-two-shot-(\w+)-heads{heads}-steps(\d+)-seed\d+")
-    names: dict[int, dict[str, int]] = {}
-    saved = [checkpoint.step for checkpoint in find_checkpoints(teacher.directory)]
-    for path in root.iterdir():
-        if match := pattern.fullmatch(path.name):
-            step = first_checkpoint(match[1], saved, teacher.directory, lambda record: record["loss"])
-            names.setdefault(int(match[2]), {})[match[1]] = step
-    if not names:
-        raise UserError(
-            f"no run {root / preset}-two-shot-*; make them by python -m {setting}.distill {preset} --methods two-shot, "
-            "with the arguments in scripts/reproduce.sh"
+def _two_shot(
+    taught: Sequence[FoundRun], preset: str, setting: Setting, teacher: FoundRun
+) -> tuple[dict[str, Any], str]:
+    """Final accuracies by the first checkpoint, and the command; of several budgets the one with most checkpoints.
+
+    Of two names for one checkpoint, such as 500 and inside, the number is preferred.
+    """
+    heads = PACKAGES[setting].students[preset].student_heads[0]
+    one = {**_same_task(setting, preset, teacher), "methods": ["two-shot"], "student_heads": [heads]}
+    some = made_with(taught, one, free=("seeds", "steps", "teacher", "checkpoint"))
+    if not some:
+        raise MissingError(
+            f"there are no two-shot students of {teacher.directory}; make them by python -m {setting}.distill "
+            f"{preset} --methods two-shot, with the arguments in scripts/reproduce.sh"
         )
-    budget = max(names, key=lambda steps: (len(names[steps]), steps))
-    in_order = sorted(names[budget].items(), key=lambda item: item[1])
-    flags = f"--methods two-shot --steps {budget} --checkpoint {' '.join(name for name, _ in in_order)}"
-    made_by = f"python -m {setting}.distill {preset} {flags}"
-    prefixes = {step: f"{preset}-two-shot-{name}-heads{heads}-steps{budget}" for name, step in in_order}
-    final = final_accuracies(root, prefixes, made_by)
-    one = Run(root / f"{preset}-two-shot-{in_order[0][0]}-heads{heads}-steps{budget}-seed{final['seeds'][0]}")
-    first_steps = one.config["arguments"]["first_steps"]
-    return {"steps": budget, "first_steps": first_steps, "checkpoints": list(prefixes), **final}, made_by
+    saved = [checkpoint.step for checkpoint in find_checkpoints(teacher.directory)]
+    budgets: dict[int, dict[str, list[FoundRun]]] = {}
+    for run in some:
+        names = budgets.setdefault(run.arguments["steps"][0], {})
+        names.setdefault(run.arguments["checkpoint"][0], []).append(run)
+    budget = max(budgets, key=lambda steps: (len(budgets[steps]), steps))
+    names_at: dict[int, str] = {}
+    for name in sorted(budgets[budget]):  # digits come before letters
+        names_at.setdefault(first_checkpoint(name, saved, teacher.directory, lambda record: record["loss"]), name)
+    in_order = sorted(names_at)
+    checkpoints = " ".join(names_at[step] for step in in_order)
+    made_by = f"python -m {setting}.distill {preset} --methods two-shot --steps {budget} --checkpoint {checkpoints}"
+    final = final_accuracies(
+        {step: budgets[budget][names_at[step]] for step in in_order},
+        lambda step: f"two-shot students from {names_at[step]} of {teacher.directory} and {budget} steps",
+        made_by,
+    )
+    first_steps = some[0].arguments["first_steps"]
+    return {"steps": budget, "first_steps": first_steps, "checkpoints": in_order, **final}, made_by
 
 
 def _probe_command(result: dict[str, Any], command: str, defaults: probing.Arguments) -> str:

@@ -1,10 +1,26 @@
 #!/usr/bin/env bash
-# Install what is needed, train, probe, distil and draw.  scripts/reproduce.sh [setting] [preset]
-# Figures and their data go to runs/figures. Run again, it goes on where it was stopped.
+# Install what is needed, train, probe, distil and draw.  scripts/reproduce.sh [setting|all] [preset]
+# Figures and their data go to runs/figures, the time of each command to runs/figures/times.jsonl. Run again, it goes on
+# where it was stopped. With `all`, the settings follow each other, and runs/report.html shows what came out.
 set -euo pipefail
 
 setting=${1:-parity_mlp}
 preset=${2:-laptop}
+if [ "$setting" = all ]; then
+    case "$preset" in
+        smoke | laptop | paper) ;;
+        *)
+            echo "error: no 'all $preset'; presets are smoke, laptop and paper" >&2
+            exit 2
+            ;;
+    esac
+    for each in parity_mlp parity_gpt2 PCFG_mlm PCFG_autoregressive; do
+        report_follows=yes "${BASH_SOURCE[0]}" "$each" "$preset"
+    done
+    source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+    python figures/report.py --preset "$preset" --runs runs
+    exit
+fi
 # the package, its runs of this preset and the words that choose them
 package=$setting
 run=$preset
@@ -58,32 +74,50 @@ case "$setting $preset" in
         levels="1 2 3"
         ;;
     *)
-        echo "error: no '$setting $preset'; settings are parity_mlp, parity_gpt2, PCFG_mlm and" \
-            "PCFG_autoregressive, presets smoke, laptop and paper" >&2
+        echo "error: no '$setting $preset'; settings are parity_mlp, parity_gpt2, PCFG_mlm, PCFG_autoregressive" \
+            "and all, presets smoke, laptop and paper" >&2
         exit 2
         ;;
 esac
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+if [ -r /proc/cpuinfo ]; then
+    processor=$(awk -F ': ' '/^model name/ { print $2; exit }' /proc/cpuinfo)
+else
+    processor=$(sysctl -n machdep.cpu.brand_string)
+fi
+processor="$(getconf _NPROCESSORS_ONLN) x ${processor:-$(uname -m)}"
+
+timed() { # a command; how long it took is written down, even if it fails
+    local begin=$SECONDS code=0
+    "$@" || code=$?
+    mkdir -p runs/figures
+    printf '{"setting": "%s", "preset": "%s", "command": "%s", "seconds": %d, "exit": %d, "processor": "%s"}\n' \
+        "$setting" "$preset" "$*" $((SECONDS - begin)) "$code" "$processor" >> runs/figures/times.jsonl
+    return "$code"
+}
 
 # shellcheck disable=SC2086  # lists of words
 measure() { # the run, and the probes, each with its arguments
     local run=$1 probe
     shift
     for probe in "$@"; do
-        python -m "$package.probe" $probe --run "$run"
+        timed python -m "$package.probe" $probe --run "$run"
     done
 }
 
-python -m "$package.train" "${words[@]}"
+timed python -m "$package.train" "${words[@]}"
 measure "runs/$package/$run" "${probes[@]}"
-python -m "$package.distill" "${words[@]}"
-python -m "$package.distill" "${words[@]}" --methods two-shot "${two_shot[@]}"
+timed python -m "$package.distill" "${words[@]}"
+timed python -m "$package.distill" "${words[@]}" --methods two-shot "${two_shot[@]}"
 for level in $levels; do
     teacher=runs/$package/$run-labels-$level
     # shellcheck disable=SC2086
-    python -m "$package.train" "${words[@]}" --label-level "$level" --out "$teacher" $level_teacher
+    timed python -m "$package.train" "${words[@]}" --label-level "$level" --out "$teacher" $level_teacher
     measure "$teacher" "${level_probes[@]}"
     # shellcheck disable=SC2086
-    python -m "$package.distill" "${words[@]}" --label-level "$level" --teacher "$teacher" $level_students
+    timed python -m "$package.distill" "${words[@]}" --label-level "$level" --teacher "$teacher" $level_students
 done
-python figures/make_figures.py "$setting" --preset "$preset" --runs runs
+if [ -z "${report_follows:-}" ]; then
+    timed python figures/make_figures.py "$setting" --preset "$preset" --runs runs
+fi

@@ -1,0 +1,411 @@
+"""The report: what its page says of made-up data, that it needs nothing from outside, and how it looks in a browser."""
+
+import base64
+import importlib
+import json
+import shutil
+import struct
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from tests.commands import python
+
+ROOT = Path(__file__).resolve().parents[1]
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PASSES = [0.5, 0.5, 0.97, 1.0]
+NEVER = [0.5, 0.5, 0.5, 0.5]
+STEPS = [0, 100, 200, 300]
+
+
+@pytest.fixture
+def findings(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "figures")
+    return importlib.import_module("findings")
+
+
+@pytest.fixture
+def report(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "figures")
+    return importlib.import_module("report")
+
+
+def parity_students(*accuracies):
+    return {"seeds": [*range(len(accuracies))], "steps": STEPS, "first_steps": 100, "accuracy": [*accuracies]}
+
+
+def parity_data(**students):
+    return {
+        "teacher": {"arguments": {"d": 9, "k": 3, "seed": 4}, "steps": STEPS, "accuracy": PASSES},
+        "students": students,
+    }
+
+
+def holds(finding):
+    return [verdict.holds for verdict in finding.verdicts]
+
+
+@pytest.mark.parametrize(
+    ("progressive", "one_shot", "expected"),
+    [
+        ([PASSES, PASSES], [NEVER, NEVER], True),
+        ([PASSES, NEVER], [NEVER, NEVER], False),
+        ([PASSES, PASSES], [NEVER, PASSES], False),  # at the same step is not before
+        ([PASSES, PASSES], [[0.5, 0.5, 0.5, 0.96], NEVER], True),
+        ([PASSES, PASSES], [[0.5, 0.96, 1, 1], NEVER], False),
+    ],
+)
+def test_who_passes_first_is_said_seed_by_seed(findings, progressive, one_shot, expected):
+    data = parity_data(**{"one-shot": parity_students(*one_shot), "progressive": parity_students(*progressive)})
+    finding = findings.parity_overview(data)
+    assert holds(finding) == [expected]
+
+
+def test_the_table_of_parity_has_the_numbers_of_the_data(findings):
+    one_shot = parity_students([0.5, 0.5, 0.5, 0.96], NEVER)
+    data = parity_data(**{"one-shot": one_shot, "progressive": parity_students(PASSES, PASSES)})
+    (table,) = findings.parity_overview(data).tables
+    assert table.rows[:3] == [
+        ["teacher", "4", "200", "1.000", "300"],
+        ["one-shot", "0, 1", "300, –", "0.730 (0.500 to 0.960)", "300"],
+        ["progressive", "0, 1", "200, 200", "1.000 (1.000 to 1.000)", "300"],
+    ]
+
+
+def two_shot_data(before, inside, correlation):
+    """Two-shot students that end with these accuracies, and correlations of the support before, inside and after."""
+    places = {"before": before, "inside": inside, "after": [0.5, 0.5]}
+    return {
+        "two_shot": {
+            place: parity_students(*([0.5, 0.6, 0.7, final] for final in finals)) for place, finals in places.items()
+        },
+        "candidates": {"before": 100, "inside": 200, "after": 300},
+        "phases": {"start": 150, "steepest": 200, "end": 250},
+        "monomials": {
+            "samples": 7,
+            "steps": [100, 200, 300],
+            "degrees": [
+                {
+                    "degree": degree,
+                    "inside": [[value, value] for value in correlation],
+                    "outside_percentiles": [[0, 0.01, 0.05]] * 3,
+                }
+                for degree in (1, 2)
+            ],
+        },
+        "teacher": {"arguments": {"k": 3}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "inside", "correlation", "expected"),
+    [
+        ([0.5, 0.6], [0.9, 0.7], [0.02, 0.1, 0.01], [True, True, True, True]),
+        ([0.5, 0.8], [0.9, 0.7], [0.02, 0.04, 0.01], [False, True, False, True]),
+        ([0.5, 0.6], [0.9, 0.5], [0.2, 0.1, 0.01], [False, False, True, False]),
+    ],
+)
+def test_what_a_checkpoint_inside_leaks_is_said_of_the_numbers(findings, before, inside, correlation, expected):
+    finding = findings.spike(two_shot_data(before, inside, correlation))
+    assert holds(finding) == expected
+    (table,) = finding.tables
+    assert table.rows[1][:4] == ["inside", "200", f"{correlation[1]:.4f}", "0.0100 (to 0.0500)"]
+    assert table.rows[0][4:] == [
+        "0.600 (0.600 to 0.600)",
+        f"{sum(before) / 2:.3f} ({before[0]:.3f} to {before[1]:.3f})",
+    ]
+
+
+@pytest.mark.parametrize(("correlation", "expected"), [([0, 0.1, 0.05], True), ([0, 0.1, 0.2], False)])
+def test_where_correlations_peak_is_said_of_the_numbers(findings, correlation, expected):
+    finding = findings.degrees(two_shot_data([0.5], [0.5], correlation))
+    assert holds(finding) == [expected]
+    at = "200" if expected else "300"
+    assert [row[:3] for row in finding.tables[0].rows] == [[str(n), at, f"{max(correlation):.4f}"] for n in (1, 2)]
+
+
+def pcfg_students(*accuracies):
+    return {"steps": [500, 1000], "seeds": [*range(len(accuracies))], "accuracy": [*accuracies]}
+
+
+PCFG = {
+    "teacher": {
+        "arguments": {"grammar": "cfg3b", "seed": 0},
+        "steps": [0, 3000],
+        "accuracy": [0.2, 0.91],
+    },
+    "bayes_optimal": {"accuracy": 0.984},
+    "students": {
+        "ce": pcfg_students([0.5, 0.7], [0.6, 0.75]),
+        "one-shot": pcfg_students([0.6, 0.8], [0.55, 0.85]),
+        "progressive": pcfg_students([0.7, 0.81], [0.75, 0.86]),
+    },
+}
+
+
+def test_accuracies_by_budget_are_compared_seed_by_seed(findings):
+    finding = findings.pcfg_overview(PCFG)
+    assert holds(finding) == [True, True, False]
+    assert finding.verdicts[2].numbers == "3 of 4 pairs of students with the same seed and budget"
+    (table,) = finding.tables
+    assert table.header[2:] == ["500 steps", "1k steps"]
+    assert table.rows == [
+        ["cross entropy", "0, 1", "0.550 (0.500 to 0.600)", "0.725 (0.700 to 0.750)"],
+        ["one-shot", "0, 1", "0.575 (0.550 to 0.600)", "0.825 (0.800 to 0.850)"],
+        ["progressive", "0, 1", "0.725 (0.700 to 0.750)", "0.835 (0.810 to 0.860)"],
+        ["teacher", "0", "0.910, 3k steps", ""],
+        ["best possible (Bayes)", "", "0.984", ""],
+    ]
+    other = {**PCFG, "label_level": 2, "students": {**PCFG["students"], "ce": pcfg_students([0.1, 0.1], [0.1, 0.1])}}
+    both = findings.pcfg_overview({**PCFG, "label_level": "all", "other_levels": [other]})
+    assert holds(both) == [True, True, False, True, True, True]
+    assert [table.caption for table in both.tables] == [
+        "Final accuracy, next tokens of cfg3b: mean (range)",
+        "Final accuracy, ends of spans at depth 2 of cfg3b: mean (range)",
+    ]
+
+
+def curriculum_data(medians, two_shot):
+    return {
+        **PCFG,
+        "phases": {"start": 150, "end": 250},
+        "ngrams": {"n": 3, "steps": [100, 200, 300], "percentiles": [[0, median, 9] for median in medians]},
+        "two_shot": {
+            "steps": 1000,
+            "first_steps": 300,
+            "checkpoints": [100, 200, 300],
+            "seeds": [0, 1],
+            "accuracy": two_shot,
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("medians", "two_shot", "expected"),
+    [
+        ([0, 2, 1], [[0.5, 0.9, 0.6], [0.5, 0.88, 0.9]], [True, True, True, True]),
+        ([0, 2, 3], [[0.5, 0.9, 0.95], [0.5, 0.8, 0.96]], [False, False, True, True]),
+        ([3, 2, 1], [[0.5, 0.9, 0.6], [0.5, 0.8, 0.6]], [False, True, True, False]),
+    ],
+)
+def test_the_curriculum_is_said_of_the_numbers(findings, medians, two_shot, expected):
+    finding = findings.curriculum(curriculum_data(medians, two_shot))
+    assert holds(finding) == expected
+    (table,) = finding.tables
+    assert [row[:2] for row in table.rows[:3]] == [
+        ["100", "before it"],
+        ["200", "inside the transition"],
+        ["300", "after it"],
+    ]
+    assert table.rows[0][2] == "0.500 (0.500 to 0.500)"
+    assert [row[0] for row in table.rows[3:]] == ["cross entropy", "one-shot", "progressive"]
+    without = findings.curriculum({**curriculum_data(medians, two_shot), "phases": None})
+    assert holds(without)[:2] == [False, False]
+
+
+@pytest.mark.parametrize(("last", "expected"), [(0.9, True), (0.2, False)])
+def test_probes_over_training_are_said_of_the_numbers(findings, last, expected):
+    levels = [
+        {"level": level, "majority": 0.1, "bayes_optimal": None, "accuracy": [0.3, 0.5, final]}
+        for level, final in ((1, 0.9), (2, last))
+    ]
+    finding = findings.nonterminals({"nonterminals": {"steps": [50, 100, 150], "levels": levels}})
+    assert holds(finding) == [expected]
+    assert finding.tables[0].rows[1] == ["2", "0.100", "0.300", f"{last:.3f}", "–"]
+
+    written = {"steps": [50, 100, 150, 200], "accepted": [0.3, 0.5, 0.6, last], "given": 5, "tokens": 6}
+    data = {"generation": {**written, "continuations": 1000, "phases": {"start": 90, "end": 160}}}
+    finding = findings.generation(data)
+    assert holds(finding) == [expected]
+    assert finding.tables[0].rows == [
+        ["first checkpoint", "50", "0.300"],
+        ["start of the transition", "100", "0.500"],
+        ["end of the transition", "150", "0.600"],
+        ["last checkpoint", "200", f"{last:.3f}"],
+    ]
+
+
+class Page(HTMLParser):
+    """What a page holds and what it asks for."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.images, self.asked_for, self.words, self.opened, self.rows = [], [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        if tag not in ("meta", "img"):
+            self.opened.append(tag)
+        if tag == "img":
+            self.images.append(given)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        self.asked_for += [given[name] for name in ("src", "href", "srcset", "action", "data") if name in given]
+
+    def handle_endtag(self, tag):
+        assert self.opened.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.opened:
+            self.words.append(data)
+        if self.opened and self.opened[-1] in ("td", "th", "code") and self.rows:
+            self.rows[-1][-1] += data
+
+
+COMMANDS = [
+    ("parity_mlp", "python -m parity_mlp.train laptop", 61),
+    ("parity_mlp", "python -m parity_mlp.train laptop", 2),
+    ("PCFG_mlm", "python -m PCFG_mlm.probe nonterminals --training 2048 --heldout 512 --run runs/PCFG_mlm/laptop", 5),
+    ("PCFG_mlm", "python -m PCFG_mlm.train paper", 1000),
+]
+"""Setting, command and seconds; the last one is of another preset."""
+
+
+@pytest.fixture
+def drawn(report, tmp_path):
+    """The figures of the committed data, of which those of one setting are made to lack."""
+    make_figures = importlib.import_module("make_figures")
+    settings = [name for name in report.TITLES if name != "PCFG_autoregressive"]
+    found = make_figures.draw_settings(settings, "laptop", None, tmp_path / "figures")
+    why = UserError("there is no <run> & no probe; make it by python -m x")
+    return [*found, make_figures.Drawn("PCFG_autoregressive", {}, {}, {"figure1": why})]
+
+
+@pytest.fixture
+def page(report, drawn):
+    log = [
+        {"setting": setting, "preset": line.split()[-1] if "paper" in line else "laptop", "command": line}
+        | {"seconds": seconds, "exit": 0, "processor": "2 x <Fast> CPU"}
+        for setting, line, seconds in COMMANDS
+    ]
+    return report.page(drawn, "laptop", log)
+
+
+def test_a_page_holds_all_that_it_shows(page, drawn):
+    found = Page(page)
+    assert found.opened == []
+    paths = [path for one in drawn for path in one.pictures.values()]
+    assert len(found.images) == len(paths) == 9
+    for image, path in zip(found.images, paths, strict=True):
+        assert image["alt"].endswith(".")
+        kind, _, content = image["src"].partition(",")
+        assert kind == "data:image/png;base64"
+        assert base64.b64decode(content) == path.read_bytes()
+    asked_for = [value for value in found.asked_for if not value.startswith("data:")]
+    assert asked_for
+    assert all(value.startswith("#") for value in asked_for)
+    anchors = [value[1:] for value in asked_for]
+    assert all(f'id="{anchor}"' in page for anchor in anchors)
+    for outside in ("http:", "https:", "url(", "@import", "<script", "<link", "<iframe"):
+        assert outside not in page
+
+
+def test_the_numbers_on_a_page_are_those_of_the_data(page, drawn, findings):
+    rows = Page(page).rows
+    data = {one.setting: one.data for one in drawn}
+    parity = data["parity_mlp"]["students"]["progressive"]
+    passed = [
+        next(step for step, value in zip(parity["steps"], accuracy, strict=True) if value > 0.95)
+        for accuracy in parity["accuracy"]
+    ]
+    shown = ", ".join(f"{step // 1000}k" for step in passed)
+    assert any(row[0] == "progressive" and row[2] == shown for row in rows)
+    pcfg = data["PCFG_mlm"]["students"]["progressive"]
+    by_budget = [sorted(row[i] for row in pcfg["accuracy"]) for i in range(3)]
+    cells = [f"{sum(some) / 3:.3f} ({some[0]:.3f} to {some[-1]:.3f})" for some in by_budget]
+    assert ["progressive", "0, 1, 2", *cells] in rows
+    text = " ".join(Page(page).words)
+    for one in drawn:
+        for name in one.pictures:
+            finding = findings.FINDINGS[one.setting][name](one.data)
+            assert finding.claim in text
+            for verdict in finding.verdicts:
+                assert f"<b>{'yes' if verdict.holds else 'no'}</b> <span>{verdict.statement}: " in page.replace(
+                    "&#39;", "'"
+                )
+
+
+def test_a_page_says_what_was_run_for_how_long_and_what_is_missing(page):
+    found = Page(page)
+    text = " ".join(found.words)
+    assert ["python -m parity_mlp.train laptop", "0:01:03 in 2 starts"] in found.rows
+    assert ["python -m parity_mlp.distill laptop", "not recorded"] in found.rows
+    # as the log has it, though its words are in another order than those in the data
+    assert [COMMANDS[2][1], "0:00:05"] in found.rows
+    assert sum("PCFG_mlm.probe nonterminals" in row[0] for row in found.rows) == 1
+    assert "paper" not in text
+    assert "2 x <Fast> CPU" in text
+    assert "figure1_PCFG_autoregressive_laptop: there is no <run> & no probe; make it by python -m x" in text
+    assert "<run>" not in page
+
+
+def test_the_report_of_a_folder_of_runs(tmp_path, report):
+    """Of a teacher alone: a figure is drawn, the others are named with their commands."""
+    nothing = python(ROOT / "figures" / "report.py", "--runs", tmp_path, "--preset", "smoke")
+    assert nothing.returncode == 2
+    assert nothing.stderr.splitlines()[-1] == "error: there is nothing of the preset smoke to draw"
+    assert not (tmp_path / "report.html").exists()
+
+    runs = tmp_path / "runs"
+    for module, *words in (("train", "smoke", "--out", runs / "a"), ("probe", "--run", runs / "a", "--samples", 100)):
+        done = python("-m", f"parity_mlp.{module}", *words)
+        assert done.returncode == 0, done.stderr
+    entry = {"setting": "parity_mlp", "preset": "smoke", "command": "python -m parity_mlp.train smoke"}
+    (runs / "figures").mkdir()
+    (runs / "figures" / "times.jsonl").write_text(
+        json.dumps({**entry, "seconds": 7, "exit": 0, "processor": "1 x CPU"}) + "\n"
+    )
+    done = python(ROOT / "figures" / "report.py", "--runs", runs, "--preset", "smoke")
+    assert done.returncode == 0, done.stderr
+    page = Page((runs / "report.html").read_text())
+    assert len(page.images) == 1
+    assert "The smoke preset only shows that everything runs." in page.words
+    assert ["python -m parity_mlp.train smoke", "0:00:07"] in page.rows
+    config = json.loads((runs / "a" / "config.json").read_text())
+    text = " ".join(page.words)
+    assert f"torch {config['versions']['torch']}" in text
+    assert (config["commit"] or "")[:12] in text
+    assert "python -m parity_mlp.distill smoke" in text
+
+
+def test_reproduction_of_all_settings_knows_its_presets_and_the_settings_of_the_report(report):
+    script = ROOT / "scripts" / "reproduce.sh"
+    done = subprocess.run([script, "all", "huge"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: no 'all huge'; presets are smoke, laptop and paper\n"
+    (settings,) = [line for line in script.read_text().splitlines() if line.strip().startswith("for each in ")]
+    assert settings.partition(" in ")[2].removesuffix("; do").split() == list(report.TITLES)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium to show the page in; apt-get install chromium")
+@pytest.mark.parametrize("width", [420, 1300])
+def test_a_browser_without_a_network_shows_the_page(page, tmp_path, width):
+    path, picture = tmp_path / "report.html", tmp_path / "report.png"
+    # the page measures itself once everything is there, and puts what it finds into its title
+    measure = (
+        "<script>addEventListener('load', () => { const page = document.documentElement; document.title = ["
+        "page.scrollWidth, page.clientWidth, ...[...document.images].map(image => image.naturalWidth)] })</script>"
+    )
+    path.write_text(page.replace("</body>", f"{measure}</body>"))
+    flags = [
+        *("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars".split()),
+        *("--disable-background-networking --disable-component-update --disable-sync".split()),
+        "--proxy-server=127.0.0.1:9",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--window-size={width},900",
+    ]
+    shot = subprocess.run([BROWSER, *flags, f"--screenshot={picture}", path.as_uri()], capture_output=True, check=False)
+    assert picture.exists(), shot.stderr
+    assert struct.unpack(">II", picture.read_bytes()[16:24]) == (width, 900)
+    dumped = subprocess.run([BROWSER, *flags, "--dump-dom", path.as_uri()], capture_output=True, text=True, check=True)
+    content, window, *images = map(int, dumped.stdout.partition("<title>")[2].partition("</title>")[0].split(","))
+    assert content <= window
+    assert len(images) == 9
+    assert min(images) > 500
