@@ -206,7 +206,7 @@ def degrees(data: Mapping[str, Any]) -> Finding:
 
 def pcfg_overview(data: Mapping[str, Any]) -> Finding:
     """Figure 1 of a grammar: final accuracy by the student's budget of steps."""
-    panels = [data, *data.get("other_levels", ())]
+    panels = [data, *data.get("other_tasks", ())]
     verdicts, tables = [], []
     for panel in panels:
         asked = _asked(panel)

@@ -5,12 +5,12 @@ the teacher knows of nonterminals (BERT) or writes (GPT-2) over its training.
 draw it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from finding_runs import (
@@ -18,6 +18,7 @@ from finding_runs import (
     FoundRun,
     MissingError,
     belongs_to,
+    by_key,
     collect_parts,
     commits_of,
     final_accuracies,
@@ -54,7 +55,6 @@ from common.plotting import (
     panel_title,
     shade_transition,
 )
-from PCFG_autoregressive.data import LabelLevel
 from PCFG_autoregressive.distill import PRESETS as AUTOREGRESSIVE_STUDENTS
 from PCFG_autoregressive.probe import GenerationArguments
 from PCFG_autoregressive.train import PRESETS as AUTOREGRESSIVE_TEACHERS
@@ -97,6 +97,10 @@ PROBES: dict[Setting, dict[str, Callable[..., Any]]] = {
 """Those that are drawn, and their arguments."""
 
 STUDENTS = ("ce", "one-shot", "progressive")
+TASK = ("label_level", "grammar", "start")
+"""What a teacher of GPT-2 learns; those of a preset may differ in it."""
+CHECKPOINTS = ("teacher_range", "teacher_every")
+"""Which of a teacher's checkpoints progressive students learn from; that depends on the task."""
 NGRAM = 3
 MARKERS = "osv^D<>P"
 BESIDE_THE_PROBE = {"majority": (":", "majority"), "bayes_optimal": ("-.", "Bayes-optimal")}
@@ -109,15 +113,15 @@ def collect(found: Sequence[FoundRun], preset: str, setting: Setting = "PCFG_mlm
     Args:
         found: runs of any setting.
         preset: the preset's name; only runs made with it as it is are used, and only students of its teacher. What
-            may differ is the budget of two-shot students, and, where a teacher of GPT-2 has another label level and
-            students or a probe of what it writes, this level, its students' budgets, and how often it was evaluated
-            and saved.
+            may differ is the budget of two-shot students, and, where a teacher of GPT-2 has another task (label level
+            or grammar) and students or a probe of what it writes, this task, its students' budgets and checkpoints,
+            and how often it was evaluated and saved.
         setting: whose runs.
 
     Returns:
         What is always there: `preset`, `commands`, `versions`, `commits`, `teacher` and its `phases` (None if it has no
         transition), and GPT-2's `label_level`. By part: `bayes_optimal`, `students`, `two_shot`, the probes in
-        `PROBES`, and GPT-2's `other_levels`.
+        `PROBES`, and GPT-2's `other_tasks`.
 
     Raises:
         MissingError: there is no teacher; the message names the command that makes it.
@@ -141,20 +145,20 @@ def collect(found: Sequence[FoundRun], preset: str, setting: Setting = "PCFG_mlm
             return summary
         if run is not teacher:
             made_by["writer"] = _train_command(run, preset)
-        return {**summary, "phases": _phases(run.records())}
+        return {**summary, "grammar": run.arguments["grammar"], "phases": _phases(run.records())}
 
     def two_shot() -> dict[str, Any]:
         summary, made_by["two_shot"] = _two_shot(taught, preset, setting, teacher)
         return summary
 
-    def other_levels() -> list[dict[str, Any]]:
-        panels, commands = _other_levels(runs, preset)
-        of_other_levels.extend(commands)
+    def other_tasks() -> list[dict[str, Any]]:
+        panels, commands = _other_tasks(runs, preset)
+        of_other_tasks.extend(commands)
         return panels
 
-    of_other_levels: list[str] = []
+    of_other_tasks: list[str] = []
     own = _panel(runs, preset, setting, teacher, package.students[preset].steps)
-    others = {"other_levels": other_levels} if setting == "PCFG_autoregressive" else {}
+    others = {"other_tasks": other_tasks} if setting == "PCFG_autoregressive" else {}
     probes = {name: partial(probed, name) for name in PROBES[setting]}
     parts = collect_parts({**own, **probes, "two_shot": two_shot, **others})
     for part, made in (("bayes_optimal", _bayes_optimal_command(setting, teacher.shown)), ("students", distill)):
@@ -163,7 +167,7 @@ def collect(found: Sequence[FoundRun], preset: str, setting: Setting = "PCFG_mlm
     order = ("teacher", "bayes_optimal", "ngrams", "nonterminals", "writer", "generation", "students", "two_shot")
     data = {
         "preset": preset,
-        "commands": list(dict.fromkeys([*(made_by[part] for part in order if part in made_by), *of_other_levels])),
+        "commands": list(dict.fromkeys([*(made_by[part] for part in order if part in made_by), *of_other_tasks])),
         "versions": teacher.config["versions"],
         "commits": commits_of([teacher, *taught]),
         **_teacher(setting, teacher),
@@ -175,7 +179,7 @@ def collect(found: Sequence[FoundRun], preset: str, setting: Setting = "PCFG_mlm
 
 def overview(data: dict[str, Any]) -> Figure:
     """Figure 1, PCFG panels: final accuracy of students against their steps, the teacher's, and the best possible."""
-    panels = [data, *data.get("other_levels", ())]
+    panels = [data, *data.get("other_tasks", ())]
     panels.sort(key=lambda panel: str(panel.get("label_level")))
     width = COLUMN_WIDTH if len(panels) == 1 else PAGE_WIDTH
     figure, axes = new_figure(columns=len(panels), width=width, height=2.5)
@@ -293,7 +297,7 @@ def generation(data: dict[str, Any]) -> Figure:
     _finish_teacher_axis(axis, found["phases"], found["steps"][0], found["steps"][-1])
     axis.set_ylim(0, 1)
     axis.set_ylabel("share that the grammar accepts")
-    panel_title(axis, f"{found['given']} tokens given, up to {found['tokens']} written")
+    panel_title(axis, f"{found['grammar']}, {found['given']} tokens given, {found['tokens']} written")
     legend_below(figure, 2)
     return figure
 
@@ -307,7 +311,7 @@ FIGURES: dict[Setting, dict[str, tuple[Draw, tuple[str, ...]]]] = {
         "figure_nonterminals": (nonterminals, ("nonterminals",)),
     },
     "PCFG_autoregressive": {
-        "figure1": (overview, (*OVERVIEW, "other_levels")),
+        "figure1": (overview, (*OVERVIEW, "other_tasks")),
         "figure3": (curriculum, CURRICULUM),
         "figure_generation": (generation, ("generation",)),
     },
@@ -344,8 +348,9 @@ def _panel(
     teacher: FoundRun,
     budgets: Sequence[int],
     flags: str = "",
+    free: Collection[str] = (),
 ) -> dict[str, Callable[[], Any]]:
-    """Parts: the best possible, and the final accuracies of students, at the label level of a teacher.
+    """Parts: the best possible, and the final accuracies of students, on the task of a teacher.
 
     Args:
         runs: of the setting.
@@ -354,6 +359,7 @@ def _panel(
         teacher: of the students.
         budgets: steps of the students.
         flags: of the command that makes the students, after the preset.
+        free: arguments of the students that may differ from the preset's.
     """
 
     def bayes_optimal() -> dict[str, float]:
@@ -363,7 +369,7 @@ def _panel(
     def students(method: str) -> dict[str, Any]:
         heads = PACKAGES[setting].students[preset].student_heads[0]
         one = {**_same_task(setting, preset, teacher), "methods": [method], "student_heads": [heads], "checkpoint": []}
-        some = made_with(_students_of(teacher, runs), one, free=("seeds", "steps", "teacher"))
+        some = made_with(_students_of(teacher, runs), one, free=("seeds", "steps", "teacher", *free))
         final = final_accuracies(
             {steps: [run for run in some if run.arguments["steps"] == [steps]] for steps in budgets},
             lambda steps: f"{method} students of {teacher.directory} and {steps} steps",
@@ -378,28 +384,26 @@ def _panel(
 
 
 def _same_task(setting: Setting, preset: str, teacher: FoundRun) -> dict[str, Any]:
-    """The arguments of a preset's students, with the label level of their teacher."""
+    """The arguments of a preset's students, with the task of their teacher."""
     arguments = PACKAGES[setting].arguments(PACKAGES[setting].students[preset])
-    return arguments | {name: teacher.arguments[name] for name in ("label_level",) if name in arguments}
+    return arguments | {name: teacher.arguments[name] for name in (*TASK, "rules") if name in arguments}
 
 
-def _other_levels(runs: Sequence[FoundRun], preset: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Panels of the label levels, other than the preset's, whose teacher has students; and the commands behind them."""
-    own, students = AUTOREGRESSIVE_TEACHERS[preset], AUTOREGRESSIVE_STUDENTS[preset]
+def _other_tasks(runs: Sequence[FoundRun], preset: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Panels of the tasks, other than the preset's, whose teacher has students; and the commands behind them."""
+    own = _task(PACKAGES["PCFG_autoregressive"].arguments(AUTOREGRESSIVE_TEACHERS[preset]))
+    taught = [run for run in _trained_on(TASK, runs, preset) if _students_of(run, runs)]
+    teachers = by_key(taught, lambda run: _task(run.arguments), lambda task: f"the teacher of {' '.join(task)}")
     panels, commands = [], []
-    for depth in get_args(LabelLevel):
-        trained = _trained_at(depth, runs, preset)
-        taught = [run for run in trained if _students_of(run, runs)]
-        if depth == own.label_level or not taught:
+    for task, teacher in sorted(teachers.items()):
+        if task == own:
             continue
-        flags = f"--label-level {depth}"
-        train = f"python -m PCFG_autoregressive.train {preset} {flags}"
-        teacher = only_one(taught, f"the teacher of PCFG_autoregressive {preset} {flags}", train)
-        budgets = tuple(sorted({run.arguments["steps"][0] for run in _students_of(teacher, runs)}))
-        flags += f" --teacher {teacher.shown}"
-        if budgets != students.steps:
+        students = _students_of(teacher, runs)
+        budgets = sorted({run.arguments["steps"][0] for run in students})
+        flags = f"{_different(students[-1], AUTOREGRESSIVE_STUDENTS[preset])} --teacher {teacher.shown}"
+        if budgets != list(AUTOREGRESSIVE_STUDENTS[preset].steps):
             flags += f" --steps {' '.join(map(str, budgets))}"
-        parts = _panel(runs, preset, "PCFG_autoregressive", teacher, budgets, flags)
+        parts = _panel(runs, preset, "PCFG_autoregressive", teacher, budgets, flags, CHECKPOINTS)
         collected = {name: part() for name, part in parts.items()}
         panels.append({**_teacher("PCFG_autoregressive", teacher), **collected})
         commands += [
@@ -410,29 +414,50 @@ def _other_levels(runs: Sequence[FoundRun], preset: str) -> tuple[list[dict[str,
     return panels, commands
 
 
-def _trained_at(level: LabelLevel, runs: Sequence[FoundRun], preset: str) -> list[FoundRun]:
-    """Teachers of a label level, however often they were evaluated and saved."""
-    wanted = PACKAGES["PCFG_autoregressive"].arguments(replace(AUTOREGRESSIVE_TEACHERS[preset], label_level=level))
-    return made_with(_trained(runs), wanted, free=("eval_every", "checkpoint_every"))
+def _task(arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(arguments[name]) for name in TASK)
+
+
+def _trained_on(free: Collection[str], runs: Sequence[FoundRun], preset: str, **task: str) -> list[FoundRun]:
+    """Teachers of a task, however often they were evaluated and saved.
+
+    Args:
+        free: what of the task may be anything.
+        runs: of the setting.
+        preset: the preset's name.
+        task: what differs from the preset's task.
+    """
+    wanted = PACKAGES["PCFG_autoregressive"].arguments(AUTOREGRESSIVE_TEACHERS[preset]) | task
+    return made_with(_trained(runs), wanted, free=(*free, "rules", "eval_every", "checkpoint_every"))
 
 
 def _writer(runs: Sequence[FoundRun], preset: str, teacher: FoundRun) -> FoundRun:
     """The teacher of all tokens: only such a one can write sentences. Of several, the one whose writing was probed."""
     if AUTOREGRESSIVE_TEACHERS[preset].label_level == "all":
         return teacher
-    writers = _trained_at("all", runs, preset)
+    writers = _trained_on(("grammar", "start"), runs, preset, label_level="all")
     probed = [run for run in writers if probe_file(run, "generation") is not None]
     train = f"python -m PCFG_autoregressive.train {preset} --label-level all"
     return only_one(probed or writers[:1], f"the writer of PCFG_autoregressive {preset}", train)
 
 
 def _train_command(run: FoundRun, preset: str) -> str:
-    """The command that made a teacher of GPT-2 at another label level than the preset's."""
-    own = asdict(AUTOREGRESSIVE_TEACHERS[preset])
-    names = ("label_level", "eval_every", "checkpoint_every", "out")
-    different = [name for name in names if run.arguments[name] != own[name]]
-    flags = [f"--{name.replace('_', '-')} {run.shown if name == 'out' else run.arguments[name]}" for name in different]
-    return " ".join([f"python -m PCFG_autoregressive.train {preset}", *flags])
+    """The command that made a teacher of GPT-2 of another task than the preset's."""
+    flags = _different(run, AUTOREGRESSIVE_TEACHERS[preset])
+    out = [] if run.arguments["out"] is None else [f"--out {run.shown}"]
+    return " ".join([f"python -m PCFG_autoregressive.train {preset}", flags, *out])
+
+
+def _different(run: FoundRun, preset: training.Arguments) -> str:
+    """Flags of what differs in a run, of the task, of how often it was evaluated and saved, and of its checkpoints."""
+    names = [*TASK, "eval_every", "checkpoint_every", *CHECKPOINTS]
+    given = {name: run.arguments[name] for name in names if name in run.arguments}
+    usual = PACKAGES["PCFG_autoregressive"].arguments(preset)
+    return " ".join(
+        f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in given.items()
+        if value != (list(own) if isinstance(own := usual[name], tuple) else own)
+    )
 
 
 def _bayes_optimal_command(setting: Setting, directory: Path | str) -> str:

@@ -65,8 +65,8 @@ case "$setting $preset" in
         two_shot=(--steps 600 --checkpoint 300 500 700 1000)
         levels=all
         level_probes=(bayes-optimal generation)
-        level_teacher="--checkpoint-every 100"
-        level_students="--steps 300 600"
+        level_teacher="--grammar cfg3b --checkpoint-every 100"
+        level_students="--grammar cfg3b --steps 300 600 --teacher-range None --teacher-every None"
         ;;
     "PCFG_autoregressive paper")
         probes=(bayes-optimal ngrams generation)

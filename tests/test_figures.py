@@ -450,10 +450,10 @@ def with_rules(arguments, package):
     return training.config_of(arguments, training.task_of(arguments, package.training.SETTING))
 
 
-def pcfg_student(package, method, steps, seed, taught_by="teacher", **others):
-    """Arguments of a student of the laptop preset."""
+def pcfg_student(package, method, steps, seed, taught_by="teacher", task=None, **others):
+    """Arguments of a student of the laptop preset, or of one that differs from it in its task."""
     one = {"methods": [method], "steps": [steps], "seeds": [seed], "checkpoint": []}
-    rules = with_rules(package.distill.PRESETS["laptop"], package)
+    rules = with_rules(replace(package.distill.PRESETS["laptop"], **(task or {})), package)
     return {**rules, **one, "teacher_id": f"id of {taught_by}", **others}
 
 
@@ -626,17 +626,25 @@ def test_nonterminals_are_drawn_level_by_level(made_up, pcfg_figures):
     assert drawn == [0.99, 0.98]
 
 
+OTHER_TASK = {"label_level": 2, "grammar": "cfg3b"}
+OTHER_STUDENTS = (
+    "python -m PCFG_autoregressive.distill laptop --label-level 2 --grammar cfg3b --teacher-range None "
+    "--teacher runs/at_depth_2 --steps 500 1000"
+)
+
+
 @pytest.fixture
 def made_up_gpt2(tmp_path, monkeypatch):
-    """The same runs of GPT-2, and some with labels at depth 2 whose accuracies are 0.5 higher."""
+    """The same runs of GPT-2, and some on cfg3b with labels at depth 2 whose accuracies are 0.5 higher."""
     runs = make_up_pcfg(tmp_path / "runs", PCFG_autoregressive, monkeypatch, label_level="all")
     make_up_writing(runs / "teacher")
     own = PCFG_autoregressive.distill.PRESETS["laptop"]
     for place, method in enumerate(METHODS):
         for steps in own.steps[:2]:
-            arguments = pcfg_student(PCFG_autoregressive, method, steps, 0, "at_depth_2", label_level=2)
+            task = {**OTHER_TASK, "teacher_range": None}
+            arguments = pcfg_student(PCFG_autoregressive, method, steps, 0, "at_depth_2", task)
             make_up_run(runs / "depth_2" / f"{method}_{steps}", [0, 0.5 + 0.1 * place + steps / 1e4], **arguments)
-    other = replace(PCFG_autoregressive.train.PRESETS["laptop"], label_level=2, checkpoint_every=100)
+    other = replace(PCFG_autoregressive.train.PRESETS["laptop"], **OTHER_TASK, checkpoint_every=100)
     make_up_run(runs / "at_depth_2", [0.95] * 3, **with_rules(other, PCFG_autoregressive))
     best = {"loss": 0.01, "accuracy": 0.99, "expected_accuracy": 0.99, "without_label": {"loss": 1, "accuracy": 0.5}}
     write(runs / "at_depth_2" / "probes" / "bayes_optimal.json", best)
@@ -663,8 +671,8 @@ def test_gpt2_data_on_pcfg_are_those_of_the_runs(made_up_gpt2, pcfg_figures):
     assert data["two_shot"]["checkpoints"] == [200, 600, 1000]
     accepted = [0.02, 0.04, 0.06, 0.08, 0.1, 0.12]
     written = {"steps": [*range(200, 1201, 200)], "accepted": accepted, "given": 50, "tokens": 100}
-    assert data["generation"] == {**written, "continuations": 500, "phases": data["phases"]}
-    (other,) = data["other_levels"]
+    assert data["generation"] == {**written, "continuations": 500, "grammar": "cfg3f", "phases": data["phases"]}
+    (other,) = data["other_tasks"]
     assert (other["label_level"], other["bayes_optimal"]["accuracy"]) == (2, 0.99)
     assert other["teacher"]["steps"] == [0, 100, 200]
     np.testing.assert_allclose(other["students"]["ce"]["accuracy"], [[0.55, 0.6]])
@@ -675,9 +683,9 @@ def test_gpt2_data_on_pcfg_are_those_of_the_runs(made_up_gpt2, pcfg_figures):
         "python -m PCFG_autoregressive.probe generation --run runs/teacher --continuations 500",
         "python -m PCFG_autoregressive.distill laptop",
         "python -m PCFG_autoregressive.distill laptop --methods two-shot --steps 1000 --checkpoint 200 inside 1000",
-        "python -m PCFG_autoregressive.train laptop --label-level 2 --checkpoint-every 100",
+        "python -m PCFG_autoregressive.train laptop --label-level 2 --grammar cfg3b --checkpoint-every 100",
         "python -m PCFG_autoregressive.probe bayes-optimal --run runs/at_depth_2",
-        "python -m PCFG_autoregressive.distill laptop --label-level 2 --teacher runs/at_depth_2 --steps 500 1000",
+        OTHER_STUDENTS,
     ]
 
 
@@ -698,7 +706,7 @@ def test_a_model_of_all_tokens_writes_where_the_preset_has_labels_at_a_depth(
     make_up_run(runs / "not_probed", [0.9] * 13, TEACHER_LOSSES, **with_rules(another, PCFG_autoregressive))
     data = collect_gpt2(pcfg_figures, runs)
     assert data["generation"]["accepted"][0] == 0.02
-    assert data["other_levels"] == []
+    assert data["other_tasks"] == []
     writers = f"train laptop --label-level all --eval-every 100 --checkpoint-every {writer.checkpoint_every}"
     assert [line for line in data["commands"] if "label-level" in line] == [f"python -m PCFG_autoregressive.{writers}"]
 
@@ -713,12 +721,8 @@ def test_a_model_of_all_tokens_writes_where_the_preset_has_labels_at_a_depth(
     [
         ("teacher/probes/generation.json", "generation", r"PCFG_autoregressive.probe generation --run \S+/teacher"),
         ("teacher/probes/bayes_optimal.json", "bayes_optimal", r"probe bayes-optimal --run \S+/teacher$"),
-        ("at_depth_2/probes/bayes_optimal.json", "other_levels", r"probe bayes-optimal --run \S+/at_depth_2$"),
-        (
-            "depth_2/one-shot_500",
-            "other_levels",
-            "PCFG_autoregressive.distill laptop --label-level 2 --teacher runs/at_depth_2 --steps 500 1000$",
-        ),
+        ("at_depth_2/probes/bayes_optimal.json", "other_tasks", r"probe bayes-optimal --run \S+/at_depth_2$"),
+        ("depth_2/one-shot_500", "other_tasks", f"{OTHER_STUDENTS}$"),
         ("taught/ce_500_1", "students", "python -m PCFG_autoregressive.distill laptop$"),
         ("two-shot_*", "two_shot", "python -m PCFG_autoregressive.distill laptop --methods two-shot"),
     ],
@@ -735,21 +739,20 @@ def test_the_figures_of_gpt2_on_pcfg_draw_the_data(made_up_gpt2, pcfg_figures):
     data = collect_gpt2(pcfg_figures, made_up_gpt2)
     depth, every = pcfg_figures.overview(data).axes
     titles = [axis.get_title(loc="left") for axis in (depth, every)]
-    grammar = PCFG_autoregressive.train.PRESETS["laptop"].grammar
-    assert titles == [f"{grammar}, ends at depth 2", f"{grammar}, next tokens"]
+    assert titles == ["cfg3b, ends at depth 2", "cfg3f, next tokens"]
     np.testing.assert_allclose(lines_of(depth)["progressive"], [0.75, 0.8])
     np.testing.assert_allclose(lines_of(every)["progressive"], [0.26, 0.31, 0.41])
     for axis, best, teacher in ((depth, 0.99, "teacher, 200 steps"), (every, 0.98, "teacher, 1.2k steps")):
         assert next(line.get_ydata()[0] for line in axis.lines if list(line.get_xdata()) == [0, 1]) == best
         assert [text.get_text() for text in axis.texts] == ["Bayes-optimal", teacher]
-    (axis,) = pcfg_figures.overview({**data, "other_levels": []}).axes
-    assert axis.get_title(loc="left") == f"{grammar}, next tokens"
+    (axis,) = pcfg_figures.overview({**data, "other_tasks": []}).axes
+    assert axis.get_title(loc="left") == "cfg3f, next tokens"
 
     (axis,) = pcfg_figures.generation(data).axes
     np.testing.assert_allclose(lines_of(axis)["teacher"], data["generation"]["accepted"])
     assert shaded(axis) == [data["phases"]["start"]]
     assert (axis.get_xlim(), axis.get_ylim()) == ((200, 1200), (0, 1))
-    assert axis.get_title(loc="left") == "50 tokens given, up to 100 written"
+    assert axis.get_title(loc="left") == "cfg3f, 50 tokens given, 100 written"
 
 
 SMOKE_PROBES = {

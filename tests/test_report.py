@@ -160,7 +160,7 @@ def test_accuracies_by_budget_are_compared_seed_by_seed(findings):
         ["best possible (Bayes)", "", "0.984", ""],
     ]
     other = {**PCFG, "label_level": 2, "students": {**PCFG["students"], "ce": pcfg_students([0.1, 0.1], [0.1, 0.1])}}
-    both = findings.pcfg_overview({**PCFG, "label_level": "all", "other_levels": [other]})
+    both = findings.pcfg_overview({**PCFG, "label_level": "all", "other_tasks": [other]})
     assert holds(both) == [True, True, False, True, True, True]
     assert [table.caption for table in both.tables] == [
         "Final accuracy, next tokens of cfg3b: mean (range)",
