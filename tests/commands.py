@@ -21,21 +21,25 @@ class Killed(BaseException):
     """Stands for SIGKILL at a place that no signal from outside would hit."""
 
 
-def start(capsys, main, *words):
-    """Run a command's `main` in this process; its exit code and what it wrote on stdout and stderr."""
-    capsys.readouterr()
+def exit_code(main, *words):
+    """Run a command's `main` in this process, whose signal handlers stay as they are."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["command.py", *map(str, words)])
         try:
             runs.command(main)
-            code = 0
+            return 0
         except SystemExit as stop:
-            code = stop.code
+            return stop.code
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-    return code, *capsys.readouterr()
+
+
+def start(capsys, main, *words):
+    """Run a command's `main` in this process; its exit code and what it wrote on stdout and stderr."""
+    capsys.readouterr()
+    return exit_code(main, *words), *capsys.readouterr()
 
 
 def succeed(capsys, main, *words):

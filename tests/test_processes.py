@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from common import runs
 from common.checkpoints import find_checkpoints, read_checkpoint, resume_steps
 from common.runs import Run
 from common.stopping import stop_requested
@@ -23,7 +22,7 @@ from common.trainer import ProgressiveDistillationTrainer
 from parity_mlp import train as parity, training
 from PCFG_autoregressive import train as autoregressive
 from PCFG_mlm import train as mlm
-from tests.commands import ROOT, and_signal, succeed
+from tests.commands import ROOT, and_signal, exit_code, succeed
 
 PCFG = shlex.split("smoke --batch-size 8 --heads 2 --eval-samples 32 --eval-every 4 --steps 12 --dropout 0")
 PARITY = "smoke --model gpt2 --d 6 --batch-size 8 --heads 2 --head-dim 3 --eval-samples 32 --eval-every 4 --steps 28"
@@ -49,13 +48,8 @@ def stop_at(patch, call):
 
 
 def make(setting, directory, name):
-    """Run a command as a process among several; its exit code."""
-    sys.argv = ["command.py", *map(str, words(setting, directory, name))]
-    try:
-        runs.command(COMMANDS[setting][0])
-        return 0
-    except SystemExit as stop:
-        return stop.code
+    """Run a command; its exit code."""
+    return exit_code(COMMANDS[setting][0], *words(setting, directory, name))
 
 
 def in_each_process(directory):
@@ -92,7 +86,7 @@ def two_processes(tmp_path_factory):
             assert make(setting, directory, "changing") == 75
             patch.undo()
     arguments = [sys.executable, *LAUNCH, "each", str(directory)]
-    done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     return directory
 
@@ -132,7 +126,7 @@ def test_torchrun_told_to_stop_tells_its_processes_and_one_goes_on(tmp_path, cap
         while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 2) and process.poll() is None:
             time.sleep(0.001)
         process.terminate()
-        stderr = process.communicate()[1]
+        stderr = process.communicate(timeout=600)[1]
     assert process.returncode > 0
     said = re.findall("^stopped by SIGTERM.*: the same command goes on$", stderr, re.MULTILINE)
     assert len(said) == 2

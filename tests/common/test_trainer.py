@@ -39,7 +39,7 @@ import common.trainer
 from common.checkpoints import Checkpoint, find_checkpoints, read_checkpoint, save_checkpoint, write_file
 from common.errors import DivergedError, UserError
 from common.processes import Processes, open_shared_run
-from common.runs import Run, command, open_run
+from common.runs import Run, open_run
 from common.schedules import Segment, explicit, progressive, until_saturation
 from common.trainer import (
     LabelledHead,
@@ -51,7 +51,7 @@ from common.trainer import (
     training_arguments,
     weights,
 )
-from tests.commands import and_signal, stopped
+from tests.commands import and_signal, exit_code, stopped
 
 CLASSES, LENGTH, BATCH, STEPS = 11, 6, 8, 8
 LR, WARMUP = 0.01, 2
@@ -856,14 +856,6 @@ def run_without_dropout(directory, teachers, accumulate, callback=None):
         callbacks = [callback] if callback else []
         options = {"run": run, "eval_dataset": ReadyBatches(HELD_OUT), "callbacks": callbacks}
         train_run(distil(directory, teachers, args=args, **options), "test")
-
-
-def exit_code(main):
-    try:
-        command(main)
-        return 0
-    except SystemExit as stop:
-        return stop.code
 
 
 def main(mode, directory, teachers):
