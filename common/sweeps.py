@@ -35,6 +35,8 @@ LOOK_SECONDS = 1.0
 """Time between two looks at the runs that wait, if no command ended meanwhile."""
 STOPPED = os.EX_TEMPFAIL
 """Exit code of what was told to stop and goes on when it is given again."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+"""What tells the launcher to stop."""
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl."""
 
@@ -66,7 +68,7 @@ class _Started:
 class Outcome:
     """What became of a sweep's runs on this machine."""
 
-    complete: int
+    complete: int = 0
     """Runs that are complete."""
     failed: dict[PlannedRun, int] = field(default_factory=dict)
     """Runs whose command failed, and its exit code."""
@@ -109,7 +111,7 @@ def make_runs(
 ) -> Outcome:
     """Make the runs that are not complete, `jobs` at a time, until none is left that could be started.
 
-    A run that another process is at work on is waited for. On SIGTERM, SIGINT or SIGHUP no more is started, and the
+    A run that another process is at work on is waited for. On a signal to stop no more is started, and the
     commands get SIGTERM and are waited for.
 
     Args:
@@ -120,8 +122,8 @@ def make_runs(
         show: gets a line that says how far the sweep is.
     """
     made = {str(run.directory): run for run in runs}
-    waiting = [run for run in runs if not run.complete]
-    outcome = Outcome(len(runs) - len(waiting))
+    waiting = list(runs)
+    outcome = Outcome()
     started: list[_Started] = []
     began = time.monotonic()
     last_look = -LOOK_SECONDS
@@ -218,13 +220,13 @@ def _is_open(directory: Path) -> bool:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[signal.Signals]]:
-    """A list that gets the signals that tell the launcher to stop."""
+    """A list that gets the signals that come."""
     received: list[signal.Signals] = []
 
     def receive(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number))
 
-    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    before = {number: signal.signal(number, receive) for number in STOP_SIGNALS}
     try:
         yield received
     finally:
@@ -235,21 +237,20 @@ def _stop_signals() -> Iterator[list[signal.Signals]]:
 @contextmanager
 def _progress_line() -> Iterator[Callable[[str], None]]:
     """Show the latest line on a terminal; in a log file each one whose counts are new."""
-    last = ""
+    last, on_terminal = "", sys.stderr.isatty()
 
     def show(line: str) -> None:
         nonlocal last
-        counts = line.rpartition(", ")[0]
-        if sys.stderr.isatty():
-            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
-        elif counts != last:
-            print(line, file=sys.stderr, flush=True)
-        last = counts
+        shown = line if on_terminal else line.rpartition(", ")[0]
+        if shown != last:
+            text, end = (f"\r\033[K{line}", "") if on_terminal else (line, "\n")
+            print(text, end=end, file=sys.stderr, flush=True)
+        last = shown
 
     try:
         yield show
     finally:
-        if sys.stderr.isatty():
+        if on_terminal:
             print(file=sys.stderr)
 
 

@@ -229,6 +229,13 @@ def test_jobs_that_are_put_back_cancelled_or_lose_their_node_make_the_bits_of_pl
     teachers, array = (re.match(r"job (\d+): ", line)[1] for line in (first, second))
     assert second == f"job {array}: 5 runs, after {teachers}"
     assert submit() == [f"{folder}: 0 runs submitted, 7 were in the queue, 0 of 7 complete"]
+    other = folder.with_name("other")
+    teacher, *_ = sweep_list(folder).splitlines(keepends=True)
+    student = list_line(other / "student", folder / "teacher", f"{DISTILL} {folder}/teacher --seeds 0")
+    done = project.call("python", "-m", "common.sweeps", other, "--slurm", input=teacher + student)
+    job = re.match(rf"job (\d+): 1 runs, after {teachers}\n", done.stdout)[1]
+    assert done.stdout.endswith("1 runs submitted, 1 were in the queue, 0 of 2 complete\n")
+    cluster.call("scancel", job)
 
     # the time of the teacher's job is nearly up
     wait_until(lambda: project.is_held(folder / "teacher"))
