@@ -365,8 +365,9 @@ def generation(data: Mapping[str, Any]) -> Finding:
     )
 
 
-PARITY_FINDINGS = {"figure1": parity_overview, "figure2": spike, "figure2_degrees": degrees}
-FINDINGS: dict[str, dict[str, Callable[[Mapping[str, Any]], Finding]]] = {
+Describe = Callable[[Mapping[str, Any]], Finding]
+PARITY_FINDINGS: dict[str, Describe] = {"figure1": parity_overview, "figure2": spike, "figure2_degrees": degrees}
+FINDINGS: dict[str, dict[str, Describe]] = {
     "parity_mlp": PARITY_FINDINGS,
     "parity_gpt2": PARITY_FINDINGS,
     "PCFG_mlm": {"figure1": pcfg_overview, "figure3": curriculum, "figure_nonterminals": nonterminals},
