@@ -1,19 +1,26 @@
-"""Several processes of one training, as torchrun starts them: the first one writes the run, the others read it."""
+"""Several processes of one training, as torchrun starts them: the first one writes the run, the others read it.
+
+A signal to stop may reach one of them only, or each at another step. Before every safe point of a training loop they
+therefore agree, by the largest signal number that one of them has. The numbers go over the hosts' network (gloo), also
+where gradients go from GPU to GPU, so that nothing waits for a GPU.
+"""
 
 import atexit
+import functools
 import gc
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed
 
 from common.errors import UserError
 from common.runs import Run, open_run
+from common.stopping import Stopped, stop_requested
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,28 @@ class Processes:
             torch.distributed.barrier()
         if self.count > 1:
             torch.distributed.barrier()
+
+    def agree_to_stop(self) -> int:
+        """The signal that stops this training, the same number in all processes, or 0; all of them must ask."""
+        if self.count == 1:
+            return stop_requested()
+        number = torch.tensor(stop_requested())
+        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=_hosts())
+        return int(number)
+
+    def stop(self, number: int, step: int) -> NoReturn:
+        """End all processes, once the first one has saved the state of `step`.
+
+        Args:
+            number: of the signal, as `agree_to_stop` gave it.
+            step: at which they are.
+
+        Raises:
+            Stopped: always.
+        """
+        if self.count > 1:
+            torch.distributed.barrier(group=_hosts())
+        raise Stopped(number, step)
 
     def part_of(self, batch_size: int, accumulate: int) -> int:
         """Samples of a batch that one process computes at a time.
@@ -86,9 +115,16 @@ def join_processes(device: str) -> tuple[Processes, str]:
     return Processes(torch.distributed.get_rank(), count), device
 
 
+@functools.cache
+def _hosts() -> torch.distributed.ProcessGroup | None:
+    """All processes, by way of their hosts; None is the group that there is already."""
+    return None if torch.distributed.get_backend() == "gloo" else torch.distributed.new_group(backend="gloo")
+
+
 def leave_process_group() -> None:
     """End the threads of torch.distributed: a process that exits while they run is sometimes aborted."""
     gc.collect()  # models that were wrapped for several processes hold the group
+    _hosts.cache_clear()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

@@ -1,6 +1,6 @@
 """A run is a directory, and this is what every command does with one: name it, open it, record, show, finish.
 
-    config.json         every argument as resolved, package versions, git commit
+    config.json         every argument as resolved, package versions, git commit, seconds of earlier sessions
     metrics.jsonl       one record per line, each with the `step` it was made at
     checkpoint-<step>/  the model, see checkpoints.py
     resume/             what is needed to go on, until the run is complete
@@ -17,6 +17,10 @@ keeps to this order:
                                 save_checkpoint(run.directory, step, ...)
                                 save_resume(run.directory, step, ...)
         run.finish({...})
+
+    python -m common.runs table runs/               a line for each run
+    python -m common.runs compare RUN OTHER_RUN     where two runs differ
+    python -m common.runs sync runs/                give past runs to Weights & Biases
 """
 
 import dataclasses
@@ -34,7 +38,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -43,6 +47,7 @@ from tqdm import tqdm
 
 from common.checkpoints import append_to_file, remove, remove_unfinished, write_file
 from common.errors import UserError
+from common.stopping import Stopped, catch_stop_signals
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -74,7 +79,7 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """`arguments` (by name), `versions` (by package), `commit` and `id`.
+        """`arguments` (by name), `versions` (by package), `commit`, `id` and `seconds` of earlier sessions.
 
         Raises:
             UserError: the directory is not a run's.
@@ -86,6 +91,30 @@ class Run:
         if not isinstance(config, dict) or "arguments" not in config:
             raise UserError(f"{self.directory} is not a run: it has no config.json of one")
         return config
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What a complete run was finished with.
+
+        Raises:
+            UserError: the run is not complete.
+        """
+        try:
+            return json.loads((self.directory / "done.json").read_bytes())
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            raise UserError(f"{self.directory} is not a complete run: its own command finishes it") from None
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all sessions, each up to the last record or state that it wrote; runs that are trained together
+        take the same.
+
+        It is told by the times of files, config.json being written when a session begins: a copy must keep them.
+        """
+        ends = [self.directory / name for name in (("done.json",) if self.complete else ("metrics.jsonl", "resume"))]
+        begin = (self.directory / "config.json").stat().st_mtime
+        end = max((path.stat().st_mtime for path in ends if path.exists()), default=begin)
+        return self.config.get("seconds", 0.0) + max(end - begin, 0.0)
 
     def records(self) -> list[dict[str, Any]]:
         """Every complete record, in the order they were logged.
@@ -106,13 +135,19 @@ class Run:
         """
         plain = _plain({"step": record["step"], **record})
         append_to_file(self.directory / "metrics.jsonl", _json_line(plain))
-        if self.tracker is not None:
-            self.tracker.log(plain, step=plain["step"])
+        self.track(plain)
+
+    def track(self, record: Mapping[str, Any]) -> None:
+        """Give a record to wandb, if it gets this run's and does not have it from an earlier session."""
+        if self.tracker is not None and record["step"] >= self.tracker.starting_step:
+            self.tracker.log(dict(record), step=record["step"])
 
     def rewind(self, step: int) -> None:
-        """Drop the records after `step`, and a last one that was cut off; -1 drops all."""
-        kept = b"".join(line for line, record in self._lines() if record["step"] <= step)
-        write_file(self.directory / "metrics.jsonl", kept)
+        """Drop the records after `step`, and a last one that was cut off; -1 drops all. wandb gets those that stay."""
+        kept = [(line, record) for line, record in self._lines() if record["step"] <= step]
+        write_file(self.directory / "metrics.jsonl", b"".join(line for line, _ in kept))
+        for _, record in kept:
+            self.track(record)
 
     def finish(self, summary: Mapping[str, object]) -> None:
         """Mark the run complete with a few results, and remove what it would need to go on."""
@@ -152,7 +187,7 @@ def open_run(
         force: start over; what the earlier run wrote there is removed, and nothing else.
         exclude: arguments that may differ from those the run was started with.
         wandb: whether Weights & Biases gets the records as well; its files are in the run's directory.
-        group: under which wandb shows this run together with others.
+        group: under which wandb shows this run together with others, unless WANDB_RUN_GROUP says another.
 
     Raises:
         UserError: another process has the run open, the directory holds something that is not a run or a run with
@@ -162,11 +197,7 @@ def open_run(
     arguments = _plain_arguments(config)
     _refuse_foreign(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is at work in {directory}: let it end, or give another --out") from None
+    with locked(directory, "let it end, or give another --out"), ExitStack() as stack:
         remove_unfinished(directory)
         if force:
             for name in ("done.json", "resume", "metrics.jsonl", "probes", "wandb"):
@@ -175,14 +206,75 @@ def open_run(
                 remove(checkpoint)
         if force or not (directory / "config.json").exists():
             start = {"arguments": arguments, "versions": _versions(), "commit": _commit(), "id": secrets.token_hex(8)}
-            write_file(directory / "config.json", (json.dumps(start, indent=2) + "\n").encode())
-        _refuse_other_arguments(run, arguments, exclude)
+            write_file(directory / "config.json", _config_file({**start, "seconds": 0.0}))
+        else:
+            _refuse_other_arguments(run, arguments, exclude)
+            if not run.complete:
+                write_file(directory / "config.json", _config_file({**run.config, "seconds": run.seconds}))
         if not (directory / "metrics.jsonl").exists():
             write_file(directory / "metrics.jsonl", b"")
         if run.complete:
             remove(directory / "resume")
-        with _tracker(run, wandb, group) as tracker:
-            yield Run(directory, tracker)
+        if wandb != "disabled" and not run.complete:
+            tracker = stack.enter_context(open_tracker(run, wandb, os.environ.get("WANDB_RUN_GROUP") or group))
+            run = Run(directory, tracker)
+        yield run
+
+
+@contextmanager
+def locked(directory: Path, advice: str) -> Iterator[None]:
+    """Keep other processes from opening a run, whose directory is there.
+
+    Raises:
+        UserError: one has it open; the message ends with the advice.
+    """
+    with (directory / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is at work in {directory}: {advice}") from None
+        yield
+
+
+def open_tracker(
+    run: Run, mode: Literal["offline", "online"], group: str | None, silent: bool = False
+) -> AbstractContextManager[Any]:
+    """The wandb run that belongs to this run, by the id in its config; it must be given every record from the first.
+
+    Online, wandb goes on with what it has, and `starting_step` is the first step that it lacks. What it writes offline
+    would replace all that it has when it is uploaded, so that there must be one offline run which is whole: those that
+    earlier sessions left are removed.
+
+    Args:
+        run: that wandb gets.
+        mode: whether it goes over the network or into files.
+        group: under which wandb shows it together with others.
+        silent: wandb prints nothing.
+
+    Raises:
+        UserError: wandb refuses.
+    """
+    import wandb
+
+    config = run.config
+    if mode == "offline":
+        for earlier in run.directory.glob(f"wandb/offline-run-*-{config['id']}"):
+            remove(earlier)
+    try:
+        return wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "progressive-distillation"),
+            group=group,
+            name=run.directory.name,
+            id=config["id"],
+            resume="allow",
+            reinit="create_new",
+            config=config["arguments"],
+            dir=run.directory,
+            mode=mode,
+            settings=wandb.Settings(console="off", silent=silent),
+        )
+    except wandb.Error as error:
+        raise UserError(f"wandb: {error}; --wandb offline needs no connection") from error
 
 
 def default_name(
@@ -216,12 +308,14 @@ def default_name(
 
 
 def command(main: Callable[[], object]) -> None:
-    """Run a command; wrong input, a full or forbidden disk and Ctrl-C end it in one line on stderr.
+    """Run a command; wrong input, a full or forbidden disk, a signal to stop and Ctrl-C end it in one line on stderr.
 
-    Exit codes: a `UserError`'s own, 2 for the disk, 130 for Ctrl-C. Any other exception keeps its traceback.
+    Exit codes: a `UserError`'s own, 2 for the disk, 75 (EX_TEMPFAIL) for SIGTERM and SIGUSR1, 130 for Ctrl-C. Any other
+    exception keeps its traceback.
     """
     try:
-        main()
+        with catch_stop_signals():
+            main()
     except UserError as error:
         _stop(f"error: {error}", error.exit_code)
     except OSError as error:
@@ -229,6 +323,8 @@ def command(main: Callable[[], object]) -> None:
             raise
         place = f"{error.filename}: " if error.filename else ""
         _stop(f"error: {place}{error.strerror}; once that is mended, the same command goes on", 2)
+    except Stopped as stopped:
+        _stop(str(stopped), stopped.exit_code)
     except KeyboardInterrupt:
         _stop("interrupted: the same command goes on from the last saved state", 130)
 
@@ -342,28 +438,8 @@ def _commit() -> str | None:
         return None
 
 
-def _tracker(run: Run, mode: WandbMode, group: str | None) -> AbstractContextManager[Any]:
-    """The wandb run that belongs to this run, by the id in its config, or None."""
-    if mode == "disabled" or run.complete:
-        return nullcontext()
-    import wandb
-
-    config = run.config
-    try:
-        return wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "progressive-distillation"),
-            group=group,
-            name=run.directory.name,
-            id=config["id"],
-            resume="allow",
-            reinit="create_new",
-            config=config["arguments"],
-            dir=run.directory,
-            mode=mode,
-            settings=wandb.Settings(console="off"),
-        )
-    except wandb.Error as error:
-        raise UserError(f"wandb: {error}; --wandb offline needs no connection") from error
+def _config_file(config: dict[str, Any]) -> bytes:
+    return (json.dumps(config, indent=2) + "\n").encode()
 
 
 def _json_line(record: dict[str, Any]) -> bytes:
@@ -407,5 +483,11 @@ def _hex(letter: str) -> str:
 
 
 def _stop(message: str, code: int) -> None:
-    print(" ".join(message.splitlines()), file=sys.stderr)
+    sys.stderr.write(" ".join(message.splitlines()) + "\n")  # at once, as several processes may share it
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    from common.run_commands import main
+
+    command(main)

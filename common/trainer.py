@@ -13,7 +13,11 @@ gradient accumulation steps and processes.
 
 With `run`, a directory of common/runs.py is written instead of the Trainer's own files, and training goes on from what
 is there: a record at each evaluation, then the checkpoint, then the resume state, so that a run that is killed at any
-moment ends with the same bits on the CPU.
+moment ends with the same bits on the CPU. A signal to stop is obeyed between two steps, once the state there is saved.
+
+A run may go on with another number of processes. Its samples stay the same, and its numbers, without dropout, up to
+rounding. A process that was there before keeps its random numbers; those of a new one follow from the seed, the step
+and its number.
 """
 
 import atexit
@@ -57,6 +61,7 @@ from common.errors import DivergedError, UserError
 from common.processes import Processes, leave_process_group
 from common.runs import Run, progress
 from common.schedules import Segment, checkpoint_at
+from common.stopping import stop_at_a_safe_point
 
 HEADS: dict[type, str] = {BertForMaskedLM: "cls", GPT2LMHeadModel: "lm_head"}
 """Models whose forward applies this module, and nothing else, to the last hidden states."""
@@ -457,10 +462,15 @@ class ProgressiveDistillationTrainer(Trainer):
 
     def save_resume_state(self, run: Run) -> None:
         """Write all that is needed to go on from the current step; every process must call this."""
-        states: list[dict[str, Any]] = [random_state(self.args.device)] * self.args.world_size
+        mine = {
+            "random": random_state(self.args.device),
+            "since_log": self._since_log.tolist(),
+            "since_record": self._since_record.tolist(),
+        }
+        states = [mine] * self.args.world_size
         if self.args.world_size > 1:
-            torch.distributed.all_gather_object(states, states[0])
-        state = {"scheduler": self.lr_scheduler.state_dict(), "random": states}
+            torch.distributed.all_gather_object(states, mine)
+        state = {"scheduler": self.lr_scheduler.state_dict(), "processes": states}
         if self.is_world_process_zero():
             tensors = {f"model.{name}": tensor for name, tensor in weights(self.model).items()}
             for i, values in self.optimizer.state_dict()["state"].items():
@@ -471,7 +481,7 @@ class ProgressiveDistillationTrainer(Trainer):
         """Set everything to where the run was left, and drop the records of what comes after.
 
         Raises:
-            UserError: the state is damaged, or of another number of processes.
+            UserError: the state is damaged.
         """
         resume = load_resume(run.directory)
         step = resume.step if resume else 0
@@ -481,14 +491,8 @@ class ProgressiveDistillationTrainer(Trainer):
         self.records = run.records()
         self._decide()
         if resume is None:
-            seeds = np.random.SeedSequence([self.args.seed, self.args.process_index])
-            set_seed(int(seeds.generate_state(1)[0]))  # dropout, apart from what the weights were drawn with
+            _seed_random_numbers(self.args.seed, self.args.process_index)
             return
-        if len(resume.state["random"]) != self.args.world_size:
-            raise UserError(
-                f"{run.directory} was begun with {len(resume.state['random'])} processes and cannot go on with "
-                f"{self.args.world_size}: start as many, or start over with --force"
-            )
         model = {name.removeprefix("model."): t for name, t in resume.tensors.items() if name.startswith("model.")}
         set_weights(self.model, model)
         moments: dict[int, dict[str, Tensor]] = {}
@@ -501,8 +505,19 @@ class ProgressiveDistillationTrainer(Trainer):
         self.lr_scheduler.load_state_dict(resume.state["scheduler"])
         for group, lr in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = lr
-        set_random_state(resume.state["random"][self.args.process_index], self.args.device)
+        self._load_processes(resume.state["processes"], step)
         self.state.global_step = self._globalstep_last_logged = self._initial_global_step = step
+
+    def _load_processes(self, states: Sequence[Mapping[str, Any]], step: int) -> None:
+        """Go on from what each process had; the sums of those that are no more are taken over by the others."""
+        index = self.args.process_index
+        if index < len(states):
+            set_random_state(states[index]["random"], self.args.device)
+        else:
+            _seed_random_numbers(self.args.seed, step, index)
+        for state in states[index :: self.args.world_size]:
+            self._since_log += torch.tensor(state["since_log"], dtype=torch.float64, device=self.args.device)
+            self._since_record += torch.tensor(state["since_record"], dtype=torch.float64, device=self.args.device)
 
 
 class _HistoryCallback(TrainerCallback):
@@ -536,6 +551,15 @@ class _RunCallback(TrainerCallback):
         self._trainer.load_resume_state(run)
         if not self._trainer.records:
             self._trainer.evaluate()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """All that was due at the step before is done."""
+        processes = Processes(args.process_index, args.world_size)
+        if number := processes.agree_to_stop():
+            self._trainer.save_resume_state(cast(Run, self._trainer.run))
+            processes.stop(number, state.global_step)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         control.should_save = True
@@ -762,11 +786,13 @@ def training_arguments(
     return arguments
 
 
+@stop_at_a_safe_point()
 def train_run(trainer: ProgressiveDistillationTrainer, description: str) -> None:
     """Train to the end of the trainer's run, show how far it is, and mark the run complete.
 
     Raises:
         DivergedError: the loss or the weights are not finite; nothing of that is saved.
+        Stopped: by a signal; the state is saved.
     """
     run = cast(Run, trainer.run)
     with ExitStack() as stack:
@@ -866,6 +892,11 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
     if device.type == "cuda":
         torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8), device)
+
+
+def _seed_random_numbers(*key: int) -> None:
+    """Those of dropout, apart from what the weights were drawn with."""
+    set_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
 
 def _places(chosen: Tensor, length: int) -> Tensor:

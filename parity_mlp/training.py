@@ -4,7 +4,7 @@ The students' steps are cut into the same ranges whatever happens: at every eval
 multiples of `RANGE_STEPS` (fewer if a step has several samples). What an MLP computes in a range depends on its own
 weights and on the stream only, to the bit, so students can be trained together or apart; a GPT-2 depends on the others
 by rounding. Resume states are written so that students who are trained together go on together: a run that was killed
-ends with the same bits.
+ends with the same bits. A signal to stop is obeyed between two ranges, once the state there is saved.
 """
 
 import datetime
@@ -35,6 +35,7 @@ from common.errors import DivergedError
 from common.processes import Processes
 from common.runs import Run, progress
 from common.schedules import Segment, checkpoint_at, spans
+from common.stopping import stop_at_a_safe_point
 from parity_mlp.arguments import Arguments, GPT2Arguments, task_of
 from parity_mlp.data import ParityTask
 from parity_mlp.models import Network
@@ -69,6 +70,7 @@ class Student:
         )
 
 
+@stop_at_a_safe_point()
 def train_together(
     arguments: Arguments,
     students: list[Student],
@@ -90,6 +92,7 @@ def train_together(
     Raises:
         DivergedError: a student's loss or weights are not finite; nothing of that is saved, and the other students are
             trained to their end first.
+        Stopped: by a signal; the states of all students are saved.
     """
     task = task_of(arguments)
     with processes.first_goes_first():
@@ -150,9 +153,13 @@ def train_together(
         if processes.first and len(students) > 1:
             save_resume_states(0)  # so that there is always a step at which those that begin together have one
         for start, stop in _ranges(arguments, first):
-            group = [i for i, student in enumerate(students) if student.step == start]
             if len(diverged) == len(students):
                 break
+            if number := processes.agree_to_stop():
+                if processes.first:
+                    save_resume_states(start)
+                processes.stop(number, start)
+            group = [i for i, student in enumerate(students) if student.step == start]
             if not group:
                 continue
             samples = (start * arguments.batch_size, (stop - start) * arguments.batch_size)

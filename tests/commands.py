@@ -1,5 +1,10 @@
 """Commands as a user starts them, in this process or in one of their own, and what they leave on the disk."""
 
+import itertools
+import json
+import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from common import runs
+from common.stopping import SIGNALS
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,6 +24,7 @@ class Killed(BaseException):
 def start(capsys, main, *words):
     """Run a command's `main` in this process; its exit code and what it wrote on stdout and stderr."""
     capsys.readouterr()
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["command.py", *map(str, words)])
         try:
@@ -25,6 +32,9 @@ def start(capsys, main, *words):
             code = 0
         except SystemExit as stop:
             code = stop.code
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     return code, *capsys.readouterr()
 
 
@@ -33,6 +43,27 @@ def succeed(capsys, main, *words):
     code, stdout, stderr = start(capsys, main, *words)
     assert code == 0, stderr
     return stdout
+
+
+def stopped(capsys, main, *words):
+    """Run a command that must be stopped by SIGTERM; the step that it names, or None."""
+    code, stdout, stderr = start(capsys, main, *words)
+    match = re.fullmatch("stopped by SIGTERM( at step ([0-9,]+))?: the same command goes on", stderr.splitlines()[-1])
+    assert (code, stdout) == (75, "")
+    return int(match[2].replace(",", "")) if match[1] else None
+
+
+def and_signal(function, *calls):
+    """The same function, but at the calls of these numbers, from 1, this process first gets SIGTERM, twice."""
+    counter = itertools.count(1)
+
+    def call(*arguments, **options):
+        if next(counter) in calls:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return function(*arguments, **options)
+
+    return call
 
 
 def fail_in_one_line(capsys, main, *words, code=2):
@@ -53,6 +84,7 @@ def python(*arguments, cwd=ROOT, **settings):
 
 
 KILLED_AGAIN_AND_AGAIN = """
+import json
 import math
 import os
 import random
@@ -63,12 +95,19 @@ from importlib import import_module
 from pathlib import Path
 
 from common.runs import Run, command
+from common.stopping import stop_requested
 
-times, run, training, name, *arguments = sys.argv[1:]
-training = import_module(training)
-training.RESUME_SECONDS, training.RESUME_SHARE = 0, math.inf
+signals, save_often, run, training, name, *arguments = sys.argv[1:]
+if int(save_often):
+    training = import_module(training)
+    training.RESUME_SECONDS, training.RESUME_SHARE = 0, math.inf
 main = import_module(name).main
-Run.finish = lambda run, summary: signal.pause()
+
+def never(run, summary):
+    while not stop_requested():
+        time.sleep(0.001)
+
+Run.finish = never
 sys.argv = ["command.py", *arguments]
 metrics = Path(run) / "metrics.jsonl"
 numbers = random.Random(0)
@@ -76,7 +115,7 @@ numbers = random.Random(0)
 def lines():
     return metrics.read_bytes().count(b"\\n") if metrics.exists() else 0
 
-for _ in range(int(times)):
+for sent in json.loads(signals):
     wanted = lines() + numbers.randint(1, 5)
     child = os.fork()
     if child == 0:
@@ -85,8 +124,10 @@ for _ in range(int(times)):
     while lines() < wanted and os.waitpid(child, os.WNOHANG) == (0, 0):
         time.sleep(0.0005)
     time.sleep(numbers.uniform(0, 0.05))
-    os.kill(child, signal.SIGKILL)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    for number in sent:
+        os.kill(child, number)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code == (-signal.SIGKILL if sent == [signal.SIGKILL] else os.EX_TEMPFAIL), code
 """
 
 
@@ -96,10 +137,28 @@ def kill_again_and_again(times, run, training, name, *words):
     `training` is the module that decides when resume states are written, here as often as possible, and `name` that of
     the command.
     """
-    done = python("-c", KILLED_AGAIN_AND_AGAIN, times, run, training.__name__, name, *words)
+    signals = json.dumps(times * [[signal.SIGKILL]])
+    done = python("-c", KILLED_AGAIN_AND_AGAIN, signals, 1, run, training.__name__, name, *words)
     assert done.returncode == 0, done.stderr
     assert not runs.Run(run).complete
     assert (run / "resume").is_dir()
+
+
+STOPS = ([signal.SIGTERM], [signal.SIGUSR1], [signal.SIGTERM, signal.SIGUSR1])
+"""Signals that a command gets; the two of a pair are so near that either may come first."""
+
+
+def stop_again_and_again(run, name, *words):
+    """Tell a command to stop by each of `STOPS`, at moments like those of `kill_again_and_again`; here only a signal
+    makes it write its state."""
+    done = python("-c", KILLED_AGAIN_AND_AGAIN, json.dumps(STOPS), 0, run, "", name, *words)
+    assert done.returncode == 0, done.stderr
+    assert not runs.Run(run).complete
+    said = [line for line in done.stderr.splitlines() if not re.match("([^ ]+|[0-9]+ students): step ", line)]
+    assert len(said) == len(STOPS), done.stderr
+    for line, numbers in zip(said, STOPS, strict=True):
+        names = "|".join(number.name for number in numbers)
+        assert re.fullmatch(f"stopped by ({names})( at step [0-9,]+)?: the same command goes on", line)
 
 
 def files(directory):

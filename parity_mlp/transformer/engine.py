@@ -6,7 +6,8 @@ Inputs come as packed bits and are unpacked on the device; within a range of ste
 
 What a network computes depends on the others of its pass by rounding only, except with dropout, whose random numbers
 are drawn for the whole pass. They follow from the step, the process and the part of the batch, so that a run goes on
-from a step with the same ones.
+from a step with the same ones. It may go on with another number of processes: without dropout that changes its numbers
+by rounding only.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -24,7 +24,7 @@ from PCFG_autoregressive.data import NextTokenTask, TrainingBatches, evaluation_
 from PCFG_autoregressive.models import new_model
 from PCFG_autoregressive.training import Arguments
 from tests import commands
-from tests.commands import ROOT, Killed, files, python, results, start
+from tests.commands import ROOT, Killed, files, python, results, start, stop_again_and_again
 
 COMMANDS = {"train": train, "distill": distill, "probe": probe, "data": data}
 TASK = NextTokenTask(load_grammar("small"))
@@ -227,6 +227,15 @@ def test_runs_that_were_cut_off_end_with_the_same_bits(tmp_path, capsys, monkeyp
         assert (tmp_path / words[0] / "resume" / "6").is_dir()
         succeed(capsys, words[0], *cut)
         assert results(tmp_path / words[0]) == results(tmp_path / f"{words[0]} whole")
+
+
+def test_a_run_told_to_stop_three_times_ends_with_the_same_bits(tmp_path, capsys):
+    cadence = shlex.split("--steps 66 --eval-every 3 --checkpoint-every 15 --dropout 0.2 --label-level 2")
+    words = [*TRAIN, *cadence, "--out"]
+    succeed(capsys, *words, tmp_path / "undisturbed")
+    stop_again_and_again(tmp_path / "stopped", train.__name__, *words[1:], tmp_path / "stopped")
+    succeed(capsys, *words, tmp_path / "stopped")
+    assert results(tmp_path / "stopped") == results(tmp_path / "undisturbed")
 
 
 # Wrongly called

@@ -28,7 +28,18 @@ from PCFG_mlm import data, distill, probe, train
 from PCFG_mlm.data import MaskedTask, TrainingBatches, evaluation_batches
 from PCFG_mlm.models import new_model
 from tests import commands
-from tests.commands import ROOT, cut, files, kill_again_and_again, python, results, results_below, start
+from tests.commands import (
+    ROOT,
+    and_signal,
+    cut,
+    files,
+    kill_again_and_again,
+    python,
+    results,
+    results_below,
+    start,
+    stop_again_and_again,
+)
 
 COMMANDS = {"train": train, "distill": distill, "probe": probe, "data": data}
 TASK = MaskedTask(load_grammar("small"))
@@ -273,6 +284,45 @@ def test_students_killed_four_times_end_with_the_same_bits(tmp_path, capsys, tea
     kill_again_and_again(4, run, trainer, distill.__name__, *words[1:], tmp_path / "killed")
     succeed(capsys, *words, tmp_path / "killed")
     assert results_below(tmp_path / "killed") == results_below(tmp_path / "undisturbed")
+
+
+# Told to stop
+
+
+def test_a_run_told_to_stop_three_times_ends_with_the_same_bits(tmp_path, capsys):
+    cadence = shlex.split("--steps 66 --eval-every 3 --checkpoint-every 15 --dropout 0.2 --accumulate 2")
+    words = [*TRAIN, *cadence, "--out"]
+    succeed(capsys, *words, tmp_path / "undisturbed")
+    stop_again_and_again(tmp_path / "stopped", train.__name__, *words[1:], tmp_path / "stopped")
+    succeed(capsys, *words, tmp_path / "stopped")
+    assert results(tmp_path / "stopped") == results(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "step"),
+    [
+        (trainer.ProgressiveDistillationTrainer, "compute_loss", 4, 4),
+        (training, "open_shared_run", 2, None),
+        (trainer, "progress", 2, 0),
+        (trainer.ProgressiveDistillationTrainer, "compute_loss", 12 + 7, 7),
+    ],
+    ids=["first", "between", "before the first step", "second"],
+)
+def test_students_told_to_stop_leave_together_and_end_with_the_same_bits(
+    tmp_path, capsys, monkeypatch, teacher, owner, name, call, step
+):
+    words = [*DISTILL, *shlex.split("--dropout 0.2 --methods progressive until-saturation ce --saturation-steps 5")]
+    words += ["--teacher", teacher, "--out"]
+    succeed(capsys, *words, tmp_path / "undisturbed")
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, and_signal(getattr(owner, name), call))
+        code, _, stderr = start(capsys, distill.main, *words[1:], tmp_path / "stopped")
+    place = "" if step is None else f" at step {step}"
+    assert (code, stderr.splitlines()[-1]) == (75, f"stopped by SIGTERM{place}: the same command goes on")
+    begun = {run.name.rpartition("-heads")[0] for run in (tmp_path / "stopped").iterdir()}
+    assert begun == {"progressive"} if call in (2, 4) and step != 0 else {"progressive", "until-saturation"}
+    succeed(capsys, *words, tmp_path / "stopped")
+    assert results_below(tmp_path / "stopped") == results_below(tmp_path / "undisturbed")
 
 
 # Out of room

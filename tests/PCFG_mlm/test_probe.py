@@ -24,7 +24,7 @@ from PCFG_mlm.bayes_optimal import bayes_optimal
 from PCFG_mlm.data import MaskedTask, evaluation_batches
 from PCFG_mlm.models import load_model
 from PCFG_mlm.training import SETTING
-from tests.commands import ROOT, Killed, files, python, start
+from tests.commands import ROOT, Killed, and_signal, files, python, start, stopped
 
 TINY = """
 S -> A B [0.4] | B A C [0.6]
@@ -369,6 +369,18 @@ def test_only_checkpoints_that_are_new_are_probed(run, capsys, counted):
     assert other["checkpoints"] != entries
     succeed(capsys, *words, run, "--device", "cpu")
     assert len(calls) == 8
+
+
+def test_a_probe_told_to_stop_leaves_at_once_and_goes_on(run, capsys, counted, monkeypatch):
+    words, _ = counted
+    whole = succeed(capsys, *words, run)
+    (path,) = (run / "probes").iterdir()
+    path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(probing, "local_path", and_signal(probing.local_path, 2))
+        assert stopped(capsys, probe.main, *words, run) is None
+    assert json.loads(path.read_text()) == {**whole, "checkpoints": whole["checkpoints"][:1]}
+    assert succeed(capsys, *words, run) == whole
 
 
 def test_a_probe_that_is_cut_off_goes_on(run, capsys, counted, monkeypatch):

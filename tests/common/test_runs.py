@@ -302,6 +302,45 @@ def test_a_finished_run_is_complete_and_keeps_no_resume_state(tmp_path):
     assert not (tmp_path / "run" / "resume").exists()
 
 
+def test_the_summary_of_a_run_is_what_it_was_finished_with(tmp_path):
+    with open_run(tmp_path / "run", {}) as run:
+        with pytest.raises(UserError, match="is not a complete run"):
+            _ = run.summary
+        run.finish({"loss": np.float64(0.5)})
+    assert Run(tmp_path / "run").summary == {"loss": 0.5}
+
+
+def test_the_time_of_a_run_is_that_of_its_sessions_without_what_is_between_them(tmp_path):
+    def at(second, *names):
+        for name in names:
+            os.utime(tmp_path / "run" / name, (0, second))
+
+    with open_run(tmp_path / "run", {}) as run:
+        run.log({"step": 0})
+        at(1000, "config.json")
+        at(1060, "metrics.jsonl")
+        assert run.seconds == 60
+    with open_run(tmp_path / "run", {}) as run:
+        at(5000, "config.json")
+        at(5030, "metrics.jsonl")
+        assert run.seconds == 60 + 30
+        save_resume(run.directory, 0, {}, {})
+        at(5035, "resume")
+    with open_run(tmp_path / "run", {}) as run:  # is killed before it writes anything
+        at(8000, "config.json")
+        assert run.seconds == 60 + 35
+    with open_run(tmp_path / "run", {}) as run:
+        run.finish({})
+        at(9000, "config.json")
+        at(9005, "done.json")
+        assert run.seconds == 60 + 35 + 5
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    with open_run(tmp_path / "run", {}) as run:
+        assert run.seconds == 60 + 35 + 5
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+    assert json.loads(before)["seconds"] == 60 + 35
+
+
 def test_other_arguments_are_refused_by_name(tmp_path):
     with open_run(tmp_path / "run", {"lr": 0.1, "seed": 0, "out": "a"}):
         pass
@@ -508,41 +547,6 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     assert bar.startswith("student:  40%")
     for part in ("400/1000", "loss 0.5", "accuracy 0.75", "teacher 300", "samples/s"):
         assert part in bar
-
-
-TRACKED = """
-import sys
-from pathlib import Path
-from common.runs import open_run
-
-one, other = Path(sys.argv[1]), Path(sys.argv[2])
-step = int(sys.argv[3])
-with (
-    open_run(one, {"lr": 0.0625}, wandb="offline", group="sweep") as run,
-    open_run(other, {"lr": 0.125}, wandb="offline", group="sweep") as beside,
-):
-    run.log({"step": step, "loss": step / 64})
-    beside.log({"step": step, "loss": step / 128})
-    if step == 10:
-        run.finish({"loss": 0.03125})
-"""
-
-
-def test_wandb_gets_config_group_and_every_record_under_one_id_inside_the_run(tmp_path):
-    one, other = tmp_path / "one", tmp_path / "other"
-    home = {name: str(tmp_path) for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR")}
-    for step in (3, 10):
-        tracked = python(TRACKED, one, other, step, WANDB_SILENT="true", **home)
-        assert tracked.returncode == 0, tracked.stderr
-    for directory, parts in (
-        (one, [(b"0.0625", b"0.046875"), (b"0.0625", b"0.15625", b"0.03125")]),
-        (other, [(b"0.125", b"0.0234375"), (b"0.125", b"0.078125")]),
-    ):
-        files = sorted(directory.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
-        assert [path.name for path in files] == [f"run-{Run(directory).config['id']}.wandb"] * 2
-        for path, expected in zip(files, parts, strict=True):
-            for part in (b"sweep", b"loss", *expected):
-                assert part in path.read_bytes()
 
 
 def test_a_refusal_of_wandb_is_one_line_and_a_complete_run_does_not_ask_it(tmp_path, monkeypatch):

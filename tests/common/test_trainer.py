@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,7 +39,7 @@ import common.trainer
 from common.checkpoints import Checkpoint, find_checkpoints, read_checkpoint, save_checkpoint, write_file
 from common.errors import DivergedError, UserError
 from common.processes import Processes, open_shared_run
-from common.runs import Run, open_run
+from common.runs import Run, command, open_run
 from common.schedules import Segment, explicit, progressive, until_saturation
 from common.trainer import (
     LabelledHead,
@@ -50,6 +51,7 @@ from common.trainer import (
     training_arguments,
     weights,
 )
+from tests.commands import and_signal, stopped
 
 CLASSES, LENGTH, BATCH, STEPS = 11, 6, 8, 8
 LR, WARMUP = 0.01, 2
@@ -590,6 +592,10 @@ def kill_by_exception():
     raise Killed
 
 
+def tell_to_stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def run_with_dropout(directory, teachers, callback=None, accumulate=2, schedule=SCHEDULE):
     """Train to the end of a run, from wherever it was left."""
     args = recorded_arguments(directory, accumulate=accumulate, eval_every=2)
@@ -675,8 +681,8 @@ def test_a_run_killed_around_any_write_ends_with_the_same_bits(
 
 
 def test_a_run_whose_process_is_killed_ends_with_the_same_bits(tmp_path, teachers, uninterrupted, monkeypatch):
-    command = [sys.executable, __file__, "killed", str(tmp_path / "run"), str(teachers)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    words = [sys.executable, __file__, "killed", str(tmp_path / "run"), str(teachers)]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert [path.name for path in (tmp_path / "run" / "resume").iterdir()] == ["4"]
     draws = Draws()
@@ -694,6 +700,71 @@ def test_a_run_killed_between_writes_of_the_resume_state_starts_from_the_last(tm
     assert content(tmp_path / "run") == uninterrupted[0]
 
 
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_a_run_stopped_at_a_step_goes_on_after_it_to_the_same_bits_and_random_numbers(
+    tmp_path, teachers, uninterrupted, capsys, step
+):
+    """At every step, most of them without a record; after the last one the run is complete."""
+    name = stopped(capsys, lambda: run_with_dropout(tmp_path / "run", teachers, Draws(step, tell_to_stop)))
+    expected, drawn = uninterrupted
+    if step == STEPS:
+        assert name is None
+    else:
+        assert name == step
+        assert [path.name for path in (tmp_path / "run" / "resume").iterdir()] == [str(step)]
+        draws = Draws()
+        random.seed(99)
+        run_with_dropout(tmp_path / "run", teachers, draws)
+        assert draws.drawn == {step: drawn[step] for step in range(step + 1, STEPS + 1)}
+    assert content(tmp_path / "run") == expected
+
+
+@pytest.mark.parametrize("logging", [1, 3])
+def test_a_run_stopped_between_logs_and_records_has_the_same_means(tmp_path, teachers, capsys, logging):
+    """Stopped and going on at every step, with a training log beside the records."""
+
+    class Logs(TrainerCallback):
+        def on_log(self, args, state, control, logs, **kwargs):
+            if "learning_rate" in logs:
+                kept.append((state.global_step, *(logs[name] for name in ("loss", "kl", "accuracy", "teacher"))))
+
+    def train(directory, stop_at=None):
+        args = recorded_arguments(directory, eval_every=4, logging_steps=logging)
+        args.logging_strategy = "steps"
+        with open_run(directory, {}) as run:
+            options = {"run": run, "eval_dataset": ReadyBatches(HELD_OUT), "callbacks": [Draws(stop_at, tell_to_stop)]}
+            trainer = distil(directory, teachers, args=args, model=bert(1, dropout=0.2), **options)
+            trainer.add_callback(Logs())
+            train_run(trainer, "test")
+
+    kept = []
+    train(tmp_path / "whole")
+    whole, kept = kept, []
+    assert [step for step, *_ in whole] == [step for step in range(1, STEPS + 1) if step % logging == 0]
+    for step in range(1, STEPS):
+        assert stopped(capsys, lambda step=step: train(tmp_path / "run", step)) == step
+    train(tmp_path / "run")
+    assert content(tmp_path / "run") == content(tmp_path / "whole")
+    assert kept == whole
+
+
+@pytest.mark.parametrize("name", ["save_checkpoint", "save_resume", "log", "evaluate"])
+def test_a_signal_while_something_is_written_damages_nothing(
+    tmp_path, teachers, uninterrupted, capsys, monkeypatch, name
+):
+    """The signal comes at step 4, and again while the state is saved."""
+    owner = {"log": Run, "evaluate": ProgressiveDistillationTrainer}.get(name, common.trainer)
+    calls = {"log": [3], "evaluate": [3]}.get(name, [1, 2])
+    with monkeypatch.context() as patch:
+        if name == "save_resume":
+            save_often(patch)
+        patch.setattr(owner, name, and_signal(getattr(owner, name), *calls))
+        step = stopped(capsys, lambda: run_with_dropout(tmp_path / "run", teachers))
+    assert step == (2 if name == "save_resume" else 4)
+    run_with_dropout(tmp_path / "run", teachers)
+    assert content(tmp_path / "run") == uninterrupted[0]
+
+
 def test_a_schedule_that_is_a_function_is_the_same_after_a_kill(tmp_path, teachers, monkeypatch):
     def schedule(evaluations):
         return until_saturation([10, 20, 30], evaluations, max_steps=4)
@@ -705,6 +776,19 @@ def test_a_schedule_that_is_a_function_is_the_same_after_a_kill(tmp_path, teache
     run_with_dropout(tmp_path / "run", teachers, schedule=schedule)
     assert content(tmp_path / "run") == content(tmp_path / "whole")
     assert [record["teacher"] for record in Run(tmp_path / "run").records()] == [10, 10, 10, 20, 20]
+
+
+def test_a_schedule_that_is_a_function_is_the_same_after_a_stop_between_evaluations(tmp_path, teachers, capsys):
+    def schedule(evaluations):
+        return until_saturation([10, 20, 30], evaluations, max_steps=4)
+
+    run_with_dropout(tmp_path / "whole", teachers, schedule=schedule)
+    for step in (3, 5, 7):
+        callback = Draws(step, tell_to_stop)
+        run = lambda callback=callback: run_with_dropout(tmp_path / "run", teachers, callback, schedule=schedule)  # noqa: E731
+        assert stopped(capsys, run) == step
+    run_with_dropout(tmp_path / "run", teachers, schedule=schedule)
+    assert content(tmp_path / "run") == content(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("with_source", [True, False])
@@ -766,11 +850,20 @@ def distil_rows(directory, teachers):
         save_checkpoint(directory, STEPS, weights(trainer.model), {})
 
 
-def run_without_dropout(directory, teachers, accumulate):
+def run_without_dropout(directory, teachers, accumulate, callback=None):
     args = recorded_arguments(directory, accumulate=accumulate)
     with open_shared_run(directory, {}, Processes(args.process_index, args.world_size)) as run:
-        trainer = distil(directory, teachers, args=args, run=run, eval_dataset=ReadyBatches(HELD_OUT))
-        train_run(trainer, "test")
+        callbacks = [callback] if callback else []
+        options = {"run": run, "eval_dataset": ReadyBatches(HELD_OUT), "callbacks": callbacks}
+        train_run(distil(directory, teachers, args=args, **options), "test")
+
+
+def exit_code(main):
+    try:
+        command(main)
+        return 0
+    except SystemExit as stop:
+        return stop.code
 
 
 def main(mode, directory, teachers):
@@ -781,19 +874,33 @@ def main(mode, directory, teachers):
             return
         run_without_dropout(directory / "run", teachers, accumulate=2)
         distil_rows(directory, teachers)
-        run_with_dropout(directory / "whole", teachers, accumulate=1)
-        for name in ("resumed", "left"):
-            with suppress(Killed):
-                run_with_dropout(directory / name, teachers, Draws(5, kill_by_exception), accumulate=1)
+        draws = {name: Draws() for name in ("whole", "joined", "joined again")}
+        for name, callback in draws.items():
+            run_with_dropout(directory / name, teachers, callback, accumulate=1)
+        with suppress(Killed):
+            run_with_dropout(directory / "resumed", teachers, Draws(5, kill_by_exception), accumulate=1)
         run_with_dropout(directory / "resumed", teachers, accumulate=1)
+    tell_one = tell_to_stop if os.environ["RANK"] == "1" else lambda: None
+    codes = [
+        exit_code(lambda: run_with_dropout(directory / "stopped", teachers, Draws(5, tell_one), accumulate=1)),
+        exit_code(lambda: run_with_dropout(directory / "left", teachers, Draws(5, tell_one), accumulate=1)),
+        exit_code(lambda: run_with_dropout(directory / "stopped", teachers, accumulate=1)),
+        exit_code(lambda: run_without_dropout(directory / "changing", teachers, 1, Draws(6, tell_one))),
+    ]
+    drawn = {name: callback.drawn for name, callback in draws.items()}
+    (directory / f"process-{os.environ['RANK']}.json").write_text(json.dumps({"codes": codes, "drawn": drawn}))
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory, teachers):
     directory = tmp_path_factory.mktemp("two_processes")
+    for name in ("joined", "joined again"):
+        draws = Draws(3, tell_to_stop)
+        assert exit_code(lambda name=name, draws=draws: run_with_dropout(directory / name, teachers, draws)) == 75
+    assert exit_code(lambda: run_without_dropout(directory / "changing", teachers, 2, Draws(3, tell_to_stop))) == 75
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launch, __file__, "shared", str(directory), str(teachers)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    words = [*launch, __file__, "shared", str(directory), str(teachers)]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == 0, done.stderr
     return directory
 
@@ -835,9 +942,53 @@ def test_two_processes_killed_and_resumed_end_with_the_same_bits(two_processes):
     assert content(two_processes / "resumed") == content(two_processes / "whole")
 
 
-def test_a_run_of_two_processes_does_not_go_on_with_one(teachers, two_processes):
-    with pytest.raises(UserError, match="begun with 2 processes and cannot go on with 1"):
-        run_with_dropout(two_processes / "left", teachers, accumulate=1)
+def test_two_processes_of_which_one_is_told_to_stop_stop_together_and_end_with_the_same_bits(two_processes):
+    assert content(two_processes / "stopped") == content(two_processes / "whole")
+    for index in range(2):
+        assert in_process(two_processes, index)["codes"] == [75, 75, 0, 75]
+    assert [path.name for path in (two_processes / "left" / "resume").iterdir()] == ["5"]
+
+
+def in_process(directory, index):
+    return json.loads((directory / f"process-{index}.json").read_text())
+
+
+def test_one_process_then_two_then_one_make_the_run_of_one(tmp_path, teachers, two_processes):
+    """Stopped after step 3 and after step 6, each time between two records."""
+    shutil.copytree(two_processes / "changing", tmp_path / "changing")
+    assert [path.name for path in (tmp_path / "changing" / "resume").iterdir()] == ["6"]
+    for name in ("changing", "alone"):
+        run_without_dropout(tmp_path / name, teachers, accumulate=1)
+    for here, there in zip(Run(tmp_path / "changing").records(), Run(tmp_path / "alone").records(), strict=True):
+        assert here == {name: value and pytest.approx(value, rel=1e-5) for name, value in there.items()}
+    models = [
+        BertForMaskedLM.from_pretrained(tmp_path / name / f"checkpoint-{STEPS}") for name in ("changing", "alone")
+    ]
+    assert_same_model(*models, atol=1e-5)
+
+
+def test_random_numbers_of_a_process_that_joins_follow_from_seed_step_and_number(
+    tmp_path, two_processes, uninterrupted
+):
+    """That of one that was there go on. The model draws none of Python's own."""
+    assert content(two_processes / "joined") == content(two_processes / "joined again")
+    first, second = (in_process(two_processes, index)["drawn"]["joined"] for index in range(2))
+    for step in range(4, STEPS + 1):
+        assert first[str(step)][0] == uninterrupted[1][step][0]
+    seeds = np.random.SeedSequence([arguments(tmp_path).seed, 3, 1])
+    numbers = random.Random(int(seeds.generate_state(1)[0]))
+    assert [second[str(step)][0] for step in range(4, STEPS + 1)] == [numbers.random() for _ in range(4, STEPS + 1)]
+
+
+def test_random_numbers_of_a_process_that_stays_go_on_when_another_leaves(tmp_path, teachers, two_processes):
+    draws = []
+    for name in ("one", "other"):
+        shutil.copytree(two_processes / "left", tmp_path / name)
+        draws.append(Draws())
+        run_with_dropout(tmp_path / name, teachers, draws[-1], accumulate=1)
+    assert content(tmp_path / "one") == content(tmp_path / "other")
+    whole = in_process(two_processes, 0)["drawn"]["whole"]
+    assert {str(step): drawn[0] for step, drawn in draws[0].drawn.items()} == {s: whole[s][0] for s in ("6", "7", "8")}
 
 
 # Teachers

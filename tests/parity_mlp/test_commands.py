@@ -16,12 +16,24 @@ import numpy as np
 import pytest
 import torch
 
-from common.checkpoints import find_checkpoints, load_resume, save_checkpoint
+from common.checkpoints import find_checkpoints, load_resume, resume_steps, save_checkpoint
 from common.runs import Run, open_run
 from parity_mlp import distill, probe, train, training
 from parity_mlp.data import make_task, signs
 from parity_mlp.models import architecture, initial_tensors, load_model
-from tests.commands import ROOT, Killed, cut, files, python, results, results_below, start as start_main
+from tests.commands import (
+    ROOT,
+    Killed,
+    and_signal,
+    cut,
+    files,
+    python,
+    results,
+    results_below,
+    start as start_main,
+    stop_again_and_again,
+    stopped,
+)
 
 COMMANDS = {"train": train, "distill": distill, "probe": probe}
 SIZES = "--d 10 --k 3 --lr 0.05 --eval-every 500 --eval-samples 512"
@@ -137,6 +149,60 @@ def test_students_left_at_different_steps_end_with_the_same_bits(tmp_path, capsy
     shutil.rmtree(students[save % 3] / "resume", ignore_errors=True)
     succeed(capsys, *words, tmp_path / "killed")
     assert results_below(tmp_path / "killed") == results_below(tmp_path / "undisturbed")
+
+
+# Told to stop
+
+
+def test_a_run_told_to_stop_three_times_ends_with_the_same_bits(tmp_path, capsys):
+    cadence = shlex.split("--width 128 --steps 20000 --eval-every 150 --checkpoint-every 400 --adaptive-checkpoints")
+    words = [*TRAIN, *cadence, "--out"]
+    succeed(capsys, *words, tmp_path / "undisturbed")
+    stop_again_and_again(tmp_path / "stopped", train.__name__, *words[1:], tmp_path / "stopped")
+    succeed(capsys, *words, tmp_path / "stopped")
+    assert results(tmp_path / "stopped") == results(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "calls", "step"),
+    [
+        (training, "engine_for_training", [1], 0),
+        (training, "_objective", [2], 500),
+        (training, "_score", [5], 500),
+        (Run, "log", [6], 500),
+        (training, "add_resume", [2, 5], 0),
+        (Run, "finish", [2], None),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_students_told_to_stop_are_saved_together_and_end_with_the_same_bits(
+    tmp_path, capsys, monkeypatch, teacher, owner, name, calls, step
+):
+    words = [*STUDENTS, "--teacher", teacher, "--teacher-every", "333", "--out"]
+    succeed(capsys, *words, tmp_path / "undisturbed")
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, and_signal(getattr(owner, name), *calls))
+        assert stopped(capsys, distill.main, *words[1:], tmp_path / "stopped") == step
+    students = list((tmp_path / "stopped").iterdir())
+    assert len(students) == 3
+    for student in students:
+        assert Run(student).complete if step is None else resume_steps(student) == [step]
+    succeed(capsys, *words, tmp_path / "stopped")
+    assert results_below(tmp_path / "stopped") == results_below(tmp_path / "undisturbed")
+
+
+def test_a_student_that_has_diverged_stops_with_the_others_and_diverges_again(tmp_path, capsys, monkeypatch, teacher):
+    words = [*DISTILL, "--methods", "ce", "--seeds", "0", "--lr", "0.05", "1e30", "--teacher", teacher, "--out"]
+    whole = start(capsys, *words, tmp_path / "undisturbed")
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log", and_signal(Run.log, 4))
+        code, stderr = start(capsys, *words, tmp_path / "stopped")
+    assert code == 75
+    assert stderr.splitlines()[-1].startswith("stopped by SIGTERM at step ")
+    again = start(capsys, *words, tmp_path / "stopped")
+    assert again[0] == whole[0] == 3
+    (complete,) = [run for run in (tmp_path / "undisturbed").iterdir() if Run(run).complete]
+    assert results(tmp_path / "stopped" / complete.name) == results(complete)
 
 
 def test_students_that_are_added_later_join_those_that_are_complete(tmp_path, capsys, teacher):
@@ -507,6 +573,19 @@ def test_a_probe_that_is_cut_off_goes_on(probed, capsys, monkeypatch):
     succeed(capsys, *PROBE, run)
     assert len(calls) == 4
     assert [entry["step"] for entry in entries(run)] == [1000, 2000, 3000]
+
+
+def test_a_probe_told_to_stop_leaves_at_once_and_goes_on(probed, capsys, monkeypatch):
+    run, _ = probed
+    succeed(capsys, *PROBE, run)
+    whole = entries(run)
+    shutil.rmtree(run / "probes")
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "load_network", and_signal(probe.load_network, 3))
+        assert stopped(capsys, probe.main, *PROBE[1:], run) is None
+    assert entries(run) == whole[:2]
+    succeed(capsys, *PROBE, run)
+    assert entries(run) == whole
 
 
 @pytest.mark.parametrize(

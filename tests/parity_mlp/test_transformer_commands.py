@@ -20,7 +20,19 @@ from parity_mlp import distill, probe, train, training
 from parity_mlp.data import make_task, signs
 from parity_mlp.models import load_model as load_mlp
 from parity_mlp.transformer.model import Shape, configuration, load_model, shape_of
-from tests.commands import Killed, cut, files, kill_again_and_again, python, results, results_below, start
+from tests.commands import (
+    Killed,
+    and_signal,
+    cut,
+    files,
+    kill_again_and_again,
+    python,
+    results,
+    results_below,
+    start,
+    stop_again_and_again,
+    stopped,
+)
 from tests.gpt2 import tokens_of
 
 COMMANDS = {"train": train, "distill": distill, "probe": probe}
@@ -380,6 +392,37 @@ def test_a_student_without_a_state_begins_anew_and_the_others_go_on(tmp_path, ca
         mine, whole = (Run(tmp_path / place / name) for place in ("killed", "undisturbed"))
         for record, expected in zip(mine.records(), whole.records(), strict=True):
             assert record == {key: value and pytest.approx(value, rel=1e-5) for key, value in expected.items()}
+
+
+# Told to stop
+
+
+def test_a_run_told_to_stop_three_times_ends_with_the_same_bits(tmp_path, capsys):
+    cadence = shlex.split("--steps 66 --eval-every 3 --checkpoint-every 15 --dropout 0.2 --accumulate 2")
+    words = [*TRAIN, *cadence, "--adaptive-checkpoints", "--out"]
+    succeed(capsys, *words, tmp_path / "undisturbed")
+    stop_again_and_again(tmp_path / "stopped", train.__name__, *words[1:], tmp_path / "stopped")
+    succeed(capsys, *words, tmp_path / "stopped")
+    assert results(tmp_path / "stopped") == results(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "calls", "step"),
+    [(training, "_objective", [3], 5), (training, "_score", [7], 10), (Run, "log", [4, 7], 5)],
+    ids=["training", "evaluation", "writing"],
+)
+def test_students_told_to_stop_are_saved_together_and_end_with_the_same_bits(
+    tmp_path, capsys, monkeypatch, teacher, owner, name, calls, step
+):
+    """With dropout, whose random numbers all students of a pass share."""
+    words = [*PASS, "--teacher", teacher, "--out"]
+    succeed(capsys, *words, tmp_path / "undisturbed")
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, and_signal(getattr(owner, name), *calls))
+        assert stopped(capsys, distill.main, *words[1:], tmp_path / "stopped") == step
+    assert [resume_steps(student) for student in (tmp_path / "stopped").iterdir()] == [[step]] * 3
+    succeed(capsys, *words, tmp_path / "stopped")
+    assert results_below(tmp_path / "stopped") == results_below(tmp_path / "undisturbed")
 
 
 def test_students_that_are_added_later_join_those_that_are_complete(tmp_path, capsys, teacher):

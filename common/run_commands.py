@@ -1,0 +1,35 @@
+"""What can be done with runs that are there: list them, compare two, give them to Weights & Biases.
+
+python -m common.runs table runs/ --where method=progressive --sort final_accuracy
+python -m common.runs compare runs/parity_mlp/laptop runs/parity_mlp/laptop-seed1
+python -m common.runs sync runs/ --group sweep
+"""
+
+import os
+import sys
+
+import tyro
+
+from common.run_comparison import CompareArguments, compare
+from common.run_tables import TableArguments, table
+from common.run_uploads import SyncArguments, sync
+
+
+def main() -> None:
+    """Parse the command line."""
+    arguments = tyro.extras.subcommand_cli_from_dict(
+        {"table": TableArguments, "compare": CompareArguments, "sync": SyncArguments},
+        prog="python -m common.runs",
+        description=__doc__,
+    )
+    if isinstance(arguments, SyncArguments):
+        sync(arguments)
+        return
+    try:
+        if isinstance(arguments, TableArguments):
+            table(arguments)
+        else:
+            compare(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # by `head`, for example; Python would flush again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

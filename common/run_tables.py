@@ -1,0 +1,268 @@
+"""A table of runs, one line each: what it was, when it passed its transition, where it ended, what time it took.
+
+Runs are found by their config.json, whatever their directories are called. A column is a result, or any argument of
+the runs' commands by its name; where a run has one value of a plural argument, the column has the singular's name:
+`method`, `width`, `heads`, `seed`.
+"""
+
+import csv
+import datetime
+import io
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from common.checkpoints import write_file
+from common.errors import UserError
+from common.runs import Run
+
+PASSED = 0.95
+"""Accuracy above which a run has passed its transition."""
+
+COLUMNS = ("setting", "method", "checkpoint", "width", "heads", "layers", "seed", "lr", "steps")
+RESULTS = ("passed_at", "final_accuracy", "final_loss", "time", "state", "run")
+
+SINGULAR = {"methods": "method", "widths": "width", "student_heads": "heads", "seeds": "seed"}
+
+USED_BY = {
+    "teacher_every": ("progressive", "refreshed"),
+    "teacher_checkpoints": ("progressive",),
+    "teacher_range": ("progressive",),
+    "first_steps": ("two-shot",),
+    "speed": ("accelerated", "refreshed"),
+    "plan": ("explicit",),
+    "saturation_window": ("until-saturation",),
+    "saturation_threshold": ("until-saturation",),
+    "saturation_steps": ("until-saturation",),
+}
+"""Methods that use an argument; a column of it is empty for others."""
+
+FORMATS: Mapping[str, Callable[[Any], str]] = {
+    "final_accuracy": "{:.4f}".format,
+    "final_loss": "{:.4f}".format,
+    "time": lambda seconds: str(datetime.timedelta(seconds=round(seconds))),
+}
+"""How results are shown; all else is shown as it is."""
+
+NARROWEST = 12
+"""Letters to which a terminal that is too narrow cuts a column."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableArguments:
+    """A table of all runs below a folder, complete or not.
+
+    Columns: run (its directory), setting, method (train for train.py), steps (its budget), passed_at (first evaluated
+    step with accuracy above 95%), final_accuracy, final_loss, time (wall time; seconds in CSV), state (complete, or how
+    many steps are done), and every argument of the commands.
+    """
+
+    runs: Annotated[Path, tyro.conf.Positional]
+    """Directory with runs in it, at any depth."""
+    where: tuple[str, ...] = ()
+    """Keep the runs that have these values, such as method=progressive heads=2; several of one column are alternatives,
+    and != excludes a value."""
+    sort: tuple[str, ...] = ()
+    """Columns to sort by; by default all, from left to right."""
+    reverse: bool = False
+    """Sort from large to small."""
+    columns: tuple[str, ...] = ()
+    """Columns to show; by default those that say something of these runs."""
+    csv: str | None = None
+    """Write a CSV file instead, or - for CSV on stdout."""
+
+
+def table(arguments: TableArguments) -> None:
+    """Print the table, or write it to a file.
+
+    Raises:
+        UserError: no such directory, no run in it, or an unknown column.
+    """
+    rows = [row_of(run) for run in find_runs(arguments.runs)]
+    if not rows:
+        raise UserError(f"there is no run below {arguments.runs}")
+    columns = arguments.columns or (*COLUMNS, *RESULTS)
+    known = {*COLUMNS, *RESULTS}.union(*rows)
+    conditions = [_condition(text) for text in arguments.where]
+    for name in (*columns, *arguments.sort, *(name for name, _, _ in conditions)):
+        if name not in known:
+            raise UserError(f"there is no column {name!r}: choose from {', '.join(sorted(known))}")
+    rows = [row for row in rows if _meets(row, conditions)]
+    order = arguments.sort or columns
+    rows.sort(key=lambda row: [_sort_key(row.get(name)) for name in order], reverse=arguments.reverse)
+    if arguments.csv is None:
+        shown = [name for name in columns if arguments.columns or any(row.get(name) is not None for row in rows)]
+        print("\n".join(aligned(shown, rows, _terminal_width())))
+    elif arguments.csv == "-":
+        sys.stdout.write(as_csv(columns, rows))
+    else:
+        write_file(Path(arguments.csv), as_csv(columns, rows).encode())
+        print(f"{len(rows)} runs in {arguments.csv}")
+
+
+def find_runs(directory: Path) -> list[Run]:
+    """All runs in a directory, itself or at any depth, links not followed.
+
+    One whose config.json is damaged is among them.
+
+    Raises:
+        UserError: there is no such directory.
+    """
+    if not directory.is_dir():
+        raise UserError(f"there is no directory {directory}: give one with runs in it")
+    found = []
+    for path, below, files in os.walk(directory, onerror=_raise):
+        below.sort()
+        if {"config.json", "metrics.jsonl"} <= set(files) and _is_run(Path(path)):
+            found.append(Run(Path(path)))
+            below[:] = [name for name in below if not re.fullmatch("checkpoint-[0-9]+|resume|probes|wandb", name)]
+    return found
+
+
+def row_of(run: Run) -> dict[str, Any]:
+    """A run's results, and its arguments with the names of columns; what it lacks or does not use is None."""
+    try:
+        config, records = run.config, run.records()
+    except UserError:
+        return {"run": str(run.directory), "state": "damaged"}
+    arguments = _columns_of(config["arguments"])
+    last = records[-1] if records else {"step": 0}
+    return {
+        **arguments,
+        "setting": setting_of(config["arguments"]),
+        "passed_at": passed_at(records),
+        "final_accuracy": last.get("accuracy"),
+        "final_loss": last.get("loss"),
+        "time": round(run.seconds, 2),
+        "state": "complete" if run.complete else f"{last['step']} of {arguments.get('steps')}",
+        "run": str(run.directory),
+    }
+
+
+def setting_of(arguments: Mapping[str, Any]) -> str | None:
+    """The setting whose command has these arguments, or None."""
+    if {"d", "k", "support"} <= set(arguments):
+        return f"parity_{arguments.get('model', 'mlp')}"
+    if "mask_rate" in arguments:
+        return "PCFG_mlm"
+    return "PCFG_autoregressive" if "label_level" in arguments else None
+
+
+def passed_at(records: Iterable[Mapping[str, Any]]) -> int | None:
+    """First evaluated step with accuracy above `PASSED`."""
+    return next((record["step"] for record in records if (record.get("accuracy") or 0) > PASSED), None)
+
+
+def as_csv(columns: Sequence[str], rows: Iterable[Row]) -> str:
+    """The rows as CSV with a line of names; numbers have all their digits, and what is None is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def aligned(columns: Sequence[str], rows: Sequence[Row], width: int | None) -> list[str]:
+    """Lines of a table for the eye, the first with the columns' names; numbers are to the right.
+
+    Args:
+        columns: to show.
+        rows: a value, or none, for each column.
+        width: that lines may have; the widest columns of text are cut until they fit, but not to less than
+            `NARROWEST`, and numbers never. None cuts nothing.
+    """
+    texts = [list(columns), *([_shown(name, row.get(name)) for name in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    numeric = [name in FORMATS or any(isinstance(row.get(name), (int, float)) for row in rows) for name in columns]
+    too_many = 0 if width is None else sum(widths) + 2 * (len(widths) - 1) - width
+    for _ in range(too_many):
+        widest = max(range(len(columns)), key=lambda i: 0 if numeric[i] else widths[i])
+        if not numeric[widest] and widths[widest] > NARROWEST:
+            widths[widest] -= 1
+    return ["  ".join(map(_fitted, line, widths, numeric)).rstrip() for line in texts]
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _is_run(directory: Path) -> bool:
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+    except ValueError:
+        return True
+    return isinstance(config, dict) and "arguments" in config
+
+
+def _columns_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {SINGULAR.get(name, name): _plain(value) for name, value in arguments.items()}
+    plain.setdefault("method", "train")
+    method = plain["method"]
+    plain["teacher"] = None if method in ("train", "ce") else Path(arguments.get("teacher", "")).name
+    return {name: value if method in USED_BY.get(name, (method,)) else None for name, value in plain.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A list as its only element, several joined as they are given on a command line, and none as None."""
+    if not isinstance(value, list):
+        return value
+    return (value[0] if len(value) == 1 else " ".join(map(str, value))) if value else None
+
+
+def _condition(text: str) -> tuple[str, bool, str]:
+    """Column, whether the value must be equal, and the value."""
+    match = re.fullmatch("([^=!]+)(!?)=(.*)", text, re.DOTALL)
+    if match is None:
+        raise UserError(f"--where takes column=value or column!=value, got {text!r}")
+    return match[1], not match[2], match[3]
+
+
+def _meets(row: Row, conditions: Sequence[tuple[str, bool, str]]) -> bool:
+    for name, equal, _ in conditions:
+        values = [value for other, same, value in conditions if (other, same) == (name, equal)]
+        if any(_equals(row.get(name), value) for value in values) != equal:
+            return False
+    return True
+
+
+def _equals(value: Any, text: str) -> bool:
+    """Whether a value is what the text says: numbers by their value, all else by its letters, None as none."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            return float(text) == value
+        except ValueError:
+            return False
+    return ("" if value is None else str(value)).casefold() == text.casefold()
+
+
+def _sort_key(value: Any) -> tuple[int, float, str]:
+    """What is missing, then numbers, then text."""
+    if value is None:
+        return 0, 0.0, ""
+    return (1, value, "") if isinstance(value, (int, float)) else (2, 0.0, str(value))
+
+
+def _shown(name: str, value: Any) -> str:
+    return "" if value is None else FORMATS.get(name, str)(value)
+
+
+def _fitted(text: str, width: int, numeric: bool) -> str:
+    """Text of a width; one that is too long keeps its beginning and, for the most part, its end."""
+    if len(text) > width:
+        begin = (width - 1) // 3
+        text = f"{text[:begin]}…{text[len(text) - (width - 1 - begin) :]}"
+    return text.rjust(width) if numeric else text.ljust(width)
+
+
+def _terminal_width() -> int | None:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

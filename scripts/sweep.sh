@@ -1,0 +1,153 @@
+# Sourced by the sweeps, scripts/sweep_*.sh: their arguments, and the list of runs that they make.
+#
+#   scripts/sweep_NAME.sh SETTING PRESET [--teacher RUN] [--dry-run | -j N | --slurm] [-- ARGUMENTS]
+#
+#   SETTING         parity_mlp, parity_gpt2, PCFG_mlm or PCFG_autoregressive
+#   PRESET          smoke, laptop or paper
+#   --teacher RUN   students learn from this run or directory of checkpoints; by default from the run of train.py with
+#                   the preset, which is made first if it is not there
+#   --dry-run       print the commands
+#   -j N            make N runs at a time on this machine; by default one for each GPU, or one
+#   --slurm         make the runs as Slurm jobs; see scripts/slurm/array.sbatch
+#   ARGUMENTS       are added to every command, such as --wandb offline
+#
+# Runs are in runs/<package>/sweeps/<sweep>-SETTING-PRESET/, their logs in the folder logs there. The same command makes
+# only what is not complete yet.
+
+# A sweep gets `setting`, `preset` and `size_flag` by sourcing this file, calls `new_teacher` and `student`, and ends
+# with `launch`.
+# shellcheck shell=bash disable=SC2034
+
+refuse() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+sweep=$(basename "$0" .sh)
+sweep=${sweep#sweep_}
+usage="give scripts/sweep_$sweep.sh SETTING PRESET [--teacher RUN] [--dry-run | -j N | --slurm] [-- ARGUMENTS]"
+if [[ ${1:-} =~ ^(-h|--help)$ ]]; then
+    sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+    sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    exit
+fi
+setting=${1:-}
+preset=${2:-}
+[[ $setting =~ ^(parity_mlp|parity_gpt2|PCFG_mlm|PCFG_autoregressive)$ ]] ||
+    refuse "no setting '$setting'; settings are parity_mlp, parity_gpt2, PCFG_mlm and PCFG_autoregressive: $usage"
+[[ $preset =~ ^(smoke|laptop|paper)$ ]] || refuse "no preset '$preset'; presets are smoke, laptop and paper: $usage"
+shift 2
+
+mode=
+own_teacher=
+launcher_options=()
+added=
+changed=
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
+    case $1 in
+        --dry-run | --slurm | -j)
+            [ -z "$mode" ] || refuse "$mode and $1 exclude each other: $usage"
+            mode=$1
+            ;;&
+        -j)
+            [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || refuse "-j is a number of runs at a time, 1 or more; got '${2:-}'"
+            launcher_options+=(--jobs "$2")
+            shift
+            ;;
+        --slurm) launcher_options+=(--slurm) ;;
+        --dry-run) ;;
+        --teacher)
+            own_teacher=${2:-}
+            [ -n "$own_teacher" ] || refuse "--teacher is a directory with checkpoint-<step> folders: $usage"
+            shift
+            ;;
+        *) refuse "unknown argument '$1': $usage" ;;
+    esac
+    shift
+done
+# what is computed depends on the teacher and on most added arguments, so the sweep's name says them
+if [ -n "$own_teacher" ]; then
+    [ ! -d "$own_teacher" ] || own_teacher=$(cd "$own_teacher" && pwd)
+    changed="-teacher-$(basename "$own_teacher")"
+fi
+shown_value=
+for word in "${@:2}"; do
+    added+=" $(printf '%q' "$word")"
+    case $word in
+        --out | --out=* | --force | --teacher | --teacher=*) refuse "$word cannot be added to every run: $usage" ;;
+        --wandb | --device) shown_value=no ;;
+        --wandb=* | --device=*) ;;
+        *)
+            [ -n "$shown_value" ] || changed+="-${word//[^A-Za-z0-9.,=_]/}"
+            shown_value=
+            ;;
+    esac
+done
+
+# the package, the words that choose the setting in it, its run of this preset, and the flag of the students' size
+package=$setting
+words=("$preset")
+default_run=$preset
+size_flag=--student-heads
+case $setting in
+    parity_mlp) size_flag=--widths ;;
+    parity_gpt2)
+        package=parity_mlp
+        words+=(--model gpt2)
+        default_run=gpt2-$preset
+        ;;
+esac
+# students on grammars have several budgets in their presets: the one that sweeps of other arguments use
+budget=
+case "$setting $preset" in
+    PCFG_*" smoke") budget=60 ;;
+    "PCFG_mlm laptop") budget=700 ;;
+    "PCFG_autoregressive laptop") budget=600 ;;
+    PCFG_*" paper") budget=8000 ;;
+esac
+# room that a teacher needs on the disk
+teacher_megabytes=100
+[ "$preset" != paper ] || teacher_megabytes=2000
+
+name=$sweep-$setting-$preset$changed
+directory=runs/$package/sweeps/$name
+commands=()
+list=
+
+add_run() { # DIRECTORY TEACHER COMMAND: the run in DIRECTORY waits for the one in TEACHER, - for none
+    local line
+    line="$(printf '%q ' "${@:3}")--out $(printf '%q' "$1")$added"
+    commands+=("$line")
+    list+=$1$'\t'$2$'\t'$line$'\n'
+}
+
+new_teacher() { # SEED: the students that follow learn from this one, unless --teacher names another
+    local suffix=
+    [ "$1" = 0 ] || suffix=-seed$1
+    teacher=$own_teacher
+    [ -z "$teacher" ] || return 0
+    teacher=runs/$package/$default_run$suffix
+    [ -z "$changed" ] || teacher=$directory/teacher$suffix
+    if [ "$1" = 0 ]; then
+        add_run "$teacher" - python -m "$package.train" "${words[@]}"
+    else
+        add_run "$teacher" - python -m "$package.train" "${words[@]}" --seed "$1"
+    fi
+}
+
+student() { # NAME ARGUMENTS: a student of the latest teacher, with these arguments of distill.py
+    local command=(python -m "$package.distill" "${words[@]}" --teacher "$teacher" "${@:2}")
+    [ -z "$budget" ] || [[ " $* " == *" --steps "* ]] || command+=(--steps "$budget")
+    add_run "$directory/$1" "$teacher" "${command[@]}"
+}
+
+launch() { # print the list or make its runs
+    if [ "$mode" = --dry-run ]; then
+        printf '%s\n' "${commands[@]}"
+        exit
+    fi
+    # shellcheck source=scripts/environment.sh
+    source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+    launcher_options+=(--teacher-megabytes "$teacher_megabytes")
+    exec python -m common.sweeps "$directory" "${launcher_options[@]}" <<< "$list"
+}

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# How much is chance? Teachers of three seeds, and of each one-shot and progressive students of several seeds; students
+# without a teacher (CE) of the same seeds.
+
+set -euo pipefail
+# shellcheck source=scripts/sweep.sh
+source "$(dirname "${BASH_SOURCE[0]}")/sweep.sh"
+
+student_seeds=(0 1 2 3 4)
+[ "$preset" = laptop ] || student_seeds=(0 1 2)
+teacher_seeds=(0 1 2)
+[ -z "$own_teacher" ] || teacher_seeds=(0)
+
+for teacher_seed in "${teacher_seeds[@]}"; do
+    new_teacher "$teacher_seed"
+    methods=(one-shot progressive)
+    [ "$teacher_seed" != 0 ] || methods=(ce "${methods[@]}")
+    for method in "${methods[@]}"; do
+        for seed in "${student_seeds[@]}"; do
+            student "$method-teacher$teacher_seed-seed$seed" --methods "$method" --seeds "$seed"
+        done
+    done
+done
+launch

@@ -1,0 +1,371 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common import planned_runs, sweeps
+from common.runs import Run, open_run
+from tests.commands import ROOT, fail_in_one_line, files, start
+from tests.sweeps import list_line, wait_until
+
+WORK = """
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from common.errors import UserError
+from common.runs import command, open_run
+
+def note(word):
+    with Path("notes").open("a") as notes:
+        notes.write(f"{word} {directory}\\n")
+
+def started():
+    return sum(entry.startswith("start") and "teacher" not in entry for entry in open("notes"))
+
+def main():
+    with open_run(directory, {"kind": kind}) as run:
+        note("start")
+        run.rewind(-1)
+        names = ("OMP_NUM_THREADS", "WANDB_RUN_GROUP", "CUDA_VISIBLE_DEVICES")
+        run.log({"step": 0, "process": os.getpid(), **{name: os.environ.get(name) for name in names}})
+        if kind == "fail":
+            print("something else first")
+            raise UserError("this cannot be")
+        if kind == "stubborn":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while Path("hold").exists() or (kind == "pair" and started() < 2):
+            time.sleep(0.01)
+        note("end")
+        run.finish({})
+
+kind, directory = sys.argv[1], Path(sys.argv[-1])
+command(main)
+"""
+"""A run that says when it starts and ends, and waits for the file hold to go; one of a pair waits for the other."""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Where the runs of a test are made."""
+    (tmp_path / "work.py").write_text(WORK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "WANDB_RUN_GROUP"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def line(name, kind="plain", teacher="-"):
+    return list_line(f"sweep/{name}", teacher, f"{sys.executable} work.py {kind}")
+
+
+def launch(text, *words):
+    """Start the launcher in a process of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "common.sweeps", "sweep", *map(str, words)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdin.write(text)
+    process.stdin.close()
+    process.stdin = None
+    return process
+
+
+def finish(process, code=0):
+    """Wait for a launcher; what it said at the end."""
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == code, stderr
+    return stdout if code == 0 else stderr
+
+
+def notes():
+    path = Path("notes")
+    return [entry.split() for entry in path.read_text().splitlines()] if path.exists() else []
+
+
+def starts(name):
+    return notes().count(["start", f"sweep/{name}"])
+
+
+def process_of(name):
+    """The process that has written a run's record."""
+    (record,) = Run(Path("sweep") / name).records()
+    return record["process"]
+
+
+def is_alive(process):
+    """Whether a process is there, and not a zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def refused(capsys, monkeypatch, text, *words):
+    """The line by which the launcher refuses a list, having made nothing."""
+    before = files(Path())
+    monkeypatch.setattr(sys, "stdin", iter(text.splitlines(keepends=True)))
+    refusal = fail_in_one_line(capsys, sweeps.main, "sweep", *words)
+    assert files(Path()) == before
+    return refusal
+
+
+# A sweep from its first run to its last
+
+
+def test_teachers_come_first_and_no_more_runs_than_asked_for_are_made_at_a_time():
+    students = [line(f"student{i}", "pair", "sweep/teacher") for i in range(4)]
+    said = finish(launch("".join([*students, line("teacher")]), "--jobs", 2))
+    assert said == "sweep: 5 of 5 runs are complete\n"
+    assert notes()[:2] == [["start", "sweep/teacher"], ["end", "sweep/teacher"]]
+    running, most = 0, 0
+    for word, _ in notes():
+        running += 1 if word == "start" else -1
+        most = max(most, running)
+    assert most == 2
+    assert [starts(f"student{i}") for i in range(4)] == [1, 1, 1, 1]
+
+
+def test_complete_runs_are_not_made_again():
+    finish(launch(line("a") + line("b"), "--jobs", 2))
+    before = files(Path("sweep"))
+    assert finish(launch(line("a") + line("b"))) == "sweep: 2 of 2 runs are complete\n"
+    assert files(Path("sweep")) == before
+    finish(launch(line("a") + line("b") + line("c")))
+    assert [starts(name) for name in "abc"] == [1, 1, 1]
+
+
+def test_failures_are_summed_up_and_students_of_a_failed_teacher_are_not_started():
+    bad = line("bad", "fail")
+    others = line("good") + line("lost", teacher="sweep/bad") + line("fine", teacher="sweep/good")
+    *_, failed, not_started, summary = finish(launch(bad + others, "--jobs", 2), code=1).splitlines()
+    assert failed == "failed: sweep/bad (exit code 2), sweep/logs/bad.log: error: this cannot be"
+    assert not_started == "not started: sweep/lost, its teacher sweep/bad failed"
+    assert summary == "sweep: 2 of 4 runs are complete, 1 failed; the same command makes what is missing"
+    assert [starts(name) for name in ("bad", "good", "lost", "fine")] == [1, 1, 0, 1]
+    shutil.rmtree("sweep/bad")
+    finish(launch(line("bad") + others))
+    assert [starts(name) for name in ("bad", "good", "lost", "fine")] == [2, 1, 1, 1]
+
+
+def test_a_command_that_does_not_exist_is_a_failure_of_its_run_alone():
+    missing = list_line("sweep/missing", "-", "no-such-program")
+    said = finish(launch(missing + line("good")), code=1)
+    assert "failed: sweep/missing (exit code 127)" in said
+    assert Run(Path("sweep/good")).complete
+
+
+def test_progress_says_what_is_done_running_failed_and_left():
+    said = finish(launch(line("bad", "fail") + line("good")), code=1).splitlines()
+    counts = [entry.rpartition(", ")[0] for entry in said[:-2]]
+    assert counts == [
+        "0 done, 1 running, 0 failed, 1 left",
+        "0 done, 1 running, 1 failed, 0 left",
+        "1 done, 0 running, 1 failed, 0 left",
+    ]
+
+
+# Stopped, killed, and not alone
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_is_passed_on_and_the_same_command_goes_on(number):
+    Path("hold").touch()
+    launcher = launch(line("a") + line("b") + line("c"), "--jobs", 2)
+    wait_until(lambda: len(notes()) == 2)
+    launcher.send_signal(number)
+    said = finish(launcher, code=75).splitlines()
+    assert said[-1] == f"sweep: 0 of 3 runs are complete; stopped by {number.name}: the same command goes on"
+    assert not any(entry.startswith(("failed", "not started")) for entry in said)
+    for name in "ab":
+        assert "stopped by SIGTERM" in Path(f"sweep/logs/{name}.log").read_text()
+    assert starts("c") == 0
+    Path("hold").unlink()
+    assert finish(launch(line("a") + line("b") + line("c"))) == "sweep: 3 of 3 runs are complete\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+def test_commands_of_a_launcher_that_is_killed_end_as_well():
+    Path("hold").touch()
+    launcher = launch(line("a") + line("b"), "--jobs", 2)
+    wait_until(lambda: len(notes()) == 2)
+    processes = [process_of(name) for name in "ab"]
+    launcher.kill()
+    launcher.wait()
+    wait_until(lambda: not any(map(is_alive, processes)))
+    Path("hold").unlink()
+    assert finish(launch(line("a") + line("b"))) == "sweep: 2 of 2 runs are complete\n"
+    assert [starts(name) for name in "ab"] == [2, 2]
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_run_on_which_another_process_is_at_work_is_waited_for(ends):
+    Path("hold").touch()
+    launcher = launch(line("a", "stubborn") + line("b"))
+    wait_until(lambda: starts("a") == 1 and len(Run(Path("sweep/a")).records()) == 1)
+    orphan = process_of("a")
+    launcher.kill()
+    launcher.wait()
+    again = launch(line("a", "stubborn") + line("b"))
+    wait_until(lambda: starts("b") == 1)  # which comes later in the list
+    assert is_alive(orphan)
+    if not ends:
+        os.kill(orphan, signal.SIGKILL)
+    Path("hold").unlink()
+    assert finish(again) == "sweep: 2 of 2 runs are complete\n"
+    assert starts("a") == (1 if ends else 2)
+
+
+def test_a_run_that_another_process_took_first_is_not_a_failure(monkeypatch):
+    Path("hold").touch()
+    other = subprocess.Popen([sys.executable, "work.py", "plain", "sweep/a"])
+    wait_until(lambda: starts("a") == 1)
+    looks, is_open = [], sweeps._is_open
+
+    def is_open_after_a_first_look(directory):
+        looks.append(directory)
+        return len(looks) > 1 and is_open(directory)
+
+    def show(text):
+        if len(looks) > 1:  # the command was started, and has ended
+            Path("hold").unlink(missing_ok=True)
+
+    monkeypatch.setattr(sweeps, "_is_open", is_open_after_a_first_look)
+    Path("sweep/logs").mkdir()
+    outcome = sweeps.make_runs(planned_runs.read_list([line("a")]), Path("sweep"), 1, [], show)
+    other.wait()
+    assert "another process is at work in sweep/a" in Path("sweep/logs/a.log").read_text()
+    assert (outcome.complete, outcome.failed) == (1, {})
+
+
+def test_a_second_launcher_of_the_same_sweep_is_refused(capsys, monkeypatch):
+    Path("hold").touch()
+    first = launch(line("a"))
+    wait_until(lambda: starts("a") == 1)
+    monkeypatch.setattr(sys, "stdin", iter([line("a")]))
+    assert "another process is at work on the sweep" in fail_in_one_line(capsys, sweeps.main, "sweep")
+    Path("hold").unlink()
+    finish(first)
+
+
+# The environment of a command
+
+
+def environments(*names):
+    return [Run(Path("sweep") / name).records()[0] for name in names]
+
+
+def test_commands_share_the_processors_and_the_sweep_is_their_group():
+    finish(launch(line("a") + line("b"), "--jobs", 1))
+    finish(launch(line("c"), "--jobs", 1000))
+    a, b, c = environments(*"abc")
+    assert a["OMP_NUM_THREADS"] == b["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
+    assert c["OMP_NUM_THREADS"] == "1"
+    assert [one["WANDB_RUN_GROUP"] for one in (a, b, c)] == ["sweep"] * 3
+    assert a["CUDA_VISIBLE_DEVICES"] is None
+
+
+def test_a_number_of_threads_that_is_given_stays(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    finish(launch(line("a"), "--jobs", 1000))
+    assert environments("a")[0]["OMP_NUM_THREADS"] == "3"
+
+
+def test_each_command_gets_a_gpu_of_its_own(folder, monkeypatch):
+    tool = folder / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\n[ \"$*\" = '--query-gpu=index --format=csv,noheader' ] && printf '0\\n1\\n'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    finish(launch(line("a", "pair") + line("b", "pair")))  # both at a time, as there are two
+    assert sorted(one["CUDA_VISIBLE_DEVICES"] for one in environments("a", "b")) == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 7")
+    assert sweeps.find_gpus() == ["5", "7"]
+    assert sweeps.environment_of(3, 4, ["5", "7"], "sweep")["CUDA_VISIBLE_DEVICES"] == "7"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert sweeps.find_gpus() == []
+
+
+# Wrong input
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the list of runs is empty"),
+        ("sweep/a python work.py\n", "a line of the list is"),
+        ("sweep/a\t\tpython work.py\n", "a line of the list is"),
+        (line("a") + line("b") + line("a"), "the list has two runs in sweep/a"),
+        (line("a", teacher="sweep/missing"), "there is no directory sweep/missing"),
+    ],
+)
+def test_a_list_that_cannot_be_is_refused(capsys, monkeypatch, text, message):
+    assert message in refused(capsys, monkeypatch, text)
+
+
+def test_a_teacher_that_is_not_complete_and_not_in_the_list_is_refused(capsys, monkeypatch):
+    with open_run(Path("teacher"), {}) as run:
+        assert "has no checkpoint-<step>" in refused(capsys, monkeypatch, line("a", teacher="teacher"))
+        checkpoint = Path("teacher/checkpoint-1")
+        checkpoint.mkdir()
+        for name in ("config.json", "model.safetensors"):
+            (checkpoint / name).touch()
+        assert "teacher is not complete" in refused(capsys, monkeypatch, line("a", teacher="teacher"))
+        run.finish({})
+    finish(launch(line("a", teacher="teacher")))
+
+
+def test_no_jobs_are_refused(capsys, monkeypatch):
+    assert "--jobs must be at least 1, got 0" in refused(capsys, monkeypatch, line("a"), "--jobs", 0)
+
+
+def test_a_disk_without_room_for_what_is_missing_is_refused(capsys, monkeypatch):
+    text = line("teacher") + line("a", teacher="sweep/teacher") + line("b", teacher="sweep/teacher")
+    usage = shutil.disk_usage(".")
+    room = 100 + 2 * planned_runs.RUN_MEGABYTES
+    asked = []
+
+    def short(path):
+        asked.append(Path(path))
+        return usage._replace(free=(room - 1) * 10**6)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", short)
+        message = refused(capsys, patch, text)
+    assert f"sweep has room for {room - 1} MB, and 3 runs need about {room} MB" in message
+    assert asked[0].resolve() == Path().resolve()  # the sweep's directory is not there yet
+    finish(launch(text, "--jobs", 1))
+
+
+def test_a_place_that_cannot_be_written_is_refused(capsys, monkeypatch):
+    Path("sweep").write_text("a file")
+    assert "sweep is a file" in refused(capsys, monkeypatch, line("a"))
+    monkeypatch.setattr(sys, "stdin", iter([line("a")]))
+    code, _, stderr = start(capsys, sweeps.main, "sweep/within")
+    assert code == 2
+    assert stderr.startswith("error: sweep/within: Not a directory")
+    assert len(stderr.splitlines()) == 1
+
+
+def test_slurm_where_there_is_none_is_refused(capsys, monkeypatch, folder):
+    (folder / "empty").mkdir()
+    monkeypatch.setenv("PATH", str(folder / "empty"))
+    message = refused(capsys, monkeypatch, line("a"), "--slurm")
+    assert message == "error: there is no sinfo on this machine: leave out --slurm to make the runs here"
+
+
+def test_the_launcher_starts_without_torch():
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, common.sweeps; sys.exit('torch' in sys.modules)"], check=False
+    )
+    assert done.returncode == 0

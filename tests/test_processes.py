@@ -1,0 +1,148 @@
+"""Transformer settings in several processes by their commands: as one, stopped, and with another number of them.
+
+Run as a script, this file is one process of those that the tests start.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common import runs
+from common.checkpoints import find_checkpoints, read_checkpoint, resume_steps
+from common.runs import Run
+from common.stopping import stop_requested
+from common.trainer import ProgressiveDistillationTrainer
+from parity_mlp import train as parity, training
+from PCFG_autoregressive import train as autoregressive
+from PCFG_mlm import train as mlm
+from tests.commands import ROOT, and_signal, succeed
+
+PCFG = shlex.split("smoke --batch-size 8 --heads 2 --eval-samples 32 --eval-every 4 --steps 12 --dropout 0")
+PARITY = "smoke --model gpt2 --d 6 --batch-size 8 --heads 2 --head-dim 3 --eval-samples 32 --eval-every 4 --steps 28"
+COMMANDS = {
+    "parity_mlp": (parity.main, shlex.split(PARITY)),
+    "PCFG_mlm": (mlm.main, PCFG),
+    "PCFG_autoregressive": (autoregressive.main, PCFG),
+}
+STOPPED_AT = {"parity_mlp": (12, 20), "PCFG_mlm": (3, 5), "PCFG_autoregressive": (3, 5)}
+"""Steps after three safe points and two more: of parity at evaluations, of the others at every step."""
+LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__)
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def words(setting, directory, name):
+    return [*COMMANDS[setting][1], "--out", directory / f"{setting} {name}"]
+
+
+def stop_at(patch, call):
+    """Have the signal come in this process between two safe points, before those of number `call`."""
+    for owner, name in ((ProgressiveDistillationTrainer, "compute_loss"), (training, "_objective")):
+        patch.setattr(owner, name, and_signal(getattr(owner, name), call))
+
+
+def make(setting, directory, name):
+    """Run a command as a process among several; its exit code."""
+    sys.argv = ["command.py", *map(str, words(setting, directory, name))]
+    try:
+        runs.command(COMMANDS[setting][0])
+        return 0
+    except SystemExit as stop:
+        return stop.code
+
+
+def in_each_process(directory):
+    """What every one of two processes does; all commands share one group, as gloo does not come up twice."""
+    join = torch.distributed.init_process_group
+    torch.distributed.init_process_group = lambda backend: torch.distributed.is_initialized() or join(backend)
+    for setting in COMMANDS:
+        assert make(setting, directory, "two") == 0
+        with pytest.MonkeyPatch.context() as patch:
+            if os.environ["RANK"] == "1":
+                stop_at(patch, 2)
+            assert make(setting, directory, "changing") == 75
+
+
+def never_ending(directory):
+    """A command that waits for a signal at the end of its training, if none came before."""
+    train = ProgressiveDistillationTrainer.train
+
+    def train_and_wait(trainer):
+        train(trainer)
+        while not stop_requested():
+            time.sleep(0.001)
+
+    ProgressiveDistillationTrainer.train = train_and_wait
+    sys.exit(make("PCFG_mlm", directory, "launched"))
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("two_processes")
+    with pytest.MonkeyPatch.context() as patch:
+        for setting in COMMANDS:
+            stop_at(patch, 3)
+            assert make(setting, directory, "changing") == 75
+            patch.undo()
+    arguments = [sys.executable, *LAUNCH, "each", str(directory)]
+    done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+def assert_near(run, expected):
+    """The records and checkpoints of two runs are the same up to rounding."""
+    for here, there in zip(run.records(), expected.records(), strict=True):
+        assert here == {name: value and pytest.approx(value, rel=1e-4) for name, value in there.items()}
+    steps = [checkpoint.step for checkpoint in find_checkpoints(expected.directory)]
+    assert [checkpoint.step for checkpoint in find_checkpoints(run.directory)] == steps
+    for step in steps:
+        mine, theirs = (read_checkpoint(each.directory / f"checkpoint-{step}")[1] for each in (run, expected))
+        for name, tensor in theirs.items():
+            if not name.endswith(("c_attn.bias", "key.bias")):  # of which keys' have no gradient but rounding
+                np.testing.assert_allclose(mine[name], tensor, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("setting", COMMANDS)
+def test_two_processes_and_one_two_and_one_in_turn_make_the_run_of_one(tmp_path, capsys, two_processes, setting):
+    main = COMMANDS[setting][0]
+    succeed(capsys, main, *words(setting, tmp_path, "one"))
+    one = Run(tmp_path / f"{setting} one")
+    assert_near(Run(two_processes / f"{setting} two"), one)
+    changing = two_processes / f"{setting} changing"
+    assert resume_steps(changing) == [STOPPED_AT[setting][1]]
+    succeed(capsys, main, *words(setting, two_processes, "changing"))
+    assert_near(Run(changing), one)
+    assert Run(changing).complete
+
+
+def test_torchrun_told_to_stop_tells_its_processes_and_one_goes_on(tmp_path, capsys):
+    """torchrun itself then ends in a traceback of its own; its processes do not."""
+    run = tmp_path / "PCFG_mlm launched"
+    metrics = run / "metrics.jsonl"
+    arguments = [sys.executable, *LAUNCH, "never ending", str(tmp_path)]
+    with subprocess.Popen(arguments, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 2) and process.poll() is None:
+            time.sleep(0.001)
+        process.terminate()
+        stderr = process.communicate()[1]
+    assert process.returncode > 0
+    said = re.findall("^stopped by SIGTERM.*: the same command goes on$", stderr, re.MULTILINE)
+    assert len(said) == 2
+    assert said[0] == said[1]
+    assert stderr.count("Traceback") == 1
+    assert "SignalException" in stderr
+    for name in ("launched", "one"):
+        succeed(capsys, mlm.main, *words("PCFG_mlm", tmp_path, name))
+    assert_near(Run(run), Run(tmp_path / "PCFG_mlm one"))
+
+
+if __name__ == "__main__":
+    {"each": in_each_process, "never ending": never_ending}[sys.argv[1]](Path(sys.argv[2]))

@@ -1,0 +1,294 @@
+"""Sweeps on a real Slurm: munged, slurmctld and slurmd on this machine, with ports and directories of their own.
+
+Debian's packages are installed if they are not there and that is possible; otherwise these tests are skipped.
+"""
+
+import contextlib
+import getpass
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.sweeps import assert_same_bits, assert_whole, copy_of_project, list_line, wait_until
+
+DAEMONS = ("munged", "slurmctld", "slurmd")
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+
+HOST = socket.gethostname().split(".")[0]
+
+CONFIG = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller_port}
+SlurmdPort={node_port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={directory}/munge.socket,cred_expire=5
+CredType=cred/munge
+StateSaveLocation={directory}/state
+SlurmdSpoolDir={directory}/spool
+SlurmctldPidFile={directory}/slurmctld.pid
+SlurmdPidFile={directory}/slurmd.pid
+SlurmctldLogFile={directory}/slurmctld.log
+SlurmdLogFile={directory}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SwitchType=switch/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerParameters=batch_sched_delay=0,bf_interval=1,sched_interval=1
+SlurmdParameters=config_overrides
+ReturnToService=2
+NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=100
+PartitionName=tests Nodes={host} Default=YES MaxTime=INFINITE State=UP
+"""
+"""cred_expire is also the time that a job waits when it is put back."""
+
+
+def install_slurm():
+    """See that Slurm is there; skip the tests where it cannot be installed."""
+    if all(shutil.which(daemon, path=PATH) for daemon in DAEMONS):
+        return
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        pytest.skip("Slurm is not installed, and only root can install it, by apt-get")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    install = ["apt-get", "install", "--yes", "--no-install-recommends", "slurm-wlm", "munge"]
+    for words in (["apt-get", "update"], install):
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = " ".join(done.stderr.split())
+        pytest.skip(f"Slurm cannot be installed by apt-get: {said}")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Cluster:
+    """The daemons, and what their clients need to find them. They end with the tests, however those end."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.config = directory / "slurm.conf"
+        self.environment = {"SLURM_CONF": str(self.config)}
+        self.daemons = {}
+        for name in ("state", "spool"):
+            (directory / name).mkdir()
+        key = directory / "munge.key"
+        key.write_bytes(secrets.token_bytes(128))
+        key.chmod(0o400)
+        places = {"host": HOST, "user": getpass.getuser(), "directory": directory}
+        self.config.write_text(CONFIG.format(controller_port=free_port(), node_port=free_port(), **places))
+
+    def start(self, name, *options):
+        words = ["setpriv", "--pdeathsig", "KILL", name, *map(str, options)]
+        with (self.directory / f"{name}.out").open("ab") as output:
+            environment = {**os.environ, **self.environment, "PATH": PATH}
+            self.daemons[name] = subprocess.Popen(words, stdout=output, stderr=output, env=environment)
+
+    def start_all(self):
+        names = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munged.pid"}
+        names |= {"log-file": "munged.log", "seed-file": "munged.seed"}
+        options = [f"--{option}={self.directory / name}" for option, name in names.items()]
+        self.start("munged", "--foreground", "--force", *options)
+        wait_until((self.directory / "munge.socket").exists)
+        self.start("slurmctld", "-D", "-f", self.config)
+        self.start_node()
+
+    def start_node(self):
+        self.start("slurmd", "-D", "-f", self.config)
+        wait_until(self.is_up)
+
+    def is_up(self):
+        for name, daemon in self.daemons.items():
+            log = self.directory / f"{name}.out"
+            assert daemon.poll() is None, f"{name} ended: {log.read_text()[-2000:]}"
+        return self.call("sinfo", "--noheader", "--format=%T") in ("idle", "mixed", "allocated")
+
+    def kill_node(self):
+        """Kill the node's daemon and all that it has started, as if the node had lost its power."""
+        daemon = self.daemons.pop("slurmd", None)  # none if it could not be started
+        if daemon is not None:
+            daemon.kill()
+            daemon.wait()
+
+        def nothing_is_left():
+            processes = list(self.processes_of_jobs())
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            return not processes
+
+        wait_until(nothing_is_left)
+
+    def processes_of_jobs(self):
+        """Jobs, and the daemons that look after them."""
+        mine = f"SLURM_CONF={self.config}".encode()
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                environment = (path / "environ").read_bytes().split(b"\0")
+                name = (path / "comm").read_text().strip()
+                of_job = any(variable.startswith(b"SLURM_JOB_ID=") for variable in environment)
+                if mine in environment and (of_job or name.startswith("slurmstepd")):
+                    yield int(path.name)
+
+    def mark_node_down(self):
+        """Do what the controller does when a node has not answered for SlurmdTimeout."""
+        self.call("scontrol", "update", f"NodeName={HOST}", "State=DOWN", "Reason=gone")
+
+    def stop_all(self):
+        self.kill_node()
+        for daemon in self.daemons.values():
+            daemon.kill()
+        for daemon in self.daemons.values():
+            daemon.wait()
+
+    def call(self, *words):
+        """What a client says."""
+        environment = {**os.environ, **self.environment}
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    def queue(self):
+        """States of the tasks that are in the queue, by job name and number in the array."""
+        lines = self.call("squeue", "--noheader", "--array", "--format=%j %K %T").splitlines()
+        return {(name, int(task)): state for name, task, state in map(str.split, lines)}
+
+    def restarts(self, task):
+        """How often a task was put back into the queue."""
+        return int(re.search(r"Restarts=(\d+)", self.call("scontrol", "show", "job", task))[1])
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    install_slurm()
+    with tempfile.TemporaryDirectory(prefix="slurm-") as name:  # a socket's path must be short
+        directory = Path(name)
+        directory.chmod(0o755)
+        cluster = Cluster(directory)
+        try:
+            cluster.start_all()
+            yield cluster
+        finally:
+            cluster.stop_all()
+
+
+TRAIN = "python -m parity_mlp.train smoke --eval-every 1000 --checkpoint-every 1000 --steps 8000"
+DISTILL = "python -m parity_mlp.distill smoke --eval-every 1000 --steps 8000 --methods progressive --teacher"
+
+
+def sweep_list(folder):
+    """A teacher with four students, and one with one student whose own training diverges."""
+    lines = [list_line(f"{folder}/teacher", "-", TRAIN), list_line(f"{folder}/lost", "-", f"{TRAIN} --lr 1e10")]
+    lines += [
+        list_line(f"{folder}/student{seed}", f"{folder}/teacher", f"{DISTILL} {folder}/teacher --seeds {seed}")
+        for seed in range(4)
+    ]
+    return "".join([*lines, list_line(f"{folder}/orphan", f"{folder}/lost", f"{DISTILL} {folder}/lost --seeds 0")])
+
+
+def test_jobs_that_are_put_back_cancelled_or_lose_their_node_make_the_bits_of_plain_runs(tmp_path, cluster):
+    plain = copy_of_project(tmp_path / "plain")
+    folder = Path("runs/parity_mlp/sweeps/mine")
+    done = plain.call("python", "-m", "common.sweeps", folder, "--jobs", 2, input=sweep_list(folder))
+    assert done.returncode == 1
+    assert "5 of 7 runs are complete, 1 failed" in done.stderr
+
+    project = copy_of_project(tmp_path / "project")
+    hold = "python hold.py"
+    project.environment.update(cluster.environment, SWEEP_CPUS="1", SWEEP_CONTAINER=hold)
+    students = [f"student{seed}" for seed in range(4)]
+    project.hold("teacher", *students)
+
+    def submit():
+        done = project.call("python", "-m", "common.sweeps", folder, "--slurm", input=sweep_list(folder))
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    def starts(name):
+        """How often a run's command was started."""
+        log = project.root / folder / "logs" / f"{name}.log"
+        return log.read_text().count("$ python") if log.exists() else 0
+
+    first, second, summary = submit()
+    assert summary == f"{folder}: 7 runs submitted, 0 were in the queue, 0 of 7 complete"
+    teachers, array = (re.match(r"job (\d+): ", line)[1] for line in (first, second))
+    assert second == f"job {array}: 5 runs, after {teachers}"
+    assert submit() == [f"{folder}: 0 runs submitted, 7 were in the queue, 0 of 7 complete"]
+
+    # the time of the teacher's job is nearly up
+    wait_until(lambda: project.is_held(folder / "teacher"))
+    wait_until(lambda: ("mine.1", 2) not in cluster.queue())
+    cluster.call("scancel", "--signal=USR1", "--batch", f"{teachers}_1")
+    wait_until(lambda: starts("teacher") == 2)
+    log = (project.root / folder / "logs" / "teacher.log").read_text()
+    assert "stopped by SIGTERM at step 2,000: the same command goes on" in log
+    assert cluster.restarts(f"{teachers}_1") == 1
+    assert starts("lost") == 1
+    assert [starts(name) for name in students] == [0, 0, 0, 0]
+    project.release("teacher")
+
+    # one student is put back by Slurm, one is cancelled, two are at work on a node that goes down
+    wait_until(lambda: all(project.is_held(folder / name) for name in students))
+    wait_until(lambda: ("mine.2", 5) not in cluster.queue())
+    cluster.call("scontrol", "requeue", f"{array}_1")
+    cluster.call("scancel", f"{array}_2")
+    wait_until(lambda: ("mine.2", 2) not in cluster.queue())
+    wait_until(lambda: starts("student0") == 2 and cluster.queue()["mine.2", 1] == "RUNNING")
+    assert starts("student1") == 1
+    before = [starts(name) for name in students]
+    cluster.kill_node()
+    cluster.mark_node_down()
+    cluster.start_node()
+    wait_until(lambda: [starts(name) for name in students] == [before[0] + 1, 1, 2, 2])
+    project.release(*students)
+    wait_until(lambda: not cluster.queue())
+    assert not (project.root / folder / "student1" / "done.json").exists()
+
+    # what is missing is submitted again; the diverging teacher fails again, and its student is not started
+    first, second, summary = submit()
+    assert summary == f"{folder}: 3 runs submitted, 0 were in the queue, 4 of 7 complete"
+    wait_until(lambda: not cluster.queue())
+    for name in ("teacher", *students):
+        assert_whole(project.root / folder / name)
+        assert_same_bits(project.root / folder / name, plain.root / folder / name)
+    assert not (project.root / folder / "lost" / "done.json").exists()
+    assert not (project.root / folder / "orphan").exists()
+    assert "its teacher" in (project.root / folder / "logs" / "orphan.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"SBATCH_PARTITION": "gpus"},
+            "there is no partition 'gpus': set SBATCH_PARTITION to one of these: tests",
+        ),
+        ({"SBATCH_PARTITION": "tests,gpus"}, "there is no partition 'gpus'"),
+        ({"SWEEP_CPUS": "many"}, "Slurm's sbatch failed: sbatch: error: "),
+    ],
+)
+def test_what_slurm_would_refuse_is_one_line(tmp_path, cluster, changed, message):
+    project = copy_of_project(tmp_path / "project")
+    project.environment.update(cluster.environment, **changed)
+    done = project.call("scripts/sweep_seeds.sh", "parity_mlp", "smoke", "--slurm")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {message}")
+    assert done.stdout == ""
+    assert cluster.queue() == {}
+    assert not list((project.root / "runs").glob("parity_mlp/**/config.json"))
