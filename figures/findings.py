@@ -190,7 +190,7 @@ def degrees(data: Mapping[str, Any]) -> Finding:
             Verdict(
                 "The mean correlation with the support's monomials of every degree below k peaks inside the transition",
                 not outside,
-                f"transition {_stretch(phases)}, peaks at "
+                f"{_stretch(phases)}, peaks at "
                 + ", ".join(f"{steps_text(step)} (degree {degree})" for degree, step in peaks.items()),
             )
         ],
@@ -258,12 +258,12 @@ def curriculum(data: Mapping[str, Any]) -> Finding:
         Verdict(
             f"The dependence on {ngrams['n']}-grams (median M_robust) is largest inside the teacher's transition",
             _inside(peak, phases),
-            f"largest at step {steps_text(peak)}: {max(medians):.3f}; transition {_stretch(phases)}",
+            f"largest at step {steps_text(peak)}: {max(medians):.3f}; {_stretch(phases)}",
         ),
         Verdict(
             "The first checkpoint with the best two-shot students (by their mean) is inside the transition",
             _inside(steps[best], phases),
-            f"step {steps_text(steps[best])}; transition {_stretch(phases)}",
+            f"step {steps_text(steps[best])}; {_stretch(phases)}",
         ),
     ]
     for method, runs in data["students"].items():
@@ -365,8 +365,9 @@ def generation(data: Mapping[str, Any]) -> Finding:
     )
 
 
-PARITY_FINDINGS = {"figure1": parity_overview, "figure2": spike, "figure2_degrees": degrees}
-FINDINGS: dict[str, dict[str, Callable[[Mapping[str, Any]], Finding]]] = {
+Describe = Callable[[Mapping[str, Any]], Finding]
+PARITY_FINDINGS: dict[str, Describe] = {"figure1": parity_overview, "figure2": spike, "figure2_degrees": degrees}
+FINDINGS: dict[str, dict[str, Describe]] = {
     "parity_mlp": PARITY_FINDINGS,
     "parity_gpt2": PARITY_FINDINGS,
     "PCFG_mlm": {"figure1": pcfg_overview, "figure3": curriculum, "figure_nonterminals": nonterminals},
@@ -452,9 +453,9 @@ def _place(step: float, phases: Mapping[str, float] | None) -> str:
 
 def _stretch(phases: Mapping[str, float] | None) -> str:
     if phases is None:
-        return "none found"
+        return "no transition found"
     start, end = (steps_text(float(f"{phases[name]:.3g}")) for name in ("start", "end"))
-    return f"{start} to {end}"
+    return f"transition {start} to {end}"
 
 
 def _asked(panel: Mapping[str, Any]) -> str:

@@ -361,6 +361,15 @@ def test_only_students_of_the_teacher_and_of_the_preset_as_it_is_are_drawn(made_
     assert [accuracy[-1] for accuracy in after["accuracy"][3:]] == [0.9, 0.8]
 
 
+def test_commands_name_runs_from_the_root_or_from_runs(finding_runs, tmp_path, monkeypatch):
+    root = tmp_path.resolve()
+    make_up_run(root / "runs" / "deep" / "one", [0.5])
+    for home, expected in ((root, "runs/deep/one"), (root / "elsewhere", "runs/one")):
+        monkeypatch.setattr(finding_runs, "ROOT", home)
+        (found,) = finding_runs.find_runs(root / "runs" / "deep")
+        assert found.shown == expected
+
+
 def test_two_runs_that_would_be_the_same_point_are_refused(made_up_parity, parity_figures, finding_runs):
     runs, parity = made_up_parity
     make_up_run(runs / "copy", [0.5, 0.9], **parity_student(parity.model, "progressive", 1))
