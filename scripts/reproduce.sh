@@ -108,16 +108,39 @@ measure() { # the run, and the probes, each with its arguments
 
 timed python -m "$package.train" "${words[@]}"
 measure "runs/$package/$run" "${probes[@]}"
-timed python -m "$package.distill" "${words[@]}"
-timed python -m "$package.distill" "${words[@]}" --methods two-shot "${two_shot[@]}"
-for level in $levels; do
-    teacher=runs/$package/$run-labels-$level
-    # shellcheck disable=SC2086
-    timed python -m "$package.train" "${words[@]}" --label-level "$level" --out "$teacher" $level_teacher
-    measure "$teacher" "${level_probes[@]}"
-    # shellcheck disable=SC2086
-    timed python -m "$package.distill" "${words[@]}" --label-level "$level" --teacher "$teacher" $level_students
-done
+
+students() {
+    timed python -m "$package.distill" "${words[@]}"
+}
+other_students() {
+    timed python -m "$package.distill" "${words[@]}" --methods two-shot "${two_shot[@]}"
+    for level in $levels; do
+        teacher=runs/$package/$run-labels-$level
+        # shellcheck disable=SC2086
+        timed python -m "$package.train" "${words[@]}" --label-level "$level" --out "$teacher" $level_teacher
+        measure "$teacher" "${level_probes[@]}"
+        # shellcheck disable=SC2086
+        timed python -m "$package.distill" "${words[@]}" --label-level "$level" --teacher "$teacher" $level_students
+    done
+}
+
+case "$package" in
+    PCFG_*)
+        # such small networks use few threads well: side by side, with half of the processors each
+        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(getconf _NPROCESSORS_ONLN) + 1) / 2))}
+        set -m # a process group of its own, so that it ends with this script
+        students &
+        set +m
+        beside=$!
+        trap 'kill -TERM -- "-$beside" 2> /dev/null || true' EXIT
+        other_students
+        wait "$beside"
+        ;;
+    *)
+        students
+        other_students
+        ;;
+esac
 if [ -z "${report_follows:-}" ]; then
     timed python figures/make_figures.py "$setting" --preset "$preset" --runs runs
 fi
