@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import EngFormatter
 from parity_figures import PASSED, PLACES, passed_at
+from pcfg_figures import predicted
 
 from common.plotting import METHODS
 
@@ -209,7 +210,7 @@ def pcfg_overview(data: Mapping[str, Any]) -> Finding:
     panels = [data, *data.get("other_tasks", ())]
     verdicts, tables = [], []
     for panel in panels:
-        asked = _asked(panel)
+        asked = predicted(panel)
         students, budgets = panel["students"], panel["students"]["ce"]["steps"]
         where = f" ({asked})" if len(panels) > 1 else ""
         for upper, lower in (("progressive", "one-shot"), ("progressive", "ce"), ("one-shot", "ce")):
@@ -456,17 +457,6 @@ def _stretch(phases: Mapping[str, float] | None) -> str:
         return "no transition found"
     start, end = (steps_text(float(f"{phases[name]:.3g}")) for name in ("start", "end"))
     return f"transition {start} to {end}"
-
-
-def _asked(panel: Mapping[str, Any]) -> str:
-    """What models are asked for at a panel's label level."""
-    match panel.get("label_level"):
-        case None:
-            return "masked tokens"
-        case "all":
-            return "next tokens"
-        case depth:
-            return f"ends of spans at depth {depth}"
 
 
 def _listed(values: Sequence[object]) -> str:

@@ -216,11 +216,11 @@ def _draw_panel(axis: Axes, panel: dict[str, Any]) -> None:
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.set_xlabel("student's training steps")
     _leave_room(axis, above=0.08)
-    panel_title(axis, f"{teacher['arguments']['grammar']}, {_predicted(panel)}")
+    panel_title(axis, f"{teacher['arguments']['grammar']}, {predicted(panel)}")
 
 
-def _predicted(panel: dict[str, Any]) -> str:
-    """What models are asked for."""
+def predicted(panel: Mapping[str, Any]) -> str:
+    """What models are asked for at a panel's label level."""
     match panel.get("label_level"):
         case None:
             return "masked tokens"

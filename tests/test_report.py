@@ -165,7 +165,7 @@ def test_accuracies_by_budget_are_compared_seed_by_seed(findings):
     assert holds(both) == [True, True, False, True, True, True]
     assert [table.caption for table in both.tables] == [
         "Final accuracy, next tokens of cfg3b: mean (range)",
-        "Final accuracy, ends of spans at depth 2 of cfg3b: mean (range)",
+        "Final accuracy, ends at depth 2 of cfg3b: mean (range)",
     ]
 
 
