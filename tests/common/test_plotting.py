@@ -149,9 +149,12 @@ def test_saving_writes_the_same_bytes_without_metadata(tmp_path):
     assert png == (tmp_path / "b.png").read_bytes()
     assert set(chunks(png)) == {"IHDR", "pHYs", "IDAT", "IEND"}
     assert struct.unpack(">I", png[16:20]) == (round(300 * COLUMN_WIDTH),)
-    save(example(), tmp_path / "c.png", dots_per_inch=100)
-    assert struct.unpack(">I", (tmp_path / "c.png").read_bytes()[16:20]) == (round(100 * COLUMN_WIDTH),)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_picture_for_a_screen_has_fewer_dots(tmp_path):
+    save(example(), tmp_path / "a.png", dots_per_inch=100)
+    assert struct.unpack(">I", (tmp_path / "a.png").read_bytes()[16:20]) == (round(100 * COLUMN_WIDTH),)
 
 
 def test_a_line_can_be_anything():
