@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from common.arguments import worker_threads
 from common.pcfg.bayes_optimal import BayesOptimal, means
 from common.pcfg.prefix import next_token_posteriors, span_end_posteriors
-from common.runs import worker_threads
 from PCFG_autoregressive.data import Batch, NextTokenTask, sentences_of
 
 

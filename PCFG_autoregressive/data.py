@@ -20,11 +20,11 @@ import numpy as np
 import torch
 import tyro
 
+from common.cli import command
 from common.errors import UserError
 from common.pcfg.batches import Chosen, TrainingSentences, evaluation_sentences
 from common.pcfg.dataset import ExportArguments, SentenceDataset, export
 from common.pcfg.task import IGNORED, GrammarTask
-from common.runs import command
 
 LabelLevel = Literal[1, 2, 3, "all"]
 

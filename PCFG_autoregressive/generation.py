@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache, GPT2LMHeadModel
 
+from common.arguments import worker_threads
 from common.errors import UserError
 from common.pcfg.grammar import Grammar
 from common.pcfg.prefix import possible_beginning
 from common.pcfg.sampler import sample
-from common.runs import worker_threads
 from PCFG_autoregressive.data import NextTokenTask
 
 BLOCK = 1024

@@ -27,6 +27,7 @@ import tyro
 from transformers import GPT2LMHeadModel
 
 from common.arguments import require_at_least, require_seed
+from common.cli import command
 from common.errors import UserError
 from common.pcfg import probing
 from common.pcfg.probing import (
@@ -41,7 +42,6 @@ from common.pcfg.sampler import sample
 from common.pcfg.training import task_of_run
 from common.probes.ngrams import CausalNgramVariants, gpt2_predictor, probe_ngrams
 from common.probes.nonterminals import gpt2_encoder
-from common.runs import command
 from PCFG_autoregressive.bayes_optimal import bayes_optimal
 from PCFG_autoregressive.data import Batch, NextTokenTask
 from PCFG_autoregressive.generation import acceptance, beginnings, continuations

@@ -6,7 +6,7 @@ from typing import Any
 
 from common.pcfg import training
 from common.pcfg.grammar import load_grammar
-from common.pcfg.training import ROOT, Setting
+from common.pcfg.training import Setting
 from PCFG_autoregressive.data import LabelLevel, NextTokenTask, TrainingBatches, evaluation_batches
 from PCFG_autoregressive.models import load_model, new_model
 
@@ -26,8 +26,7 @@ def task_of(arguments: Mapping[str, Any]) -> NextTokenTask:
 
 
 SETTING = Setting(
-    runs=ROOT / "runs" / "PCFG_autoregressive",
-    known_by=("label_level",),
+    name="PCFG_autoregressive",
     task=task_of,
     batches=TrainingBatches,
     evaluation_batches=evaluation_batches,

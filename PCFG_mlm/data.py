@@ -25,12 +25,12 @@ import tyro
 from numba import njit
 from numpy.typing import NDArray
 
+from common.cli import command
 from common.errors import UserError
 from common.pcfg.batches import TrainingSentences, evaluation_sentences
 from common.pcfg.dataset import EVALUATION_SEED, ExportArguments, SentenceDataset, export
 from common.pcfg.sampler import Sentences, Stream
 from common.pcfg.task import IGNORED, GrammarTask
-from common.runs import command
 
 MAX_MASK_RATE = 0.99
 

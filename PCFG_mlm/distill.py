@@ -7,11 +7,11 @@
 All students see the same stream of sentences.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.arguments import run_command
+from common.cli import command, run_command
 from common.pcfg import training
-from common.runs import command
 from PCFG_mlm.training import SETTING, Arguments
 
 
@@ -70,9 +70,9 @@ PRESETS = {
 }
 
 
-def distill(arguments: DistillArguments) -> None:
+def distill(arguments: DistillArguments, argv: Sequence[str] = ()) -> None:
     """Make one run for every method, size, budget and seed (and first checkpoint of two-shot), or finish them."""
-    training.distill(arguments, PRESETS, SETTING)
+    training.distill(arguments, PRESETS, SETTING, argv)
 
 
 def main() -> None:

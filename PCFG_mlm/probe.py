@@ -24,6 +24,7 @@ import torch
 import tyro
 
 from common.arguments import require_at_least
+from common.cli import command
 from common.pcfg import probing
 from common.pcfg.inside_outside import cavities
 from common.pcfg.probing import (
@@ -37,7 +38,6 @@ from common.pcfg.sampler import sample
 from common.pcfg.training import task_of_run
 from common.probes.ngrams import NgramVariants, Predictor, Questions, bert_predictor, probe_ngrams
 from common.probes.nonterminals import bert_encoder
-from common.runs import command
 from PCFG_mlm.bayes_optimal import bayes_optimal
 from PCFG_mlm.data import MaskedTask
 from PCFG_mlm.training import SETTING

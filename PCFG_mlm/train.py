@@ -6,11 +6,11 @@
 The run is a directory, by default in runs/PCFG_mlm/; the same command goes on with one that was stopped.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.arguments import run_command
+from common.cli import command, run_command
 from common.pcfg import training
-from common.runs import command
 from PCFG_mlm.training import SETTING, Arguments
 
 
@@ -60,9 +60,9 @@ PRESETS = {
 }
 
 
-def train(arguments: TrainArguments) -> None:
+def train(arguments: TrainArguments, argv: Sequence[str] = ()) -> None:
     """Make the run that the arguments describe, or finish it."""
-    training.train(arguments, PRESETS, SETTING)
+    training.train(arguments, PRESETS, SETTING, argv)
 
 
 def main() -> None:

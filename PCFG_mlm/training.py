@@ -6,7 +6,7 @@ from typing import Any
 
 from common.pcfg import training
 from common.pcfg.grammar import load_grammar
-from common.pcfg.training import ROOT, Setting
+from common.pcfg.training import Setting
 from PCFG_mlm.data import MaskedTask, TrainingBatches, evaluation_batches
 from PCFG_mlm.models import load_model, new_model
 
@@ -28,8 +28,7 @@ def task_of(arguments: Mapping[str, Any]) -> MaskedTask:
 
 
 SETTING = Setting(
-    runs=ROOT / "runs" / "PCFG_mlm",
-    known_by=("mask_rate", "hide_masked"),
+    name="PCFG_mlm",
     task=task_of,
     batches=TrainingBatches,
     evaluation_batches=evaluation_batches,

@@ -32,9 +32,10 @@ from measuring import Arguments, best, bf16_instructions, multiply_add_rate, pro
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import GPT2LMHeadModel
 
-from common.losses import teacher_probabilities
-from common.processes import Processes
-from common.runs import command, worker_threads
+from common.arguments import worker_threads
+from common.cli import command
+from common.distillation.losses import teacher_probabilities
+from common.runs.processes import Processes
 from parity_mlp.arguments import task_of
 from parity_mlp.data import signs
 from parity_mlp.models import Network

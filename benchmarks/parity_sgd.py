@@ -24,8 +24,9 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import nn
 
-from common.losses import teacher_probabilities
-from common.runs import command, worker_threads
+from common.arguments import worker_threads
+from common.cli import command
+from common.distillation.losses import teacher_probabilities
 from parity_mlp.data import make_task, signs
 from parity_mlp.models import initial_tensors
 from parity_mlp.sgd import block_cpu

@@ -32,11 +32,11 @@ from measuring import Arguments, best, processor, row, seconds, write
 from nltk.grammar import PCFG, Nonterminal, ProbabilisticProduction
 from numpy.typing import NDArray
 
+from common.cli import command
 from common.pcfg.grammar import Grammar, load_grammar
 from common.pcfg.inside_outside import masked_posteriors
 from common.pcfg.prefix import next_token_posteriors
 from common.pcfg.sampler import sample
-from common.runs import command
 
 SENTENCES = 16
 """Inference is timed on so many sentences of a grammar."""

@@ -10,9 +10,9 @@ import tyro
 from training_speed import Subject, TrainingSpeedArguments, measure
 from transformers import GPT2LMHeadModel
 
+from common.cli import command
 from common.pcfg.batches import Chosen
 from common.pcfg.sampler import Sentences
-from common.runs import command
 from PCFG_autoregressive.data import Batch, NextTokenTask, label_batch
 from PCFG_autoregressive.train import PRESETS
 from PCFG_autoregressive.training import SETTING

@@ -10,8 +10,8 @@ import tyro
 from training_speed import Subject, TrainingSpeedArguments, measure
 from transformers import BertForMaskedLM
 
+from common.cli import command
 from common.pcfg.sampler import Sentences
-from common.runs import command
 from PCFG_mlm.data import Batch, MaskedTask, mask_batch
 from PCFG_mlm.train import PRESETS
 from PCFG_mlm.training import SETTING

@@ -44,6 +44,10 @@ from transformers import (
     TrainingArguments,
 )
 
+from common.arguments import worker_threads
+from common.distillation.batches import ReadyBatches
+from common.distillation.schedules import one_shot
+from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.pcfg.sampler import Sentences, sample
 from common.pcfg.task import IGNORED, GrammarTask
 from common.pcfg.training import (
@@ -56,9 +60,6 @@ from common.pcfg.training import (
     source_of,
     task_of,
 )
-from common.runs import worker_threads
-from common.schedules import one_shot
-from common.trainer import ProgressiveDistillationTrainer, ReadyBatches
 
 SENTENCES = 1024
 """The plain way pads to the longest of so many."""

@@ -1,20 +1,9 @@
-"""What the commands' arguments have in common: presets, and checks whose messages name the flag."""
+"""Checks of arguments and of the environment; their messages name the flag or the variable."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import tyro
+import os
+import re
 
 from common.errors import UserError
-
-DESCRIPTIONS = {"smoke": "seconds", "laptop": "shows the effect in minutes", "paper": "the published size"}
-"""Of the presets."""
-
-
-def run_command(presets: Mapping[str, Any], run: Callable[[Any], None], description: str | None) -> None:
-    """Parse a command line that begins with the name of a preset, and run the command."""
-    described = {name: (DESCRIPTIONS[name], arguments) for name, arguments in presets.items()}
-    run(tyro.extras.overridable_config_cli(described, description=description))
 
 
 def require_at_least(least: int, arguments: object, *names: str) -> None:
@@ -41,3 +30,19 @@ def require_seed(arguments: object, *names: str) -> None:
         value = getattr(arguments, name)
         if max(value if isinstance(value, tuple) else (value,)) >= 2**63:
             raise UserError(f"--{name.replace('_', '-')} must be below 2^63, got {value}")
+
+
+def worker_threads() -> int:
+    """Number of threads to use: OMP_NUM_THREADS if it is set, otherwise the processors available to this process.
+
+    Raises:
+        UserError: OMP_NUM_THREADS is not a positive whole number.
+    """
+    wanted = os.environ.get("OMP_NUM_THREADS")
+    if wanted is not None:
+        if not re.fullmatch("[1-9][0-9]*", wanted):
+            raise UserError(f"OMP_NUM_THREADS is {wanted!r}: set it to a positive whole number, or not at all")
+        return int(wanted)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import tyro
 
-from common.checkpoints import write_file
-from common.runs import Run, command
+from common.cli import command
+from common.runs.files import write_file
+from common.runs.run import Run
 
 
 @dataclass(frozen=True)

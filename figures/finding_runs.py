@@ -1,8 +1,8 @@
 """Find the runs and probes behind a figure: every complete run below a folder, told from others by its config.json.
 
 Names of directories mean nothing. A run is that of a preset if its arguments are the preset's; those that only say
-where and how it was made (`common.runs.SURROUNDINGS`) do not count, nor does an argument that its config.json lacks,
-as there was none when it was made.
+where and how it was executed (`EXECUTION_ARGUMENTS`) do not count, nor does an argument that its config.json lacks, as
+there was none when it was made.
 """
 
 import json
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.checkpoints import find_checkpoints
 from common.errors import UserError
-from common.runs import SURROUNDINGS, Run
+from common.runs.names import EXECUTION_ARGUMENTS
+from common.runs.run import Run
+from common.teachers.discovery import find_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -88,7 +89,7 @@ def made_with(runs: Iterable[FoundRun], arguments: Mapping[str, object], free: C
         free: names of arguments that may differ.
     """
     plain = json.loads(json.dumps(dict(arguments), default=os.fspath))
-    wanted = {name: value for name, value in plain.items() if name not in SURROUNDINGS and name not in free}
+    wanted = {name: value for name, value in plain.items() if name not in EXECUTION_ARGUMENTS and name not in free}
     return [run for run in runs if all(run.arguments.get(name, value) == value for name, value in wanted.items())]
 
 

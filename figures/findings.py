@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.ticker import EngFormatter
-from parity_figures import PASSED, PLACES, passed_at
+from parity_figures import PLACES, TRANSITION_ACCURACY, passed_at
 from pcfg_figures import predicted
 
 from common.plotting import METHODS
@@ -97,7 +97,7 @@ def parity_overview(data: Mapping[str, Any]) -> Finding:
         ],
         tables=[
             Table(
-                f"Step at which held-out accuracy passes {PASSED:.0%}, one entry per seed (– is not within the run)",
+                f"Step at which held-out accuracy passes {TRANSITION_ACCURACY:.0%}, one entry per seed (–: never)",
                 ["method", "seeds", "passed at", "final accuracy: mean (range)", "steps"],
                 rows,
             )
@@ -392,7 +392,8 @@ def _passes_first(
     common = sorted(one.keys() & other.keys())
     before = sum(one[seed] < other[seed] for seed in common)
     return Verdict(
-        f"{METHODS[upper].label.capitalize()} passes {PASSED:.0%} before {METHODS[lower].label} with every seed",
+        f"{METHODS[upper].label.capitalize()} passes {TRANSITION_ACCURACY:.0%} before {METHODS[lower].label} "
+        "with every seed",
         bool(common) and before == len(common),
         f"{before} of {len(common)} seeds",
     )

@@ -24,10 +24,10 @@ import tyro
 from finding_runs import Collected, FoundRun, MissingError, find_runs
 from matplotlib.figure import Figure
 
-from common.checkpoints import write_file
+from common.cli import command
 from common.errors import UserError
 from common.plotting import save
-from common.runs import command
+from common.runs.files import write_file
 
 FIGURES = Path(__file__).resolve().parent
 SettingName = Literal["parity_mlp", "parity_gpt2", "PCFG_mlm", "PCFG_autoregressive"]

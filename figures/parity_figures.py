@@ -26,8 +26,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from common.checkpoints import find_checkpoints
-from common.phases import Phases, choose_checkpoints, find_phases
+from common.distillation.phases import Phases, choose_checkpoints, find_phases
 from common.plotting import (
     GREY,
     METHODS,
@@ -41,7 +40,8 @@ from common.plotting import (
     shade_transition,
     step_axis,
 )
-from common.runs import SURROUNDINGS
+from common.runs.names import EXECUTION_ARGUMENTS
+from common.teachers.discovery import find_checkpoints
 from parity_mlp.arguments import Model
 from parity_mlp.distill import PRESETS as STUDENTS
 from parity_mlp.probe import ProbeArguments
@@ -50,7 +50,7 @@ from parity_mlp.train import PRESETS as TEACHERS
 Draw = Callable[[dict[str, Any]], Figure]
 PLACES = ("before", "inside", "after")
 OVERVIEW_METHODS = ("ce", "one-shot", "progressive")
-PASSED = 0.95
+TRANSITION_ACCURACY = 0.95
 """Accuracy at which a network counts as having passed its transition."""
 SIZES = {"mlp": ("width", "widths"), "gpt2": ("heads", "student_heads")}
 """How the size of a network is called as a teacher's argument, and as a student's."""
@@ -133,8 +133,8 @@ def collect(found: Sequence[FoundRun], preset: str, model: Model = "mlp") -> Col
 
 
 def passed_at(steps: list[int], accuracy: list[float]) -> int | None:
-    """First evaluated step with accuracy above `PASSED`."""
-    return next((step for step, value in zip(steps, accuracy, strict=True) if value > PASSED), None)
+    """First evaluated step with accuracy above `TRANSITION_ACCURACY`."""
+    return next((step for step, value in zip(steps, accuracy, strict=True) if value > TRANSITION_ACCURACY), None)
 
 
 def overview(data: dict[str, Any]) -> Figure:
@@ -276,7 +276,7 @@ def _probe_command(teacher: FoundRun, data: Mapping[str, Any]) -> str:
 def _path(run: FoundRun) -> dict[str, Any]:
     """The arguments that decide where a run is at a step; those that are None do nothing."""
     arguments = run.arguments
-    elsewhere = [*SURROUNDINGS, "checkpoint_every", "checkpoint_from", "adaptive_checkpoints"]
+    elsewhere = [*EXECUTION_ARGUMENTS, "checkpoint_every", "checkpoint_from", "adaptive_checkpoints"]
     annealed = arguments["end_label_temperature"] is not None
     if arguments["lr_schedule"] == "constant" and arguments["warmup"] == 0 and not annealed:
         elsewhere.append("steps")

@@ -33,13 +33,12 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
 
-from common.checkpoints import find_checkpoints
-from common.distillation import first_checkpoint
+from common.distillation.phases import find_phases
+from common.distillation.supervision import first_checkpoint
 from common.errors import UserError
 from common.pcfg import probing, training
 from common.pcfg.probing import NonterminalArguments
 from common.pcfg.training import DistillArguments, TrainArguments, config_of, task_of
-from common.phases import find_phases
 from common.plotting import (
     BLACK,
     COLUMN_WIDTH,
@@ -55,6 +54,7 @@ from common.plotting import (
     panel_title,
     shade_transition,
 )
+from common.teachers.discovery import find_checkpoints
 from PCFG_autoregressive.distill import PRESETS as AUTOREGRESSIVE_STUDENTS
 from PCFG_autoregressive.probe import GenerationArguments
 from PCFG_autoregressive.train import PRESETS as AUTOREGRESSIVE_TEACHERS

@@ -23,8 +23,8 @@ import tyro
 from findings import FINDINGS, Finding
 from make_figures import Drawn, Preset, SettingName, draw_settings, say_what_is_missing, what_is_missing
 
-from common.checkpoints import write_file
-from common.runs import command
+from common.cli import command
+from common.runs.files import write_file
 
 FIGURES = Path(__file__).resolve().parent
 TITLES: dict[SettingName, str] = {

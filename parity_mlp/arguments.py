@@ -12,8 +12,8 @@ import tyro
 
 from common.arguments import require_at_least, require_seed
 from common.errors import UserError
-from common.processes import Processes, join_processes
-from common.runs import WandbMode
+from common.runs.processes import Processes, join_processes
+from common.runs.tracking import WandbMode
 from parity_mlp.data import ParityTask, make_task
 
 Model = Literal["mlp", "gpt2"]
@@ -178,7 +178,9 @@ def join_processes_of(arguments: Arguments) -> tuple[Processes, str]:
     processes, device = join_processes(arguments.device)
     if processes.count > 1 and not isinstance(arguments, GPT2Arguments):
         raise UserError("an MLP is trained by one process: start the command without torchrun")
-    processes.part_of(arguments.batch_size, arguments.accumulate if isinstance(arguments, GPT2Arguments) else 1)
+    processes.micro_batch_size(
+        arguments.batch_size, arguments.accumulate if isinstance(arguments, GPT2Arguments) else 1
+    )
     return processes, device
 
 

@@ -8,23 +8,19 @@ All students see the same stream of samples, so that the teacher's logits and, f
 computed once. Students and teacher need not be of the same model.
 """
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from common.arguments import require_at_least, require_seed, run_command
-from common.checkpoints import find_checkpoints, local_path
-from common.distillation import (
-    DistillationArguments,
-    check_plural,
-    own_teacher,
-    resolved_teacher,
-    single_runs,
-    supervision,
-)
+from common.arguments import require_at_least, require_seed
+from common.cli import command, run_command
+from common.distillation.arguments import DistillationArguments, check_plural, resolved_teacher, single_runs
+from common.distillation.supervision import own_teacher, supervision
 from common.errors import UserError
-from common.processes import open_shared_run
-from common.runs import SURROUNDINGS, command, default_name
+from common.runs.names import EXECUTION_ARGUMENTS, default_name
+from common.runs.processes import open_shared_run
+from common.teachers.discovery import find_checkpoints, local_path
 from parity_mlp.arguments import (
     ROOT,
     RUNS,
@@ -151,7 +147,7 @@ PRESETS: dict[Model, dict[str, DistillArguments | DistillGPT2Arguments]] = {
 }
 
 
-def distill(arguments: DistillArguments | DistillGPT2Arguments) -> None:
+def distill(arguments: DistillArguments | DistillGPT2Arguments, argv: Sequence[str] = ()) -> None:
     """Make one run for every method, size, seed and rate (and first checkpoint of two-shot), or finish them."""
     plural, size = _plural(arguments), _size(arguments)
     check(arguments, arguments.lr)
@@ -178,7 +174,13 @@ def distill(arguments: DistillArguments | DistillGPT2Arguments) -> None:
         students = []
         for single, taught in planned:
             config = {**asdict(single), "teacher_id": teacher_id}
-            options = {"force": single.force, "wandb": single.wandb, "group": single.preset}
+            options = {
+                "setting": f"parity_{arguments.model}",
+                "argv": argv,
+                "force": single.force,
+                "wandb": single.wandb,
+                "group": single.preset,
+            }
             opened = open_shared_run(_run_directory(arguments, single), config, processes, **options)
             run = stack.enter_context(opened)
             if run.complete:
@@ -220,7 +222,7 @@ def _run_directory(
     name = "-".join([run_name(arguments.model, arguments.preset), *parts])
     preset = replace(PRESETS[arguments.model][arguments.preset], teacher=_default_teacher(arguments))
     in_name = [argument for argument in plural if argument != "lr"]
-    return RUNS / default_name(single, preset, name, exclude=(*SURROUNDINGS, *in_name))
+    return RUNS / default_name(single, preset, name, exclude=(*EXECUTION_ARGUMENTS, *in_name))
 
 
 def _check_own_teacher(arguments: DistillArguments | DistillGPT2Arguments, directory: Path) -> str | None:
@@ -230,7 +232,7 @@ def _check_own_teacher(arguments: DistillArguments | DistillGPT2Arguments, direc
         UserError: the run is not complete, its config.json is damaged, or it was trained for another support.
     """
     names = ("d", "k", "labels", "support", "support_seed")
-    config = own_teacher(directory, names)
+    config = own_teacher(directory, ("parity_mlp", "parity_gpt2"))
     if config is None:
         return None
     theirs = config["arguments"]

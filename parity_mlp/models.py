@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from common.checkpoints import read_checkpoint
 from common.errors import UserError
+from common.runs.checkpoints import read_checkpoint
 
 MODEL_TYPE = "parity_mlp"
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from common.checkpoints import read_config
+from common.arguments import worker_threads
 from common.errors import UserError
-from common.processes import Processes
-from common.runs import worker_threads
+from common.runs.checkpoints import read_config
+from common.runs.processes import Processes
 from parity_mlp.arguments import Arguments, GPT2Arguments, MLPArguments
 from parity_mlp.data import ParityTask
 from parity_mlp.models import MODEL_TYPE, Network, architecture, initial_tensors, load_tensors

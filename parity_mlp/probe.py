@@ -14,10 +14,14 @@ import numpy as np
 import tyro
 
 from common.arguments import require_at_least, require_seed
-from common.checkpoints import find_checkpoints, local_path, write_file
+from common.cli import command
 from common.errors import UserError
 from common.probes.monomials import probe_monomials
-from common.runs import Run, command, default_name, progress
+from common.runs.files import write_file
+from common.runs.names import default_name
+from common.runs.progress import progress
+from common.runs.run import Run
+from common.teachers.discovery import find_checkpoints, local_path
 from parity_mlp.arguments import check_device
 from parity_mlp.data import make_task
 from parity_mlp.networks import engine_for_logits, load_network

@@ -7,12 +7,14 @@
 The run is a directory, by default in runs/parity_mlp/; the same command goes on with one that was stopped.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from common.arguments import require_at_least, require_seed, run_command
-from common.distillation import FROM_LABELS
-from common.processes import open_shared_run
-from common.runs import command, default_name
+from common.arguments import require_at_least, require_seed
+from common.cli import command, run_command
+from common.distillation.supervision import FROM_LABELS
+from common.runs.names import default_name
+from common.runs.processes import open_shared_run
 from parity_mlp.arguments import (
     RUNS,
     GPT2Arguments,
@@ -103,7 +105,7 @@ PRESETS: dict[Model, dict[str, TrainArguments | TrainGPT2Arguments]] = {
 }
 
 
-def train(arguments: TrainArguments | TrainGPT2Arguments) -> None:
+def train(arguments: TrainArguments | TrainGPT2Arguments, argv: Sequence[str] = ()) -> None:
     """Make the run that the arguments describe, or finish it."""
     size = "width" if isinstance(arguments, TrainArguments) else "heads"
     check(arguments, (arguments.lr,))
@@ -113,7 +115,12 @@ def train(arguments: TrainArguments | TrainGPT2Arguments) -> None:
     preset = PRESETS[arguments.model][arguments.preset]
     directory = arguments.out or RUNS / default_name(arguments, preset, run_name(arguments.model, arguments.preset))
     processes, device = join_processes_of(arguments)
-    options = {"force": arguments.force, "wandb": arguments.wandb}
+    options = {
+        "setting": f"parity_{arguments.model}",
+        "argv": argv,
+        "force": arguments.force,
+        "wandb": arguments.wandb,
+    }
     with open_shared_run(directory, asdict(arguments), processes, **options) as run:
         if run.complete:
             processes.say(f"{directory} is complete")

@@ -20,22 +20,17 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from common import losses
-from common.checkpoints import (
-    Checkpoint,
-    add_resume,
-    keep_resume,
-    load_resume,
-    local_path,
-    resume_steps,
-    save_checkpoint,
-)
-from common.distillation import Supervision
+from common.distillation import losses
+from common.distillation.schedules import Segment, checkpoint_at, spans
+from common.distillation.supervision import Supervision
 from common.errors import DivergedError
-from common.processes import Processes
-from common.runs import Run, progress
-from common.schedules import Segment, checkpoint_at, spans
-from common.stopping import stop_at_a_safe_point
+from common.runs.checkpoints import save_checkpoint
+from common.runs.processes import Processes
+from common.runs.progress import progress
+from common.runs.resume import add_resume, keep_resume, load_resume, resume_steps
+from common.runs.run import Run
+from common.runs.stopping import stop_at_a_safe_point
+from common.teachers.discovery import Checkpoint, local_path
 from parity_mlp.arguments import Arguments, GPT2Arguments, task_of
 from parity_mlp.data import ParityTask
 from parity_mlp.models import Network
@@ -95,7 +90,7 @@ def train_together(
         Stopped: by a signal; the states of all students are saved.
     """
     task = task_of(arguments)
-    with processes.first_goes_first():
+    with processes.main_process_first():
         networks = _restore(students, processes)
     engine = engine_for_training(networks, arguments, device, stream_seed, processes)
     eval_bits = task.sample(stream_seed, "evaluation", 0, arguments.eval_samples)
@@ -324,7 +319,7 @@ def _restore(students: Sequence[Student], processes: Processes) -> list[Network]
         common = own.intersection(*(other for other in states if other & own))
         resume = load_resume(student.run.directory, max(common, default=None))
         if processes.first:
-            student.run.rewind(resume.step if resume else -1)
+            student.run.truncate_records(resume.step if resume else -1)
         student.records = student.run.records()
         student.step = resume.step if resume else 0
         networks.append(Network(student.initial.config, resume.tensors) if resume else student.initial)

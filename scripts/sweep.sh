@@ -149,5 +149,5 @@ launch() { # print the list or make its runs
     # shellcheck source=scripts/environment.sh
     source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
     launcher_options+=(--teacher-megabytes "$teacher_megabytes")
-    exec python -m common.sweeps "$directory" "${launcher_options[@]}" <<< "$list"
+    exec python -m common.cluster "$directory" "${launcher_options[@]}" <<< "$list"
 }

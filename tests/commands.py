@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from common import runs
-from common.stopping import SIGNALS
+from common.runs.stopping import SIGNALS
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.runs import Run
+from common.runs.run import Run
 from tests.commands import ROOT, results
 
 CODE = ("common", "parity_mlp", "PCFG_mlm", "PCFG_autoregressive", "scripts", "requirements.txt", "pyproject.toml")

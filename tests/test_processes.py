@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from common.checkpoints import find_checkpoints, read_checkpoint, resume_steps
-from common.runs import Run
-from common.stopping import stop_requested
-from common.trainer import ProgressiveDistillationTrainer
+from common.distillation.trainer import ProgressiveDistillationTrainer
+from common.runs.checkpoints import read_checkpoint
+from common.runs.resume import resume_steps
+from common.runs.run import Run
+from common.runs.stopping import stop_requested
+from common.teachers.discovery import find_checkpoints
 from parity_mlp import train as parity, training
 from PCFG_autoregressive import train as autoregressive
 from PCFG_mlm import train as mlm

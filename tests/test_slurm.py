@@ -204,7 +204,7 @@ def sweep_list(folder):
 def test_jobs_that_are_put_back_cancelled_or_lose_their_node_make_the_bits_of_plain_runs(tmp_path, cluster):
     plain = copy_of_project(tmp_path / "plain")
     folder = Path("runs/parity_mlp/sweeps/mine")
-    done = plain.call("python", "-m", "common.sweeps", folder, "--jobs", 2, input=sweep_list(folder))
+    done = plain.call("python", "-m", "common.cluster", folder, "--jobs", 2, input=sweep_list(folder))
     assert done.returncode == 1
     assert "5 of 7 runs are complete, 1 failed" in done.stderr
 
@@ -215,7 +215,7 @@ def test_jobs_that_are_put_back_cancelled_or_lose_their_node_make_the_bits_of_pl
     project.hold("teacher", *students)
 
     def submit():
-        done = project.call("python", "-m", "common.sweeps", folder, "--slurm", input=sweep_list(folder))
+        done = project.call("python", "-m", "common.cluster", folder, "--slurm", input=sweep_list(folder))
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 
@@ -232,7 +232,7 @@ def test_jobs_that_are_put_back_cancelled_or_lose_their_node_make_the_bits_of_pl
     other = folder.with_name("other")
     teacher, *_ = sweep_list(folder).splitlines(keepends=True)
     student = list_line(other / "student", folder / "teacher", f"{DISTILL} {folder}/teacher --seeds 0")
-    done = project.call("python", "-m", "common.sweeps", other, "--slurm", input=teacher + student)
+    done = project.call("python", "-m", "common.cluster", other, "--slurm", input=teacher + student)
     job = re.match(rf"job (\d+): 1 runs, after {teachers}\n", done.stdout)[1]
     assert done.stdout.endswith("1 runs submitted, 1 were in the queue, 0 of 2 complete\n")
     cluster.call("scancel", job)

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from common.runs import Run
+from common.runs.run import Run
 from tests.commands import ROOT, files
 from tests.sweeps import assert_same_bits, assert_whole, copy_of_project, wait_until
 

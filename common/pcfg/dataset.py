@@ -22,12 +22,12 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from common.checkpoints import write_file
 from common.errors import UserError
 from common.pcfg.grammar import Grammar, load_grammar
 from common.pcfg.sampler import Sentences, Stream, sample
 from common.pcfg.task import rules_of
-from common.runs import progress
+from common.runs.files import write_file
+from common.runs.progress import progress
 
 EVALUATION_SEED = 0
 """All runs on a grammar are evaluated on the same sentences."""

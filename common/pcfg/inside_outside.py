@@ -46,6 +46,7 @@ from numba import njit
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
+from common.arguments import worker_threads
 from common.errors import UserError
 from common.pcfg.chart import (
     LARGEST,
@@ -59,7 +60,6 @@ from common.pcfg.chart import (
     token_ids,
 )
 from common.pcfg.grammar import Grammar
-from common.runs import worker_threads
 
 DERIVATION_STEPS = 200
 """Levels of the tree whose symbols are counted for the factors; any number will do."""

@@ -39,10 +39,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from common.arguments import worker_threads
 from common.errors import UserError
 from common.pcfg.chart import LARGEST, Chart, add, all_in_range, chart_of, dot, log_sum, token_ids
 from common.pcfg.grammar import Grammar, Rule
-from common.runs import worker_threads
 
 FIRST, STOP, BASE = range(3)
 """Of a column: its numbers have the beginnings FIRST .. STOP - 1, and that of beginning i is at BASE + i of all inside

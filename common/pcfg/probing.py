@@ -16,14 +16,17 @@ import torch
 from numpy.typing import NDArray
 
 from common.arguments import require_at_least, require_seed
-from common.checkpoints import find_checkpoints, local_path, write_file
 from common.errors import UserError
 from common.pcfg.inside_outside import ancestor_posteriors
 from common.pcfg.sampler import Sentences, sample
 from common.pcfg.task import GrammarTask
 from common.pcfg.training import EVALUATION_BATCH, Setting, task_of_run
 from common.probes.nonterminals import NO_SYMBOL, Encoder, LabelledSentences, probe_nonterminals
-from common.runs import Run, default_name, progress
+from common.runs.files import write_file
+from common.runs.names import default_name
+from common.runs.progress import progress
+from common.runs.run import Run
+from common.teachers.discovery import find_checkpoints, local_path
 
 SPACING = 30
 

@@ -14,31 +14,20 @@ import tyro
 from transformers import PreTrainedModel, TrainingArguments
 
 from common.arguments import require_at_least, require_seed
-from common.checkpoints import find_checkpoints, local_path
-from common.distillation import (
-    FROM_LABELS,
-    DistillationArguments,
-    Supervision,
-    check_plural,
-    own_teacher,
-    resolved_teacher,
-    single_runs,
-    supervision,
-)
+from common.distillation.arguments import DistillationArguments, check_plural, resolved_teacher, single_runs
+from common.distillation.batches import ReadyBatches
+from common.distillation.run_loop import train_run, training_arguments
+from common.distillation.supervision import FROM_LABELS, Supervision, own_teacher, supervision
+from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.errors import DivergedError, UserError
 from common.pcfg.dataset import SentenceDataset, open_dataset
 from common.pcfg.models import require_room
 from common.pcfg.task import GrammarTask, rules_of
-from common.processes import Processes, open_shared_run
-from common.runs import SURROUNDINGS, Run, WandbMode, default_name
-from common.trainer import (
-    ProgressiveDistillationTrainer,
-    ReadyBatches,
-    train_run,
-    training_arguments,
-)
-
-ROOT = Path(__file__).resolve().parents[2]
+from common.runs.names import EXECUTION_ARGUMENTS, ROOT, RUNS, default_name
+from common.runs.processes import Processes, open_shared_run
+from common.runs.run import Run
+from common.runs.tracking import WandbMode
+from common.teachers.discovery import find_checkpoints, local_path
 
 EVALUATION_BATCH = 128
 """Sentences per batch of the evaluation."""
@@ -135,10 +124,8 @@ class Batches(Protocol):
 class Setting:
     """A task on a grammar and a model for it."""
 
-    runs: Path
-    """Where its runs are."""
-    known_by: tuple[str, ...]
-    """Arguments by which a run of the setting is told from others."""
+    name: str
+    """As in config.json, and of the folder in runs/."""
     task: Callable[[Mapping[str, Any]], Any]
     """From a run's arguments, by name."""
     batches: Callable[[Any, int, int, SentenceDataset | None], Batches]
@@ -168,10 +155,9 @@ def task_of_run(run: Path, setting: Setting) -> Any:
     Raises:
         UserError: the directory is not a run's of this setting, or its grammar's file has changed since.
     """
+    if Run(run).setting != setting.name:
+        raise UserError(f"{run} is a run of {Run(run).setting}, not of {setting.name}: give one of its runs")
     config = Run(run).config["arguments"]
-    if not {"grammar", "start", "eval_samples", "rules", *setting.known_by} <= set(config):
-        name = setting.runs.name
-        raise UserError(f"{run} is not a run of {name}: give the directory of a run of its train.py or distill.py")
     task = setting.task(config)
     if rules_of(task.grammar) != config["rules"]:
         raise UserError(f"the grammar {config['grammar']} has changed since {run} was trained on it: give it back")
@@ -286,7 +272,9 @@ def train_to_end(
     processes.say(f"{run.directory}: accuracy {trainer.records[-1]['accuracy']:.3f}")
 
 
-def train(arguments: TrainArguments, presets: Mapping[str, TrainArguments], setting: Setting) -> None:
+def train(
+    arguments: TrainArguments, presets: Mapping[str, TrainArguments], setting: Setting, argv: Sequence[str] = ()
+) -> None:
     """Make the run that the arguments of a setting's train.py describe, or finish it."""
     check(arguments)
     require_at_least(1, arguments, "heads", "steps")
@@ -294,9 +282,9 @@ def train(arguments: TrainArguments, presets: Mapping[str, TrainArguments], sett
     task = task_of(arguments, setting)
     source = source_of(arguments, setting, task, arguments.steps, arguments.seed)
     name = default_name(arguments, presets[arguments.preset], arguments.preset)
-    directory = arguments.out or setting.runs / name
+    directory = arguments.out or RUNS / setting.name / name
     settings = settings_of(arguments, directory, arguments.steps, arguments.seed)
-    options = {"force": arguments.force, "wandb": arguments.wandb}
+    options = {"setting": setting.name, "argv": argv, "force": arguments.force, "wandb": arguments.wandb}
     with open_shared_run(directory, config_of(arguments, task), processes_of(settings), **options) as run:
         train_to_end(arguments, setting, run, settings, source, arguments.heads, arguments.seed, FROM_LABELS)
 
@@ -304,7 +292,7 @@ def train(arguments: TrainArguments, presets: Mapping[str, TrainArguments], sett
 Students = TypeVar("Students", bound=DistillArguments)
 
 
-def distill(arguments: Students, presets: Mapping[str, Students], setting: Setting) -> None:
+def distill(arguments: Students, presets: Mapping[str, Students], setting: Setting, argv: Sequence[str] = ()) -> None:
     """Make one run for every method, size, budget and seed (and first checkpoint of two-shot), or finish them.
 
     Raises:
@@ -334,7 +322,13 @@ def distill(arguments: Students, presets: Mapping[str, Students], setting: Setti
         run_directory = _run_directory(arguments, single, presets, setting)
         settings = settings_of(single, run_directory, single.steps[0], single.seeds[0])
         config = {**config_of(single, task), "teacher_id": teacher_id}
-        options = {"force": single.force, "wandb": single.wandb, "group": single.preset}
+        options = {
+            "setting": setting.name,
+            "argv": argv,
+            "force": single.force,
+            "wandb": single.wandb,
+            "group": single.preset,
+        }
         with open_shared_run(run_directory, config, processes_of(settings), **options) as run:
             try:
                 train_to_end(single, setting, run, settings, source, single.student_heads[0], single.seeds[0], taught)
@@ -345,7 +339,7 @@ def distill(arguments: Students, presets: Mapping[str, Students], setting: Setti
 
 
 def _default_teacher(preset: str, setting: Setting) -> str:
-    return (setting.runs / preset).relative_to(ROOT).as_posix()
+    return (RUNS / setting.name / preset).relative_to(ROOT).as_posix()
 
 
 def _run_directory(arguments: Students, single: Students, presets: Mapping[str, Students], setting: Setting) -> Path:
@@ -356,7 +350,7 @@ def _run_directory(arguments: Students, single: Students, presets: Mapping[str, 
         return arguments.out / "-".join(parts) if len(single_runs(arguments, PLURAL)) > 1 else arguments.out
     name = "-".join([arguments.preset, *parts])
     preset = replace(presets[arguments.preset], teacher=_default_teacher(arguments.preset, setting))
-    return setting.runs / default_name(single, preset, name, exclude=(*SURROUNDINGS, *PLURAL))
+    return RUNS / setting.name / default_name(single, preset, name, exclude=(*EXECUTION_ARGUMENTS, *PLURAL))
 
 
 def _check_own_teacher(arguments: DistillArguments, setting: Setting, task: GrammarTask, directory: Path) -> str | None:
@@ -365,7 +359,7 @@ def _check_own_teacher(arguments: DistillArguments, setting: Setting, task: Gram
     Raises:
         UserError: the run is not complete, its config.json is damaged, or it was trained on another grammar.
     """
-    config = own_teacher(directory, ("rules", "start", *setting.known_by))
+    config = own_teacher(directory, (setting.name,))
     if config is None:
         return None
     theirs, ours = config["arguments"], config_of(arguments, task)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.losses import LOG_PROBABILITY_FLOOR
+from common.distillation.losses import LOG_PROBABILITY_FLOOR
 from parity_mlp.models import Tensors
 from parity_mlp.sgd.objective import FORWARD_KL, REVERSE_KL, Objective
 

@@ -17,7 +17,7 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.losses import LOG_PROBABILITY_FLOOR, forward_kl, jensen_shannon, reverse_kl
+from common.distillation.losses import LOG_PROBABILITY_FLOOR, forward_kl, jensen_shannon, reverse_kl
 
 FORWARD_KL, REVERSE_KL, JENSEN_SHANNON = 0, 1, 2
 DIVERGENCE_CODES = {"forward-kl": FORWARD_KL, "reverse-kl": REVERSE_KL, "jensen-shannon": JENSEN_SHANNON}

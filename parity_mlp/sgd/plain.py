@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.losses import label_cross_entropy
+from common.distillation.losses import label_cross_entropy
 from parity_mlp.models import MLP, Tensors, architecture
 from parity_mlp.sgd.block_torch import LOGITS_BATCH, unpack_signs
 from parity_mlp.sgd.objective import Objective, divergence_from_targets

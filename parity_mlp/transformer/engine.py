@@ -21,7 +21,7 @@ import torch.distributed
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.losses import cross_entropy, label_cross_entropy
+from common.distillation.losses import cross_entropy, label_cross_entropy
 from parity_mlp.models import Network, Tensors
 from parity_mlp.sgd.block_torch import unpack_bits
 from parity_mlp.sgd.objective import FORWARD_KL, Objective, divergence_from_targets

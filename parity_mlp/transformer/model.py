@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
-from common.checkpoints import read_checkpoint
 from common.errors import UserError
+from common.runs.checkpoints import read_checkpoint
 from parity_mlp.data import ParityTask
 from parity_mlp.models import Network, check_shapes
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from common.checkpoints import find_checkpoints
 from common.pcfg.grammar import load_grammar, parse_grammar
 from common.pcfg.task import IGNORED
 from common.pcfg.training import EVALUATION_BATCH, task_of
-from common.runs import Run
+from common.runs.run import Run
+from common.teachers.discovery import find_checkpoints
 from PCFG_autoregressive import train
 from PCFG_autoregressive.bayes_optimal import bayes_optimal, posteriors
 from PCFG_autoregressive.data import Batch, NextTokenTask, evaluation_batches, sentences_of

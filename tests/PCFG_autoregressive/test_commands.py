@@ -14,11 +14,11 @@ from torch.nn.functional import cross_entropy, log_softmax
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from common import trainer
-from common.checkpoints import find_checkpoints
 from common.pcfg import training
 from common.pcfg.grammar import load_grammar
 from common.pcfg.task import IGNORED, rules_of
-from common.runs import Run
+from common.runs.run import Run
+from common.teachers.discovery import find_checkpoints
 from PCFG_autoregressive import data, distill, probe, train
 from PCFG_autoregressive.data import NextTokenTask, TrainingBatches, evaluation_batches
 from PCFG_autoregressive.models import new_model

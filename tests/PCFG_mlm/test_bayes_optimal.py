@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings, strategies as st
 from transformers import BertForMaskedLM
 
-from common.checkpoints import find_checkpoints
 from common.pcfg.grammar import load_grammar, parse_grammar
 from common.pcfg.task import IGNORED
 from common.pcfg.training import EVALUATION_BATCH, task_of
-from common.runs import Run
+from common.runs.run import Run
+from common.teachers.discovery import find_checkpoints
 from PCFG_mlm import train
 from PCFG_mlm.bayes_optimal import bayes_optimal, posteriors
 from PCFG_mlm.data import Batch, MaskedTask, evaluation_batches

@@ -19,11 +19,12 @@ from torch.nn.functional import cross_entropy, log_softmax
 from transformers import BertConfig, BertForMaskedLM
 
 from common import trainer
-from common.checkpoints import find_checkpoints
 from common.pcfg import grammar as grammars, training
 from common.pcfg.grammar import load_grammar, parse_grammar
 from common.pcfg.task import IGNORED, rules_of
-from common.runs import SURROUNDINGS, Run, open_run
+from common.runs.names import EXECUTION_ARGUMENTS
+from common.runs.run import Run, open_run
+from common.teachers.discovery import find_checkpoints
 from PCFG_mlm import data, distill, probe, train
 from PCFG_mlm.data import MaskedTask, TrainingBatches, evaluation_batches
 from PCFG_mlm.models import new_model
@@ -762,7 +763,7 @@ def directory_of(monkeypatch, module, arguments):
     ],
 )
 def test_runs_that_differ_in_one_argument_have_names_of_their_own(monkeypatch, module, base, others):
-    assert {field.name for field in fields(base)} - {*SURROUNDINGS, "preset"} == set(others)
+    assert {field.name for field in fields(base)} - {*EXECUTION_ARGUMENTS, "preset"} == set(others)
     changed = {
         "nothing": base,
         "preset": replace(base, preset="laptop"),

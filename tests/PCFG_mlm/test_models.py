@@ -9,13 +9,13 @@ import torch
 import transformers
 from transformers import BertConfig, BertForMaskedLM
 
-from common.checkpoints import save_checkpoint
+from common.distillation.state import configuration, weights
 from common.errors import UserError
 from common.pcfg.grammar import load_grammar, parse_grammar
 from common.pcfg.models import require_room
 from common.pcfg.sampler import sample
 from common.pcfg.task import UNBOUNDED_POSITIONS
-from common.trainer import configuration, weights
+from common.runs.checkpoints import save_checkpoint
 from PCFG_mlm.data import Batch, MaskedTask, mask_batch
 from PCFG_mlm.models import load_model, new_model
 from tests.commands import cut

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from common.checkpoints import find_checkpoints
 from common.pcfg import probing
 from common.pcfg.grammar import load_grammar
 from common.pcfg.probing import bayes_optimal_levels, labelled_sentences
 from common.pcfg.sampler import sample
 from common.pcfg.training import task_of_run
 from common.probes.ngrams import ngram
-from common.runs import open_run
+from common.runs.run import open_run
+from common.teachers.discovery import find_checkpoints
 from PCFG_mlm import probe, train
 from PCFG_mlm.bayes_optimal import bayes_optimal
 from PCFG_mlm.data import MaskedTask, evaluation_batches

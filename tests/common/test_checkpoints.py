@@ -14,25 +14,11 @@ import torch
 from hypothesis import given, strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from common.checkpoints import (
-    Checkpoint,
-    add_resume,
-    append_to_file,
-    find_checkpoints,
-    keep_resume,
-    load_resume,
-    local_path,
-    read_checkpoint,
-    read_config,
-    remove,
-    remove_unfinished,
-    resume_steps,
-    save_checkpoint,
-    save_resume,
-    write_directory,
-    write_file,
-)
 from common.errors import UserError
+from common.runs.checkpoints import read_checkpoint, read_config, save_checkpoint
+from common.runs.files import append_to_file, remove, remove_unfinished, write_directory, write_file
+from common.runs.resume import add_resume, keep_resume, load_resume, resume_steps, save_resume
+from common.teachers.discovery import Checkpoint, find_checkpoints, local_path
 
 TENSORS = {
     "weight": np.arange(6, dtype=np.float32).reshape(2, 3).T,

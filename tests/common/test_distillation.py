@@ -9,22 +9,19 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from common.checkpoints import Checkpoint
-from common.distillation import (
+from common.distillation.arguments import DistillationArguments, check_plural, resolved_teacher, single_runs
+from common.distillation.schedules import checkpoint_at
+from common.distillation.supervision import (
     FROM_LABELS,
-    DistillationArguments,
-    check_plural,
     first_checkpoint,
     fixed_schedule,
     own_teacher,
     planned,
-    resolved_teacher,
-    single_runs,
     supervision,
 )
 from common.errors import UserError
-from common.runs import open_run
-from common.schedules import checkpoint_at
+from common.runs.run import open_run
+from common.teachers.discovery import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.errors import UserError
-from common.losses import (
+from common.distillation.losses import (
     LOG_PROBABILITY_FLOOR,
     annealed_temperature,
     cross_entropy,
@@ -22,6 +21,7 @@ from common.losses import (
     stepwise,
     teacher_probabilities,
 )
+from common.errors import UserError
 
 DIVERGENCES = {
     "forward-kl": forward_kl,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from common.distillation.phases import Phases, _lower_hull, _non_increasing_fit, choose_checkpoints, find_phases
 from common.errors import UserError
-from common.phases import Phases, _lower_hull, _non_increasing_fit, choose_checkpoints, find_phases
 
 NOISE = 0.008  # standard deviation of an accuracy of 50% on 4,096 samples
 RISE = np.log(9)  # a logistic curve makes 10% to 90% of its drop within this many widths of its centre

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.processes import Processes, join_processes, leave_process_group, open_shared_run
-from common.runs import Run
+from common.runs.processes import Processes, join_processes, leave_process_group, open_shared_run
+from common.runs.run import Run
 from tests.commands import ROOT, files, python
 
 
@@ -29,7 +29,7 @@ def test_alone_nothing_is_joined(monkeypatch):
 
 
 def test_alone_nobody_is_waited_for_and_everything_is_said(capsys):
-    with Processes().first_goes_first():
+    with Processes().main_process_first():
         Processes().say("a line")
     assert capsys.readouterr().out == "a line\n"
 
@@ -45,7 +45,7 @@ def test_the_first_process_is_through_before_the_others_begin_and_waits_for_them
     """The others are at the first barrier before their work, the first one after it; at the second all are after it."""
     order = []
     monkeypatch.setattr(torch.distributed, "barrier", lambda: order.append("barrier"))
-    with Processes(index, 2).first_goes_first():
+    with Processes(index, 2).main_process_first():
         order.append("work")
     assert order == (["work", "barrier", "barrier"] if index == 0 else ["barrier", "work", "barrier"])
 

@@ -16,8 +16,9 @@ import PCFG_autoregressive.train
 import PCFG_mlm.distill
 import PCFG_mlm.train
 from common.errors import UserError
-from common.run_commands import main
-from common.run_tables import aligned, find_runs, passed_at, setting_of
+from common.runs.__main__ import main
+from common.runs.finding import find_runs, passed_at
+from common.runs.table import aligned, setting_of
 from parity_mlp import distill, train
 from tests.commands import ROOT, cut, fail_in_one_line, python, succeed
 

@@ -10,8 +10,10 @@ import sys
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
-from common import run_commands, runs
-from common.runs import Run, locked, open_run
+from common import runs
+from common.runs import __main__ as run_commands
+from common.runs.files import locked
+from common.runs.run import Run, open_run
 from tests.commands import ROOT, cut, fail_in_one_line, files, succeed
 
 BLOCK = 32_768
@@ -101,7 +103,7 @@ with ExitStack() as stack:
         for i, path in enumerate(directories)
     ]
     for run in opened:
-        run.rewind(int(first) - 1)
+        run.truncate_records(int(first) - 1)
     for step in range(int(first), int(last)):
         for i, run in enumerate(opened):
             run.log({"step": step, "loss": step / 8 + i, "teacher": None, "text": "x" * 5_000})
@@ -207,7 +209,7 @@ def test_online_wandb_gets_only_what_it_lacks(tmp_path, monkeypatch, capsys):
 
     tracker = Tracker(starting_step=6)  # the command goes on from a state after step 0
     with open_run(tmp_path / "run", STUDENT, wandb="online") as run:
-        run.rewind(0)
+        run.truncate_records(0)
         for record in [*RECORDS[1:], {"step": 9}]:
             run.log(record)
     assert tracker.logged == [(7, RECORDS[2]), (9, {"step": 9})]

@@ -19,9 +19,14 @@ import pytest
 from hypothesis import given, strategies as st
 
 from common import runs
-from common.checkpoints import load_resume, read_checkpoint, save_checkpoint, save_resume
+from common.arguments import worker_threads
+from common.cli import command
 from common.errors import DivergedError, UserError
-from common.runs import Run, command, default_name, open_run, progress, worker_threads
+from common.runs.checkpoints import read_checkpoint, save_checkpoint
+from common.runs.names import default_name
+from common.runs.progress import progress
+from common.runs.resume import load_resume, save_resume
+from common.runs.run import Run, open_run
 
 ROOT = Path(__file__).parents[2]
 CALLS = ("write", "fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
@@ -33,7 +38,7 @@ def train(directory):
         if run.complete:
             return
         resume = load_resume(directory)
-        run.rewind(resume.step if resume else -1)
+        run.truncate_records(resume.step if resume else -1)
         weight = resume.tensors["weight"] if resume else np.ones(2)
         for step in range(resume.step + 1 if resume else 0, 6):
             weight = weight / 3 + step
@@ -187,7 +192,7 @@ def main():
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
     with open_run(Path(sys.argv[1]), {}) as run:
         done = [record["step"] for record in run.records()]
-        run.rewind(max(done, default=-1))
+        run.truncate_records(max(done, default=-1))
         for step in range(len(done), 20):
             run.log({"step": step, "text": "x" * 1000})
         run.finish({})
@@ -225,10 +230,10 @@ def test_rewind_keeps_what_was_logged_up_to_a_step_and_drops_a_torn_line(tmp_pat
         lines = (tmp_path / "run" / "metrics.jsonl").read_bytes()
         for length in range(len(lines)):
             (tmp_path / "run" / "metrics.jsonl").write_bytes(lines[:length])
-            run.rewind(10)
+            run.truncate_records(10)
             whole = lines[:length].count(b"\n")
             assert run.records() == [{"step": step, "loss": step / 7} for step in (0, 10)][:whole]
-        run.rewind(-1)
+        run.truncate_records(-1)
         assert run.records() == []
 
 
@@ -254,7 +259,7 @@ def test_a_damaged_record_is_one_line(tmp_path):
     with open_run(tmp_path / "run", {}) as run:
         (tmp_path / "run" / "metrics.jsonl").write_bytes(b'{"step": 0}\n{"st\n{"step": 2}\n')
         with pytest.raises(UserError, match=r"^.*metrics.jsonl is damaged: .*--force$"):
-            run.rewind(10)
+            run.truncate_records(10)
 
 
 def test_the_config_has_arguments_versions_and_commit(tmp_path):

@@ -7,8 +7,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, strategies as st
 
-from common.errors import UserError
-from common.schedules import (
+from common.distillation.schedules import (
     Segment,
     accelerated,
     ce_only,
@@ -21,6 +20,7 @@ from common.schedules import (
     two_shot,
     until_saturation,
 )
+from common.errors import UserError
 
 CHECKPOINTS = st.lists(st.integers(0, 10**7), min_size=1, unique=True)
 FEW_CHECKPOINTS = st.lists(st.integers(0, 40), min_size=1, unique=True)

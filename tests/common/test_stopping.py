@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from common.errors import UserError
-from common.stopping import SIGNALS, catch_stop_signals, stop_at_a_safe_point, stop_requested
+from common.runs.stopping import SIGNALS, catch_stop_signals, stop_at_a_safe_point, stop_requested
 from tests.commands import python, start
 
 TERM, USR1 = SIGNALS

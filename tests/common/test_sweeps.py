@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from common import planned_runs, sweeps
-from common.runs import Run, open_run
+from common.cluster import launcher as sweeps, plan as planned_runs
+from common.runs.run import Run, open_run
 from tests.commands import ROOT, fail_in_one_line, files, start
 from tests.sweeps import list_line, wait_until
 
@@ -32,7 +32,7 @@ def started():
 def main():
     with open_run(directory, {"kind": kind}) as run:
         note("start")
-        run.rewind(-1)
+        run.truncate_records(-1)
         names = ("OMP_NUM_THREADS", "WANDB_RUN_GROUP", "CUDA_VISIBLE_DEVICES")
         run.log({"step": 0, "process": os.getpid(), **{name: os.environ.get(name) for name in names}})
         if kind == "fail":
@@ -69,7 +69,7 @@ def line(name, kind="plain", teacher="-"):
 def launch(text, *words):
     """Start the launcher in a process of its own."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "common.sweeps", "sweep", *map(str, words)],
+        [sys.executable, "-m", "common.cluster", "sweep", *map(str, words)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -365,6 +365,6 @@ def test_slurm_where_there_is_none_is_refused(capsys, monkeypatch, folder):
 
 def test_the_launcher_starts_without_torch():
     done = subprocess.run(
-        [sys.executable, "-c", "import sys, common.sweeps; sys.exit('torch' in sys.modules)"], check=False
+        [sys.executable, "-c", "import sys, common.cluster; sys.exit('torch' in sys.modules)"], check=False
     )
     assert done.returncode == 0

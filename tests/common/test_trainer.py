@@ -36,21 +36,19 @@ from transformers import (
 )
 
 import common.trainer
-from common.checkpoints import Checkpoint, find_checkpoints, read_checkpoint, save_checkpoint, write_file
+from common.distillation.batches import ReadyBatches
+from common.distillation.labelled_head import LabelledHead, labelled_logits
+from common.distillation.run_loop import train_run, training_arguments
+from common.distillation.schedules import Segment, explicit, progressive, until_saturation
+from common.distillation.state import weights
+from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.errors import DivergedError, UserError
-from common.processes import Processes, open_shared_run
-from common.runs import Run, open_run
-from common.schedules import Segment, explicit, progressive, until_saturation
-from common.trainer import (
-    LabelledHead,
-    ProgressiveDistillationTrainer,
-    ReadyBatches,
-    Teachers,
-    labelled_logits,
-    train_run,
-    training_arguments,
-    weights,
-)
+from common.runs.checkpoints import read_checkpoint, save_checkpoint
+from common.runs.files import write_file
+from common.runs.processes import Processes, open_shared_run
+from common.runs.run import Run, open_run
+from common.teachers.discovery import Checkpoint, find_checkpoints
+from common.teachers.loading import Teachers
 from tests.commands import and_signal, exit_code, stopped
 
 CLASSES, LENGTH, BATCH, STEPS = 11, 6, 8, 8

@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from common.checkpoints import find_checkpoints, load_resume, resume_steps, save_checkpoint
-from common.runs import Run, open_run
+from common.runs.checkpoints import save_checkpoint
+from common.runs.resume import load_resume, resume_steps
+from common.runs.run import Run, open_run
+from common.teachers.discovery import find_checkpoints
 from parity_mlp import distill, probe, train, training
 from parity_mlp.data import make_task, signs
 from parity_mlp.models import architecture, initial_tensors, load_model

@@ -8,8 +8,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from common.checkpoints import find_checkpoints, local_path, save_checkpoint
 from common.errors import UserError
+from common.runs.checkpoints import save_checkpoint
+from common.teachers.discovery import find_checkpoints, local_path
 from parity_mlp.models import MLP, architecture, initial_tensors, load_model, load_tensors
 
 

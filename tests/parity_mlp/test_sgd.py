@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
-from common.losses import forward_kl, jensen_shannon, label_cross_entropy, reverse_kl
+from common.distillation.losses import forward_kl, jensen_shannon, label_cross_entropy, reverse_kl
 from parity_mlp.data import make_task, signs
 from parity_mlp.models import initial_tensors
 from parity_mlp.sgd import block_cpu, block_torch, objective

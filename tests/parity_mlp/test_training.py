@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, strategies as st
 
-from common import schedules
-from common.checkpoints import find_checkpoints, read_checkpoint
+from common.distillation import schedules
+from common.distillation.phases import choose_checkpoints, find_phases
 from common.errors import UserError
-from common.phases import choose_checkpoints, find_phases
-from common.runs import Run
+from common.runs.checkpoints import read_checkpoint
+from common.runs.run import Run
+from common.teachers.discovery import find_checkpoints
 from parity_mlp import training
 from parity_mlp.arguments import Arguments, check
 from parity_mlp.data import make_task, signs

@@ -14,8 +14,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from common.checkpoints import find_checkpoints, load_resume, read_checkpoint, resume_steps
-from common.runs import Run
+from common.runs.checkpoints import read_checkpoint
+from common.runs.resume import load_resume, resume_steps
+from common.runs.run import Run
+from common.teachers.discovery import find_checkpoints
 from parity_mlp import distill, probe, train, training
 from parity_mlp.data import make_task, signs
 from parity_mlp.models import load_model as load_mlp

@@ -19,8 +19,10 @@ import torch
 import torch.nn.functional as F
 
 from common import runs
-from common.checkpoints import find_checkpoints, load_resume, read_checkpoint
-from common.runs import Run
+from common.runs.checkpoints import read_checkpoint
+from common.runs.resume import load_resume
+from common.runs.run import Run
+from common.teachers.discovery import find_checkpoints
 from parity_mlp import distill, train, training
 from parity_mlp.data import make_task
 from parity_mlp.models import Network

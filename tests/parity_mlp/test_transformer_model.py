@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from common.checkpoints import read_checkpoint, save_checkpoint
 from common.errors import UserError
+from common.runs.checkpoints import read_checkpoint, save_checkpoint
 from parity_mlp.data import make_task
 from parity_mlp.train import PRESETS, train
 from parity_mlp.transformer.model import Shape, configuration, initial_network, load_model, load_network, shape_of

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.checkpoints import find_checkpoints
 from common.errors import UserError
-from common.runs import Run
+from common.runs.run import Run
+from common.teachers.discovery import find_checkpoints
 
 RUN_MEGABYTES = 20
 """Room that a run needs, unless others wait for it."""

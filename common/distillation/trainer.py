@@ -20,29 +20,18 @@ rounding. A process that was there before keeps its random numbers; those of a n
 and its number.
 """
 
-import atexit
-import datetime
-import json
 import math
-import random
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import (
-    BertForMaskedLM,
-    GPT2LMHeadModel,
     PreTrainedModel,
     PrinterCallback,
     Trainer,
@@ -50,52 +39,42 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
-    set_seed,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, TrainOutput
 
-from common import losses
-from common.checkpoints import Checkpoint, find_checkpoints, load_resume, local_path, save_checkpoint, save_resume
-from common.errors import DivergedError, UserError
-from common.processes import Processes, leave_process_group
-from common.runs import Run, progress
-from common.schedules import Segment, checkpoint_at
-from common.stopping import stop_at_a_safe_point
-
-HEADS: dict[type, str] = {BertForMaskedLM: "cls", GPT2LMHeadModel: "lm_head"}
-"""Models whose forward applies this module, and nothing else, to the last hidden states."""
-
-IGNORED = -100
-"""Label of the positions without a loss, as in torch and transformers."""
+from common.distillation import losses
+from common.distillation.batches import IGNORED, ReadyBatches, Source, _is_source, _SourceLoader, _tensors
+from common.distillation.labelled_head import LabelledHead, _places, labelled_logits
+from common.distillation.run_loop import _diverged
+from common.distillation.schedules import Segment, checkpoint_at
+from common.distillation.state import (
+    _array,
+    _seed_random_numbers,
+    configuration,
+    random_state,
+    set_random_state,
+    set_weights,
+    weights,
+)
+from common.errors import UserError
+from common.runs.checkpoints import save_checkpoint
+from common.runs.processes import Processes
+from common.runs.resume import load_resume, save_resume
+from common.runs.run import Run
+from common.teachers.discovery import Checkpoint, find_checkpoints
+from common.teachers.loading import Teachers
 
 RESUME_SECONDS = 10.0
 """Least time between two writes of the resume state. It never changes a result, only how much a killed run repeats."""
+
+
 RESUME_SHARE = 0.02
 """Largest share of the time that these writes may take."""
-ESTIMATE_SECONDS = 5.0
-"""Time after which the rest of a run is estimated."""
+
 
 Schedule = Sequence[Segment] | Callable[[list[tuple[int, float]]], Sequence[Segment]]
 """Segments, or a function from the student's evaluations so far, (step, accuracy), to segments."""
-
-
-class Source(Protocol):
-    """Training data as a function of the step, so that a run can go on anywhere without reading what went before.
-
-    It is told from a dataset by having neither samples (`__getitem__`) nor an order (`__iter__`).
-    """
-
-    def batch(self, step: int) -> Any:
-        """The global batch of step `step` (from 0): tensors of shape (sentences, ...) by the names of the model's
-        arguments, with `labels`, as a mapping or as the fields of a dataclass."""
-
-
-@dataclass(frozen=True)
-class ReadyBatches:
-    """Evaluation data that is already in batches, each like a `Source`'s; processes take them in turn."""
-
-    batches: Sequence[Any]
 
 
 class ProgressiveDistillationTrainer(Trainer):
@@ -487,7 +466,7 @@ class ProgressiveDistillationTrainer(Trainer):
         step = resume.step if resume else 0
         with self.args.main_process_first(local=False):
             if self.is_world_process_zero():
-                run.rewind(step if resume else -1)
+                run.truncate_records(step if resume else -1)
         self.records = run.records()
         self._decide()
         if resume is None:
@@ -579,348 +558,3 @@ class _RunCallback(TrainerCallback):
         due = time.monotonic() - self._saved >= max(RESUME_SECONDS, self._cost / RESUME_SHARE)
         mine = torch.tensor(float(due and self._trainer.is_world_process_zero()), device=self._trainer.args.device)
         return bool(self._trainer.accelerator.reduce(mine, "sum"))
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A frozen checkpoint in use."""
-
-    step: int
-    model: nn.Module
-    head: "LabelledHead | None"
-
-
-class Teachers:
-    """Frozen checkpoints, one in use and the next on its way: it is loaded into the host's memory in a thread.
-
-    Args:
-        checkpoints: all that may be asked for.
-        load: makes a model from a checkpoint's directory.
-    """
-
-    def __init__(self, checkpoints: Sequence[Checkpoint], load: Callable[[Path], nn.Module]) -> None:
-        self._checkpoints = {checkpoint.step: checkpoint for checkpoint in checkpoints}
-        self._load = load
-        self._thread = ThreadPoolExecutor(1, "teacher")
-        self._current: Teacher | None = None
-        self._coming: tuple[int, Future[nn.Module]] | None = None
-
-    @property
-    def steps(self) -> set[int]:
-        """Teacher steps that may be asked for."""
-        return set(self._checkpoints)
-
-    def at(self, schedule: Sequence[Segment], step: int, device: torch.device) -> Teacher | None:
-        """The teacher of student step `step`; None without one. The one before is freed first.
-
-        Raises:
-            Exception: whatever went wrong when it was loaded.
-        """
-        wanted = checkpoint_at(schedule, step)
-        if wanted is None:
-            return None
-        if self._current is None or self._current.step != wanted:
-            self._current = None
-            model = self._loaded(wanted).to(device).eval().requires_grad_(False)
-            self._current = Teacher(wanted, model, LabelledHead.of(model))
-            later = [segment.checkpoint for segment in schedule if segment.start > step]
-            if later:
-                self._coming = later[0], self._start(later[0])
-        return self._current
-
-    def release(self) -> None:
-        """Free all models, once none is being loaded: `from_pretrained` keeps every model that is made meanwhile, in
-        any thread, from being initialised."""
-        if self._coming is not None:
-            wait([self._coming[1]])
-        self._current = self._coming = None
-
-    def _loaded(self, step: int) -> nn.Module:
-        coming, self._coming = self._coming, None
-        return (coming[1] if coming is not None and coming[0] == step else self._start(step)).result()
-
-    def _start(self, step: int) -> "Future[nn.Module]":
-        return self._thread.submit(lambda: self._load(local_path(self._checkpoints[step])))
-
-
-class LabelledHead:
-    """Makes the head of a model compute at chosen positions only, by choosing among its inputs."""
-
-    def __init__(self, head: nn.Module) -> None:
-        self.positions: Tensor | None = None
-        head.register_forward_pre_hook(self)
-
-    @staticmethod
-    def of(model: nn.Module) -> "LabelledHead | None":
-        """None for a model of which it is not known where its head begins."""
-        name = HEADS.get(type(model))
-        return LabelledHead(getattr(model, name)) if name else None
-
-    def __call__(self, head: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        """(samples, length, hidden) to (labelled, hidden)."""
-        return inputs if self.positions is None else (inputs[0].flatten(0, 1)[self.positions],)
-
-
-def labelled_logits(
-    model: nn.Module, inputs: Mapping[str, Any], positions: Tensor, head: LabelledHead | None
-) -> Tensor:
-    """A model's logits at `positions` of its flattened samples, in float32, of shape (labelled, classes).
-
-    Args:
-        model: maps `inputs` to an output with logits of shape (samples, length, classes) or (samples, classes).
-        inputs: the model's arguments.
-        positions: (labelled,).
-        head: of this model; None computes everywhere and chooses afterwards.
-    """
-    if head is None:
-        return model(**inputs)["logits"].flatten(0, -2)[positions].float()
-    head.positions = positions
-    try:
-        return model(**inputs)["logits"].float()
-    finally:
-        head.positions = None
-
-
-class _SourceLoader:
-    """Parts of a source's batches, from the trainer's step on; the next batch is made while the model computes.
-
-    A global batch is cut into one part for each gradient accumulation step and process; all are of one size.
-    """
-
-    def __init__(self, source: Source, trainer: ProgressiveDistillationTrainer) -> None:
-        self._source, self._trainer = source, trainer
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        args = self._trainer.args
-        size = args.per_device_train_batch_size
-        total = self._trainer.get_total_train_batch_size(args)
-        with ThreadPoolExecutor(1, "batches") as thread:
-            steps = range(self._trainer.state.global_step, self._trainer.state.max_steps)
-            coming = thread.submit(self._batch, steps.start)
-            for step in steps:
-                batch = coming.result()
-                if step + 1 < steps.stop:
-                    coming = thread.submit(self._batch, step + 1)
-                if any(len(tensor) != total for tensor in batch.values()):
-                    raise UserError(f"the source gives batches of {len(batch['labels'])} samples, not of {total}")
-                for i in range(args.gradient_accumulation_steps):
-                    start = (i * args.world_size + args.process_index) * size
-                    yield {name: tensor[start : start + size] for name, tensor in batch.items()}
-
-    def _batch(self, step: int) -> dict[str, Tensor]:
-        """In memory from which a GPU can copy by itself, if it is for one."""
-        batch = _tensors(self._source.batch(step))
-        if self._trainer.args.device.type == "cuda":
-            return {name: tensor.pin_memory() for name, tensor in batch.items()}
-        return batch
-
-
-def training_arguments(
-    directory: Path,
-    *,
-    steps: int,
-    batch_size: int,
-    accumulate: int,
-    lr: float,
-    warmup: float,
-    eval_every: int,
-    checkpoint_every: int,
-    seed: int,
-    precision: Literal["float32", "bf16"],
-    compiled: bool,
-    device: str,
-) -> TrainingArguments:
-    """A Trainer's arguments for a run, with the optimiser of the published PCFG and text experiments: AdamW with betas
-    0.9 and 0.95, no weight decay, no clipping, and a linear warm-up before a cosine that ends at zero.
-
-    Args:
-        directory: the run's.
-        steps: optimiser steps.
-        batch_size: samples per step, over all processes.
-        accumulate: parts of a process's share of a batch that are computed one after another.
-        lr: the largest learning rate.
-        warmup: share of the steps.
-        eval_every: steps.
-        checkpoint_every: steps; 0 saves the final checkpoint only.
-        seed: of dropout.
-        precision: "bf16" computes under autocast; the weights stay in float32.
-        compiled: compile the student with torch.compile.
-        device: "cpu", "cuda", or "auto": a GPU if there is one.
-
-    Raises:
-        UserError: the batch cannot be cut into equal parts, or there is no such device.
-    """
-    use_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda cannot be used: torch finds no GPU")
-    arguments = TrainingArguments(
-        output_dir=str(directory),
-        max_steps=steps,
-        gradient_accumulation_steps=accumulate,
-        learning_rate=lr,
-        lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(warmup * steps),
-        weight_decay=0.0,
-        adam_beta1=0.9,
-        adam_beta2=0.95,
-        max_grad_norm=0.0,
-        seed=int(np.random.SeedSequence(seed).generate_state(1)[0]),
-        bf16=precision == "bf16",
-        torch_compile=compiled,
-        use_cpu=use_cpu,
-        ddp_find_unused_parameters=False,
-        dataloader_pin_memory=False,
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        eval_strategy="steps",
-        eval_steps=eval_every,
-        save_strategy="steps",
-        save_steps=checkpoint_every,
-        report_to="none",
-        disable_tqdm=True,
-    )
-    processes = Processes(arguments.process_index, arguments.world_size)
-    arguments.per_device_train_batch_size = processes.part_of(batch_size, accumulate)
-    if arguments.world_size > 1:
-        atexit.register(leave_process_group)
-    return arguments
-
-
-@stop_at_a_safe_point()
-def train_run(trainer: ProgressiveDistillationTrainer, description: str) -> None:
-    """Train to the end of the trainer's run, show how far it is, and mark the run complete.
-
-    Raises:
-        DivergedError: the loss or the weights are not finite; nothing of that is saved.
-        Stopped: by a signal; the state is saved.
-    """
-    run = cast(Run, trainer.run)
-    with ExitStack() as stack:
-        if trainer.is_world_process_zero():
-            trainer.add_callback(_ProgressCallback(trainer, stack, description))
-        trainer.train()
-    if trainer.is_world_process_zero():
-        run.finish({name: trainer.records[-1][name] for name in ("step", "loss", "accuracy")})
-
-
-class _ProgressCallback(TrainerCallback):
-    """Shows the step and the latest evaluation; once, after a few seconds, how long the rest will take."""
-
-    def __init__(self, trainer: ProgressiveDistillationTrainer, stack: ExitStack, description: str) -> None:
-        self._trainer, self._stack, self._description = trainer, stack, description
-        self._begin: tuple[float, int] | None = None
-        self._estimated = False
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        batch_size = self._trainer.get_total_train_batch_size(args)
-        shown = progress(state.max_steps, state.global_step, self._description, batch_size)
-        self._show = self._stack.enter_context(shown)
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """One step late, so that what is shown includes the evaluation of the step."""
-        step = state.global_step
-        latest = self._trainer.records[-1]
-        if self._begin is None:
-            self._begin = time.monotonic(), step
-        else:
-            self._show_step(step, latest)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._show_step(state.global_step, self._trainer.records[-1])
-
-    def _show_step(self, step: int, latest: Mapping[str, Any]) -> None:
-        self._show(step, **{name: latest[name] for name in ("loss", "accuracy", "teacher") if latest[name] is not None})
-        begin, first = cast(tuple[float, int], self._begin)
-        elapsed, done = time.monotonic() - begin, step - first
-        if elapsed > ESTIMATE_SECONDS and done > 0 and not self._estimated:
-            self._estimated = True
-            left = datetime.timedelta(seconds=round(elapsed / done * (self._trainer.state.max_steps - step)))
-            tqdm.write(f"{self._description}: {1e3 * elapsed / done:.1f} ms a step, about {left} to go", sys.stderr)
-
-
-def weights(model: nn.Module) -> dict[str, np.ndarray]:
-    """Parameters and persistent buffers by name, each once where several names share it; bfloat16 becomes float32."""
-    aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    names = {name for name, _ in model.named_parameters()}
-    state = model.state_dict()
-    return {name: _array(tensor) for name, tensor in state.items() if name in names or name not in aliases}
-
-
-def set_weights(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
-    """Copy what `weights` gave into a model of the same shape."""
-    state = model.state_dict()
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            state[name].copy_(torch.from_numpy(tensor))
-
-
-def configuration(model: nn.Module) -> dict[str, Any]:
-    """What `from_pretrained` needs to build the model, as JSON values.
-
-    Raises:
-        UserError: the model is not of transformers.
-    """
-    if not isinstance(model, PreTrainedModel):
-        raise UserError(f"{type(model).__name__} has no configuration to save: train without a run")
-    return {**json.loads(model.config.to_json_string()), "architectures": [type(model).__name__]}
-
-
-def random_state(device: torch.device) -> dict[str, Any]:
-    """States of the random number generators of Python, NumPy and torch, as JSON values."""
-    numpy = np.random.get_state(legacy=False)  # noqa: NPY002
-    state = {
-        "python": random.getstate(),
-        "numpy": {**numpy, "state": {name: np.asarray(value).tolist() for name, value in numpy["state"].items()}},
-        "torch": torch.get_rng_state().tolist(),
-    }
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device).tolist()
-    return state
-
-
-def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Restore what `random_state` gave, also after it went through JSON."""
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    np.random.set_state(state["numpy"])  # noqa: NPY002
-    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8), device)
-
-
-def _seed_random_numbers(*key: int) -> None:
-    """Those of dropout, apart from what the weights were drawn with."""
-    set_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
-
-
-def _places(chosen: Tensor, length: int) -> Tensor:
-    """Flat places, in rows of `length`, of what is chosen in (samples, length or less) or (samples,)."""
-    if chosen.ndim == 1:
-        return chosen.nonzero()[:, 0]
-    rows, columns = chosen.nonzero(as_tuple=True)
-    return rows * length + columns
-
-
-def _is_source(dataset: Any) -> bool:
-    """Whether data comes by the step; a dataset's `batch`, where it has one, is something else."""
-    return hasattr(dataset, "batch") and not hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__")
-
-
-def _tensors(batch: Any) -> dict[str, Tensor]:
-    """A batch's tensors by name."""
-    return dict(batch) if isinstance(batch, Mapping) else dict(vars(batch))
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    tensor = tensor.detach().cpu()
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
-def _diverged(run: Run, step: int) -> DivergedError:
-    return DivergedError(f"{run.directory}: the loss is not finite at step {step:,}: give a lower --lr")

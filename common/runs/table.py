@@ -8,8 +8,6 @@ the runs' commands by its name; where a run has one value of a plural argument, 
 import csv
 import datetime
 import io
-import json
-import os
 import re
 import shutil
 import sys
@@ -20,17 +18,19 @@ from typing import Annotated, Any
 
 import tyro
 
-from common.checkpoints import write_file
 from common.errors import UserError
-from common.runs import Run
-
-PASSED = 0.95
-"""Accuracy above which a run has passed its transition."""
+from common.runs.files import write_file
+from common.runs.finding import find_runs, passed_at
+from common.runs.run import Run
 
 COLUMNS = ("setting", "method", "checkpoint", "width", "heads", "layers", "seed", "lr", "steps")
+
+
 RESULTS = ("passed_at", "final_accuracy", "final_loss", "time", "state", "run")
 
+
 SINGULAR = {"methods": "method", "widths": "width", "student_heads": "heads", "seeds": "seed"}
+
 
 USED_BY = {
     "teacher_every": ("progressive", "refreshed"),
@@ -45,6 +45,7 @@ USED_BY = {
 }
 """Methods that use an argument; a column of it is empty for others."""
 
+
 FORMATS: Mapping[str, Callable[[Any], str]] = {
     "final_accuracy": "{:.4f}".format,
     "final_loss": "{:.4f}".format,
@@ -52,8 +53,10 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
 }
 """How results are shown; all else is shown as it is."""
 
+
 NARROWEST = 12
 """Letters to which a terminal that is too narrow cuts a column."""
+
 
 Row = Mapping[str, Any]
 
@@ -88,7 +91,7 @@ def table(arguments: TableArguments) -> None:
     Raises:
         UserError: no such directory, no run in it, or an unknown column.
     """
-    rows = [row_of(run) for run in find_runs(arguments.runs)]
+    rows = [table_row(run) for run in find_runs(arguments.runs)]
     if not rows:
         raise UserError(f"there is no run below {arguments.runs}")
     columns = arguments.columns or (*COLUMNS, *RESULTS)
@@ -110,26 +113,7 @@ def table(arguments: TableArguments) -> None:
         print(f"{len(rows)} runs in {arguments.csv}")
 
 
-def find_runs(directory: Path) -> list[Run]:
-    """All runs in a directory, itself or at any depth, links not followed.
-
-    One whose config.json is damaged is among them.
-
-    Raises:
-        UserError: there is no such directory.
-    """
-    if not directory.is_dir():
-        raise UserError(f"there is no directory {directory}: give one with runs in it")
-    found = []
-    for path, below, files in os.walk(directory, onerror=_raise):
-        below.sort()
-        if {"config.json", "metrics.jsonl"} <= set(files) and _is_run(Path(path)):
-            found.append(Run(Path(path)))
-            below[:] = [name for name in below if not re.fullmatch("checkpoint-[0-9]+|resume|probes|wandb", name)]
-    return found
-
-
-def row_of(run: Run) -> dict[str, Any]:
+def table_row(run: Run) -> dict[str, Any]:
     """A run's results, and its arguments with the names of columns; what it lacks or does not use is None."""
     try:
         config, records = run.config, run.records()
@@ -139,7 +123,7 @@ def row_of(run: Run) -> dict[str, Any]:
     last = records[-1] if records else {"step": 0}
     return {
         **arguments,
-        "setting": setting_of(config["arguments"]),
+        "setting": config["setting"],
         "passed_at": passed_at(records),
         "final_accuracy": last.get("accuracy"),
         "final_loss": last.get("loss"),
@@ -147,20 +131,6 @@ def row_of(run: Run) -> dict[str, Any]:
         "state": "complete" if run.complete else f"{last['step']} of {arguments.get('steps')}",
         "run": str(run.directory),
     }
-
-
-def setting_of(arguments: Mapping[str, Any]) -> str | None:
-    """The setting whose command has these arguments, or None."""
-    if {"d", "k", "support"} <= set(arguments):
-        return f"parity_{arguments.get('model', 'mlp')}"
-    if "mask_rate" in arguments:
-        return "PCFG_mlm"
-    return "PCFG_autoregressive" if "label_level" in arguments else None
-
-
-def passed_at(records: Iterable[Mapping[str, Any]]) -> int | None:
-    """First evaluated step with accuracy above `PASSED`."""
-    return next((record["step"] for record in records if (record.get("accuracy") or 0) > PASSED), None)
 
 
 def as_csv(columns: Sequence[str], rows: Iterable[Row]) -> str:
@@ -190,18 +160,6 @@ def aligned(columns: Sequence[str], rows: Sequence[Row], width: int | None) -> l
         if not numeric[widest] and widths[widest] > NARROWEST:
             widths[widest] -= 1
     return ["  ".join(map(_fitted, line, widths, numeric)).rstrip() for line in texts]
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _is_run(directory: Path) -> bool:
-    try:
-        config = json.loads((directory / "config.json").read_bytes())
-    except ValueError:
-        return True
-    return isinstance(config, dict) and "arguments" in config
 
 
 def _columns_of(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,9 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.checkpoints import write_file
+from common.cluster.plan import PlannedRun, list_of, read_list
 from common.errors import UserError
-from common.planned_runs import PlannedRun, list_of, read_list
+from common.runs.files import write_file
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "slurm" / "array.sbatch"

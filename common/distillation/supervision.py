@@ -1,80 +1,17 @@
-"""What every `distill.py` has in common: the methods and their arguments, and what a student learns from.
+"""What a student learns from."""
 
-A command makes one run for each combination of its plural arguments; the arguments of such a single run are the
-command's with one value in each of them, `methods[0]` for example, and no checkpoint unless the method is two-shot.
-"""
-
-import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from common import losses, schedules
-from common.checkpoints import Checkpoint
+from common.distillation import losses, schedules
+from common.distillation.arguments import DistillationArguments
+from common.distillation.phases import choose_checkpoints, find_phases
 from common.errors import UserError
-from common.phases import choose_checkpoints, find_phases
-from common.runs import Run
-
-Method = Literal[
-    "ce", "one-shot", "progressive", "two-shot", "until-saturation", "accelerated", "refreshed", "explicit"
-]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillationArguments:
-    """How students are taught."""
-
-    teacher: str = ""
-    """Directory with checkpoint-<step> folders, or a hub id; by default the run of train.py with this preset."""
-    methods: tuple[Method, ...] = ("ce", "one-shot", "progressive")
-    """How students are taught."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of the students' initial weights."""
-    stream_seed: int = 1000
-    """Seed of the data stream that all students share."""
-    teacher_every: int | None = None
-    """Student steps per teacher checkpoint (progressive, refreshed): T in (N, T)-progressive distillation; by default
-    the checkpoints share the steps equally."""
-    teacher_checkpoints: int | None = None
-    """Number of teacher checkpoints (progressive): N in (N, T)-progressive distillation; by default all."""
-    teacher_range: tuple[int, int] | None = None
-    """First and last teacher step whose checkpoints are used before the final one (progressive), such as those of its
-    transition; by default all."""
-    checkpoint: tuple[str, ...] = ("inside",)
-    """First checkpoint (two-shot), one run each: a teacher step, or before, inside or after its transition."""
-    first_steps: int
-    """Student steps with the first checkpoint (two-shot)."""
-    speed: float = 1.0
-    """Teacher steps per student step (accelerated, refreshed)."""
-    plan: tuple[str, ...] = ()
-    """Checkpoints and student steps (explicit), such as 200:50 600:100; the last one stays."""
-    saturation_window: int = 5
-    """Evaluations without improvement after which the next checkpoint takes over (until-saturation)."""
-    saturation_threshold: float = 0.01
-    """Accuracy that counts as an improvement (until-saturation)."""
-    saturation_steps: int
-    """Student steps after which the next checkpoint takes over in any case (until-saturation)."""
-    temperature: float = 1.0
-    """Temperature of the teacher's logits; 0 is the arg-max."""
-    end_temperature: float | None = None
-    """Temperature at the last step, if it is annealed."""
-    annealing: Literal["linear", "logarithmic"] = "linear"
-    """How the temperature is annealed."""
-    top_k: int | None = None
-    """Keep the teacher's k most probable classes."""
-    alpha: tuple[float, ...] = (0.0,)
-    """Weight of the label's cross entropy against the teacher's; several values take over at --alpha-steps."""
-    alpha_steps: tuple[int, ...] = ()
-    """Steps at which alpha moves to its next value."""
-    divergence: losses.Divergence = "forward-kl"
-    """Divergence from the teacher."""
-    beta: float = 0.5
-    """Weight of KL(teacher || mixture) in the Jensen-Shannon divergence."""
-
-
-Arguments = TypeVar("Arguments", bound=DistillationArguments)
+from common.runs.files import read_json
+from common.runs.run import Run
+from common.teachers.discovery import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -99,68 +36,25 @@ class Supervision:
 FROM_LABELS = Supervision(schedule=lambda evaluations: schedules.ce_only())
 
 
-def check_plural(arguments: object, names: Sequence[str]) -> None:
-    """Refuse plural arguments that name no run or one run twice.
-
-    Raises:
-        UserError: names the flag.
-    """
-    for name in names:
-        values = getattr(arguments, name)
-        if not values or len(set(values)) < len(values):
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} needs at least one value and none twice, got {list(values)}")
-
-
-def single_runs(arguments: Arguments, plural: Sequence[str]) -> list[Arguments]:
-    """The arguments of every run: one method, one value of each other plural argument, and one first checkpoint.
-
-    Args:
-        arguments: the command's.
-        plural: names of its plural arguments, `checkpoint` among them; the last one changes fastest.
-    """
-    others = [name for name in plural if name not in ("methods", "checkpoint")]
-    runs = []
-    for method, *values in itertools.product(arguments.methods, *(getattr(arguments, name) for name in others)):
-        for first in arguments.checkpoint if method == "two-shot" else ("",):
-            chosen: dict[str, Any] = {name: (value,) for name, value in zip(others, values, strict=True)}
-            runs.append(replace(arguments, methods=(method,), checkpoint=(first,) if first else (), **chosen))
-    return runs
-
-
-def resolved_teacher(teacher: str, default: str, root: Path) -> str:
-    """The teacher's directory, relative to the repository's root if it is in there, or its hub id."""
-    if not teacher:
-        return default
-    path = Path(teacher).resolve()
-    if not path.exists():
-        return teacher
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-
-
-def own_teacher(directory: Path, names: Sequence[str]) -> Mapping[str, Any] | None:
-    """The config of a teacher that one of our runs made; None for any other.
+def own_teacher(directory: Path, settings: Sequence[str]) -> Mapping[str, Any] | None:
+    """The config of a teacher that is one of our runs; None for any other teacher.
 
     Args:
         directory: the teacher's.
-        names: arguments by which a run of the setting is known.
+        settings: whose runs can be teachers.
 
     Raises:
-        UserError: the run is not complete, or its config.json is damaged.
+        UserError: the run is not complete or of another setting, or its config.json is damaged.
     """
     path = directory / "config.json"
-    if not path.exists():
+    if not path.exists() or "arguments" not in read_json(path, "give another --teacher"):
         return None
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError:
-        raise UserError(f"{path} is cut off or damaged: give another --teacher") from None
-    arguments = config.get("arguments") if isinstance(config, dict) else None
-    if not isinstance(arguments, dict) or not arguments.keys() >= set(names):
-        return None
-    if not Run(directory).complete:
-        raise UserError(f"the teacher's run in {directory} is not complete: finish it first, by its train.py command")
-    return config
+    run = Run(directory)
+    if run.setting not in settings:
+        raise UserError(f"the teacher in {directory} is a run of {run.setting}: give a run of {' or '.join(settings)}")
+    if not run.complete:
+        raise UserError(f"the teacher's run in {directory} is not complete: rerun its train.py command to finish it")
+    return run.config
 
 
 def supervision(

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import tyro
 
 from common.arguments import require_at_least
-from common.run_tables import aligned, row_of
-from common.runs import Run
+from common.runs.run import Run
+from common.runs.table import aligned, table_row
 
 FACTS = ("run", "state", "passed_at")
 MEASURES = ("loss", "accuracy")
@@ -37,7 +37,7 @@ def compare(arguments: CompareArguments) -> None:
     runs = Run(arguments.one), Run(arguments.other)
     configs = [run.config for run in runs]
     records = [run.records() for run in runs]
-    rows = [row_of(run) for run in runs]
+    rows = [table_row(run) for run in runs]
     facts = [(name, *("" if row[name] is None else str(row[name]) for row in rows)) for name in FACTS]
     facts += differences(configs[0], configs[1])
     names = ("", "A", "B")

@@ -1,4 +1,4 @@
-"""What can be done with runs that are there: list them, compare two, give them to Weights & Biases.
+"""Commands on existing runs: list them, compare two, upload them to Weights & Biases.
 
 python -m common.runs table runs/ --where method=progressive --sort final_accuracy
 python -m common.runs compare runs/parity_mlp/laptop runs/parity_mlp/laptop-seed1
@@ -10,9 +10,10 @@ import sys
 
 import tyro
 
-from common.run_comparison import CompareArguments, compare
-from common.run_tables import TableArguments, table
-from common.run_uploads import SyncArguments, sync
+from common.cli import command
+from common.runs.comparison import CompareArguments, compare
+from common.runs.table import TableArguments, table
+from common.runs.uploads import SyncArguments, sync
 
 
 def main() -> None:
@@ -33,3 +34,7 @@ def main() -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # by `head`, for example; Python would flush again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    command(main)

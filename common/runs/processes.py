@@ -19,8 +19,8 @@ import torch
 import torch.distributed
 
 from common.errors import UserError
-from common.runs import Run, open_run
-from common.stopping import Stopped, stop_requested
+from common.runs.run import Run, open_run
+from common.runs.stopping import Stopped, stop_requested
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Processes:
         return self.index == 0
 
     @contextmanager
-    def first_goes_first(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """Let the first process through what is inside before the others begin it; it then waits for them."""
         if not self.first:
             torch.distributed.barrier()
@@ -70,7 +70,7 @@ class Processes:
             torch.distributed.barrier(group=_hosts())
         raise Stopped(number, step)
 
-    def part_of(self, batch_size: int, accumulate: int) -> int:
+    def micro_batch_size(self, batch_size: int, accumulate: int) -> int:
         """Samples of a batch that one process computes at a time.
 
         Args:
@@ -145,6 +145,6 @@ def open_shared_run(
         UserError: as `open_run`.
     """
     with ExitStack() as stack:
-        with processes.first_goes_first():
+        with processes.main_process_first():
             run = stack.enter_context(open_run(directory, config, **options)) if processes.first else Run(directory)
         yield run

@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from common.errors import UserError
-from common.run_tables import find_runs
-from common.runs import Run, locked, open_tracker
+from common.runs.files import locked
+from common.runs.finding import find_runs
+from common.runs.run import Run
+from common.runs.tracking import open_tracker
 
 BUSY = "let it end first"
 
@@ -74,7 +76,7 @@ def _past(run: Run, group: str | None) -> _Past:
 
 
 def _upload(past: _Past, mode: Literal["online", "offline"]) -> None:
-    run = replace(past.run, tracker=open_tracker(past.run, mode, past.group, silent=True))
+    run = replace(past.run, tracker=open_tracker(past.run.directory, past.run.config, mode, past.group, silent=True))
     for record in past.records:
         run.track(record)
     if past.summary is not None:

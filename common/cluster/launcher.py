@@ -1,7 +1,7 @@
 """Make the runs of a sweep, several at a time on this machine or as Slurm jobs, each by a command of its own.
 
     scripts/sweep_seeds.sh parity_mlp laptop -j 2
-    python -m common.sweeps runs/parity_mlp/sweeps/mine --jobs 2 < list.tsv
+    python -m common.cluster runs/parity_mlp/sweeps/mine --jobs 2 < list.tsv
 
 The list is that of common/planned_runs.py. Only what is not complete is made, a teacher before its students, so that a
 sweep that was stopped goes on when it is given again. It may be killed at any moment: its commands are then told to
@@ -23,11 +23,11 @@ from types import FrameType
 
 import tyro
 
-from common import slurm
-from common.checkpoints import write_file
+from common.arguments import worker_threads
+from common.cluster import slurm
+from common.cluster.plan import PlannedRun, check_room, check_teachers, list_of, log_of, read_list
 from common.errors import UserError
-from common.planned_runs import PlannedRun, check_room, check_teachers, list_of, log_of, read_list
-from common.runs import command, worker_threads
+from common.runs.files import write_file
 
 POLL_SECONDS = 0.05
 """Time between two looks at the commands that are running."""
@@ -318,12 +318,3 @@ def launch(arguments: SweepArguments, lines: Sequence[str]) -> None:
         with _progress_line() as show:
             outcome = make_runs(runs, directory, jobs, gpus, show)
     _report(outcome, runs, directory)
-
-
-def main() -> None:
-    """Parse the command line."""
-    launch(tyro.cli(SweepArguments, description=__doc__), [line for line in sys.stdin if line.strip()])
-
-
-if __name__ == "__main__":
-    command(main)

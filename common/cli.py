@@ -1,0 +1,87 @@
+"""How a command starts and ends: presets on its command line, exit codes, and one line instead of a traceback."""
+
+import errno
+import gc
+import hashlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from common.errors import UserError
+from common.runs.names import ROOT
+from common.runs.stopping import Stopped, catch_stop_signals
+
+PRESET_DESCRIPTIONS = {"smoke": "seconds", "laptop": "shows the effect in minutes", "paper": "the published size"}
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+"""Errors of the file system, not of this code."""
+
+
+def run_command(presets: Mapping[str, Any], run: Callable[[Any, Sequence[str]], None], description: str | None) -> None:
+    """Parse a command line that begins with the name of a preset, and run the command.
+
+    Args:
+        presets: the command's arguments, by the name of the preset.
+        run: called with the arguments as resolved and the command as a list, for config.json.
+        description: shown by `--help`.
+    """
+    described = {name: (PRESET_DESCRIPTIONS[name], arguments) for name, arguments in presets.items()}
+    run(tyro.extras.overridable_config_cli(described, description=description), command_line(run))
+
+
+def command_line(function: Callable[..., object]) -> list[str]:
+    """This process's command as it is run from the repository's root: `python -m <module of function> ...`."""
+    module = Path(inspect.getfile(function)).resolve().relative_to(ROOT).with_suffix("")
+    return ["python", "-m", ".".join(module.parts), *sys.argv[1:]]
+
+
+def command(main: Callable[[], object]) -> None:
+    """Run a command. Invalid input, a full or read-only disk, a stop signal or Ctrl-C ends it with one line on stderr.
+
+    Exit codes: a `UserError`'s own, 2 for the disk, 75 (EX_TEMPFAIL) for SIGTERM and SIGUSR1, 130 for Ctrl-C. Any other
+    exception keeps its traceback.
+    """
+    prepare_process()
+    try:
+        with catch_stop_signals():
+            main()
+    except UserError as error:
+        _exit(f"error: {error}", error.exit_code)
+    except OSError as error:
+        if error.errno not in (*DISK_FULL, *NO_ACCESS):
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        _exit(f"error: {place}{error.strerror}; once this is fixed, rerun the command to resume", 2)
+    except Stopped as stopped:
+        _exit(str(stopped), stopped.exit_code)
+    except KeyboardInterrupt:
+        _exit("interrupted: rerun the command to resume from the last saved state", 130)
+
+
+def prepare_process() -> None:
+    """Settings of the whole process, before the modules that do the work are imported.
+
+    torch and transformers create half a million objects that stay, and looking for garbage among them would take a
+    quarter of the time that a command needs to start; it is done after 10,000 new objects instead of 700.
+
+    numba caches compiled code, but looks for changes only in the file of a compiled function and not in the files whose
+    functions it calls. The cache is therefore kept under a hash of all sources that are compiled.
+    """
+    gc.set_threshold(10_000, 10, 10)
+    cache = ROOT / "common" / "__pycache__"
+    if "NUMBA_CACHE_DIR" not in os.environ and os.access(cache.parent, os.W_OK):
+        packages = [folder for folder in ROOT.iterdir() if (folder / "__init__.py").exists()]
+        sources = sorted(path for package in packages for path in package.rglob("*.py"))
+        compiled = [text for path in sources if b"numba" in (text := path.read_bytes())]
+        os.environ["NUMBA_CACHE_DIR"] = str(cache / hashlib.sha256(b"".join(compiled)).hexdigest()[:16])
+
+
+def _exit(message: str, code: int) -> None:
+    sys.stderr.write(" ".join(message.splitlines()) + "\n")  # in one write, as several processes may share stderr
+    sys.exit(code)

@@ -1,0 +1,1 @@
+"""How a student is taught: losses, schedules, and the trainer that follows them."""

@@ -1,0 +1,46 @@
+"""Checkpoints of a run: `checkpoint-<step>` directories that `from_pretrained` reads."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.runs.files import read_json, read_safetensors, to_json, to_safetensors, write_directory
+
+
+def save_checkpoint(run: Path, step: int, tensors: Mapping[str, np.ndarray], config: Mapping[str, object]) -> None:
+    """Write `checkpoint-<step>` into a run's directory.
+
+    An existing one is replaced: the run was stopped after it and resumed from an earlier state.
+
+    Args:
+        run: the directory.
+        step: steps done.
+        tensors: the model's weights by name, of any shape and memory order.
+        config: what is needed to build the model, as JSON values.
+
+    Raises:
+        OSError: an existing checkpoint of this step is intact.
+    """
+    files = {"config.json": to_json(config), "model.safetensors": to_safetensors(tensors)}
+    write_directory(run / f"checkpoint-{step}", files)
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Config and weights of the checkpoint in directory `path`.
+
+    Raises:
+        UserError: a file is missing, truncated, damaged, or of a type that NumPy does not have (bfloat16).
+    """
+    advice = f"remove {path} and make it again"
+    return read_config(path), read_safetensors(path / "model.safetensors", advice)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Config of the checkpoint in directory `path`.
+
+    Raises:
+        UserError: it is missing, truncated or damaged.
+    """
+    return read_json(path / "config.json", f"remove {path} and make it again")

@@ -1,0 +1,195 @@
+"""Files on disk: written atomically, read back, locked.
+
+Files and directories are written under a hidden name next to their place, flushed to the disk and then renamed, so that
+a reader finds all of it or nothing, however the writer ended. What a killed writer leaves behind ends in `.unfinished`;
+no reader looks at it. Only JSON and safetensors are read, never a pickle.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from common.errors import UserError
+
+NUMBER = "(0|[1-9][0-9]*)"
+"""Pattern of a step in a file name."""
+
+
+@contextmanager
+def locked(directory: Path, message: str) -> Iterator[None]:
+    """Hold the lock of an existing directory: no other process can.
+
+    Raises:
+        UserError: another process holds it; with this message.
+    """
+    with (directory / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(message) from None
+        yield
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether a process holds the lock of a directory, which may not exist."""
+    try:
+        with (directory / ".lock").open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def append_to_file(path: Path, content: bytes) -> None:
+    """Append `content` to a file and flush it to the disk; the file is created if it does not exist.
+
+    Raises:
+        OSError: names the file, which then has its old length.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        length = os.fstat(descriptor).st_size
+        try:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            os.fsync(descriptor)
+        except OSError as error:
+            os.ftruncate(descriptor, length)
+            error.filename = str(path)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Create or replace a file atomically; its directory is created if it does not exist.
+
+    Raises:
+        OSError: an existing file is unchanged.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = _unfinished(path)
+    try:
+        append_to_file(unfinished, content)
+        os.replace(unfinished, path)
+        _sync_directory(path.parent)
+    finally:
+        _discard(unfinished)
+
+
+def write_directory(path: Path, files: Mapping[str, bytes]) -> None:
+    """Create a directory with these files atomically, or replace the files of an existing one, each atomically.
+
+    Raises:
+        OSError: no directory was created; in an existing one every file is complete, old or new.
+    """
+    if path.is_dir():
+        for name, content in files.items():
+            write_file(path / name, content)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = _unfinished(path)
+    try:
+        unfinished.mkdir()
+        for name, content in files.items():
+            append_to_file(unfinished / name, content)
+        _sync_directory(unfinished)
+        os.rename(unfinished, path)
+        _sync_directory(path.parent)
+    finally:
+        _discard(unfinished)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory, if it exists; a reader never finds half a directory."""
+    if path.exists():
+        unfinished = _unfinished(path)
+        os.rename(path, unfinished)
+        _discard(unfinished)
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove what killed writers left behind, at any depth. Only for a directory with no other writer."""
+    for leftover in list(directory.rglob(".*.unfinished")):
+        _discard(leftover)
+
+
+def _unfinished(path: Path) -> Path:
+    """A hidden name next to `path`; what an earlier process with this process id left there is removed."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    _discard(unfinished)
+    return unfinished
+
+
+def _discard(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync_directory(path: Path) -> None:
+    """Flush new and changed names in a directory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def to_json(value: Mapping[str, object]) -> bytes:
+    """Indented JSON."""
+    return (json.dumps(dict(value), indent=2) + "\n").encode()
+
+
+def to_safetensors(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """The tensors as a safetensors file, whatever their memory order; with the metadata that transformers expects."""
+    in_order = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    return safetensors.numpy.save(in_order, metadata={"format": "pt"})
+
+
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: the file is missing or damaged; the message ends with the advice.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {advice}") from None
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is truncated or damaged: {advice}")
+    return value
+
+
+def read_safetensors(path: Path, advice: str) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file, by name.
+
+    Raises:
+        UserError: the file is missing, damaged, or of a type that NumPy does not have (bfloat16).
+    """
+    try:
+        return safetensors.numpy.load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {advice}") from None
+    except safetensors.SafetensorError:
+        raise UserError(f"{path} is truncated or damaged: {advice}") from None
+    except TypeError as error:
+        raise UserError(f"{path} has a dtype that NumPy lacks ({error}): save it in float32") from None

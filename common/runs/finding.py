@@ -1,0 +1,50 @@
+"""Runs below a directory, identified by their config.json whatever their directories are called."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.runs.run import Run
+
+TRANSITION_ACCURACY = 0.95
+"""Accuracy above which a run has passed its transition."""
+
+
+def find_runs(directory: Path) -> list[Run]:
+    """All runs in a directory, itself or at any depth, in the order of their paths; links are not followed.
+
+    Runs whose config.json is damaged are included.
+
+    Raises:
+        UserError: there is no such directory.
+    """
+    if not directory.is_dir():
+        raise UserError(f"there is no directory {directory}: give one that contains runs")
+    found = []
+    for path, below, files in os.walk(directory, onerror=_raise):
+        below.sort()
+        if {"config.json", "metrics.jsonl"} <= set(files) and _is_run(Path(path)):
+            found.append(Run(Path(path)))
+            below[:] = [name for name in below if not re.fullmatch("checkpoint-[0-9]+|resume|probes|wandb", name)]
+    return found
+
+
+def passed_at(records: Iterable[Mapping[str, Any]]) -> int | None:
+    """First evaluated step with accuracy above `TRANSITION_ACCURACY`."""
+    return next((record["step"] for record in records if (record.get("accuracy") or 0) > TRANSITION_ACCURACY), None)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _is_run(directory: Path) -> bool:
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+    except ValueError:
+        return True
+    return isinstance(config, dict) and "arguments" in config

@@ -1,0 +1,278 @@
+"""The directory of a run: read it, or open it to write; see the package's docstring for its files."""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import secrets
+import subprocess
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.runs.files import append_to_file, locked, remove, remove_unfinished, to_json, write_file
+from common.runs.names import EXECUTION_ARGUMENTS, ROOT
+from common.runs.tracking import WandbMode, open_tracker
+
+PACKAGES = ("torch", "numpy", "numba", "transformers", "progressive-distillation")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's directory. `Run(directory)` reads one; `open_run` gives one to write."""
+
+    directory: Path
+    tracker: Any = None
+    """The wandb run that mirrors this one."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run is finished."""
+        return (self.directory / "done.json").exists()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """`setting`, `argv`, `arguments` (by name), `versions` (by package), `commit`, `id`, and `seconds` of earlier
+        sessions.
+
+        Raises:
+            UserError: the directory is not a run, or an earlier version of this code made it.
+        """
+        try:
+            config = json.loads((self.directory / "config.json").read_bytes())
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            config = None
+        if not isinstance(config, dict) or "arguments" not in config:
+            raise UserError(f"{self.directory} is not a run: it has no config.json of one")
+        if "setting" not in config or "argv" not in config:
+            raise UserError(
+                f'{self.directory / "config.json"} was written by an earlier version: add "setting", such as '
+                '"PCFG_mlm", and "argv", its command as a list of words or []'
+            )
+        return config
+
+    @property
+    def setting(self) -> str:
+        """Name of the setting whose command made the run."""
+        return self.config["setting"]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The results of a complete run.
+
+        Raises:
+            UserError: the run is not complete.
+        """
+        try:
+            return json.loads((self.directory / "done.json").read_bytes())
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            raise UserError(f"{self.directory} is not a complete run: rerun its command to finish it") from None
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all sessions, each up to its last record or state; runs that share a pass have the same.
+
+        It is computed from modification times, as config.json is written when a session begins; copies must keep them.
+        """
+        ends = [self.directory / name for name in (("done.json",) if self.complete else ("metrics.jsonl", "resume"))]
+        begin = (self.directory / "config.json").stat().st_mtime
+        end = max((path.stat().st_mtime for path in ends if path.exists()), default=begin)
+        return self.config.get("seconds", 0.0) + max(end - begin, 0.0)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every complete record, in the order of logging.
+
+        Raises:
+            UserError: the directory is not a run, or a record is damaged.
+        """
+        return [record for _, record in self._lines()]
+
+    def log(self, record: Mapping[str, object]) -> None:
+        """Append a record; it is on the disk when this returns.
+
+        Args:
+            record: `step` and what was measured there. Numbers that are not finite are written as null.
+
+        Raises:
+            OSError: nothing was appended.
+        """
+        plain = _plain({"step": record["step"], **record})
+        append_to_file(self.directory / "metrics.jsonl", _json_line(plain))
+        self.track(plain)
+
+    def track(self, record: Mapping[str, Any]) -> None:
+        """Send a record to the tracker, if there is one that does not have it from an earlier session."""
+        if self.tracker is not None and record["step"] >= self.tracker.starting_step:
+            self.tracker.log(dict(record), step=record["step"])
+
+    def truncate_records(self, step: int) -> None:
+        """Drop the records after `step` and a last one that is cut off; -1 drops all. The tracker gets the rest."""
+        kept = [(line, record) for line, record in self._lines() if record["step"] <= step]
+        write_file(self.directory / "metrics.jsonl", b"".join(line for line, _ in kept))
+        for _, record in kept:
+            self.track(record)
+
+    def finish(self, summary: Mapping[str, object]) -> None:
+        """Mark the run complete with a few results, and remove its resume state."""
+        plain = _plain(dict(summary))
+        write_file(self.directory / "done.json", _json_line(plain))
+        remove(self.directory / "resume")
+        if self.tracker is not None:
+            self.tracker.summary.update(plain)
+
+    def _lines(self) -> list[tuple[bytes, dict[str, Any]]]:
+        path = self.directory / "metrics.jsonl"
+        try:
+            *lines, _ = path.read_bytes().split(b"\n")
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{self.directory} is not a run: it has no metrics.jsonl") from None
+        try:
+            return [(line + b"\n", json.loads(line)) for line in lines]
+        except ValueError:
+            raise UserError(f"{path} is damaged: start over with --force") from None
+
+
+@contextmanager
+def open_run(
+    directory: Path,
+    arguments: Mapping[str, object],
+    *,
+    setting: str,
+    argv: Sequence[str] = (),
+    force: bool = False,
+    exclude: Collection[str] = EXECUTION_ARGUMENTS,
+    wandb: WandbMode = "disabled",
+    group: str | None = None,
+) -> Iterator[Run]:
+    """Start a run, or resume one that was started with the same arguments; its directory is locked meanwhile.
+
+    Args:
+        directory: created if it does not exist.
+        arguments: every argument of the command as resolved, by name.
+        setting: whose run it is.
+        argv: the command as a list; empty if the run is not made by a command.
+        force: start over; what the earlier run wrote there is removed, and nothing else.
+        exclude: arguments that may differ from those the run was started with.
+        wandb: whether Weights & Biases gets the records as well.
+        group: under which wandb shows this run together with others, unless WANDB_RUN_GROUP is set.
+
+    Raises:
+        UserError: another process has the run open, the directory holds something that is not a run or a run of
+            another setting or with other arguments, an argument is not a finite number, or wandb fails.
+    """
+    run = Run(directory)
+    plain = _plain_arguments(arguments)
+    _refuse_foreign(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with (
+        locked(directory, f"another process is using {directory}: wait until it ends, or give another --out"),
+        ExitStack() as stack,
+    ):
+        remove_unfinished(directory)
+        if force:
+            for name in ("done.json", "resume", "metrics.jsonl", "probes", "wandb"):
+                remove(directory / name)
+            for checkpoint in directory.glob("checkpoint-*"):
+                remove(checkpoint)
+        if force or not (directory / "config.json").exists():
+            config = {
+                "setting": setting,
+                "argv": list(argv),
+                "arguments": plain,
+                "versions": _versions(),
+                "commit": _commit(),
+                "id": secrets.token_hex(8),
+                "seconds": 0.0,
+            }
+            write_file(directory / "config.json", to_json(config))
+        else:
+            _refuse_different_run(run, setting, plain, exclude)
+            if not run.complete:
+                write_file(directory / "config.json", to_json({**run.config, "seconds": run.seconds}))
+        if not (directory / "metrics.jsonl").exists():
+            write_file(directory / "metrics.jsonl", b"")
+        if run.complete:
+            remove(directory / "resume")
+        if wandb != "disabled" and not run.complete:
+            group = os.environ.get("WANDB_RUN_GROUP") or group
+            run = Run(directory, stack.enter_context(open_tracker(directory, run.config, wandb, group)))
+        yield run
+
+
+def _plain_arguments(arguments: Mapping[str, object]) -> dict[str, Any]:
+    """The arguments as JSON gives them back: tuples as lists, paths as strings."""
+    plain = {}
+    for name, value in arguments.items():
+        try:
+            plain[name] = json.loads(json.dumps(value, default=os.fspath, allow_nan=False))
+        except ValueError:
+            raise UserError(f"{name} is {value}: give finite numbers") from None
+    return plain
+
+
+def _refuse_foreign(directory: Path) -> None:
+    """A run that was killed before it wrote config.json left nothing but the lock and unfinished files."""
+    if not directory.exists():
+        return
+    if directory.is_dir() and all(path.name == ".lock" or path.suffix == ".unfinished" for path in directory.iterdir()):
+        return
+    try:
+        _ = Run(directory).config
+    except UserError as error:
+        raise UserError(f"{error}; or give another --out") from None
+
+
+def _refuse_different_run(run: Run, setting: str, given: dict[str, Any], exclude: Collection[str]) -> None:
+    advice = "give another --out, or --force to remove that run and start over"
+    if run.setting != setting:
+        raise UserError(f"{run.directory} holds a run of {run.setting}, not of {setting}: {advice}")
+    existing = run.config["arguments"]
+    names = [name for name in {**given, **existing} if name not in exclude]
+    differences = [
+        f"{name} is {existing.get(name, 'absent')} there and {given.get(name, 'absent')} here"
+        for name in names
+        if name not in existing or name not in given or existing[name] != given[name]
+    ]
+    if differences:
+        shown = ", ".join(differences[:3]) + (f" and {len(differences) - 3} more" if len(differences) > 3 else "")
+        raise UserError(f"{run.directory} holds a run with other arguments ({shown}): {advice}")
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def _commit() -> str | None:
+    """The git commit of this code, with `-dirty` if files have changed since; None outside a checkout."""
+    if not (ROOT / ".git").exists():
+        return None
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _json_line(record: dict[str, Any]) -> bytes:
+    return (json.dumps(record, allow_nan=False) + "\n").encode()
+
+
+def _plain(value: Any) -> Any:
+    """The same in the types of JSON; arrays, tensors and their scalars become lists and numbers."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,56 @@
+"""Weights & Biases: the wandb run that mirrors one of our runs."""
+
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal
+
+from common.errors import UserError
+from common.runs.files import remove
+
+WandbMode = Literal["offline", "online", "disabled"]
+
+
+def open_tracker(
+    directory: Path,
+    config: Mapping[str, Any],
+    mode: Literal["offline", "online"],
+    group: str | None,
+    silent: bool = False,
+) -> AbstractContextManager[Any]:
+    """The wandb run of a run, identified by the id in its config; it must be given every record from the first.
+
+    Online, wandb keeps what it has, and `starting_step` is the first step that it lacks. An offline run replaces
+    everything when it is uploaded, so there must be a single, complete one: those of earlier sessions are removed.
+
+    Args:
+        directory: the run's; wandb writes its files there.
+        config: the run's.
+        mode: over the network, or into files.
+        group: under which wandb shows it together with others.
+        silent: wandb prints nothing.
+
+    Raises:
+        UserError: wandb's reason.
+    """
+    import wandb
+
+    if mode == "offline":
+        for earlier in directory.glob(f"wandb/offline-run-*-{config['id']}"):
+            remove(earlier)
+    try:
+        return wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "progressive-distillation"),
+            group=group,
+            name=directory.name,
+            id=config["id"],
+            resume="allow",
+            reinit="create_new",
+            config=config["arguments"],
+            dir=directory,
+            mode=mode,
+            settings=wandb.Settings(console="off", silent=silent),
+        )
+    except wandb.Error as error:
+        raise UserError(f"wandb: {error}; --wandb offline needs no connection") from error
