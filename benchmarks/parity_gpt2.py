@@ -35,15 +35,15 @@ from transformers import GPT2LMHeadModel
 from common.arguments import worker_threads
 from common.cli import command
 from common.distillation.losses import teacher_probabilities
+from common.parity.arguments import task_of
+from common.parity.gpt2 import configuration, shape_of
+from common.parity.mlp import Network
+from common.parity.networks import engine_for_logits, engine_for_training, initial_network
+from common.parity.objective import FORWARD_KL, Objective
+from common.parity.task import signs
+from common.parity.training import RANGE_STEPS
 from common.runs.processes import Processes
-from parity_mlp.arguments import task_of
-from parity_mlp.data import signs
-from parity_mlp.models import Network
-from parity_mlp.networks import engine_for_logits, engine_for_training, initial_network
-from parity_mlp.sgd.objective import FORWARD_KL, Objective
 from parity_mlp.train import PRESETS, TrainGPT2Arguments
-from parity_mlp.training import RANGE_STEPS
-from parity_mlp.transformer.model import configuration, shape_of
 
 TEACHER_HEADS, STUDENT_HEADS, STUDENTS = 32, 4, 9
 LR = 1e-4

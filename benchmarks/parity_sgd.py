@@ -27,11 +27,11 @@ from torch import nn
 from common.arguments import worker_threads
 from common.cli import command
 from common.distillation.losses import teacher_probabilities
-from parity_mlp.data import make_task, signs
-from parity_mlp.models import initial_tensors
+from common.parity.mlp import initial_tensors
+from common.parity.objective import FORWARD_KL, Objective
+from common.parity.task import make_task, signs
 from parity_mlp.sgd import block_cpu
 from parity_mlp.sgd.engine import CPUBlockEngine
-from parity_mlp.sgd.objective import FORWARD_KL, Objective
 from parity_mlp.sgd.simd import LANES
 
 D, K, LR = 100, 6, 0.005

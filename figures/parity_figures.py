@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from common.distillation.phases import Phases, choose_checkpoints, find_phases
+from common.parity.arguments import Model
 from common.plotting import (
     GREY,
     METHODS,
@@ -42,7 +43,6 @@ from common.plotting import (
 )
 from common.runs.names import EXECUTION_ARGUMENTS
 from common.teachers.discovery import find_checkpoints
-from parity_mlp.arguments import Model
 from parity_mlp.distill import PRESETS as STUDENTS
 from parity_mlp.probe import ProbeArguments
 from parity_mlp.train import PRESETS as TEACHERS

@@ -1,1 +1,1 @@
-"""Sparse and hierarchical parity with an MLP trained by batch-1 SGD (settings 1 and 2 of the paper)."""
+"""MLP on sparse and hierarchical parity, trained by batch-1 SGD (setting 1 of the paper)."""

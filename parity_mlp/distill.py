@@ -18,10 +18,7 @@ from common.cli import command, run_command
 from common.distillation.arguments import DistillationArguments, check_plural, resolved_teacher, single_runs
 from common.distillation.supervision import own_teacher, supervision
 from common.errors import UserError
-from common.runs.names import EXECUTION_ARGUMENTS, default_name
-from common.runs.processes import open_shared_run
-from common.teachers.discovery import find_checkpoints, local_path
-from parity_mlp.arguments import (
+from common.parity.arguments import (
     ROOT,
     RUNS,
     GPT2Arguments,
@@ -33,9 +30,12 @@ from parity_mlp.arguments import (
     run_name,
     task_of,
 )
-from parity_mlp.data import make_task
-from parity_mlp.networks import initial_network, load_network
-from parity_mlp.training import Student, train_together
+from common.parity.networks import initial_network, load_network
+from common.parity.task import make_task
+from common.parity.training import Student, train_together
+from common.runs.names import EXECUTION_ARGUMENTS, default_name
+from common.runs.processes import open_shared_run
+from common.teachers.discovery import find_checkpoints, local_path
 
 
 @dataclass(frozen=True, kw_only=True)

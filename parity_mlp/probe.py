@@ -16,15 +16,15 @@ import tyro
 from common.arguments import require_at_least, require_seed
 from common.cli import command
 from common.errors import UserError
+from common.parity.arguments import check_device
+from common.parity.networks import engine_for_logits, load_network
+from common.parity.task import make_task
 from common.probes.monomials import probe_monomials
 from common.runs.files import write_file
 from common.runs.names import default_name
 from common.runs.progress import progress
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints, local_path
-from parity_mlp.arguments import check_device
-from parity_mlp.data import make_task
-from parity_mlp.networks import engine_for_logits, load_network
 
 
 @dataclass(frozen=True)

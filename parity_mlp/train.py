@@ -13,9 +13,7 @@ from dataclasses import asdict, dataclass
 from common.arguments import require_at_least, require_seed
 from common.cli import command, run_command
 from common.distillation.supervision import FROM_LABELS
-from common.runs.names import default_name
-from common.runs.processes import open_shared_run
-from parity_mlp.arguments import (
+from common.parity.arguments import (
     RUNS,
     GPT2Arguments,
     MLPArguments,
@@ -26,8 +24,10 @@ from parity_mlp.arguments import (
     run_name,
     task_of,
 )
-from parity_mlp.networks import initial_network
-from parity_mlp.training import Student, train_together
+from common.parity.networks import initial_network
+from common.parity.training import Student, train_together
+from common.runs.names import default_name
+from common.runs.processes import open_shared_run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from parity_mlp.data import signs
-from parity_mlp.transformer.model import ParityGPT2, Shape, configuration
+from common.parity.gpt2 import ParityGPT2, Shape, configuration
+from common.parity.task import signs
 
 PLAIN = Shape(layers=2, heads=2, head_dim=3, vocabulary=2, positions=6)
 STOCK = {

@@ -23,9 +23,9 @@ import PCFG_mlm.distill
 import PCFG_mlm.probe
 import PCFG_mlm.train
 from common.errors import UserError
+from common.parity.arguments import model_of_command_line
 from common.pcfg import training
 from parity_mlp import distill, probe, train
-from parity_mlp.arguments import model_of_command_line
 from tests.commands import python
 
 ROOT = Path(__file__).resolve().parents[1]

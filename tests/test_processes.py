@@ -16,12 +16,13 @@ import pytest
 import torch
 
 from common.distillation.trainer import ProgressiveDistillationTrainer
+from common.parity import training
 from common.runs.checkpoints import read_checkpoint
 from common.runs.resume import resume_steps
 from common.runs.run import Run
 from common.runs.stopping import stop_requested
 from common.teachers.discovery import find_checkpoints
-from parity_mlp import train as parity, training
+from parity_mlp import train as parity
 from PCFG_autoregressive import train as autoregressive
 from PCFG_mlm import train as mlm
 from tests.commands import ROOT, and_signal, exit_code, succeed

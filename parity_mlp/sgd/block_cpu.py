@@ -34,8 +34,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from parity_mlp.models import Tensors
-from parity_mlp.sgd.objective import Objective, logit_gradient
+from common.parity.mlp import Tensors
+from common.parity.objective import Objective
+from parity_mlp.sgd.gradient import logit_gradient
 from parity_mlp.sgd.simd import (
     LANES,
     atomic_add,

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.distillation.losses import LOG_PROBABILITY_FLOOR
-from parity_mlp.models import Tensors
-from parity_mlp.sgd.objective import FORWARD_KL, REVERSE_KL, Objective
+from common.parity.mlp import Tensors
+from common.parity.objective import FORWARD_KL, REVERSE_KL, Objective
 
 LOGITS_BATCH = 4096
 """Samples in one forward pass: their activations, (samples, width), must fit in memory."""

@@ -6,9 +6,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.distillation.losses import label_cross_entropy
-from parity_mlp.models import MLP, Tensors, architecture
+from common.parity.mlp import MLP, Tensors, architecture
+from common.parity.objective import Objective, divergence_from_targets
 from parity_mlp.sgd.block_torch import LOGITS_BATCH, unpack_signs
-from parity_mlp.sgd.objective import Objective, divergence_from_targets
 
 
 class PlainEngine:

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 import torch
 
+from common.parity import training
+from common.parity.mlp import architecture, initial_tensors, load_model
+from common.parity.task import make_task, signs
 from common.runs.checkpoints import save_checkpoint
 from common.runs.resume import load_resume, resume_steps
 from common.runs.run import Run, open_run
 from common.teachers.discovery import find_checkpoints
-from parity_mlp import distill, probe, train, training
-from parity_mlp.data import make_task, signs
-from parity_mlp.models import architecture, initial_tensors, load_model
+from parity_mlp import distill, probe, train
 from tests.commands import (
     ROOT,
     Killed,

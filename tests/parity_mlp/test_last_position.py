@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from parity_mlp.data import make_task, signs
-from parity_mlp.transformer import last_position
-from parity_mlp.transformer.last_position import last_logits
-from parity_mlp.transformer.model import Shape
+from common.parity import last_position
+from common.parity.gpt2 import Shape
+from common.parity.last_position import last_logits
+from common.parity.task import make_task, signs
 from tests.gpt2 import SHAPES, random_model, tokens_of, written_out
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from common.errors import UserError
+from common.parity.mlp import MLP, architecture, initial_tensors, load_model, load_tensors
 from common.runs.checkpoints import save_checkpoint
 from common.teachers.discovery import find_checkpoints, local_path
-from parity_mlp.models import MLP, architecture, initial_tensors, load_model, load_tensors
 
 
 @pytest.mark.parametrize(("layers", "dtype"), [(1, "float32"), (1, "float64"), (3, "float32")])

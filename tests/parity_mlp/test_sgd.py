@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
 from common.distillation.losses import forward_kl, jensen_shannon, label_cross_entropy, reverse_kl
-from parity_mlp.data import make_task, signs
-from parity_mlp.models import initial_tensors
+from common.parity.mlp import initial_tensors
+from common.parity.objective import DIVERGENCE_CODES, Objective
+from common.parity.task import make_task, signs
 from parity_mlp.sgd import block_cpu, block_torch, objective
 from parity_mlp.sgd.block_torch import TorchBlockEngine, unpack_signs
 from parity_mlp.sgd.engine import CPUBlockEngine, make_engine
-from parity_mlp.sgd.objective import DIVERGENCE_CODES, Objective
 from parity_mlp.sgd.plain import PlainEngine
 from parity_mlp.sgd.simd import LANES
 

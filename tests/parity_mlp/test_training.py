@@ -13,17 +13,17 @@ from hypothesis import given, strategies as st
 from common.distillation import schedules
 from common.distillation.phases import choose_checkpoints, find_phases
 from common.errors import UserError
+from common.parity import training
+from common.parity.arguments import Arguments, check
+from common.parity.mlp import MLP, load_model
+from common.parity.objective import Objective
+from common.parity.task import make_task, signs
+from common.parity.training import ADAPTIVE_CHANGE, RANGE_STEPS, _ranges, adaptive_checkpoints, learning_rates
 from common.runs.checkpoints import read_checkpoint
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
-from parity_mlp import training
-from parity_mlp.arguments import Arguments, check
-from parity_mlp.data import make_task, signs
 from parity_mlp.distill import DistillArguments, distill
-from parity_mlp.models import MLP, load_model
-from parity_mlp.sgd.objective import Objective
 from parity_mlp.train import TrainArguments, train
-from parity_mlp.training import ADAPTIVE_CHANGE, RANGE_STEPS, _ranges, adaptive_checkpoints, learning_rates
 
 TEACHER = TrainArguments(
     preset="smoke",

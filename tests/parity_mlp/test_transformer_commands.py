@@ -14,14 +14,15 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from common.parity import training
+from common.parity.gpt2 import Shape, configuration, load_model, shape_of
+from common.parity.mlp import load_model as load_mlp
+from common.parity.task import make_task, signs
 from common.runs.checkpoints import read_checkpoint
 from common.runs.resume import load_resume, resume_steps
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
-from parity_mlp import distill, probe, train, training
-from parity_mlp.data import make_task, signs
-from parity_mlp.models import load_model as load_mlp
-from parity_mlp.transformer.model import Shape, configuration, load_model, shape_of
+from parity_mlp import distill, probe, train
 from tests.commands import (
     Killed,
     and_signal,

@@ -19,17 +19,18 @@ import torch
 import torch.nn.functional as F
 
 from common import runs
+from common.parity import training
+from common.parity.gpt2 import configuration, initial_network
+from common.parity.mlp import Network
+from common.parity.objective import DIVERGENCE_CODES, Objective
+from common.parity.task import make_task
 from common.runs.checkpoints import read_checkpoint
 from common.runs.resume import load_resume
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
-from parity_mlp import distill, train, training
-from parity_mlp.data import make_task
-from parity_mlp.models import Network
-from parity_mlp.sgd.objective import DIVERGENCE_CODES, Objective
-from parity_mlp.transformer import engine as engines
-from parity_mlp.transformer.engine import MOMENTS, STEP, Settings, TransformerEngine
-from parity_mlp.transformer.model import configuration, initial_network
+from parity_gpt2 import engine as engines
+from parity_gpt2.engine import MOMENTS, STEP, Settings, TransformerEngine
+from parity_mlp import distill, train
 from tests.commands import ROOT, Killed, python, results
 from tests.gpt2 import SHAPES, random_model, tokens_of
 

@@ -10,10 +10,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from common.errors import UserError
+from common.parity.gpt2 import Shape, configuration, initial_network, load_model, load_network, shape_of
+from common.parity.task import make_task
 from common.runs.checkpoints import read_checkpoint, save_checkpoint
-from parity_mlp.data import make_task
 from parity_mlp.train import PRESETS, train
-from parity_mlp.transformer.model import Shape, configuration, initial_network, load_model, load_network, shape_of
 from tests.commands import cut
 from tests.gpt2 import PLAIN, SHAPES, STOCK, random_model, tokens_of, written_out
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.attention import by_queries
-from parity_mlp.transformer.model import Shape
+from common.parity.gpt2 import Shape
 
 Weights = Mapping[str, Tensor]
 """By the names of `ParityGPT2.named_parameters()`; a matrix is (networks, rows, columns), a vector (networks, 1, n)."""

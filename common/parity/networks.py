@@ -9,12 +9,13 @@ from typing import Literal
 
 from common.arguments import worker_threads
 from common.errors import UserError
+from common.parity.arguments import Arguments, GPT2Arguments, MLPArguments
+from common.parity.engine import Engine
+from common.parity.mlp import MODEL_TYPE, Network, architecture, initial_tensors, load_tensors
+from common.parity.task import ParityTask
 from common.runs.checkpoints import read_config
 from common.runs.processes import Processes
-from parity_mlp.arguments import Arguments, GPT2Arguments, MLPArguments
-from parity_mlp.data import ParityTask
-from parity_mlp.models import MODEL_TYPE, Network, architecture, initial_tensors, load_tensors
-from parity_mlp.sgd.engine import Engine, make_engine
+from parity_mlp.sgd.engine import make_engine
 
 
 def initial_network(arguments: Arguments, size: int, seed: int) -> Network:
@@ -26,7 +27,7 @@ def initial_network(arguments: Arguments, size: int, seed: int) -> Network:
         seed: of the weights.
     """
     if isinstance(arguments, GPT2Arguments):
-        from parity_mlp.transformer import model
+        from common.parity import gpt2 as model
 
         shape = model.Shape(
             layers=arguments.layers,
@@ -59,7 +60,7 @@ def load_network(checkpoint: Path, task: ParityTask) -> Network:
         tensors = load_tensors(checkpoint, task.d, task.classes)
         return Network(architecture(tensors), tensors)
     if kind == "gpt2":
-        from parity_mlp.transformer import model
+        from common.parity import gpt2 as model
 
         return model.load_network(checkpoint, task)
     raise UserError(f"{checkpoint} holds a {kind!r} model, not {MODEL_TYPE!r} or 'gpt2'")
@@ -78,7 +79,7 @@ def engine_for_training(
         processes: those that share each batch.
     """
     if isinstance(arguments, GPT2Arguments):
-        from parity_mlp.transformer.engine import Settings, TransformerEngine
+        from parity_gpt2.engine import Settings, TransformerEngine
 
         settings = Settings(
             device=device,
@@ -110,6 +111,6 @@ def engine_for_logits(
     """
     if network.config["model_type"] == MODEL_TYPE:
         return make_engine([network.tensors], device, 1, worker_threads())
-    from parity_mlp.transformer.engine import Settings, TransformerEngine
+    from parity_gpt2.engine import Settings, TransformerEngine
 
     return TransformerEngine([network], d, Settings(device=device, precision=precision))

@@ -23,9 +23,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import UserError
+from common.parity.mlp import Network, check_shapes
+from common.parity.task import ParityTask
 from common.runs.checkpoints import read_checkpoint
-from parity_mlp.data import ParityTask
-from parity_mlp.models import Network, check_shapes
 
 MODEL_TYPE = "gpt2"
 

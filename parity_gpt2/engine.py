@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.distillation.losses import cross_entropy, label_cross_entropy
-from parity_mlp.models import Network, Tensors
+from common.parity.gpt2 import Shape, shape_of
+from common.parity.last_position import Weights, last_logits
+from common.parity.mlp import Network, Tensors
+from common.parity.objective import FORWARD_KL, Objective, divergence_from_targets
 from parity_mlp.sgd.block_torch import unpack_bits
-from parity_mlp.sgd.objective import FORWARD_KL, Objective, divergence_from_targets
-from parity_mlp.transformer.last_position import Weights, last_logits
-from parity_mlp.transformer.model import Shape, shape_of
 
 LOGITS_BYTES = 2**22
 """Activations of a feed-forward layer in one pass without gradients on a CPU: few enough to stay near the processor."""

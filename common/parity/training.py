@@ -24,6 +24,12 @@ from common.distillation import losses
 from common.distillation.schedules import Segment, checkpoint_at, spans
 from common.distillation.supervision import Supervision
 from common.errors import DivergedError
+from common.parity.arguments import Arguments, GPT2Arguments, task_of
+from common.parity.engine import Engine
+from common.parity.mlp import Network
+from common.parity.networks import engine_for_logits, engine_for_training, load_network
+from common.parity.objective import DIVERGENCE_CODES, Objective
+from common.parity.task import ParityTask
 from common.runs.checkpoints import save_checkpoint
 from common.runs.processes import Processes
 from common.runs.progress import progress
@@ -31,12 +37,6 @@ from common.runs.resume import add_resume, keep_resume, load_resume, resume_step
 from common.runs.run import Run
 from common.runs.stopping import stop_at_a_safe_point
 from common.teachers.discovery import Checkpoint, local_path
-from parity_mlp.arguments import Arguments, GPT2Arguments, task_of
-from parity_mlp.data import ParityTask
-from parity_mlp.models import Network
-from parity_mlp.networks import engine_for_logits, engine_for_training, load_network
-from parity_mlp.sgd.engine import Engine
-from parity_mlp.sgd.objective import DIVERGENCE_CODES, Objective
 
 RANGE_STEPS = 4096
 RESUME_SECONDS = 10.0

@@ -12,9 +12,9 @@ import tyro
 
 from common.arguments import require_at_least, require_seed
 from common.errors import UserError
+from common.parity.task import ParityTask, make_task
 from common.runs.processes import Processes, join_processes
 from common.runs.tracking import WandbMode
-from parity_mlp.data import ParityTask, make_task
 
 Model = Literal["mlp", "gpt2"]
 ROOT = Path(__file__).resolve().parents[1]

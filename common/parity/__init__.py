@@ -1,0 +1,1 @@
+"""What the two settings on parity share."""
