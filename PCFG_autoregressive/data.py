@@ -21,10 +21,11 @@ import torch
 import tyro
 
 from common.cli import command
+from common.distillation.losses import IGNORED_LABEL
 from common.errors import UserError
 from common.pcfg.batches import Chosen, TrainingSentences, evaluation_sentences
 from common.pcfg.dataset import ExportArguments, SentenceDataset, export
-from common.pcfg.task import IGNORED, GrammarTask
+from common.pcfg.task import GrammarTask
 
 LabelLevel = Literal[1, 2, 3, "all"]
 
@@ -60,7 +61,7 @@ class Batch:
 
     input_ids: torch.Tensor
     labels: torch.Tensor
-    """Token ids where there is a label, `IGNORED` elsewhere."""
+    """Token ids where there is a label, `IGNORED_LABEL` elsewhere."""
 
 
 class TrainingBatches:
@@ -112,7 +113,7 @@ def label_batch(task: NextTokenTask, chosen: Chosen) -> Batch:
     else:
         assert sentences.span_ends is not None
         labelled = inside & sentences.span_ends[places, task.label_level]
-    return Batch(torch.from_numpy(input_ids), torch.from_numpy(np.where(labelled, input_ids, IGNORED)))
+    return Batch(torch.from_numpy(input_ids), torch.from_numpy(np.where(labelled, input_ids, IGNORED_LABEL)))
 
 
 def sentences_of(task: NextTokenTask, batches: Sequence[Batch]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -121,7 +122,7 @@ def sentences_of(task: NextTokenTask, batches: Sequence[Batch]) -> list[tuple[np
     for batch in batches:
         for ids, labels in zip(batch.input_ids.numpy(), batch.labels.numpy(), strict=True):
             length = int((ids != task.pad).sum())
-            found.append((ids[1 : length - 1], labels[1:length] != IGNORED))
+            found.append((ids[1 : length - 1], labels[1:length] != IGNORED_LABEL))
     return found
 
 

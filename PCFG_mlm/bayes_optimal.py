@@ -19,9 +19,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from common.distillation.losses import IGNORED_LABEL
 from common.pcfg.bayes_optimal import BayesOptimal, means
 from common.pcfg.inside_outside import cavities
-from common.pcfg.task import IGNORED
 from PCFG_mlm.data import Batch, MaskedTask
 
 KEPT = REPLACED = 0.1
@@ -36,7 +36,7 @@ def bayes_optimal(task: MaskedTask, batches: Sequence[Batch]) -> BayesOptimal:
         batches: such as those of `evaluation_batches`.
     """
     shown, labels = zip(*(sentence for batch in batches for sentence in _sentences(task, batch)), strict=True)
-    asked = [row != IGNORED for row in labels]
+    asked = [row != IGNORED_LABEL for row in labels]
     probabilities = posteriors(task, shown, asked)
     of_asked = np.concatenate([row[where] for row, where in zip(probabilities, asked, strict=True)])
     truth = np.concatenate([row[where] for row, where in zip(labels, asked, strict=True)])

@@ -26,11 +26,12 @@ from numba import njit
 from numpy.typing import NDArray
 
 from common.cli import command
+from common.distillation.losses import IGNORED_LABEL
 from common.errors import UserError
 from common.pcfg.batches import TrainingSentences, evaluation_sentences
 from common.pcfg.dataset import EVALUATION_SEED, ExportArguments, SentenceDataset, export
 from common.pcfg.sampler import Sentences, Stream
-from common.pcfg.task import IGNORED, GrammarTask
+from common.pcfg.task import GrammarTask
 
 MAX_MASK_RATE = 0.99
 
@@ -65,7 +66,7 @@ class Batch:
     attention_mask: torch.Tensor
     """0 at PAD and, with `hide_masked`, at chosen positions; 1 elsewhere."""
     labels: torch.Tensor
-    """True token ids at chosen positions, `IGNORED` elsewhere."""
+    """True token ids at chosen positions, `IGNORED_LABEL` elsewhere."""
 
 
 class TrainingBatches:
@@ -112,7 +113,7 @@ def mask_batch(
     """
     lengths = sentences.lengths[rows]
     shape = (len(rows), 1 + int(lengths.max(initial=0)))
-    input_ids, attention_mask, labels = (np.full(shape, value, np.int64) for value in (task.pad, 0, IGNORED))
+    input_ids, attention_mask, labels = (np.full(shape, value, np.int64) for value in (task.pad, 0, IGNORED_LABEL))
     _fill_batch(
         sentences.tokens,
         sentences.offsets[rows],
@@ -147,7 +148,7 @@ def _fill_batch(  # type: ignore[no-untyped-def]
                 for i in range(position, min(position + 2, length)):
                     choose, show = (words[0], words[1]) if i == position else (words[2], words[3])
                     true = tokens[starts[row] + i - 1] if i > 0 else bos
-                    input_ids[row, i], attention_mask[row, i], labels[row, i] = true, 1, IGNORED
+                    input_ids[row, i], attention_mask[row, i], labels[row, i] = true, 1, IGNORED_LABEL
                     if choose < threshold:
                         chosen += 1
                         labels[row, i] = true

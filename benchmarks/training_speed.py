@@ -46,10 +46,11 @@ from transformers import (
 
 from common.arguments import worker_threads
 from common.distillation.batches import ReadyBatches
+from common.distillation.losses import IGNORED_LABEL
 from common.distillation.schedules import one_shot
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.pcfg.sampler import Sentences, sample
-from common.pcfg.task import IGNORED, GrammarTask
+from common.pcfg.task import GrammarTask
 from common.pcfg.training import (
     EVALUATION_BATCH,
     Batch,
@@ -266,7 +267,7 @@ class PlainTrainer(Trainer):
         with torch.no_grad():
             teacher_logits = self.teacher(**inputs).logits[:, : labels.shape[1]]
         logits = model(**inputs).logits[:, : labels.shape[1]]
-        chosen = labels != IGNORED
+        chosen = labels != IGNORED_LABEL
         return F.cross_entropy(logits[chosen].float(), teacher_logits[chosen].argmax(-1))
 
 

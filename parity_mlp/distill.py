@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common.arguments import require_at_least, require_seed
 from common.cli import command, run_command
-from common.distillation.arguments import DistillationArguments, check_plural, resolved_teacher, single_runs
+from common.distillation.arguments import DistillationArguments, require_distinct, resolve_teacher, student_arguments
 from common.distillation.supervision import own_teacher, supervision
 from common.errors import UserError
 from common.parity.arguments import (
@@ -151,12 +151,12 @@ def distill(arguments: DistillArguments | DistillGPT2Arguments, argv: Sequence[s
     """Make one run for every method, size, seed and rate (and first checkpoint of two-shot), or finish them."""
     plural, size = _plural(arguments), _size(arguments)
     check(arguments, arguments.lr)
-    check_plural(arguments, plural)
+    require_distinct(arguments, plural)
     require_at_least(1, arguments, size)
     require_seed(arguments, "seeds", "stream_seed")
     task = task_of(arguments)
     default = _default_teacher(arguments)
-    arguments = replace(arguments, teacher=resolved_teacher(arguments.teacher, default, ROOT))
+    arguments = replace(arguments, teacher=resolve_teacher(arguments.teacher, default, ROOT))
     directory = ROOT / arguments.teacher
     teacher = find_checkpoints(directory if directory.exists() else arguments.teacher)
     load_network(local_path(teacher[-1]), task)
@@ -167,7 +167,7 @@ def distill(arguments: DistillArguments | DistillGPT2Arguments, argv: Sequence[s
             single,
             supervision(single, single.steps, teacher, directory, task.classes, lambda record: 1 - record["accuracy"]),
         )
-        for single in single_runs(arguments, plural)
+        for single in student_arguments(arguments, plural)
     ]
     processes, device = join_processes_of(arguments)
     with ExitStack() as stack:
@@ -218,7 +218,7 @@ def _run_directory(
     parts += [f"{'width' if size == 'widths' else 'heads'}{getattr(single, size)[0]}", f"seed{single.seeds[0]}"]
     if arguments.out is not None:
         parts += [f"lr{single.lr[0]}"] if len(arguments.lr) > 1 else []
-        return arguments.out / "-".join(parts) if len(single_runs(arguments, plural)) > 1 else arguments.out
+        return arguments.out / "-".join(parts) if len(student_arguments(arguments, plural)) > 1 else arguments.out
     name = "-".join([run_name(arguments.model, arguments.preset), *parts])
     preset = replace(PRESETS[arguments.model][arguments.preset], teacher=_default_teacher(arguments))
     in_name = [argument for argument in plural if argument != "lr"]

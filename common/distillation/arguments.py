@@ -69,7 +69,7 @@ class DistillationArguments:
 Arguments = TypeVar("Arguments", bound=DistillationArguments)
 
 
-def check_plural(arguments: object, names: Sequence[str]) -> None:
+def require_distinct(arguments: object, names: Sequence[str]) -> None:
     """Refuse plural arguments that name no run or one run twice.
 
     Raises:
@@ -82,7 +82,7 @@ def check_plural(arguments: object, names: Sequence[str]) -> None:
             raise UserError(f"--{flag} needs at least one value and none twice, got {list(values)}")
 
 
-def single_runs(arguments: Arguments, plural: Sequence[str]) -> list[Arguments]:
+def student_arguments(arguments: Arguments, plural: Sequence[str]) -> list[Arguments]:
     """The arguments of every run: one method, one value of each other plural argument, and one first checkpoint.
 
     Args:
@@ -98,7 +98,7 @@ def single_runs(arguments: Arguments, plural: Sequence[str]) -> list[Arguments]:
     return runs
 
 
-def resolved_teacher(teacher: str, default: str, root: Path) -> str:
+def resolve_teacher(teacher: str, default: str, root: Path) -> str:
     """The teacher's directory, relative to the repository's root if it is in there, or its hub id."""
     if not teacher:
         return default

@@ -10,9 +10,6 @@ from torch import Tensor
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.errors import UserError
 
-IGNORED = -100
-"""Label of the positions without a loss, as in torch and transformers."""
-
 
 class Source(Protocol):
     """Training data as a function of the step, so that a run can go on anywhere without reading what went before.

@@ -23,6 +23,9 @@ from common.errors import UserError
 
 Divergence = Literal["forward-kl", "reverse-kl", "jensen-shannon"]
 
+IGNORED_LABEL = -100
+"""Label of positions without a loss, as in torch and transformers."""
+
 ARG_MAX_TEMPERATURE = 1e-10
 """Temperatures at or below this one mean the arg-max: softmax would divide by numbers that float32 cannot hold."""
 

@@ -44,8 +44,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, TrainOutput
 
 from common.distillation import losses
-from common.distillation.batches import IGNORED, ReadyBatches, Source, _is_source, _SourceLoader, _tensors
+from common.distillation.batches import ReadyBatches, Source, _is_source, _SourceLoader, _tensors
 from common.distillation.labelled_head import LabelledHead, _places, labelled_logits
+from common.distillation.losses import IGNORED_LABEL
 from common.distillation.run_loop import _diverged
 from common.distillation.schedules import Segment, checkpoint_at
 from common.distillation.state import (
@@ -257,7 +258,7 @@ class ProgressiveDistillationTrainer(Trainer):
     def _positions(self, labels: Tensor) -> Tensor:
         """Where a label is to be predicted, as places in the flattened (sentences, length), of shape (labelled,)."""
         predicted = labels[..., 1:] if self._shift else labels
-        return _places(predicted != IGNORED, labels.shape[-1])
+        return _places(predicted != IGNORED_LABEL, labels.shape[-1])
 
     # Loss
 
@@ -272,7 +273,7 @@ class ProgressiveDistillationTrainer(Trainer):
 
         Args:
             model: the student, as it is wrapped for training.
-            inputs: what the model takes, and `labels`, with `IGNORED` where there is none.
+            inputs: what the model takes, and `labels`, with `IGNORED_LABEL` where there is none.
             return_outputs: also return what the model does.
             num_items_in_batch: labels in the global batch; by default those of `inputs`.
 

@@ -5,9 +5,6 @@ from typing import ClassVar
 
 from common.pcfg.grammar import Grammar
 
-IGNORED = -100
-"""Label of the positions without a loss, as in torch and transformers."""
-
 UNBOUNDED_POSITIONS = 1024
 """Positions of a model for a grammar without a longest sentence."""
 

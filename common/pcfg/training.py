@@ -14,7 +14,7 @@ import tyro
 from transformers import PreTrainedModel, TrainingArguments
 
 from common.arguments import require_at_least, require_seed
-from common.distillation.arguments import DistillationArguments, check_plural, resolved_teacher, single_runs
+from common.distillation.arguments import DistillationArguments, require_distinct, resolve_teacher, student_arguments
 from common.distillation.batches import ReadyBatches
 from common.distillation.run_loop import train_run, training_arguments
 from common.distillation.supervision import FROM_LABELS, Supervision, own_teacher, supervision
@@ -299,12 +299,12 @@ def distill(arguments: Students, presets: Mapping[str, Students], setting: Setti
         DivergedError: a student's loss is not finite; the other students are trained first.
     """
     check(arguments)
-    check_plural(arguments, PLURAL)
+    require_distinct(arguments, PLURAL)
     require_at_least(1, arguments, "student_heads", "steps")
     require_seed(arguments, "seeds", "stream_seed")
     task = task_of(arguments, setting)
     default = _default_teacher(arguments.preset, setting)
-    arguments = replace(arguments, teacher=resolved_teacher(arguments.teacher, default, ROOT))
+    arguments = replace(arguments, teacher=resolve_teacher(arguments.teacher, default, ROOT))
     directory = ROOT / arguments.teacher
     teacher = find_checkpoints(directory if directory.exists() else arguments.teacher)
     setting.load_model(local_path(teacher[-1]), task)
@@ -315,7 +315,7 @@ def distill(arguments: Students, presets: Mapping[str, Students], setting: Setti
             source_of(single, setting, task, single.steps[0], single.stream_seed),
             supervision(single, single.steps[0], teacher, directory, task.vocabulary, lambda record: record["loss"]),
         )
-        for single in single_runs(arguments, PLURAL)
+        for single in student_arguments(arguments, PLURAL)
     ]
     diverged: list[DivergedError] = []
     for single, source, taught in planned:
@@ -347,7 +347,7 @@ def _run_directory(arguments: Students, single: Students, presets: Mapping[str, 
     sizes = [f"heads{single.student_heads[0]}", f"steps{single.steps[0]}", f"seed{single.seeds[0]}"]
     parts = [*single.methods, *single.checkpoint, *sizes]
     if arguments.out is not None:
-        return arguments.out / "-".join(parts) if len(single_runs(arguments, PLURAL)) > 1 else arguments.out
+        return arguments.out / "-".join(parts) if len(student_arguments(arguments, PLURAL)) > 1 else arguments.out
     name = "-".join([arguments.preset, *parts])
     preset = replace(presets[arguments.preset], teacher=_default_teacher(arguments.preset, setting))
     return RUNS / setting.name / default_name(single, preset, name, exclude=(*EXECUTION_ARGUMENTS, *PLURAL))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
+from common.distillation.losses import IGNORED_LABEL
 from common.pcfg.grammar import load_grammar, parse_grammar
-from common.pcfg.task import IGNORED
 from common.pcfg.training import EVALUATION_BATCH, task_of
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
@@ -67,7 +67,7 @@ def test_answers_and_means_are_bayes_rule_over_all_derivations(level, known):
         answers.append(expected)
         truth += [*np.append(tokens, 3)[labelled]]
     answers = np.concatenate(answers)
-    assert len(truth) == sum(int((batch.labels != IGNORED).sum()) for batch in batches)
+    assert len(truth) == sum(int((batch.labels != IGNORED_LABEL).sum()) for batch in batches)
     result = bayes_optimal(task, batches, known)
     assert result.loss == pytest.approx(-np.log(answers[np.arange(len(truth)), truth]).mean())
     assert result.accuracy == pytest.approx((answers.argmax(axis=1) == truth).mean())
@@ -136,7 +136,7 @@ def test_a_long_trained_model_comes_within_2_percent_and_not_above(tmp_path, lev
     assert trained["loss"] < 1.02 * best.loss
     assert trained["accuracy"] > 0.98 * best.accuracy
     found = differences(tmp_path / "run", task, batches)
-    labels = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
+    labels = sum(int((batch.labels != IGNORED_LABEL).sum()) for batch in batches)
     gaps = (trained["loss"] - best.loss, trained["accuracy"] - best.accuracy)
     assert (found.sum(axis=0) / labels).tolist() == pytest.approx(gaps, abs=1e-5)
     for gap in (found[:, 0], -found[:, 1]):

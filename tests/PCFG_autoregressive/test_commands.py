@@ -14,9 +14,10 @@ from torch.nn.functional import cross_entropy, log_softmax
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from common import trainer
+from common.distillation.losses import IGNORED_LABEL
 from common.pcfg import training
 from common.pcfg.grammar import load_grammar
-from common.pcfg.task import IGNORED, rules_of
+from common.pcfg.task import rules_of
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
 from PCFG_autoregressive import data, distill, probe, train
@@ -57,7 +58,7 @@ def measured(directory, task):
     for batch in evaluation_batches(task, 8, 8):
         for ids, labels in zip(batch.input_ids, batch.labels, strict=True):
             for t in range(1, len(ids)):
-                if labels[t] != IGNORED:
+                if labels[t] != IGNORED_LABEL:
                     with torch.no_grad():
                         row = model(input_ids=ids[None, :t]).logits[0, -1]
                     loss -= float(row.log_softmax(-1)[labels[t]])
@@ -152,7 +153,7 @@ class PlainSentences(torch.utils.data.Dataset):
 def pad(rows):
     input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=TASK.pad)
     there = input_ids != TASK.pad
-    return {"input_ids": input_ids, "attention_mask": there.long(), "labels": input_ids.where(there, IGNORED)}
+    return {"input_ids": input_ids, "attention_mask": there.long(), "labels": input_ids.where(there, IGNORED_LABEL)}
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +191,7 @@ def test_a_teacher_of_a_plain_trainer_works_as_it_is(tmp_path, capsys, plain_tea
     task = NextTokenTask(TASK.grammar, level)
     batch = TrainingBatches(task, 1000, 8).batch(0)
     labels = batch.labels[:, 1:]
-    chosen = labels != IGNORED
+    chosen = labels != IGNORED_LABEL
     student = new_model(task, 1, 1, 8, 0.0, 0).eval()
     theirs = GPT2LMHeadModel.from_pretrained(plain_teacher / "checkpoint-4").eval()
     with torch.no_grad():

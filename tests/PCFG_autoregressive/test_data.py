@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from common.distillation.losses import IGNORED_LABEL
 from common.errors import UserError
 from common.pcfg import dataset as module
 from common.pcfg.batches import GROUP_BATCHES
 from common.pcfg.dataset import open_dataset
 from common.pcfg.grammar import load_grammar, parse_grammar
 from common.pcfg.sampler import sample
-from common.pcfg.task import IGNORED
 from PCFG_autoregressive.data import NextTokenTask, TrainingBatches, evaluation_batches, sentences_of
 
 SMALL = load_grammar("small")
@@ -48,7 +48,7 @@ def test_a_batch_has_bos_eos_and_a_label_on_every_token():
         tokens = drawn.sentence(row).tolist()
         padding = width - 2 - len(tokens)
         assert batch.input_ids[place].tolist() == [task.bos, *tokens, task.eos] + [task.pad] * padding
-        assert batch.labels[place].tolist() == [IGNORED, *tokens, task.eos] + [IGNORED] * padding
+        assert batch.labels[place].tolist() == [IGNORED_LABEL, *tokens, task.eos] + [IGNORED_LABEL] * padding
 
 
 def spans_of(tree, depth):
@@ -72,7 +72,7 @@ def test_labels_at_a_depth_are_on_the_last_tokens_of_the_spans_in_nltk_s_tree(le
             tokens = [SMALL.terminals[token] for token in ids if token < task.terminals]
             (tree,) = parser.parse(tokens)
             closing = list(itertools.accumulate(spans_of(tree, level)))  # BOS is at 0, so that token n is at n
-            assert [i for i, label in enumerate(labels) if label != IGNORED] == closing
+            assert [i for i, label in enumerate(labels) if label != IGNORED_LABEL] == closing
             assert all(labels[i] == ids[i] for i in closing)
             compared += 1
     assert compared == 30

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from transformers import BertForMaskedLM
 
+from common.distillation.losses import IGNORED_LABEL
 from common.pcfg.grammar import load_grammar, parse_grammar
-from common.pcfg.task import IGNORED
 from common.pcfg.training import EVALUATION_BATCH, task_of
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
@@ -89,7 +89,7 @@ def test_posteriors_are_bayes_rule_over_all_sentences(words, hide_masked, mask_r
 def test_the_means_are_over_all_labels_and_bos_is_certain():
     task = MaskedTask(GRAMMAR)
     shown = [[task.mask, 0, task.mask, 1, 1], [task.bos, task.mask, task.mask, task.mask, task.pad]]
-    labels = [[task.bos, IGNORED, 1, IGNORED, IGNORED], [IGNORED, 2, 0, 2, IGNORED]]
+    labels = [[task.bos, IGNORED_LABEL, 1, IGNORED_LABEL, IGNORED_LABEL], [IGNORED_LABEL, 2, 0, 2, IGNORED_LABEL]]
     batch = Batch(torch.tensor(shown), torch.ones(2, 5, dtype=torch.int64), torch.tensor(labels))
     first = enumerated(task, (0, task.mask, 1, 1), (False, True, False, False), 1)
     rest = [enumerated(task, (task.mask,) * 3, (True,) * 3, i) for i in range(3)]
@@ -106,7 +106,7 @@ def test_accuracy_and_loss_are_those_expected_within_the_error_of_the_sample(hid
     task = MaskedTask(load_grammar("small"), 0.3, hide_masked)
     batches = evaluation_batches(task, 2000, 100)
     result = bayes_optimal(task, batches)
-    labels = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
+    labels = sum(int((batch.labels != IGNORED_LABEL).sum()) for batch in batches)
     error = math.sqrt(result.accuracy * (1 - result.accuracy) / labels)
     assert abs(result.accuracy - result.expected_accuracy) < 4 * error
     assert 0.4 < result.expected_accuracy < 1
@@ -136,9 +136,9 @@ def model_and_bayes(directory, task, batches):
             shown.append(batch.input_ids[row, 1:length].numpy())
             truth.append(batch.labels[row, :length].numpy())
     rows = []
-    exact = posteriors(task, shown, [labels[1:] != IGNORED for labels in truth])
+    exact = posteriors(task, shown, [labels[1:] != IGNORED_LABEL for labels in truth])
     for model_answers, best, labels in zip(answers, exact, truth, strict=True):
-        asked = np.flatnonzero(labels != IGNORED)
+        asked = np.flatnonzero(labels != IGNORED_LABEL)
         best = np.pad(best, ((1, 0), (0, task.vocabulary - task.terminals)))
         best[0, task.bos] = 1
         rows.append(
@@ -183,7 +183,7 @@ def test_a_long_trained_model_comes_within_1_percent_and_not_above(tmp_path, rig
     assert trained["accuracy"] > 0.99 * best.accuracy
 
     found = model_and_bayes(tmp_path / "run", task, batches)
-    tokens = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
+    tokens = sum(int((batch.labels != IGNORED_LABEL).sum()) for batch in batches)
     means = (trained["loss"], best.loss, trained["accuracy"], best.accuracy)
     assert (found.sum(axis=0) / tokens).tolist() == pytest.approx(means, abs=1e-5)
     for model, optimal in ((found[:, 0], found[:, 1]), (-found[:, 2], -found[:, 3])):

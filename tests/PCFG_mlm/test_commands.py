@@ -19,9 +19,10 @@ from torch.nn.functional import cross_entropy, log_softmax
 from transformers import BertConfig, BertForMaskedLM
 
 from common import trainer
+from common.distillation.losses import IGNORED_LABEL
 from common.pcfg import grammar as grammars, training
 from common.pcfg.grammar import load_grammar, parse_grammar
-from common.pcfg.task import IGNORED, rules_of
+from common.pcfg.task import rules_of
 from common.runs.names import EXECUTION_ARGUMENTS
 from common.runs.run import Run, open_run
 from common.teachers.discovery import find_checkpoints
@@ -76,7 +77,7 @@ def measured(directory):
             with torch.no_grad():
                 logits = model(input_ids=ids[None, :length], attention_mask=mask[None, :length]).logits[0]
             for row, label in zip(logits, labels.tolist(), strict=False):
-                if label != IGNORED:
+                if label != IGNORED_LABEL:
                     loss -= float(row.log_softmax(-1)[label])
                     correct += int(row.argmax()) == label
                     count += 1
@@ -190,7 +191,7 @@ class PlainSentences(torch.utils.data.Dataset):
 
 
 def pad(rows):
-    fill = {"input_ids": TASK.pad, "attention_mask": 0, "labels": IGNORED}
+    fill = {"input_ids": TASK.pad, "attention_mask": 0, "labels": IGNORED_LABEL}
     return {
         name: torch.nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True, padding_value=value)
         for name, value in fill.items()
@@ -237,7 +238,8 @@ def test_a_teacher_of_a_plain_trainer_works_as_it_is(tmp_path, capsys, plain_tea
     assert Run(tmp_path / "student").config["arguments"]["teacher_id"] is None
 
     batch = TrainingBatches(TASK, 1000, 8).batch(0)
-    inputs, chosen = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}, batch.labels != IGNORED
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    chosen = batch.labels != IGNORED_LABEL
     student = new_model(TASK, 1, 1, 8, 0.0, 0).eval()
     teacher = BertForMaskedLM.from_pretrained(plain_teacher / "checkpoint-4").eval()
     with torch.no_grad():

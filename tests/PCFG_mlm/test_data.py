@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings, strategies as st
 from numba import njit
 
+from common.distillation.losses import IGNORED_LABEL
 from common.errors import UserError
 from common.pcfg import dataset as module
 from common.pcfg.batches import GROUP_BATCHES
 from common.pcfg.dataset import open_dataset
 from common.pcfg.grammar import load_grammar, parse_grammar
 from common.pcfg.sampler import Sentences, sample
-from common.pcfg.task import IGNORED
 from PCFG_mlm.data import MaskedTask, TrainingBatches, evaluation_batches, mask_batch, philox
 
 SMALL = load_grammar("small")
@@ -41,7 +41,7 @@ def equal(a, b):
 
 def true_rows(batch, task):
     """The sentences of a batch before they were masked, where 10% of the chosen positions need not show it."""
-    tokens = torch.where(batch.labels == IGNORED, batch.input_ids, batch.labels)
+    tokens = torch.where(batch.labels == IGNORED_LABEL, batch.input_ids, batch.labels)
     return [tuple(row[row != task.pad].tolist()) for row in tokens]
 
 
@@ -97,10 +97,10 @@ def test_a_batch_is_what_its_definition_says(lengths, terminals, rate, seed, hid
         ids, attention, labels = (t[i].numpy() for t in (batch.input_ids, batch.attention_mask, batch.labels))
         assert np.all(ids[1 + length :] == task.pad)
         assert not attention[1 + length :].any()
-        assert np.all(labels[1 + length :] == IGNORED)
+        assert np.all(labels[1 + length :] == IGNORED_LABEL)
         true = np.concatenate([[task.bos], sentences.sentence(i)])
         ids, attention, labels = (array[: 1 + length] for array in (ids, attention, labels))
-        chosen = labels != IGNORED
+        chosen = labels != IGNORED_LABEL
         assert not chosen.all()
         np.testing.assert_array_equal(labels[chosen], true[chosen])
         np.testing.assert_array_equal(ids[~chosen], true[~chosen])
@@ -132,7 +132,7 @@ def test_hiding_changes_the_attention_and_nothing_else(lengths, rate, seed):
     )
     assert torch.equal(hidden.input_ids, visible.input_ids)
     assert torch.equal(hidden.labels, visible.labels)
-    assert torch.equal(hidden.attention_mask, visible.attention_mask * (visible.labels == IGNORED))
+    assert torch.equal(hidden.attention_mask, visible.attention_mask * (visible.labels == IGNORED_LABEL))
 
 
 def chi_square(counts, probabilities):
@@ -150,8 +150,8 @@ def test_eighty_ten_ten(rate):
     task = task_with(terminals, rate)
     sentences = sentences_of([length] * count, terminals)
     batch = mask_batch(task, 5, "train", sentences, 0, np.arange(count))
-    true = torch.where(batch.labels == IGNORED, batch.input_ids, batch.labels)
-    chosen = batch.labels != IGNORED
+    true = torch.where(batch.labels == IGNORED_LABEL, batch.input_ids, batch.labels)
+    chosen = batch.labels != IGNORED_LABEL
     for token in (*range(terminals), task.bos):
         shown = batch.input_ids[chosen & (true == token)]
         counts = np.bincount(shown.numpy(), minlength=task.mask + 1)
@@ -180,7 +180,7 @@ def test_eighty_ten_ten(rate):
 def test_short_sentences_are_chosen_from_as_if_until_one_position_is_left(length, rate):
     count = 20_000
     sentences = sentences_of([length] * count, 3)
-    chosen = mask_batch(task_with(3, rate), 0, "train", sentences, 0, np.arange(count)).labels.numpy() != IGNORED
+    chosen = mask_batch(task_with(3, rate), 0, "train", sentences, 0, np.arange(count)).labels.numpy() != IGNORED_LABEL
     patterns = list(product([False, True], repeat=1 + length))[:-1]
     counts = [np.all(chosen == pattern, axis=1).sum() for pattern in patterns]
     assert sum(counts) == count
@@ -192,7 +192,7 @@ def test_seeds_streams_and_sentences_have_masks_of_their_own():
     keys = [(seed, stream) for seed in (0, 1, 2**62) for stream in ("train", "evaluation", "probe")]
     chosen = torch.stack(
         [
-            labels != IGNORED
+            labels != IGNORED_LABEL
             for seed, stream in keys
             for first in (0, 2, 2**33)
             for labels in mask_batch(task_with(3, 0.5), seed, stream, sentences, first, np.arange(2)).labels

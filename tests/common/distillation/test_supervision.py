@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from common.distillation.arguments import DistillationArguments, check_plural, resolved_teacher, single_runs
+from common.distillation.arguments import DistillationArguments, require_distinct, resolve_teacher, student_arguments
 from common.distillation.schedules import checkpoint_at
 from common.distillation.supervision import (
     FROM_LABELS,
@@ -59,7 +59,7 @@ METHODS = ("ce", "one-shot", "progressive", "two-shot", "until-saturation", "acc
 
 def test_runs_are_in_the_order_of_the_plural_arguments():
     command = arguments(methods=("ce", "two-shot"), widths=(4, 8), seeds=(1, 0), checkpoint=("200", "before"), lr=0.5)
-    runs = single_runs(command, ("methods", "widths", "seeds", "checkpoint"))
+    runs = student_arguments(command, ("methods", "widths", "seeds", "checkpoint"))
     assert [(run.methods, run.widths, run.seeds, run.checkpoint) for run in runs] == [
         (("ce",), (4,), (1,), ()),
         (("ce",), (4,), (0,), ()),
@@ -87,8 +87,9 @@ def test_runs_are_in_the_order_of_the_plural_arguments():
 def test_every_combination_is_one_run(methods, widths, seeds, checkpoint):
     plural = {"methods": methods, "widths": widths, "seeds": seeds, "checkpoint": checkpoint}
     command = arguments(**{name: tuple(values) for name, values in plural.items()})
-    check_plural(command, tuple(plural))
-    made = Counter((*run.methods, *run.widths, *run.seeds, *run.checkpoint) for run in single_runs(command, plural))
+    require_distinct(command, tuple(plural))
+    students = student_arguments(command, plural)
+    made = Counter((*one.methods, *one.widths, *one.seeds, *one.checkpoint) for one in students)
     wanted = Counter()
     for method in methods:
         for width in widths:
@@ -111,7 +112,7 @@ def test_every_combination_is_one_run(methods, widths, seeds, checkpoint):
 )
 def test_plural_arguments_without_a_value_or_with_one_twice_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        check_plural(arguments(**changes), tuple(changes))
+        require_distinct(arguments(**changes), tuple(changes))
 
 
 # Teacher
@@ -133,7 +134,7 @@ def test_a_teacher_inside_the_repository_is_named_from_its_root(tmp_path, monkey
         (root, "", "runs/default"),
     ):
         monkeypatch.chdir(folder)
-        assert resolved_teacher(given_as, "runs/default", root) == found
+        assert resolve_teacher(given_as, "runs/default", root) == found
 
 
 NAMES = ("grammar", "rules")
