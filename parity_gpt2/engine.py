@@ -13,7 +13,6 @@ by rounding only.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,16 +21,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.distillation.losses import cross_entropy, label_cross_entropy
+from common.parity.arguments import Precision
 from common.parity.gpt2 import Shape, shape_of
-from common.parity.last_position import Weights, last_logits
-from common.parity.mlp import Network, Tensors
+from common.parity.last_position import (
+    Weights,
+    autocast,
+    batched_logits,
+    last_logits,
+    one_hot_tokens,
+    weight_views,
+)
+from common.parity.networks import Network, Tensors
 from common.parity.objective import FORWARD_KL, Objective, divergence_from_targets
-from parity_mlp.sgd.block_torch import unpack_bits
-
-LOGITS_BYTES = 2**22
-"""Activations of a feed-forward layer in one pass without gradients on a CPU: few enough to stay near the processor."""
-LOGITS_BATCH = 4096
-"""Samples in such a pass elsewhere."""
 
 MOMENTS = ("exp_avg/", "exp_avg_sq/")
 """Prefixes, in a network's state, of what Adam keeps of every weight; without the slash they are torch's names."""
@@ -40,7 +41,7 @@ STEP = "adam/step"
 
 
 @dataclass(frozen=True)
-class Settings:
+class AdamSettings:
     """How networks are computed and trained."""
 
     device: str = "cpu"
@@ -50,7 +51,7 @@ class Settings:
     """Parts into which they are cut to save memory."""
     beta1: float = 0.9
     beta2: float = 0.999
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Precision = "float32"
     """bf16 computes matrix products in bfloat16; the weights stay in float32."""
     compiled: bool = False
     """Compile the loss with torch.compile; on a GPU with CUDA graphs."""
@@ -63,7 +64,7 @@ class Settings:
 
 
 class TransformerEngine:
-    """A `parity_mlp.sgd.engine.Engine` for GPT-2; the networks of one shape that are trained together share a pass.
+    """A `common.parity.engine.Engine` for GPT-2; the networks of one shape that are trained together share a pass.
 
     Args:
         networks: as a checkpoint holds them, or with the tensors of `state`.
@@ -71,18 +72,19 @@ class TransformerEngine:
         settings: how they are trained.
     """
 
-    def __init__(self, networks: Sequence[Network], d: int, settings: Settings) -> None:
+    def __init__(self, networks: Sequence[Network], d: int, settings: AdamSettings) -> None:
         self._d, self._settings = d, settings
         self._shapes = [shape_of(network.config) for network in networks]
         self._states = [network.tensors for network in networks]
         self._steps = [int(state.get(STEP, 0)) for state in self._states]
-        self._passes: dict[tuple[int, ...], _Pass] = {}
-        for members in _alike({i: (shape, self._steps[i]) for i, shape in enumerate(self._shapes)}):
+        self._passes: dict[tuple[int, ...], StackedNetworks] = {}
+        for members in group_by_kind({i: (shape, self._steps[i]) for i, shape in enumerate(self._shapes)}):
             self._pass_of(members)
 
     def train(self, bits: NDArray[np.uint64], objectives: dict[int, Objective]) -> None:
         tokens = self._tokens(bits)
-        for members in _alike({i: (self._shapes[i], self._steps[i], o.divergence) for i, o in objectives.items()}):
+        kinds = {i: (self._shapes[i], self._steps[i], each.divergence) for i, each in objectives.items()}
+        for members in group_by_kind(kinds):
             self._pass_of(members).train(tokens, [objectives[i] for i in members])
             for i in members:
                 self._steps[i] += len(objectives[i].lr)
@@ -100,14 +102,12 @@ class TransformerEngine:
         return self._passes[members].state(members.index(network))
 
     def _tokens(self, bits: NDArray[np.uint64]) -> Tensor:
-        """(d, samples, 2), one-hot: 1 at 0 for x_i = +1 and 1 at 1 for x_i = -1."""
-        negative = unpack_bits(bits, self._d, self._settings.device).T.float()
-        return torch.stack([1 - negative, negative], -1)
+        return one_hot_tokens(bits, self._d, self._settings.device)
 
     def _members_with(self, network: int) -> tuple[int, ...]:
         return next(members for members in self._passes if network in members)
 
-    def _pass_of(self, members: tuple[int, ...]) -> "_Pass":
+    def _pass_of(self, members: tuple[int, ...]) -> "StackedNetworks":
         """The pass of exactly these networks; one that has others beside them is taken apart."""
         if members not in self._passes:
             groups = [members]
@@ -118,20 +118,20 @@ class TransformerEngine:
                 groups += [(i,) for i in others if i not in members]
             for group in groups:
                 states = [self._states[i] for i in group]
-                self._passes[group] = _Pass(self._shapes[group[0]], states, self._settings)
+                self._passes[group] = StackedNetworks(self._shapes[group[0]], states, self._settings)
         return self._passes[members]
 
 
-def _alike(kinds: Mapping[int, object]) -> list[tuple[int, ...]]:
+def group_by_kind(kinds: Mapping[int, object]) -> list[tuple[int, ...]]:
     """Networks, by their number, that are of one kind."""
     return [tuple(i for i in kinds if kinds[i] == kind) for kind in dict.fromkeys(kinds.values())]
 
 
-class _Pass:
+class StackedNetworks:
     """Networks of one shape that have taken the same number of steps; `states` are as `state` gives them, or weights
     alone."""
 
-    def __init__(self, shape: Shape, states: Sequence[Tensors], settings: Settings) -> None:
+    def __init__(self, shape: Shape, states: Sequence[Tensors], settings: AdamSettings) -> None:
         self._shape, self._settings = shape, settings
         # In an order of their own: where weights lie in the memory changes the rounding, and files have another order.
         self._sizes = {name: tensor.shape for name, tensor in sorted(states[0].items()) if "/" not in name}
@@ -160,7 +160,7 @@ class _Pass:
                 chosen = slice(start, start + size)
                 if self._shape.dropout:
                     _seed_dropout(settings.seed, self._step, settings.process, part)
-                with self._autocast():
+                with autocast(tokens.device.type, settings.precision):
                     loss = self._loss(
                         tokens[:, chosen],
                         labels[chosen],
@@ -182,11 +182,7 @@ class _Pass:
     def logits(self, row: int, tokens: Tensor) -> NDArray[np.float64]:
         """Logits (samples, classes) of one network for tokens (d, samples, 2), without dropout."""
         weights = {name: weight[row : row + 1] for name, weight in self._weights.items()}
-        of_sample = 16 * len(tokens) * self._shape.hidden
-        samples = max(LOGITS_BYTES // of_sample, 1) if self._settings.device == "cpu" else LOGITS_BATCH
-        with torch.inference_mode(), self._autocast():
-            parts = [last_logits(self._shape, weights, part)[0] for part in tokens.split(samples, 1)]
-            return torch.cat(parts).double().cpu().numpy()
+        return batched_logits(self._shape, weights, tokens, self._settings.precision)
 
     def state(self, row: int) -> Tensors:
         """Weights, moments and number of steps of one network."""
@@ -210,12 +206,7 @@ class _Pass:
         return torch.tensor(np.concatenate(parts), device=self._settings.device)
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
-        """The same memory as matrices (networks, rows, columns); a vector is a matrix of one row."""
-        parts = flat.split([self._networks * int(np.prod(size)) for size in self._sizes.values()])
-        return {
-            name: part.view(self._networks, *(size if len(size) == 2 else (1, *size)))
-            for (name, size), part in zip(self._sizes.items(), parts, strict=True)
-        }
+        return weight_views(flat, self._sizes, self._networks)
 
     def _to_learn(self, objectives: Sequence[Objective]) -> tuple[Tensor, Tensor, Tensor]:
         """Labels (samples,), targets (networks, samples, classes) and alpha (networks, samples) on the device."""
@@ -261,10 +252,6 @@ class _Pass:
             )
             for members in groups
         ]
-
-    def _autocast(self) -> torch.autocast:
-        device = self._gradients.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self._settings.precision == "bf16")
 
 
 def _loss(

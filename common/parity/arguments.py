@@ -1,33 +1,31 @@
-"""The arguments that `train.py` and `distill.py` have in common, for each model, and what they must satisfy."""
+"""Arguments of the commands that both settings on parity share, and what they must satisfy.
+
+Importing this must stay cheap, as commands start by it: see `common.cli.prepare_process`.
+"""
 
 import math
-import sys
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
-import torch
 import tyro
 
 from common.arguments import require_at_least, require_seed
 from common.errors import UserError
-from common.parity.task import ParityTask, make_task
-from common.runs.processes import Processes, join_processes
 from common.runs.tracking import WandbMode
 
-Model = Literal["mlp", "gpt2"]
-ROOT = Path(__file__).resolve().parents[1]
-RUNS = ROOT / "runs" / "parity_mlp"
+SETTINGS = ("parity_mlp", "parity_gpt2")
+"""Names of the settings whose runs can be probed by either, and whose networks can teach each other."""
+
+LearningRateSchedule = Literal["constant", "linear", "cosine"]
+Precision = Literal["float32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """What both commands and both models have in common."""
+    """Shared by `train.py` and `distill.py`."""
 
     preset: Annotated[str, tyro.conf.Suppress]
-    model: Model
-    """mlp is trained by SGD, gpt2 by Adam; each has presets and arguments of its own."""
     d: int
     """Number of coordinates."""
     k: int
@@ -47,99 +45,53 @@ class Arguments:
     support_seed: int = 0
     """Seed of a random support."""
     layers: int
-    """Hidden layers, or Transformer blocks. An MLP of more than one is trained by plain PyTorch."""
+    """Layers."""
     batch_size: int
-    """Samples per step. An MLP with more than one is trained by plain PyTorch."""
-    lr_schedule: Literal["constant", "linear", "cosine"]
-    """Course of the learning rate after the warm-up; linear and cosine end at zero."""
+    """Samples per step."""
+    lr_schedule: LearningRateSchedule
+    """Learning rate after the warm-up; linear and cosine end at zero."""
     warmup: float
-    """Share of the steps in which the learning rate rises linearly."""
+    """Fraction of the steps in which the learning rate rises linearly."""
     weight_decay: float = 0.0
-    """Weight decay on all weights and biases: with SGD as L2 penalty, with Adam decoupled, as in AdamW."""
+    """Weight decay."""
     label_temperature: float = 0.0
     """Without a teacher, learn from softmax(one-hot label / temperature); 0 is the plain label."""
     end_label_temperature: float | None = None
     """Label temperature at the last step, if it is annealed linearly."""
     adaptive_checkpoints: bool = False
-    """Save at the evaluations at which the loss has moved, and else every --checkpoint-every steps."""
+    """Save at the evaluations at which the loss has moved, and otherwise every --checkpoint-every steps."""
     eval_samples: int = 4096
     """Held-out samples per evaluation."""
     device: str = "cpu"
     """Torch device."""
     out: Path | None = None
-    """Run directory; by default runs/parity_mlp/ and a name made of all arguments that differ from the preset."""
+    """Run directory; by default a name made of all arguments that differ from the preset, in the setting's runs."""
     wandb: WandbMode = "disabled"
     """Weights & Biases logging."""
     force: bool = False
-    """Remove what an earlier run wrote there and start over."""
+    """Remove an existing run in the directory and start over."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class MLPArguments(Arguments):
-    """The MLP's."""
+@dataclass(frozen=True)
+class ProbeArguments:
+    """Arguments of `probe.py`."""
 
-    model: Model = "mlp"
-    layers: int = 1
-    batch_size: int = 1
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: float = 0.0
-    dtype: Literal["float32", "float64"] = "float32"
-    """Precision of the weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GPT2Arguments(Arguments):
-    """GPT-2's."""
-
-    model: Model = "gpt2"
-    layers: int = 2
-    batch_size: int = 32
-    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    warmup: float = 0.06
-    head_dim: int = 8
-    """Dimensions per attention head."""
-    positions: int | None = None
-    """Positions that a network has; by default as many as the task needs."""
-    initial_std: float = 0.02
-    """Standard deviation of the initial weights."""
-    dropout: float = 0.0
-    """Share of embeddings, attention and what a block adds that is dropped in training."""
-    causal: bool = True
-    """Whether a position sees only those before it."""
-    feed_forward: Literal["gelu", "linear", "skip"] = "gelu"
-    """Feed-forward layers as in GPT-2, without their activation, or none."""
-    average_heads: bool = False
-    """Average the heads instead of concatenating them."""
-    class_token: bool = False
-    """Append a token of its own, at which the class is predicted."""
-    tie_embeddings: bool = False
-    """Let the output share the weights of the token embedding."""
-    beta1: float = 0.9
-    """Adam's decay of the mean gradient."""
-    beta2: float = 0.999
-    """Adam's decay of the mean squared gradient."""
-    accumulate: int = 1
-    """Parts into which a batch is cut to save memory."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """bf16 computes matrix products in bfloat16; the weights stay in float32."""
-    compile: bool = False
-    """Compile the loss with torch.compile; on a GPU with CUDA graphs."""
-
-
-def model_of_command_line() -> Model:
-    """The value of --model, which decides on all other arguments; an unknown one is left for the parser to refuse."""
-    words = [word for argument in sys.argv[1:] for word in argument.split("=", 1)]
-    given = [value for flag, value in pairwise(words) if flag == "--model"]
-    return next((model for model in get_args(Model) if given[-1:] == [model]), "mlp")
-
-
-def run_name(model: Model, preset: str) -> str:
-    """The name of a preset's run, and the beginning of its students' names."""
-    return preset if model == "mlp" else f"{model}-{preset}"
-
-
-def task_of(arguments: Arguments) -> ParityTask:
-    return make_task(arguments.d, arguments.k, arguments.labels, arguments.support, arguments.support_seed)
+    run: Path
+    """Run directory of train.py or distill.py."""
+    samples: int = 100_000
+    """Fresh samples."""
+    degrees: tuple[int, ...] = (1, 2, 3, 4, 5)
+    """Degrees of the monomials."""
+    outside: int = 100
+    """Random monomials of each degree that are not inside the support."""
+    seed: int = 0
+    """Seed of the samples and of the random monomials."""
+    output: int = 1
+    """Class whose probability is correlated."""
+    node: int = 0
+    """Inner node of the tree, in heap order, whose support is probed (hierarchical parity)."""
+    device: str = "cpu"
+    """Torch device."""
 
 
 def check(arguments: Arguments, rates: tuple[float, ...]) -> None:
@@ -150,7 +102,7 @@ def check(arguments: Arguments, rates: tuple[float, ...]) -> None:
         rates: its learning rates.
 
     Raises:
-        UserError: a number out of its range, or a device that is not there.
+        UserError: a number is out of range, or the device cannot be used.
     """
     require_at_least(1, arguments, "steps", "eval_every", "eval_samples", "batch_size", "layers")
     require_at_least(0, arguments, "checkpoint_every", "checkpoint_from", "label_temperature")
@@ -163,48 +115,19 @@ def check(arguments: Arguments, rates: tuple[float, ...]) -> None:
         if not 0 <= lr * arguments.weight_decay <= 0.5:
             raise UserError(f"--weight-decay must be at least 0 and at most 0.5 / lr, got {arguments.weight_decay}")
     if not 0 <= arguments.warmup <= 1:
-        raise UserError(f"--warmup is a share of the steps, between 0 and 1; got {arguments.warmup}")
-    if isinstance(arguments, GPT2Arguments):
-        _check_gpt2(arguments)
+        raise UserError(f"--warmup is a fraction of the steps, between 0 and 1; got {arguments.warmup}")
     check_device(arguments.device)
 
 
-def join_processes_of(arguments: Arguments) -> tuple[Processes, str]:
-    """Join the processes that torchrun started for a command; this one among them, and its device.
-
-    Raises:
-        UserError: several processes for an MLP, or a batch that cannot be cut into equal parts.
-    """
-    processes, device = join_processes(arguments.device)
-    if processes.count > 1 and not isinstance(arguments, GPT2Arguments):
-        raise UserError("an MLP is trained by one process: start the command without torchrun")
-    processes.micro_batch_size(
-        arguments.batch_size, arguments.accumulate if isinstance(arguments, GPT2Arguments) else 1
-    )
-    return processes, device
-
-
 def check_device(device: str) -> None:
-    """Refuse a torch device that is not there.
+    """Refuse a torch device that cannot be used.
 
     Raises:
         UserError: torch's reason.
     """
+    import torch
+
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
-
-
-def _check_gpt2(arguments: GPT2Arguments) -> None:
-    require_at_least(1, arguments, "head_dim", "accumulate")
-    if not 0 < arguments.initial_std < math.inf:
-        raise UserError(f"--initial-std must be positive and finite, got {arguments.initial_std}")
-    if not 0 <= arguments.dropout < 1:
-        raise UserError(f"--dropout must be at least 0 and below 1, got {arguments.dropout}")
-    for name in ("beta1", "beta2"):
-        if not 0 <= getattr(arguments, name) < 1:
-            raise UserError(f"--{name} must be at least 0 and below 1, got {getattr(arguments, name)}")
-    needed = arguments.d + arguments.class_token
-    if arguments.positions is not None and arguments.positions < needed:
-        raise UserError(f"--positions must be at least {needed}, one for each token; got {arguments.positions}")

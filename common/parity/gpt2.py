@@ -5,9 +5,9 @@ made of the logits of the last position. The variants are no causal mask, feed-f
 skipped, heads that are averaged instead of concatenated, a class token at the end, and tied embeddings (Panigrahi et
 al. 2025, arXiv:2410.05464).
 
-A checkpoint is one of Hugging Face's GPT-2. `GPT2LMHeadModel.from_pretrained` reads it as it is, unless feed-forward
-layers are skipped, heads averaged or the mask is left out; `load_model` reads all. The training is in `engine`, which
-computes the same logits with less work (`last_position`).
+A checkpoint is in Hugging Face's format of GPT-2. `GPT2LMHeadModel.from_pretrained` reads it as it is, unless
+feed-forward layers are skipped, heads averaged or the mask is left out; `load_model` reads all. `last_position`
+computes the same logits with less work.
 """
 
 from collections.abc import Mapping
@@ -23,9 +23,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from common.errors import UserError
-from common.parity.mlp import Network, check_shapes
+from common.parity.networks import Network, Tensors, require_shapes
 from common.parity.task import ParityTask
-from common.runs.checkpoints import read_checkpoint
 
 MODEL_TYPE = "gpt2"
 
@@ -176,7 +175,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
 
 
 def initial_network(shape: Shape, initial_std: float, seed: int) -> Network:
-    """A network with the weights that transformers draws for GPT-2; the same for a seed whatever was drawn before."""
+    """A network with the weights that transformers draws for GPT-2; it depends on the arguments alone."""
     config = configuration(shape, initial_std)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -185,14 +184,19 @@ def initial_network(shape: Shape, initial_std: float, seed: int) -> Network:
     return Network({**config.to_diff_dict(), "model_type": MODEL_TYPE}, tensors)
 
 
-def load_network(checkpoint: Path, task: ParityTask) -> Network:
-    """A checkpoint's network, checked to be a GPT-2 for this task.
+def checked_network(checkpoint: Path, config: dict[str, Any], tensors: Tensors, task: ParityTask) -> Network:
+    """The content of a checkpoint as a network, if it is a GPT-2 for this task.
+
+    Args:
+        checkpoint: its directory, for messages.
+        config: of a GPT-2.
+        tensors: its weights.
+        task: gives d and the number of classes.
 
     Raises:
-        UserError: the folder is damaged, holds another kind of model or one for another d or number of classes, or
-            its tensors are not those that its config.json describes, in float32.
+        UserError: it has another number of classes or too few positions, or its tensors are not those that its
+            config.json describes, in float32.
     """
-    config, tensors = read_checkpoint(checkpoint)
     try:
         shape = shape_of(config)
     except UserError as error:
@@ -209,7 +213,7 @@ def load_network(checkpoint: Path, task: ParityTask) -> Network:
         )
     with torch.device("meta"):
         expected = dict(ParityGPT2(configuration(shape)).named_parameters())
-    check_shapes(checkpoint, {name: tuple(value.shape) for name, value in expected.items()}, tensors)
+    require_shapes(checkpoint, {name: tuple(value.shape) for name, value in expected.items()}, tensors)
     if {tensors[name].dtype for name in expected} != {np.dtype(np.float32)}:
         raise UserError(f"{checkpoint}: the tensors must be float32")
     return Network(config, {name: tensors[name] for name in expected})

@@ -1,6 +1,6 @@
 """GPT-2's logits at the last position, for several networks in one pass, with no more work than they need.
 
-The result is that of `model.ParityGPT2`, up to rounding. Less work is done in three places:
+The result is that of `ParityGPT2`, up to rounding. Less work is done in three places:
 
 - A token is one of two, so the first block sees 2 T different inputs only (T positions): its layer normalisation,
   queries, keys and values are computed once for these, and every sample picks its own.
@@ -16,14 +16,24 @@ feed-forward layer, 9 h^2 multiply-adds of the 24 h^2 of a GPT-2 of two layers.
 Weights carry a leading dimension, one entry for each network. In the attention of a block networks are further heads.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from common.attention import by_queries
-from common.parity.gpt2 import Shape
+from common.parity.arguments import Precision
+from common.parity.gpt2 import Shape, shape_of
+from common.parity.networks import Network
+from common.parity.task import unpack_bits
+
+LOGITS_BYTES = 2**22
+"""Activations of a feed-forward layer in one pass without gradients on a CPU: few enough to stay near the processor."""
+LOGITS_BATCH = 4096
+"""Samples in such a pass on other devices."""
 
 Weights = Mapping[str, Tensor]
 """By the names of `ParityGPT2.named_parameters()`; a matrix is (networks, rows, columns), a vector (networks, 1, n)."""
@@ -56,6 +66,52 @@ def last_logits(shape: Shape, weights: Weights, tokens: Tensor, dropout: float =
     normalised = _normalise(shape, weights, "transformer.ln_f", last)
     head = weights["transformer.wte.weight" if shape.tied else "lm_head.weight"]
     return torch.bmm(normalised, head[:, : shape.classes].transpose(1, 2))
+
+
+def one_hot_tokens(bits: NDArray[np.uint64], d: int, device: str) -> Tensor:
+    """Packed bits (samples, words) to the tokens that `last_logits` takes: (d, samples, 2), on a device."""
+    negative = unpack_bits(bits, d, device).T.float()
+    return torch.stack([1 - negative, negative], -1)
+
+
+def weight_views(flat: Tensor, sizes: Mapping[str, tuple[int, ...]], networks: int) -> dict[str, Tensor]:
+    """Weights in one piece of memory, tensor by tensor and in each network by network, as `last_logits` takes them.
+
+    Args:
+        flat: (numbers,), all weights of all networks.
+        sizes: of each tensor of a network, in the order of the memory.
+        networks: how many there are.
+    """
+    parts = flat.split([networks * int(np.prod(size)) for size in sizes.values()])
+    return {
+        name: part.view(networks, *(size if len(size) == 2 else (1, *size)))
+        for (name, size), part in zip(sizes.items(), parts, strict=True)
+    }
+
+
+def batched_logits(shape: Shape, weights: Weights, tokens: Tensor, precision: Precision) -> NDArray[np.float64]:
+    """Logits (samples, classes) of one network for tokens (d, samples, 2), without dropout and gradients."""
+    device = tokens.device.type
+    samples = max(LOGITS_BYTES // (16 * len(tokens) * shape.hidden), 1) if device == "cpu" else LOGITS_BATCH
+    with torch.inference_mode(), autocast(device, precision):
+        parts = [last_logits(shape, weights, part)[0] for part in tokens.split(samples, 1)]
+        return torch.cat(parts).double().cpu().numpy()
+
+
+def frozen_logits(
+    network: Network, d: int, device: str, precision: Precision
+) -> Callable[[NDArray[np.uint64]], NDArray[np.float64]]:
+    """The logits of a network as a function of packed bits; see `common.parity.frozen`."""
+    shape = shape_of(network.config)
+    sizes = {name: network.tensors[name].shape for name in sorted(network.tensors)}
+    joined = np.concatenate([np.ravel(network.tensors[name]) for name in sizes])  # as the engine of parity_gpt2 does
+    weights = weight_views(torch.tensor(joined, device=device), sizes, 1)
+    return lambda bits: batched_logits(shape, weights, one_hot_tokens(bits, d, device), precision)
+
+
+def autocast(device: str, precision: Precision) -> torch.autocast:
+    """A context in which matrix products are computed in a precision."""
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
 
 
 def _embeddings(shape: Shape, weights: Weights, d: int) -> Tensor:
@@ -150,8 +206,8 @@ def _last_block(shape: Shape, weights: Weights, layer: int, hidden: Tensor, drop
 
     query = torch.baddbmm(query_bias, _normalise(shape, weights, f"{name}.ln_1", last), for_query)
     query = query.unflatten(-1, (heads, head_dim)).transpose(1, 2).flatten(0, 1)
-    asked = torch.bmm(query, keys).view(networks, heads, samples, size).transpose(1, 2).reshape(-1, heads, size)
-    scores = torch.bmm(asked, seen.transpose(1, 2)) * head_dim**-0.5
+    queries = torch.bmm(query, keys).view(networks, heads, samples, size).transpose(1, 2).reshape(-1, heads, size)
+    scores = torch.bmm(queries, seen.transpose(1, 2)) * head_dim**-0.5
     attention = F.dropout(scores.softmax(-1), dropout)
     found = torch.bmm(attention, seen).view(networks, samples, heads, size).transpose(1, 2).flatten(0, 1)
     mixed = torch.bmm(found, values).view(networks, heads, samples, head_dim).transpose(1, 2)

@@ -1,11 +1,9 @@
-"""The MLP, its initialisation and its checkpoints.
+"""The MLP: its module, its initialisation, its checkpoints and its logits.
 
-ReLU layers with bias and torch's default `nn.Linear` initialisation. The optimisation engines work on plain arrays, so
-a network travels as a `Tensors` dictionary with the names of `MLP.state_dict()`.
+ReLU layers with bias and torch's default `nn.Linear` initialisation. Engines work on plain arrays, so a network is
+passed as a dictionary of arrays by the names of `MLP.state_dict()`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,21 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.parity.networks import Network, Tensors, require_shapes
+from common.parity.task import ParityTask, unpack_signs
 from common.runs.checkpoints import read_checkpoint
 
 MODEL_TYPE = "parity_mlp"
 
-Tensors = dict[str, NDArray]
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network of any architecture, as a checkpoint holds it."""
-
-    config: Mapping[str, Any]
-    """What its config.json says, `model_type` among it."""
-    tensors: Tensors
-    """Its weights; in a resume state, also what its optimiser keeps."""
+LOGITS_BATCH = 4096
+"""Samples in one forward pass: their activations, (samples, width), must fit in memory."""
 
 
 class MLP(nn.Module):
@@ -49,7 +40,16 @@ class MLP(nn.Module):
 
 
 def initial_tensors(d: int, width: int, classes: int, layers: int, seed: int, dtype: str) -> Tensors:
-    """A freshly initialised network; the same for a seed whatever was drawn before."""
+    """A freshly initialised network, which depends on `seed` alone.
+
+    Args:
+        d: inputs.
+        width: neurons per hidden layer.
+        classes: outputs.
+        layers: hidden layers.
+        seed: below 2^63.
+        dtype: float32 or float64; the weights are drawn in float32.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MLP(d, width, classes, layers)
@@ -57,7 +57,7 @@ def initial_tensors(d: int, width: int, classes: int, layers: int, seed: int, dt
 
 
 def architecture(tensors: Tensors) -> dict[str, Any]:
-    """The entries of a checkpoint's config.json."""
+    """The entries of a checkpoint's config.json, read off the tensors of an MLP."""
     width, d = tensors["hidden.0.weight"].shape
     return {
         "model_type": MODEL_TYPE,
@@ -69,44 +69,53 @@ def architecture(tensors: Tensors) -> dict[str, Any]:
     }
 
 
-def load_tensors(checkpoint: Path, d: int, classes: int) -> Tensors:
-    """The tensors of a checkpoint folder, checked to be an MLP for this task.
+def checked_network(checkpoint: Path, config: dict[str, Any], tensors: Tensors, task: ParityTask) -> Network:
+    """The content of a checkpoint as a network, if it is an MLP for this task.
+
+    Args:
+        checkpoint: its directory, for messages.
+        config: of an MLP.
+        tensors: its weights.
+        task: gives d and the number of classes.
 
     Raises:
-        UserError: the folder is damaged, holds another kind of model or one of another d or number of classes, or
-            its tensors are not those that its config.json describes, in float32 or float64.
+        UserError: it has another d or number of classes, or its tensors are not those that its config.json describes,
+            in float32 or float64.
     """
-    config, tensors = read_checkpoint(checkpoint)
-    if config.get("model_type") != MODEL_TYPE:
-        raise UserError(f"{checkpoint} holds a {config.get('model_type')!r} model, not {MODEL_TYPE!r}")
     with torch.device("meta"):
         expected = MLP(*(config.get(name, 1) for name in ("d", "width", "classes", "layers"))).state_dict()
-    check_shapes(checkpoint, {name: tuple(value.shape) for name, value in expected.items()}, tensors)
+    require_shapes(checkpoint, {name: tuple(value.shape) for name, value in expected.items()}, tensors)
     if {tensor.dtype for tensor in tensors.values()} - {np.dtype(np.float32), np.dtype(np.float64)}:
         raise UserError(f"{checkpoint}: the tensors must be float32 or float64")
-    for name, here in (("d", d), ("classes", classes)):
+    for name, here in (("d", task.d), ("classes", task.classes)):
         if config.get(name) != here:
             raise UserError(f"the network in {checkpoint} has {name} = {config.get(name)}, but this task has {here}")
-    return tensors
-
-
-def check_shapes(checkpoint: Path, expected: Mapping[str, tuple[int, ...]], tensors: Tensors) -> None:
-    """Refuse a checkpoint whose tensors are not those of its config.json.
-
-    Raises:
-        UserError: names the first that is missing or of another shape.
-    """
-    for name, shape in expected.items():
-        if name not in tensors or tensors[name].shape != shape:
-            found = tensors[name].shape if name in tensors else "missing"
-            raise UserError(f"{checkpoint}: the tensor {name} is {found}, its config.json means {shape}")
+    return Network(architecture(tensors), tensors)
 
 
 def load_model(checkpoint: Path) -> MLP:
-    """The network in a checkpoint folder as a torch module."""
-    config, tensors = read_checkpoint(checkpoint)
+    """The network of a checkpoint as a torch module."""
+    return module_of(read_checkpoint(checkpoint)[1], "cpu")
+
+
+def module_of(tensors: Tensors, device: str) -> MLP:
+    """A torch module with a copy of these weights, on a device; no random number is drawn."""
+    shape = architecture(tensors)
     with torch.device("meta"):
-        model = MLP(config["d"], config["width"], config["classes"], config["layers"])
-    state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
+        model = MLP(shape["d"], shape["width"], shape["classes"], shape["layers"])
+    state = {name: torch.tensor(value, device=device) for name, value in tensors.items()}
     model.load_state_dict(state, assign=True)
     return model
+
+
+def batched_logits(model: MLP, bits: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Logits (samples, classes) of a network for packed bits (samples, words), without gradients."""
+    weight = model.output.weight
+    d = model.hidden[0].in_features
+    assert isinstance(d, int)
+    with torch.no_grad():
+        parts = [
+            model(unpack_signs(bits[start : start + LOGITS_BATCH], d, weight.device, weight.dtype))
+            for start in range(0, len(bits), LOGITS_BATCH)
+        ]
+    return torch.cat(parts).double().cpu().numpy()

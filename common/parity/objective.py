@@ -1,7 +1,7 @@
 """What a student minimises in a range of steps, and the gradient of that at its logits.
 
-The losses themselves are in `common.losses`, and `divergence_from_targets` chooses among them. For the engines that do
-not use autograd, their derivative with respect to the logits is here in closed form. With student probabilities p,
+The losses themselves are in `common.distillation.losses`, and `divergence_from_targets` chooses among them. Engines
+that do not use autograd compute the derivative with respect to the logits in closed form. With student probabilities p,
 teacher probabilities q and the one-hot label y,
 
     alpha (p - y) + (1 - alpha) (p - q)             forward KL
@@ -18,8 +18,6 @@ from torch import Tensor
 from common.distillation.losses import forward_kl, jensen_shannon, reverse_kl
 
 FORWARD_KL, REVERSE_KL, JENSEN_SHANNON = 0, 1, 2
-
-
 DIVERGENCE_CODES = {"forward-kl": FORWARD_KL, "reverse-kl": REVERSE_KL, "jensen-shannon": JENSEN_SHANNON}
 
 

@@ -10,16 +10,22 @@ arXiv:2410.05464). Sparse parity is the tree of depth one.
 Sample i of a stream depends on (seed, stream, i) alone: the words come from Philox, whose state is a counter.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from common.errors import UserError
 
 WORD = 64
 MAX_D = 4096
+
+TASK_ARGUMENTS = ("d", "k", "labels", "support", "support_seed")
+"""Arguments of a command that describe its task, in the order of `make_task`."""
 
 Stream = Literal["train", "evaluation", "probe"]
 _STREAM_KEYS: dict[Stream, int] = {"train": 0, "evaluation": 1, "probe": 2}
@@ -62,7 +68,14 @@ class ParityTask:
         return node - len(self.supports)
 
     def sample(self, seed: int, stream: Stream, start: int, count: int) -> NDArray[np.uint64]:
-        """Samples start .. start + count - 1 of a stream, as packed bits (count, words)."""
+        """Consecutive samples of a stream, as packed bits (count, words).
+
+        Args:
+            seed: of the stream, below 2^64.
+            stream: which of the three independent streams of this seed.
+            start: number of the first sample, from 0.
+            count: number of samples.
+        """
         generator = np.random.Philox(key=np.array([seed, _STREAM_KEYS[stream]], np.uint64))
         counter, skip = divmod(start * self.words, 4)  # one counter value yields four words
         generator.advance(counter)
@@ -107,6 +120,18 @@ def make_task(d: int, k: int, labels: int = 2, support: str = "first", seed: int
     return ParityTask(d, tuple(tuple(coordinates[n * k : (n + 1) * k]) for n in range(labels - 1)))
 
 
+def task_of(arguments: Mapping[str, Any]) -> ParityTask:
+    """The task of a run.
+
+    Args:
+        arguments: the run's, by name: `vars` of the command's, or what config.json says.
+
+    Raises:
+        UserError: no task has these sizes or this support.
+    """
+    return make_task(*(arguments[name] for name in TASK_ARGUMENTS))
+
+
 def odd_parity(bits: NDArray[np.uint64], coordinates: tuple[int, ...]) -> NDArray[np.int64]:
     """1 for every row of `bits` in which the product over `coordinates` is -1, and 0 elsewhere."""
     mask = np.zeros(bits.shape[1], np.uint64)
@@ -116,7 +141,13 @@ def odd_parity(bits: NDArray[np.uint64], coordinates: tuple[int, ...]) -> NDArra
     return np.bitwise_count(bits[:, used] & mask[used]).sum(axis=1, dtype=np.int64) & 1
 
 
-def signs(bits: NDArray[np.uint64], d: int, dtype: type = np.float32) -> NDArray:
-    """The inputs themselves, +1 and -1, of shape (samples, d)."""
-    unpacked = np.unpackbits(bits.astype("<u8", copy=False).view(np.uint8), axis=1, count=d, bitorder="little")
-    return (1 - 2 * unpacked.astype(np.int8)).astype(dtype)
+def unpack_bits(bits: NDArray[np.uint64], d: int, device: str | torch.device) -> Tensor:
+    """Packed bits (samples, words) to 1 where x_i = -1 and 0 elsewhere, uint8 of shape (samples, d), on a device."""
+    packed = torch.tensor(bits.view(np.uint8), device=device)
+    shifts = torch.arange(8, dtype=torch.uint8, device=device)
+    return (packed[:, :, None] >> shifts & 1).flatten(1)[:, :d]
+
+
+def unpack_signs(bits: NDArray[np.uint64], d: int, device: str | torch.device, dtype: torch.dtype) -> Tensor:
+    """Packed bits (samples, words) to the inputs x, +1 and -1 of shape (samples, d), on a device."""
+    return 1 - 2 * unpack_bits(bits, d, device).to(dtype)

@@ -34,7 +34,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from common.parity.mlp import Tensors
+from common.parity.networks import Tensors
 from common.parity.objective import Objective
 from parity_mlp.sgd.gradient import logit_gradient
 from parity_mlp.sgd.simd import (

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.distillation.losses import LOG_PROBABILITY_FLOOR
-from common.parity.mlp import Tensors
+from common.parity.mlp import LOGITS_BATCH
+from common.parity.networks import Tensors
 from common.parity.objective import FORWARD_KL, REVERSE_KL, Objective
-
-LOGITS_BATCH = 4096
-"""Samples in one forward pass: their activations, (samples, width), must fit in memory."""
+from common.parity.task import unpack_signs
 
 
 @dataclass
@@ -42,7 +41,7 @@ class _Targets:
 
 
 class TorchBlockEngine:
-    """An `engine.Engine` for one-hidden-layer networks of equal d, number of classes and dtype, of any widths."""
+    """An engine for one-hidden-layer networks of equal d, number of classes and dtype, of any widths."""
 
     def __init__(self, networks: list[Tensors], device: str, block: int = 64) -> None:
         self._device = device
@@ -155,15 +154,3 @@ def logit_gradient(logits: Tensor, target: Tensor, label: Tensor, alpha: float, 
         log_ratio = torch.where(p > 0, log_ratio, 0)  # p log p = 0
         from_teacher = p * (log_ratio - p.dot(log_ratio))
     return alpha * (p - label) + (1 - alpha) * from_teacher
-
-
-def unpack_signs(bits: NDArray[np.uint64], d: int, device: str, dtype: torch.dtype) -> Tensor:
-    """`data.signs` on a device: packed bits (n, words) to +1 and -1 of shape (n, d)."""
-    return 1 - 2 * unpack_bits(bits, d, device).to(dtype)
-
-
-def unpack_bits(bits: NDArray[np.uint64], d: int, device: str) -> Tensor:
-    """Packed bits (n, words) to 1 where x_i = -1 and 0 elsewhere, of shape (n, d), on a device."""
-    packed = torch.tensor(bits.view(np.uint8), device=device)
-    shifts = torch.arange(8, dtype=torch.uint8, device=device)
-    return (packed[:, :, None] >> shifts & 1).flatten(1)[:, :d]

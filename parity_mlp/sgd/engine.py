@@ -1,15 +1,16 @@
 """One interface to the ways of training an MLP: blocks on the CPU, blocks on an accelerator, and plain PyTorch.
 
 An engine holds networks that learn from one stream of samples. The block engines (`block_cpu`, `block_torch`) take
-exact batch-1 SGD steps for one hidden layer; `plain` takes any number of layers and any batch size. GPT-2 is trained
-through the same interface, see `parity_mlp.transformer.engine`.
+exact batch-1 SGD steps for one hidden layer; `plain` takes any number of layers and any batch size. All of them are
+`common.parity.engine.Engine`s.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.parity.engine import Engine
-from common.parity.mlp import Tensors, architecture
+from common.parity.mlp import architecture
+from common.parity.networks import Tensors
 from common.parity.objective import Objective
 from parity_mlp.sgd import block_cpu
 from parity_mlp.sgd.block_torch import TorchBlockEngine

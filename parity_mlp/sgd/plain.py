@@ -6,40 +6,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.distillation.losses import label_cross_entropy
-from common.parity.mlp import MLP, Tensors, architecture
+from common.parity.mlp import MLP, batched_logits, module_of
+from common.parity.networks import Tensors
 from common.parity.objective import Objective, divergence_from_targets
-from parity_mlp.sgd.block_torch import LOGITS_BATCH, unpack_signs
+from common.parity.task import unpack_signs
 
 
 class PlainEngine:
-    """An `engine.Engine` for networks of any depth and steps on the mean loss of `batch_size` samples each."""
+    """An engine for networks of any depth, with steps on the mean loss of `batch_size` samples each."""
 
     def __init__(self, networks: list[Tensors], device: str, batch_size: int) -> None:
         self._device = device
         self._batch_size = batch_size
         self._d = networks[0]["hidden.0.weight"].shape[1]
-        self._models = [_module(network, device) for network in networks]
+        self._models = [module_of(network, device) for network in networks]
 
     def train(self, bits: NDArray[np.uint64], objectives: dict[int, Objective]) -> None:
-        x = self._inputs(bits)
+        x = unpack_signs(bits, self._d, self._device, self._models[0].output.weight.dtype)
         for i, objective in objectives.items():
             self._train_network(self._models[i], x, objective)
 
     def logits(self, network: int, bits: NDArray[np.uint64]) -> NDArray[np.float64]:
-        with torch.no_grad():
-            logits = [
-                self._models[network](self._inputs(bits[start : start + LOGITS_BATCH]))
-                for start in range(0, len(bits), LOGITS_BATCH)
-            ]
-        return torch.cat(logits).double().cpu().numpy()
+        return batched_logits(self._models[network], bits)
 
     def tensors(self, network: int) -> Tensors:
         return {name: value.cpu().numpy().copy() for name, value in self._models[network].state_dict().items()}
 
     state = tensors
-
-    def _inputs(self, bits: NDArray[np.uint64]) -> Tensor:
-        return unpack_signs(bits, self._d, self._device, self._models[0].output.weight.dtype)
 
     def _train_network(self, model: MLP, x: Tensor, objective: Objective) -> None:
         labels = torch.tensor(objective.labels, device=self._device)
@@ -56,12 +49,3 @@ class PlainEngine:
             loss.backward()
             optimizer.param_groups[0]["lr"] = lr
             optimizer.step()
-
-
-def _module(tensors: Tensors, device: str) -> MLP:
-    shape = architecture(tensors)
-    with torch.device("meta"):  # no initialisation, which would draw random numbers
-        model = MLP(shape["d"], shape["width"], shape["classes"], shape["layers"])
-    state = {name: torch.tensor(value, device=device) for name, value in tensors.items()}
-    model.load_state_dict(state, assign=True)
-    return model

@@ -1,0 +1,155 @@
+"""`train.py` and `distill.py` of the settings on parity."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from common.arguments import require_at_least, require_seed
+from common.distillation.arguments import require_distinct, resolve_teacher, student_arguments
+from common.distillation.supervision import FROM_LABELS, own_teacher, supervision
+from common.errors import UserError
+from common.parity.arguments import SETTINGS, check
+from common.parity.frozen import load_network
+from common.parity.students import Student
+from common.parity.task import TASK_ARGUMENTS, task_of
+from common.parity.training import Setting, train_together
+from common.runs.names import EXECUTION_ARGUMENTS, ROOT, RUNS, default_name
+from common.runs.processes import join_processes, open_shared_run
+from common.teachers.discovery import find_checkpoints, local_path
+
+
+def train(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: Sequence[str] = ()) -> None:
+    """Make the run that the arguments describe, or resume it.
+
+    Args:
+        arguments: of the setting's train.py.
+        presets: its presets by name.
+        setting: of the run.
+        argv: the command, for config.json.
+
+    Raises:
+        UserError: an argument is out of range, or the run's directory cannot be used.
+        DivergedError: the loss or the weights are not finite; nothing of that is saved.
+    """
+    check(arguments, (arguments.lr,))
+    setting.check(arguments)
+    require_at_least(1, arguments, setting.size)
+    require_seed(arguments, "seed")
+    task_of(vars(arguments))
+    name = default_name(arguments, presets[arguments.preset], arguments.preset)
+    directory = arguments.out or RUNS / setting.name / name
+    processes, device = join_processes(arguments.device)
+    setting.check_processes(arguments, processes)
+    options = {"setting": setting.name, "argv": argv, "force": arguments.force, "wandb": arguments.wandb}
+    with open_shared_run(directory, asdict(arguments), processes, **options) as run:
+        if run.complete:
+            processes.say(f"{directory} is complete")
+            return
+        initial = setting.new_network(arguments, getattr(arguments, setting.size), arguments.seed)
+        student = Student(run, FROM_LABELS, initial, arguments.lr)
+        train_together(setting, arguments, [student], arguments.seed, directory.name, device, processes)
+        processes.say(f"{directory}: accuracy {student.records[-1]['accuracy']:.3f}")
+
+
+def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: Sequence[str] = ()) -> None:
+    """Make or resume one run for every method, size, seed and learning rate (and first checkpoint of two-shot).
+
+    Args:
+        arguments: of the setting's distill.py.
+        presets: its presets by name.
+        setting: of the students; the teacher may be a network of another.
+        argv: the command, for config.json.
+
+    Raises:
+        UserError: an argument is out of range, the teacher does not fit, or a run's directory cannot be used.
+        DivergedError: a student's loss is not finite; the other students are trained first.
+    """
+    plural = _plural(setting)
+    check(arguments, arguments.lr)
+    setting.check(arguments)
+    require_distinct(arguments, plural)
+    require_at_least(1, arguments, setting.sizes)
+    require_seed(arguments, "seeds", "stream_seed")
+    task = task_of(vars(arguments))
+    default = _default_teacher(arguments.preset, setting)
+    arguments = replace(arguments, teacher=resolve_teacher(arguments.teacher, default, ROOT))
+    directory = ROOT / arguments.teacher
+    teacher = find_checkpoints(directory if directory.exists() else arguments.teacher)
+    load_network(local_path(teacher[-1]), task)
+    teacher_id = _check_own_teacher(arguments, directory)
+
+    def error(record: Mapping[str, Any]) -> float:
+        return 1 - record["accuracy"]
+
+    planned = [
+        (student, supervision(student, student.steps, teacher, directory, task.classes, error))
+        for student in student_arguments(arguments, plural)
+    ]
+    processes, device = join_processes(arguments.device)
+    setting.check_processes(arguments, processes)
+    with ExitStack() as stack:
+        students = []
+        for student, supervised in planned:
+            config = {**asdict(student), "teacher_id": teacher_id}
+            options = {
+                "setting": setting.name,
+                "argv": argv,
+                "force": student.force,
+                "wandb": student.wandb,
+                "group": student.preset,
+            }
+            run_directory = _run_directory(arguments, student, presets, setting)
+            run = stack.enter_context(open_shared_run(run_directory, config, processes, **options))
+            if run.complete:
+                processes.say(f"{run.directory} is complete")
+                continue
+            initial = setting.new_network(student, getattr(student, setting.sizes)[0], student.seeds[0])
+            students.append(Student(run, supervised, initial, student.lr[0]))
+        if students:
+            description = f"{len(students)} students"
+            train_together(setting, arguments, students, arguments.stream_seed, description, device, processes)
+        for made in students:
+            processes.say(f"{made.run.directory}: accuracy {made.records[-1]['accuracy']:.3f}")
+
+
+def _plural(setting: Setting) -> tuple[str, ...]:
+    """Arguments of distillation of which each run has one value."""
+    return "methods", setting.sizes, "lr", "seeds", "checkpoint"
+
+
+def _default_teacher(preset: str, setting: Setting) -> str:
+    return (RUNS / setting.name / preset).relative_to(ROOT).as_posix()
+
+
+def _run_directory(arguments: Any, student: Any, presets: Mapping[str, Any], setting: Setting) -> Path:
+    """`--out` itself for a single run, a folder in it for one of several; by default a folder in the setting's runs."""
+    plural = _plural(setting)
+    parts = [*student.methods, *student.checkpoint]
+    parts += [f"{setting.size}{getattr(student, setting.sizes)[0]}", f"seed{student.seeds[0]}"]
+    if arguments.out is not None:
+        parts += [f"lr{student.lr[0]}"] if len(arguments.lr) > 1 else []
+        return arguments.out / "-".join(parts) if len(student_arguments(arguments, plural)) > 1 else arguments.out
+    preset = replace(presets[arguments.preset], teacher=_default_teacher(arguments.preset, setting))
+    in_name = [argument for argument in plural if argument != "lr"]
+    name = "-".join([arguments.preset, *parts])
+    return RUNS / setting.name / default_name(student, preset, name, exclude=(*EXECUTION_ARGUMENTS, *in_name))
+
+
+def _check_own_teacher(arguments: Any, directory: Path) -> str | None:
+    """The id of a teacher that one of our runs made; None for any other.
+
+    Raises:
+        UserError: the run is not complete, its config.json is damaged, or it was trained for another support.
+    """
+    config = own_teacher(directory, SETTINGS)
+    if config is None:
+        return None
+    theirs = config["arguments"]
+    if task_of(theirs) != task_of(vars(arguments)):
+        name = next(name for name in TASK_ARGUMENTS if theirs[name] != getattr(arguments, name))
+        raise UserError(
+            f"{directory} was trained with {name} {theirs[name]}, but here it is {getattr(arguments, name)}"
+        )
+    return config.get("id")

@@ -1,0 +1,149 @@
+"""What students minimise: learning rates, targets from the checkpoints of their schedule, or labels."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from common.distillation import losses
+from common.distillation.schedules import Segment, spans
+from common.distillation.supervision import Supervision
+from common.parity.arguments import Arguments
+from common.parity.frozen import Logits, load_network
+from common.parity.networks import Network
+from common.parity.objective import DIVERGENCE_CODES, Objective
+from common.parity.task import ParityTask
+from common.runs.run import Run
+from common.teachers.discovery import Checkpoint, local_path
+
+
+class Teachers:
+    """Frozen teacher checkpoints, each loaded when first needed; the students of a range share their logits.
+
+    Args:
+        task: of the students.
+        frozen_logits: makes a function from samples to logits of a network.
+    """
+
+    def __init__(self, task: ParityTask, frozen_logits: Callable[[Network], Logits]) -> None:
+        self._task, self._frozen_logits = task, frozen_logits
+        self._networks: dict[int, Logits] = {}
+        self._cache: dict[tuple[int, int, int], NDArray[np.float64]] = {}
+
+    def logits(
+        self, checkpoints: Sequence[Checkpoint], step: int, bits: NDArray[np.uint64], samples: slice
+    ) -> NDArray[np.float64]:
+        """Logits (samples, classes) of a teacher checkpoint for some samples of a range.
+
+        Args:
+            checkpoints: the teacher's.
+            step: teacher step of the checkpoint.
+            bits: (samples, words), those of the range.
+            samples: which of them.
+        """
+        if step not in self._networks:
+            chosen = next(checkpoint for checkpoint in checkpoints if checkpoint.step == step)
+            self._networks[step] = self._frozen_logits(load_network(local_path(chosen), self._task))
+        key = step, samples.start, samples.stop
+        if key not in self._cache:
+            self._cache[key] = self._networks[step](bits[samples])
+        return self._cache[key]
+
+    def end_range(self) -> None:
+        """Free the logits, and the checkpoints that this range did not use."""
+        used = {step for step, _, _ in self._cache}
+        self._networks = {step: network for step, network in self._networks.items() if step in used}
+        self._cache = {}
+
+
+@dataclass
+class Student:
+    """A network in training and the run that it writes."""
+
+    run: Run
+    supervision: Supervision
+    initial: Network
+    lr: float
+    """Largest learning rate."""
+    step: int = 0
+    """Steps taken."""
+    records: list[dict[str, Any]] = field(default_factory=list)
+    """Evaluations so far."""
+
+    @property
+    def schedule(self) -> list[Segment]:
+        """The teacher's checkpoints that supervise it, as far as its evaluations decide them."""
+        return self.supervision.schedule(
+            [(record["step"], record["accuracy"]) for record in self.records if record["step"]]
+        )
+
+    def objective(
+        self,
+        arguments: Arguments,
+        start: int,
+        stop: int,
+        bits: NDArray[np.uint64],
+        labels: NDArray[np.int64],
+        teachers: Teachers,
+    ) -> Objective:
+        """What the student minimises in a range of steps.
+
+        Args:
+            arguments: of the run.
+            start: first step, from 0.
+            stop: step after the last.
+            bits: (n, words), the samples of the range: n / (stop - start) of them for each step.
+            labels: (n,), their classes.
+            teachers: give the logits.
+        """
+        supervision, size = self.supervision, len(labels) // (stop - start)
+        steps = np.repeat(np.arange(start, stop), size)
+        total = max(arguments.steps - 1, 1)
+        targets = np.zeros((len(labels), arguments.labels))
+        alpha = losses.stepwise(supervision.alpha, supervision.alpha_steps, steps)
+        temperatures = losses.annealed_temperature(
+            steps, *supervision.temperature, total=total, kind=supervision.annealing
+        )
+        first, last = arguments.label_temperature, arguments.end_label_temperature
+        label_temperatures = losses.annealed_temperature(steps, first, first if last is None else last, total=total)
+        for span_start, span_stop, checkpoint in spans(self.schedule, start, stop):
+            samples = slice((span_start - start) * size, (span_stop - start) * size)
+            if checkpoint is not None:
+                logits = teachers.logits(supervision.teacher, checkpoint, bits, samples)
+                targets[samples] = losses.teacher_probabilities(
+                    torch.from_numpy(logits), torch.from_numpy(temperatures[samples]), supervision.top_k
+                ).numpy()
+            elif label_temperatures[samples].any():
+                alpha[samples] = 0
+                targets[samples] = losses.one_hot_probabilities(
+                    torch.from_numpy(labels[samples]), arguments.labels, torch.from_numpy(label_temperatures[samples])
+                ).numpy()
+            else:
+                alpha[samples] = 1
+        return Objective(
+            labels=labels,
+            targets=targets,
+            alpha=alpha,
+            lr=learning_rates(arguments, self.lr, np.arange(start, stop)),
+            decay=arguments.weight_decay,
+            divergence=DIVERGENCE_CODES[supervision.divergence],
+            beta=supervision.beta,
+        )
+
+
+def learning_rates(arguments: Arguments, lr: float, steps: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Learning rate at each of some steps.
+
+    Args:
+        arguments: with the schedule, the warm-up and the total number of steps.
+        lr: the largest learning rate.
+        steps: counted from 0.
+    """
+    warm = arguments.warmup * arguments.steps
+    left = np.clip((arguments.steps - steps) / max(arguments.steps - warm, 1), 0, 1)
+    decay = {"constant": np.ones_like(left), "linear": left, "cosine": 0.5 - 0.5 * np.cos(np.pi * left)}
+    rise = np.minimum((steps + 1) / max(warm, 1), 1)  # the warm-up may end inside a step
+    return lr * np.where(steps < warm, rise, decay[arguments.lr_schedule])

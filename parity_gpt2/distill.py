@@ -1,0 +1,89 @@
+"""Train GPT-2 students on parity from a teacher's checkpoints: one run per method, seed, size and learning rate.
+
+    python distill.py laptop --teacher ../runs/parity_gpt2/laptop
+    python distill.py laptop --student-heads 2 4 --lr 1e-4 3e-4
+
+All students see the same stream of samples, so that the teacher's logits are computed once. The teacher may be any
+GPT-2 or MLP on parity.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.cli import command, run_command
+from common.distillation.arguments import DistillationArguments
+from parity_gpt2.arguments import Arguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillArguments(Arguments, DistillationArguments):
+    """Arguments of `distill.py`."""
+
+    student_heads: tuple[int, ...]
+    """Attention heads of the students."""
+    lr: tuple[float, ...]
+    """Largest learning rates, one run each."""
+    saturation_steps: int = 1_000
+    """Student steps after which the next checkpoint takes over in any case (until-saturation)."""
+
+
+PRESETS = {
+    "smoke": DistillArguments(
+        preset="smoke",
+        d=8,
+        k=2,
+        student_heads=(1,),
+        initial_std=0.1,
+        steps=400,
+        lr=(1e-3,),
+        eval_every=20,
+        checkpoint_every=0,
+        eval_samples=512,
+        teacher_every=20,
+        first_steps=100,
+    ),
+    "laptop": DistillArguments(
+        preset="laptop",
+        d=20,
+        k=4,
+        student_heads=(2,),
+        initial_std=0.1,
+        steps=6_000,
+        lr=(1e-3,),
+        lr_schedule="constant",
+        eval_every=50,
+        checkpoint_every=0,
+        teacher_every=50,
+        first_steps=2_000,
+    ),
+    "paper": DistillArguments(
+        preset="paper",
+        d=100,
+        k=6,
+        student_heads=(4,),
+        steps=250_000,
+        lr=(3e-4,),
+        eval_every=1_000,
+        checkpoint_every=0,
+        teacher_every=10_000,
+        first_steps=50_000,
+        saturation_steps=10_000,
+    ),
+}
+
+
+def distill(arguments: DistillArguments, argv: Sequence[str] = ()) -> None:
+    """Make or resume one run for every method, size, seed and learning rate (and first checkpoint of two-shot)."""
+    from common.parity import commands  # these take seconds to import, and `command` prepares the process first
+    from parity_gpt2.training import SETTING
+
+    commands.distill(arguments, PRESETS, SETTING, argv)
+
+
+def main() -> None:
+    """Parse the command line."""
+    run_command(PRESETS, distill, __doc__)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,29 @@
+"""Correlations of every checkpoint of a run with monomials inside and outside the hidden support.
+
+    python probe.py --run ../runs/parity_gpt2/laptop
+
+Writes probes/monomials.json in the run's directory (arguments other than the defaults become part of the name) after
+each checkpoint; rerun the command to resume. The run may be of `parity_mlp` as well.
+"""
+
+import tyro
+
+from common.cli import command
+from common.parity.arguments import ProbeArguments
+
+
+def probe(arguments: ProbeArguments) -> None:
+    """Probe every checkpoint that is not in the file yet."""
+    from common.parity import probing  # these take seconds to import, and `command` prepares the process first
+    from parity_gpt2.training import SETTING
+
+    probing.probe(arguments, SETTING)
+
+
+def main() -> None:
+    """Parse the command line."""
+    probe(tyro.cli(ProbeArguments, description=__doc__))
+
+
+if __name__ == "__main__":
+    command(main)

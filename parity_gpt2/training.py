@@ -1,0 +1,61 @@
+"""How this setting trains: Adam by the engine in `engine.py`, in one process or several."""
+
+from collections.abc import Sequence
+
+from common.parity.engine import Engine
+from common.parity.frozen import frozen_logits
+from common.parity.networks import Network
+from common.parity.training import Setting
+from common.runs.processes import Processes
+from parity_gpt2.arguments import Arguments, check
+from parity_gpt2.engine import AdamSettings, TransformerEngine
+from parity_gpt2.models import new_network
+
+
+def check_processes(arguments: Arguments, processes: Processes) -> None:
+    """Refuse a batch that cannot be cut into equal parts.
+
+    Raises:
+        UserError: the batch size is not a multiple of the processes times --accumulate.
+    """
+    processes.micro_batch_size(arguments.batch_size, arguments.accumulate)
+
+
+def training_engine(
+    networks: Sequence[Network], arguments: Arguments, seed: int, device: str, processes: Processes
+) -> Engine:
+    """The engine that trains a run's networks.
+
+    Args:
+        networks: new ones, or with the tensors of a resume state.
+        arguments: of the run.
+        seed: of dropout.
+        device: of this process.
+        processes: those that share each batch.
+    """
+    settings = AdamSettings(
+        device=device,
+        batch_size=arguments.batch_size // processes.count,
+        accumulate=arguments.accumulate,
+        beta1=arguments.beta1,
+        beta2=arguments.beta2,
+        precision=arguments.precision,
+        compiled=arguments.compile,
+        seed=seed,
+        process=processes.index,
+        processes=processes.count,
+    )
+    return TransformerEngine(networks, arguments.d, settings)
+
+
+SETTING = Setting(
+    name="parity_gpt2",
+    size="heads",
+    sizes="student_heads",
+    check=check,
+    check_processes=check_processes,
+    new_network=new_network,
+    training_engine=training_engine,
+    frozen_logits=frozen_logits,
+    precision=lambda arguments: arguments.precision,
+)

@@ -1,0 +1,25 @@
+"""Arguments that `train.py` and `distill.py` share."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from common.parity import arguments
+from common.parity.arguments import LearningRateSchedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(arguments.Arguments):
+    """Shared by `train.py` and `distill.py`."""
+
+    layers: int = 1
+    """Hidden layers. More than one are trained by plain PyTorch."""
+    batch_size: int = 1
+    """Samples per step. More than one are trained by plain PyTorch."""
+    lr_schedule: LearningRateSchedule = "constant"
+    """Learning rate after the warm-up; linear and cosine end at zero."""
+    warmup: float = 0.0
+    """Fraction of the steps in which the learning rate rises linearly."""
+    weight_decay: float = 0.0
+    """Weight decay on all weights and biases, as an L2 penalty."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the weights."""
