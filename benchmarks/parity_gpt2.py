@@ -35,15 +35,15 @@ from transformers import GPT2LMHeadModel
 from common.arguments import worker_threads
 from common.cli import command
 from common.distillation.losses import teacher_probabilities
-from common.parity.arguments import task_of
 from common.parity.gpt2 import configuration, shape_of
-from common.parity.mlp import Network
-from common.parity.networks import engine_for_logits, engine_for_training, initial_network
+from common.parity.networks import Network
 from common.parity.objective import FORWARD_KL, Objective
-from common.parity.task import signs
+from common.parity.task import task_of
 from common.parity.training import RANGE_STEPS
 from common.runs.processes import Processes
-from parity_mlp.train import PRESETS, TrainGPT2Arguments
+from parity_gpt2.data import token_ids
+from parity_gpt2.train import PRESETS, TrainArguments
+from parity_gpt2.training import SETTING
 
 TEACHER_HEADS, STUDENT_HEADS, STUDENTS = 32, 4, 9
 LR = 1e-4
@@ -73,16 +73,14 @@ class Setup:
     students: int = 1
     """Trained in one pass here, and one after another in the plain way."""
 
-    def arguments(self, precision: Precision = "float32") -> TrainGPT2Arguments:
-        preset = PRESETS["gpt2"]["paper"]
-        assert isinstance(preset, TrainGPT2Arguments)
-        return replace(preset, heads=self.heads, precision=precision)
+    def arguments(self, precision: Precision = "float32") -> TrainArguments:
+        return replace(PRESETS["paper"], heads=self.heads, precision=precision)
 
     def network(self, seed: int = 0) -> Network:
-        return initial_network(self.arguments(), self.heads, seed)
+        return SETTING.new_network(self.arguments(), self.heads, seed)
 
     def teacher(self) -> Network:
-        return initial_network(self.arguments(), TEACHER_HEADS, 1)
+        return SETTING.new_network(self.arguments(), TEACHER_HEADS, 1)
 
     def ours(self, precision: Precision) -> Callable[[], float]:
         """Seconds per sample and student of a range of steps."""
@@ -91,16 +89,16 @@ class Setup:
 
     def _range_of_steps(self, precision: Precision, samples: int = RANGE_STEPS) -> Callable[[], object]:
         arguments = self.arguments(precision)
-        task, networks = task_of(arguments), [self.network(seed) for seed in range(self.students)]
-        engine = engine_for_training(networks, arguments, "cpu", 0, Processes())
-        teacher = engine_for_logits(self.teacher(), task.d, "cpu", precision)
+        task, networks = task_of(vars(arguments)), [self.network(seed) for seed in range(self.students)]
+        engine = SETTING.training_engine(networks, arguments, 0, "cpu", Processes())
+        teacher = SETTING.frozen_logits(self.teacher(), task.d, "cpu", precision)
 
         def run() -> object:
             bits = task.sample(0, "train", 0, samples)
             labels = task.labels(bits)
             targets = np.zeros((samples, task.classes))
             if self.distilled:
-                targets = teacher_probabilities(torch.from_numpy(teacher.logits(0, bits)), 1.0).numpy()
+                targets = teacher_probabilities(torch.from_numpy(teacher(bits)), 1.0).numpy()
             alpha = np.full(samples, 0.0 if self.distilled else 1.0)
             rates = np.full(samples // arguments.batch_size, LR)
             objective = Objective(labels, targets, alpha, rates, 0.0, FORWARD_KL, 0.5)
@@ -116,11 +114,11 @@ class Setup:
 
     def _plain_steps(self, precision: Precision, steps: int) -> Callable[[], object]:
         arguments = self.arguments()
-        task, model = task_of(arguments), _stock(self.network())
+        task, model = task_of(vars(arguments)), _stock(self.network())
         teacher = _stock(self.teacher()).eval().requires_grad_(False)
         optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.999), weight_decay=0.0)
         bits = task.sample(0, "train", 0, steps * arguments.batch_size)
-        tokens = torch.from_numpy((1 - signs(bits, task.d, np.int64)) // 2)
+        tokens = token_ids(bits, task.d)
         loader = DataLoader(TensorDataset(tokens, torch.from_numpy(task.labels(bits))), arguments.batch_size)
 
         def run() -> object:
@@ -192,7 +190,7 @@ def main(arguments: SpeedArguments) -> None:
 
 def multiply_adds(heads: int) -> float:
     """Of the logits of one sample, as `last_position` computes them; the causal mask halves the first attention."""
-    preset = PRESETS["gpt2"]["paper"]
+    preset = PRESETS["paper"]
     length, hidden = preset.d, heads * 8
     first = length * (9 * hidden**2 + length * hidden)
     table = 2 * length * 3 * hidden**2 / preset.batch_size
@@ -202,7 +200,7 @@ def multiply_adds(heads: int) -> float:
 
 def plain_multiply_adds(heads: int) -> float:
     """Of the logits of one sample at all positions."""
-    length, hidden = PRESETS["gpt2"]["paper"].d, heads * 8
+    length, hidden = PRESETS["paper"].d, heads * 8
     return 2 * length * (12 * hidden**2 + length * hidden)
 
 

@@ -29,7 +29,8 @@ from common.cli import command
 from common.distillation.losses import teacher_probabilities
 from common.parity.mlp import initial_tensors
 from common.parity.objective import FORWARD_KL, Objective
-from common.parity.task import make_task, signs
+from common.parity.task import make_task
+from parity_mlp.data import signs
 from parity_mlp.sgd import block_cpu
 from parity_mlp.sgd.engine import CPUBlockEngine
 from parity_mlp.sgd.simd import LANES

@@ -21,10 +21,6 @@ if [ "$setting" = all ]; then
     python figures/report.py --preset "$preset" --runs runs
     exit
 fi
-# the package, its runs of this preset and the words that choose them
-package=$setting
-run=$preset
-words=("$preset")
 # what is measured on the teacher, and the budget and first checkpoints of two-shot students
 # and, for GPT-2 on grammars, other label levels, what is measured at them, and arguments of their teachers and students
 levels=""
@@ -37,9 +33,6 @@ case "$setting $preset" in
         two_shot=(--checkpoint before inside after)
         ;;
     "parity_gpt2 smoke" | "parity_gpt2 laptop" | "parity_gpt2 paper")
-        package=parity_mlp
-        run=gpt2-$preset
-        words=("$preset" --model gpt2)
         probes=("--samples 20000")
         two_shot=(--checkpoint before inside after)
         ;;
@@ -102,29 +95,29 @@ measure() { # the run, and the probes, each with its arguments
     local run=$1 probe
     shift
     for probe in "$@"; do
-        timed python -m "$package.probe" $probe --run "$run"
+        timed python -m "$setting.probe" $probe --run "$run"
     done
 }
 
-timed python -m "$package.train" "${words[@]}"
-measure "runs/$package/$run" "${probes[@]}"
+timed python -m "$setting.train" "$preset"
+measure "runs/$setting/$preset" "${probes[@]}"
 
 students() {
-    timed python -m "$package.distill" "${words[@]}"
+    timed python -m "$setting.distill" "$preset"
 }
 other_students() {
-    timed python -m "$package.distill" "${words[@]}" --methods two-shot "${two_shot[@]}"
+    timed python -m "$setting.distill" "$preset" --methods two-shot "${two_shot[@]}"
     for level in $levels; do
-        teacher=runs/$package/$run-labels-$level
+        teacher=runs/$setting/$preset-labels-$level
         # shellcheck disable=SC2086
-        timed python -m "$package.train" "${words[@]}" --label-level "$level" --out "$teacher" $level_teacher
+        timed python -m "$setting.train" "$preset" --label-level "$level" --out "$teacher" $level_teacher
         measure "$teacher" "${level_probes[@]}"
         # shellcheck disable=SC2086
-        timed python -m "$package.distill" "${words[@]}" --label-level "$level" --teacher "$teacher" $level_students
+        timed python -m "$setting.distill" "$preset" --label-level "$level" --teacher "$teacher" $level_students
     done
 }
 
-case "$package" in
+case "$setting" in
     PCFG_*)
         # such small networks use few threads well: side by side, with half of the processors each
         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(getconf _NPROCESSORS_ONLN) + 1) / 2))}

@@ -11,7 +11,7 @@
 #   --slurm         make the runs as Slurm jobs; see scripts/slurm/array.sbatch
 #   ARGUMENTS       are added to every command, such as --wandb offline
 #
-# Runs are in runs/<package>/sweeps/<sweep>-SETTING-PRESET/, their logs in the folder logs there. The same command makes
+# Runs are in runs/SETTING/sweeps/<sweep>-SETTING-PRESET/, their logs in the folder logs there. The same command makes
 # only what is not complete yet.
 
 # A sweep gets `setting`, `preset` and `size_flag` by sourcing this file, calls `new_teacher` and `student`, and ends
@@ -84,19 +84,8 @@ for word in "${@:2}"; do
     esac
 done
 
-# the package, the words that choose the setting in it, its run of this preset, and the flag of the students' size
-package=$setting
-words=("$preset")
-default_run=$preset
 size_flag=--student-heads
-case $setting in
-    parity_mlp) size_flag=--widths ;;
-    parity_gpt2)
-        package=parity_mlp
-        words+=(--model gpt2)
-        default_run=gpt2-$preset
-        ;;
-esac
+[ "$setting" != parity_mlp ] || size_flag=--widths
 # students on grammars have several budgets in their presets: the one that sweeps of other arguments use
 budget=
 case "$setting $preset" in
@@ -110,7 +99,7 @@ teacher_megabytes=100
 [ "$preset" != paper ] || teacher_megabytes=2000
 
 name=$sweep-$setting-$preset$changed
-directory=runs/$package/sweeps/$name
+directory=runs/$setting/sweeps/$name
 commands=()
 list=
 
@@ -126,17 +115,17 @@ new_teacher() { # SEED: the students that follow learn from this one, unless --t
     [ "$1" = 0 ] || suffix=-seed$1
     teacher=$own_teacher
     [ -z "$teacher" ] || return 0
-    teacher=runs/$package/$default_run$suffix
+    teacher=runs/$setting/$preset$suffix
     [ -z "$changed" ] || teacher=$directory/teacher$suffix
     if [ "$1" = 0 ]; then
-        add_run "$teacher" - python -m "$package.train" "${words[@]}"
+        add_run "$teacher" - python -m "$setting.train" "$preset"
     else
-        add_run "$teacher" - python -m "$package.train" "${words[@]}" --seed "$1"
+        add_run "$teacher" - python -m "$setting.train" "$preset" --seed "$1"
     fi
 }
 
 student() { # NAME ARGUMENTS: a student of the latest teacher, with these arguments of distill.py
-    local command=(python -m "$package.distill" "${words[@]}" --teacher "$teacher" "${@:2}")
+    local command=(python -m "$setting.distill" "$preset" --teacher "$teacher" "${@:2}")
     [ -z "$budget" ] || [[ " $* " == *" --steps "* ]] || command+=(--steps "$budget")
     add_run "$directory/$1" "$teacher" "${command[@]}"
 }

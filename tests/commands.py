@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from common import runs
+from common.cli import command
+from common.runs.run import Run
 from common.runs.stopping import SIGNALS
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +28,7 @@ def exit_code(main, *words):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["command.py", *map(str, words)])
         try:
-            runs.command(main)
+            command(main)
             return 0
         except SystemExit as stop:
             return stop.code
@@ -98,8 +99,9 @@ import time
 from importlib import import_module
 from pathlib import Path
 
-from common.runs import Run, command
-from common.stopping import stop_requested
+from common.cli import command
+from common.runs.run import Run
+from common.runs.stopping import stop_requested
 
 signals, save_often, run, training, name, *arguments = sys.argv[1:]
 if int(save_often):
@@ -144,7 +146,7 @@ def kill_again_and_again(times, run, training, name, *words):
     signals = json.dumps(times * [[signal.SIGKILL]])
     done = python("-c", KILLED_AGAIN_AND_AGAIN, signals, 1, run, training.__name__, name, *words)
     assert done.returncode == 0, done.stderr
-    assert not runs.Run(run).complete
+    assert not Run(run).complete
     assert (run / "resume").is_dir()
 
 
@@ -157,7 +159,7 @@ def stop_again_and_again(run, name, *words):
     makes it write its state."""
     done = python("-c", KILLED_AGAIN_AND_AGAIN, json.dumps(STOPS), 0, run, "", name, *words)
     assert done.returncode == 0, done.stderr
-    assert not runs.Run(run).complete
+    assert not Run(run).complete
     said = [line for line in done.stderr.splitlines() if not re.match("([^ ]+|[0-9]+ students): step ", line)]
     assert len(said) == len(STOPS), done.stderr
     for line, numbers in zip(said, STOPS, strict=True):

@@ -3,11 +3,10 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import torch
 
 from common.parity.gpt2 import ParityGPT2, Shape, configuration
-from common.parity.task import signs
+from parity_gpt2.data import token_ids
 
 PLAIN = Shape(layers=2, heads=2, head_dim=3, vocabulary=2, positions=6)
 STOCK = {
@@ -55,10 +54,7 @@ def random_model(shape, seed, scale=0.5):
 
 def tokens_of(shape, bits, d):
     """The tokens of packed bits, (samples, T): 0 for +1, 1 for -1, and the class token last."""
-    tokens = torch.from_numpy((signs(bits, d, np.float64) < 0).astype(np.int64))
-    if not shape.class_token:
-        return tokens
-    return torch.cat([tokens, torch.full((len(tokens), 1), shape.vocabulary - 1)], 1)
+    return token_ids(bits, d, shape.vocabulary - 1 if shape.class_token else None)
 
 
 def written_out(shape, weights, tokens):

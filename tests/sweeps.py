@@ -11,7 +11,8 @@ from pathlib import Path
 from common.runs.run import Run
 from tests.commands import ROOT, results
 
-CODE = ("common", "parity_mlp", "PCFG_mlm", "PCFG_autoregressive", "scripts", "requirements.txt", "pyproject.toml")
+SETTINGS = ("parity_mlp", "parity_gpt2", "PCFG_mlm", "PCFG_autoregressive")
+CODE = ("common", *SETTINGS, "scripts", "requirements.txt", "pyproject.toml")
 
 HOLD = """
 import runpy
@@ -19,8 +20,8 @@ import sys
 import time
 from pathlib import Path
 
-from common.runs import Run
-from common.stopping import stop_requested
+from common.runs.run import Run
+from common.runs.stopping import stop_requested
 
 log = Run.log
 

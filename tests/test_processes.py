@@ -16,25 +16,25 @@ import pytest
 import torch
 
 from common.distillation.trainer import ProgressiveDistillationTrainer
-from common.parity import training
+from common.parity.students import Student
 from common.runs.checkpoints import read_checkpoint
 from common.runs.resume import resume_steps
 from common.runs.run import Run
 from common.runs.stopping import stop_requested
 from common.teachers.discovery import find_checkpoints
-from parity_mlp import train as parity
+from parity_gpt2 import train as parity
 from PCFG_autoregressive import train as autoregressive
 from PCFG_mlm import train as mlm
 from tests.commands import ROOT, and_signal, exit_code, succeed
 
 PCFG = shlex.split("smoke --batch-size 8 --heads 2 --eval-samples 32 --eval-every 4 --steps 12 --dropout 0")
-PARITY = "smoke --model gpt2 --d 6 --batch-size 8 --heads 2 --head-dim 3 --eval-samples 32 --eval-every 4 --steps 28"
+PARITY = "smoke --d 6 --batch-size 8 --heads 2 --head-dim 3 --eval-samples 32 --eval-every 4 --steps 28"
 COMMANDS = {
-    "parity_mlp": (parity.main, shlex.split(PARITY)),
+    "parity_gpt2": (parity.main, shlex.split(PARITY)),
     "PCFG_mlm": (mlm.main, PCFG),
     "PCFG_autoregressive": (autoregressive.main, PCFG),
 }
-STOPPED_AT = {"parity_mlp": (12, 20), "PCFG_mlm": (3, 5), "PCFG_autoregressive": (3, 5)}
+STOPPED_AT = {"parity_gpt2": (12, 20), "PCFG_mlm": (3, 5), "PCFG_autoregressive": (3, 5)}
 """Steps after three safe points and two more: of parity at evaluations, of the others at every step."""
 LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -46,7 +46,7 @@ def words(setting, directory, name):
 
 def stop_at(patch, call):
     """Have the signal come in this process between two safe points, before those of number `call`."""
-    for owner, name in ((ProgressiveDistillationTrainer, "compute_loss"), (training, "_objective")):
+    for owner, name in ((ProgressiveDistillationTrainer, "compute_loss"), (Student, "objective")):
         patch.setattr(owner, name, and_signal(getattr(owner, name), call))
 
 

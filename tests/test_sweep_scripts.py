@@ -46,7 +46,7 @@ for module, *words in json.load(sys.stdin):
     sys.argv = ["command.py", *words]
     command.main()
     (arguments,) = made
-    print(json.dumps({field: getattr(arguments, field, None) for field in ("steps", "lr", "preset", "model")}))
+    print(json.dumps({field: getattr(arguments, field, None) for field in ("steps", "lr", "preset")}))
 """
 """Parses commands as train.py and distill.py do, many in one process."""
 
@@ -58,10 +58,10 @@ def test_every_command_of_every_sweep_is_one_run_that_its_parser_takes(project):
         listed = commands(project, sweep, setting, preset)
         outs = [value(command, "--out") for command in listed]
         assert len(set(outs)) == len(outs)
-        trained = [value(command, "--out") for command in listed if command[2] == f"{package_of(setting)}.train"]
+        trained = [value(command, "--out") for command in listed if command[2] == f"{setting}.train"]
         assert trained
-        assert trained[0] == f"runs/{package_of(setting)}/{'gpt2-' if setting == 'parity_gpt2' else ''}{preset}"
-        folder = f"runs/{package_of(setting)}/sweeps/{sweep[6:-3]}-{setting}-{preset}/"
+        assert trained[0] == f"runs/{setting}/{preset}"
+        folder = f"runs/{setting}/sweeps/{sweep[6:-3]}-{setting}-{preset}/"
         for command in listed:
             assert command[:2] == ["python", "-m"]
             if value(command, "--out") in trained:
@@ -79,10 +79,6 @@ def test_every_command_of_every_sweep_is_one_run_that_its_parser_takes(project):
         assert arguments["preset"] == words[1]
         for plural in ("steps", "lr"):  # that have one value in every run
             assert not isinstance(arguments[plural], list) or len(arguments[plural]) == 1, words
-
-
-def package_of(setting):
-    return "parity_mlp" if setting == "parity_gpt2" else setting
 
 
 def test_teachers_come_before_their_students(project):

@@ -17,12 +17,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from common.parity import training
 from common.parity.gpt2 import Shape, configuration, load_model, shape_of
 from common.parity.mlp import load_model as load_mlp
-from common.parity.task import make_task, signs
+from common.parity.task import make_task
 from common.runs.checkpoints import read_checkpoint
 from common.runs.resume import load_resume, resume_steps
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
 from parity_mlp import distill, probe, train
+from parity_mlp.data import signs
 from tests.commands import (
     Killed,
     and_signal,
@@ -557,8 +558,8 @@ WRONG = [
     ("--lr nan", "--lr must be positive and finite, got nan"),
     ("--lr inf", "--lr must be positive and finite, got inf"),
     ("--weight-decay -1", "--weight-decay must be at least 0 and at most 0.5 / lr"),
-    ("--warmup 1.1", "--warmup is a share of the steps, between 0 and 1; got 1.1"),
-    ("--warmup nan", "--warmup is a share of the steps, between 0 and 1; got nan"),
+    ("--warmup 1.1", "--warmup is a fraction of the steps, between 0 and 1; got 1.1"),
+    ("--warmup nan", "--warmup is a fraction of the steps, between 0 and 1; got nan"),
     ("--dropout 1", "--dropout must be at least 0 and below 1, got 1"),
     ("--dropout -0.1", "--dropout must be at least 0 and below 1, got -0.1"),
     ("--dropout nan", "--dropout must be at least 0 and below 1, got nan"),
@@ -683,7 +684,7 @@ def test_students_go_on_when_a_checkpoint_that_is_cut_off_is_mended(tmp_path, ca
     cut(damaged)
     code, _, stderr = start(capsys, distill.main, *words[1:], tmp_path / "students", "--teacher", mine)
     assert code == 2
-    assert stderr.splitlines()[-1].startswith(f"error: {damaged} is cut off or damaged")
+    assert stderr.splitlines()[-1].startswith(f"error: {damaged} is truncated or damaged")
     shutil.copy(teacher / "checkpoint-20" / "model.safetensors", damaged)
     succeed(capsys, *words, tmp_path / "students", "--teacher", mine)
     assert results_below(tmp_path / "students") == results_below(tmp_path / "undisturbed")

@@ -5,6 +5,7 @@ The engine computes in float32. For the comparisons `float` means `double`, so t
 
 import io
 import json
+import math
 import os
 import shlex
 import shutil
@@ -18,24 +19,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common import runs
-from common.parity import training
+import parity_mlp.train
+from common.cli import command
+from common.parity import last_position, training
 from common.parity.gpt2 import configuration, initial_network
-from common.parity.mlp import Network
+from common.parity.networks import Network
 from common.parity.objective import DIVERGENCE_CODES, Objective
 from common.parity.task import make_task
+from common.runs import resume
 from common.runs.checkpoints import read_checkpoint
 from common.runs.resume import load_resume
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
-from parity_gpt2 import engine as engines
-from parity_gpt2.engine import MOMENTS, STEP, Settings, TransformerEngine
-from parity_mlp import distill, train
+from parity_gpt2 import distill, train
+from parity_gpt2.engine import MOMENTS, STEP, AdamSettings, TransformerEngine
 from tests.commands import ROOT, Killed, python, results
 from tests.gpt2 import SHAPES, random_model, tokens_of
 
 D, BATCH = 6, 8
-SIZES = "--model gpt2 --d 6 --batch-size 8 --head-dim 3 --eval-samples 32 --eval-every 4 --lr 0.003"
+SIZES = "--d 6 --batch-size 8 --head-dim 3 --eval-samples 32 --eval-every 4 --lr 0.003"
 TRAIN = shlex.split(f"train smoke {SIZES} --heads 2 --steps 14 --checkpoint-every 6")
 DISTILL = shlex.split(f"distill smoke {SIZES} --methods ce progressive --seeds 0 --student-heads 1 --steps 12")
 SHARED = {
@@ -45,7 +47,7 @@ SHARED = {
 }
 """What two processes make as one does."""
 REFUSED = {
-    "mlp": (shlex.split("train smoke"), "an MLP is trained by one process: start the command without torchrun"),
+    "mlp": (shlex.split("mlp smoke"), "an MLP is trained by one process: start the command without torchrun"),
     "batch": ([*TRAIN, "--batch-size", "7"], "--batch-size 7 cannot be cut into 2 equal parts (2 processes times"),
     "parts": ([*TRAIN, "--accumulate", "8"], "--batch-size 8 cannot be cut into 16 equal parts (2 processes times"),
 }
@@ -144,7 +146,7 @@ def assert_equal(state, expected):
 
 
 def make_engine(networks, **settings):
-    return TransformerEngine(networks, D, Settings(batch_size=BATCH, **settings))
+    return TransformerEngine(networks, D, AdamSettings(batch_size=BATCH, **settings))
 
 
 # Single networks
@@ -209,7 +211,7 @@ def zeros(start):
 @pytest.mark.parametrize("part", [1, 7 * 16 * D * 6, 2**22])
 def test_logits_do_not_depend_on_the_parts_in_which_they_are_computed(monkeypatch, part):
     shape = SHAPES["plain"]
-    monkeypatch.setattr(engines, "LOGITS_BYTES", part)
+    monkeypatch.setattr(last_position, "LOGITS_BYTES", part)
     with torch.no_grad():
         expected = random_model(shape, 0, 0.3)(tokens_of(shape, stream(4), D)).logits[:, -1]
     logits = make_engine([network(shape, 0, np.float32)]).logits(0, stream(4))
@@ -359,7 +361,7 @@ def test_a_state_is_a_copy():
 
 def test_dropout_is_drawn_anew_for_every_step_part_process_and_seed(monkeypatch):
     keys = []
-    monkeypatch.setattr(engines.torch, "manual_seed", keys.append)
+    monkeypatch.setattr(torch, "manual_seed", keys.append)
     shape = replace(SHAPES["plain"], dropout=0.2)
 
     def train(**settings):
@@ -468,7 +470,7 @@ def run_command(directory, name, words):
         where += ["--teacher", str(directory / "teacher")]
     sys.argv = ["command.py", *words[1:], *where]
     try:
-        runs.command({"train": train, "distill": distill}[words[0]].main)
+        command({"train": train, "distill": distill, "mlp": parity_mlp.train}[words[0]].main)
         return 0
     except SystemExit as stop:
         return stop.code
@@ -486,10 +488,10 @@ def in_each_process(directory):
             said[name] = run_command(directory, name, words), stderr.getvalue()
     (directory / f"said-{rank}.json").write_text(json.dumps(said))
 
-    training.RESUME_SECONDS = 0
+    resume.RESUME_SECONDS, resume.RESUME_SHARE = 0, math.inf
     with_dropout = [*TRAIN, "--dropout", "0.3", "--accumulate", "2"]
     assert run_command(directory, "whole", with_dropout) == 0
-    score, calls = training._score, []
+    score, calls = training.score, []
 
     def score_until_killed(*arguments):
         calls.append(1)
@@ -497,10 +499,10 @@ def in_each_process(directory):
             raise Killed
         return score(*arguments)
 
-    training._score = score_until_killed
+    training.score = score_until_killed
     with suppress(Killed):
         run_command(directory, "killed", with_dropout)
-    training._score = score
+    training.score = score
     assert load_resume(directory / "killed").step == 8
     assert run_command(directory, "killed", with_dropout) == 0
 

@@ -18,12 +18,13 @@ import torch
 
 from common.parity import training
 from common.parity.mlp import architecture, initial_tensors, load_model
-from common.parity.task import make_task, signs
+from common.parity.task import make_task
 from common.runs.checkpoints import save_checkpoint
 from common.runs.resume import load_resume, resume_steps
 from common.runs.run import Run, open_run
 from common.teachers.discovery import find_checkpoints
 from parity_mlp import distill, probe, train
+from parity_mlp.data import signs
 from tests.commands import (
     ROOT,
     Killed,
@@ -447,7 +448,7 @@ def test_students_go_on_when_a_checkpoint_that_is_cut_off_is_mended(tmp_path, ca
     cut(damaged)
     code, stderr = start(capsys, *words, "--teacher", tmp_path / "teacher", "--out", tmp_path / "student")
     assert code == 2
-    assert stderr.splitlines()[-1].startswith(f"error: {damaged} is cut off or damaged")
+    assert stderr.splitlines()[-1].startswith(f"error: {damaged} is truncated or damaged")
     shutil.copy(teacher / "checkpoint-2000" / "model.safetensors", damaged)
     succeed(capsys, *words, "--teacher", tmp_path / "teacher", "--out", tmp_path / "student")
     assert results(tmp_path / "student") == results(tmp_path / "undisturbed")

@@ -12,9 +12,10 @@ from hypothesis import given, settings, strategies as st
 from common.distillation.losses import forward_kl, jensen_shannon, label_cross_entropy, reverse_kl
 from common.parity.mlp import initial_tensors
 from common.parity.objective import DIVERGENCE_CODES, Objective
-from common.parity.task import make_task, signs
-from parity_mlp.sgd import block_cpu, block_torch, objective
-from parity_mlp.sgd.block_torch import TorchBlockEngine, unpack_signs
+from common.parity.task import make_task, unpack_signs
+from parity_mlp.data import signs
+from parity_mlp.sgd import block_cpu, block_torch, gradient as gradients
+from parity_mlp.sgd.block_torch import TorchBlockEngine
 from parity_mlp.sgd.engine import CPUBlockEngine, make_engine
 from parity_mlp.sgd.plain import PlainEngine
 from parity_mlp.sgd.simd import LANES
@@ -287,7 +288,7 @@ def test_calls_may_end_anywhere(make):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-13), ("float32", 1e-5)])
 def test_logits_are_those_of_a_dense_network(make, dtype, tolerance, monkeypatch):
     monkeypatch.setattr("parity_mlp.sgd.block_torch.LOGITS_BATCH", 200)
-    monkeypatch.setattr("parity_mlp.sgd.plain.LOGITS_BATCH", 200)
+    monkeypatch.setattr("common.parity.mlp.LOGITS_BATCH", 200)
     for d, width, classes, count in [(63, 64, 2, 1), (64, 65, 8, 65), (65, 37, 4, 256), (130, 130, 2, 601)]:
         tensors = initial_tensors(d, width, classes, 1, 0, dtype)
         bits, _ = stream(d, classes, count)
@@ -323,7 +324,7 @@ def test_padding_stays_zero(name):
 
 def cpu_gradient(logits, target, label, alpha, divergence, beta):
     gradient = np.full(len(logits), np.nan)
-    objective.logit_gradient(logits, target, label, alpha, divergence, beta, gradient)
+    gradients.logit_gradient(logits, target, label, alpha, divergence, beta, gradient)
     return gradient
 
 

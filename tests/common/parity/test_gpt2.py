@@ -10,10 +10,11 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from common.errors import UserError
-from common.parity.gpt2 import Shape, configuration, initial_network, load_model, load_network, shape_of
+from common.parity.frozen import load_network
+from common.parity.gpt2 import Shape, configuration, initial_network, load_model, shape_of
 from common.parity.task import make_task
 from common.runs.checkpoints import read_checkpoint, save_checkpoint
-from parity_mlp.train import PRESETS, train
+from parity_gpt2.train import PRESETS, train
 from tests.commands import cut
 from tests.gpt2 import PLAIN, SHAPES, STOCK, random_model, tokens_of, written_out
 
@@ -72,7 +73,7 @@ def test_a_saved_network_comes_back_and_its_config_describes_it(tmp_path, name):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_stock_gpt2_reads_what_train_writes(tmp_path, name):
-    arguments = replace(PRESETS["gpt2"]["smoke"], **TINY, **TRAINED[name], out=tmp_path / "run")
+    arguments = replace(PRESETS["smoke"], **TINY, **TRAINED[name], out=tmp_path / "run")
     train(arguments)
     checkpoint = tmp_path / "run" / "checkpoint-2"
     config, tensors = read_checkpoint(checkpoint)
@@ -131,8 +132,8 @@ def bfloat16(directory):
 
 
 WRONG = {
-    "other-model": (lambda path: remake(path, {"model_type": "bert"}), "a 'bert' model is not a 'gpt2' model"),
-    "no-model": (lambda path: remake(path, {"model_type": None}), "a None model is not a 'gpt2' model"),
+    "other-model": (lambda path: remake(path, {"model_type": "bert"}), "holds a 'bert' model"),
+    "no-model": (lambda path: remake(path, {"model_type": None}), "holds a None model"),
     "vocabulary": (lambda path: remake(path, {"vocab_size": 4}), "has 4 classes (vocabulary 4), but this task has 2"),
     "class-token": (lambda path: remake(path, {"class_token": True}), "has 1 classes (vocabulary 2)"),
     "positions": (lambda path: remake(path, {"n_positions": 5}), "has 5 positions, but d = 6 needs 6"),
@@ -166,8 +167,8 @@ WRONG = {
     "words": (lambda path: remake(path, {"n_embd": "six"}), "cannot be read"),
     "float16": (halve, "the tensors must be float32"),
     "bfloat16": (bfloat16, "bfloat16"),
-    "cut-weights": (lambda path: cut(path / "model.safetensors"), "model.safetensors is cut off or damaged"),
-    "cut-config": (lambda path: cut(path / "config.json"), "config.json is cut off or damaged"),
+    "cut-weights": (lambda path: cut(path / "model.safetensors"), "model.safetensors is truncated or damaged"),
+    "cut-config": (lambda path: cut(path / "config.json"), "config.json is truncated or damaged"),
     "no-weights": (lambda path: (path / "model.safetensors").unlink(), "model.safetensors is missing"),
 }
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from common.parity import last_position
 from common.parity.gpt2 import Shape
 from common.parity.last_position import last_logits
-from common.parity.task import make_task, signs
+from common.parity.task import make_task
+from parity_mlp.data import signs
 from tests.gpt2 import SHAPES, random_model, tokens_of, written_out
 
 

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from common.parity.mlp import MLP, architecture, initial_tensors, load_model, load_tensors
+from common.parity.frozen import load_network
+from common.parity.mlp import MLP, architecture, initial_tensors, load_model
+from common.parity.task import make_task
 from common.runs.checkpoints import save_checkpoint
 from common.teachers.discovery import find_checkpoints, local_path
 
@@ -77,7 +79,7 @@ def test_checkpoints_come_back_the_same(tmp_path, layers, dtype):
     loaded = load_model(checkpoint)
     assert torch.equal(loaded(x), model(x))
     assert loaded(x).dtype == x.dtype
-    again = load_tensors(checkpoint, d=10, classes=4)
+    again = load_network(checkpoint, make_task(10, 1, 4)).tensors
     assert again.keys() == tensors.keys()
     for name, value in tensors.items():
         assert again[name].dtype == dtype
@@ -90,12 +92,12 @@ def test_checkpoints_of_another_task_or_model_are_errors(tmp_path):
     save_checkpoint(tmp_path, 1, tensors, {"model_type": "bert"})
     save_checkpoint(tmp_path, 2, tensors, {})
     with pytest.raises(UserError, match="d = 10, but this task has 11"):
-        load_tensors(tmp_path / "checkpoint-0", d=11, classes=4)
+        load_network(tmp_path / "checkpoint-0", make_task(11, 1, 4))
     with pytest.raises(UserError, match="classes = 4, but this task has 2"):
-        load_tensors(tmp_path / "checkpoint-0", d=10, classes=2)
+        load_network(tmp_path / "checkpoint-0", make_task(10, 1, 2))
     with pytest.raises(UserError, match="'bert' model"):
-        load_tensors(tmp_path / "checkpoint-1", d=10, classes=4)
+        load_network(tmp_path / "checkpoint-1", make_task(10, 1, 4))
     with pytest.raises(UserError, match="None model"):
-        load_tensors(tmp_path / "checkpoint-2", d=10, classes=4)
+        load_network(tmp_path / "checkpoint-2", make_task(10, 1, 4))
     with pytest.raises(UserError, match="missing"):
-        load_tensors(tmp_path / "checkpoint-3", d=10, classes=4)
+        load_network(tmp_path / "checkpoint-3", make_task(10, 1, 4))

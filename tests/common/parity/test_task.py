@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from common.errors import UserError
-from common.parity.task import MAX_D, WORD, ParityTask, make_task, odd_parity, signs
+from common.parity.task import MAX_D, WORD, ParityTask, make_task, odd_parity
+from parity_mlp.data import signs
 
 STREAMS = ("train", "evaluation", "probe")
 DIMENSIONS = st.one_of(st.integers(1, 200), st.sampled_from([63, 64, 65, 127, 128, 129, 1000, MAX_D]))

@@ -13,15 +13,16 @@ from hypothesis import given, strategies as st
 from common.distillation import schedules
 from common.distillation.phases import choose_checkpoints, find_phases
 from common.errors import UserError
-from common.parity import training
 from common.parity.arguments import Arguments, check
 from common.parity.mlp import MLP, load_model
 from common.parity.objective import Objective
-from common.parity.task import make_task, signs
-from common.parity.training import ADAPTIVE_CHANGE, RANGE_STEPS, _ranges, adaptive_checkpoints, learning_rates
+from common.parity.students import Student, learning_rates
+from common.parity.task import make_task, task_of
+from common.parity.training import ADAPTIVE_CHANGE, RANGE_STEPS, adaptive_checkpoints, step_ranges
 from common.runs.checkpoints import read_checkpoint
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
+from parity_mlp.data import signs
 from parity_mlp.distill import DistillArguments, distill
 from parity_mlp.train import TrainArguments, train
 
@@ -152,13 +153,13 @@ def test_adaptive_checkpoints_are_dense_in_the_drop_only():
 def test_ranges_cover_all_steps_and_are_cut_at_every_cadence_from_wherever_they_start(steps, evals, checkpoints, data):
     checkpoints = checkpoints if checkpoints >= 200 else 0
     arguments = replace(TEACHER, steps=steps, eval_every=evals, checkpoint_every=checkpoints)
-    ranges = list(_ranges(arguments, 0))
+    ranges = list(step_ranges(arguments, 0))
     starts, stops = zip(*ranges, strict=True)
     assert starts == (0, *stops[:-1])
     multiples = {step for cadence in (RANGE_STEPS, evals, checkpoints) if cadence for step in range(0, steps, cadence)}
     assert stops == (*sorted(multiples - {0}), steps)
     first = data.draw(st.integers(0, len(ranges)))
-    assert list(_ranges(arguments, (*starts, steps)[first])) == ranges[first:]
+    assert list(step_ranges(arguments, (*starts, steps)[first])) == ranges[first:]
 
 
 # Arguments that no run could have
@@ -179,9 +180,9 @@ def test_ranges_cover_all_steps_and_are_cut_at_every_cadence_from_wherever_they_
         ({"lr": math.inf}, "--lr must be"),
         ({"weight_decay": -0.1}, "--weight-decay must be"),
         ({"weight_decay": 1 / TEACHER.lr}, "--weight-decay must be"),
-        ({"warmup": -0.1}, "--warmup is a share"),
-        ({"warmup": 1.5}, "--warmup is a share"),
-        ({"warmup": math.nan}, "--warmup is a share"),
+        ({"warmup": -0.1}, "--warmup is a fraction"),
+        ({"warmup": 1.5}, "--warmup is a fraction"),
+        ({"warmup": math.nan}, "--warmup is a fraction"),
         ({"label_temperature": -1.0}, "--label-temperature must be"),
         ({"device": "abacus"}, "--device abacus cannot be used"),
     ],
@@ -313,13 +314,13 @@ class Seen:
 def what_a_student_sees(monkeypatch: pytest.MonkeyPatch, arguments: DistillArguments) -> Seen:
     """Train a single student and keep the objectives that the engine gets."""
     objectives: list[Objective] = []
-    make = training._objective
+    make = Student.objective
 
     def kept(*args: object) -> Objective:
         objectives.append(make(*args))  # type: ignore[arg-type]
         return objectives[-1]
 
-    monkeypatch.setattr(training, "_objective", kept)
+    monkeypatch.setattr(Student, "objective", kept)
     distill(arguments)
     alpha, targets = (np.concatenate([getattr(o, name) for o in objectives]) for name in ("alpha", "targets"))
     return Seen(alpha, targets)
@@ -327,7 +328,7 @@ def what_a_student_sees(monkeypatch: pytest.MonkeyPatch, arguments: DistillArgum
 
 def teacher_logits(teacher: Path, step: int, arguments: Arguments, stream_seed: int) -> torch.Tensor:
     """Logits of a checkpoint for every sample of the training stream."""
-    task = training.task_of(arguments)
+    task = task_of(vars(arguments))
     bits = task.sample(stream_seed, "train", 0, arguments.steps * arguments.batch_size)
     with torch.no_grad():
         return load_model(teacher / f"checkpoint-{step}")(torch.from_numpy(signs(bits, task.d))).double()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import parity_gpt2.distill
+import parity_gpt2.train
 import PCFG_autoregressive.distill
 import PCFG_autoregressive.train
 import PCFG_mlm.distill
@@ -192,8 +194,8 @@ def test_wrong_input_of_a_table_is_one_line(root, tmp_path, capsys, words, line)
 @pytest.mark.parametrize(
     ("presets", "setting"),
     [
-        ([train.PRESETS["mlp"], distill.PRESETS["mlp"]], "parity_mlp"),
-        ([train.PRESETS["gpt2"], distill.PRESETS["gpt2"]], "parity_gpt2"),
+        ([train.PRESETS, distill.PRESETS], "parity_mlp"),
+        ([parity_gpt2.train.PRESETS, parity_gpt2.distill.PRESETS], "parity_gpt2"),
         ([PCFG_mlm.train.PRESETS, PCFG_mlm.distill.PRESETS], "PCFG_mlm"),
         ([PCFG_autoregressive.train.PRESETS, PCFG_autoregressive.distill.PRESETS], "PCFG_autoregressive"),
     ],
@@ -216,7 +218,7 @@ def test_a_run_that_a_command_made_is_tabled_with_its_time(tmp_path, capsys):
     text = succeed(capsys, main, "table", tmp_path, "--csv", "-")
     (line,) = csv.DictReader(text.splitlines())
     records = [json.loads(record) for record in (tmp_path / "x" / "metrics.jsonl").read_text().splitlines()]
-    preset = train.PRESETS["mlp"]["smoke"]
+    preset = train.PRESETS["smoke"]
     expected = {
         "setting": "parity_mlp",
         "method": "train",

@@ -1,4 +1,4 @@
-"""What the tests of GPT-2 on parity share."""
+"""What tests of several folders share."""
 
 import pytest
 import torch
