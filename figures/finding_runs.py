@@ -1,47 +1,48 @@
-"""Find the runs and probes behind a figure: every complete run below a folder, told from others by its config.json.
+"""Find the runs and the probe results behind a figure.
 
-Names of directories mean nothing. A run is that of a preset if its arguments are the preset's; those that only say
-where and how it was executed (`EXECUTION_ARGUMENTS`) do not count, nor does an argument that its config.json lacks, as
-there was none when it was made.
+Directory names do not matter: runs are identified by their config.json. A run belongs to a preset if its arguments are
+those of the preset, except `EXECUTION_ARGUMENTS` and arguments that its config.json lacks because they were introduced
+later.
 """
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.errors import UserError
-from common.runs.names import EXECUTION_ARGUMENTS
+from common.runs import finding
+from common.runs.names import EXECUTION_ARGUMENTS, ROOT
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 class MissingError(UserError):
-    """A run or a probe is not there; the message names the command that makes it."""
+    """A run or a probe result does not exist yet; the message names the command that makes it."""
 
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A complete run, its config.json read once."""
+    """A complete run whose config.json is read once."""
 
-    run: Run
+    directory: Path
     config: Mapping[str, Any]
-    shown: str
-    """Its directory as commands that are written down name it: from the repository's root, or else from runs/."""
 
     @property
-    def directory(self) -> Path:
-        """Where it is."""
-        return self.run.directory
+    def setting(self) -> str:
+        return self.config["setting"]
 
     @property
     def arguments(self) -> Mapping[str, Any]:
-        """Those of its command."""
         return self.config["arguments"]
+
+    @property
+    def argv(self) -> Sequence[str]:
+        """The command that made it; empty if no command did."""
+        return self.config["argv"]
 
     @property
     def is_student(self) -> bool:
@@ -49,43 +50,44 @@ class FoundRun:
         return "methods" in self.arguments
 
     def records(self) -> list[dict[str, Any]]:
-        """Every record, in the order they were logged."""
-        return self.run.records()
+        """The records of metrics.jsonl, in order."""
+        return Run(self.directory).records()
+
+
+class Part(NamedTuple):
+    """A part of the data behind the figures of a setting."""
+
+    data: Any
+    commands: Iterable[Sequence[str]]
+    """The commands behind it, each as a list, in order; they may repeat."""
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What is behind the figures of a setting, as far as it is there."""
+    """The data behind the figures of a setting, as far as their runs exist."""
 
     data: dict[str, Any]
-    """By part."""
     errors: dict[str, UserError]
-    """Why a part is not there: a `MissingError` if its runs have yet to be made."""
+    """Why a part is missing, by its name: a `MissingError` if its runs do not exist yet."""
 
 
-def find_runs(root: Path) -> list[FoundRun]:
-    """Every complete run below a folder, at any depth, in the order of their paths; links are not followed.
+def find_runs(directory: Path) -> list[FoundRun]:
+    """All complete runs in a directory, at any depth, in the order of their paths; links are not followed.
 
     Raises:
-        UserError: there is no such folder, or a run's config.json is damaged.
+        UserError: there is no such directory, or the config.json of a run is damaged.
     """
-    if not root.is_dir():
-        raise UserError(f"there is no folder {root}")
-    found = []
-    for path, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("checkpoint-"))
-        if {"config.json", "done.json"} <= set(files):
-            run = Run(Path(path))
-            found.append(FoundRun(run, run.config, _shown(run.directory, root)))
-    return found
+    return [FoundRun(run.directory, run.config) for run in finding.find_runs(directory) if run.complete]
 
 
-def made_with(runs: Iterable[FoundRun], arguments: Mapping[str, object], free: Collection[str] = ()) -> list[FoundRun]:
-    """Runs that were made with these arguments.
+def with_arguments(
+    runs: Iterable[FoundRun], arguments: Mapping[str, object], free: Collection[str] = ()
+) -> list[FoundRun]:
+    """The runs that have these arguments.
 
     Args:
         runs: to choose from.
-        arguments: by name, in the types that a command has.
+        arguments: by name, in the types of a command's arguments.
         free: names of arguments that may differ.
     """
     plain = json.loads(json.dumps(dict(arguments), default=os.fspath))
@@ -93,121 +95,144 @@ def made_with(runs: Iterable[FoundRun], arguments: Mapping[str, object], free: C
     return [run for run in runs if all(run.arguments.get(name, value) == value for name, value in wanted.items())]
 
 
-def belongs_to(student: FoundRun, teacher: FoundRun) -> bool:
-    """Whether a student was taught by a teacher: by the teacher's id, or, if the student knows none, by its directory.
+def students_of(teacher: FoundRun, runs: Iterable[FoundRun]) -> list[FoundRun]:
+    """The students of a teacher, identified by the teacher's id or, if a student has none, by its directory.
 
-    Students of labels alone are counted in with the teacher that their command named.
+    Students that learn from the labels alone count as students of the teacher that their command named.
     """
-    known = student.arguments.get("teacher_id")
-    if known is not None:
-        return known == teacher.config.get("id")
-    return (ROOT / student.arguments["teacher"]).resolve() == teacher.directory.resolve()
+
+    def learned_from_it(student: FoundRun) -> bool:
+        known = student.arguments.get("teacher_id")
+        if known is not None:
+            return known == teacher.config.get("id")
+        return (ROOT / student.arguments["teacher"]).resolve() == teacher.directory.resolve()
+
+    return [run for run in runs if run.is_student and learned_from_it(run)]
 
 
-def only_one(runs: Sequence[FoundRun], what: str, made_by: str) -> FoundRun:
-    """The only one of runs.
+def only_run(runs: Sequence[FoundRun], description: str, command: str) -> FoundRun:
+    """The only one of the runs found.
 
     Args:
         runs: that were found.
-        what: they are.
-        made_by: the command that makes such a run.
+        description: of the run.
+        command: that makes it.
 
     Raises:
         MissingError: there is none.
         UserError: there are several.
     """
     if not runs:
-        raise MissingError(f"there is no complete run of {what}; make it by {made_by}")
-    return by_key(runs, lambda run: what, lambda key: key)[what]
+        raise MissingError(f"no complete run of {description}; make it by {command}")
+    return runs_by_key(runs, lambda run: description, lambda key: key)[description]
 
 
-def by_key(
-    runs: Iterable[FoundRun], key: Callable[[FoundRun], Hashable], what: Callable[[Any], str]
+def runs_by_key(
+    runs: Iterable[FoundRun], key: Callable[[FoundRun], Hashable], describe: Callable[[Any], str]
 ) -> dict[Any, FoundRun]:
-    """Runs by what tells them apart in a figure.
+    """Runs by what distinguishes them in a figure.
 
     Args:
         runs: that were found.
         key: of a run.
-        what: the words for a key.
+        describe: a key in words.
 
     Raises:
-        UserError: two runs would be the same point; copies of a run are two runs.
+        UserError: two runs have the same key, such as a run and its copy.
     """
     found: dict[Any, FoundRun] = {}
     for run in runs:
         other = found.setdefault(key(run), run)
         if other is not run:
             raise UserError(
-                f"{other.directory} and {run.directory} are both {what(key(run))}: leave one of them in the folder"
+                f"{other.directory} and {run.directory} are both {describe(key(run))}: keep only one of them in the "
+                "directory"
             )
     return found
 
 
-def by_seed(runs: Sequence[FoundRun], what: str, made_by: str) -> dict[int, FoundRun]:
-    """Students that differ in their seed alone, in its order.
+def runs_by_seed(runs: Sequence[FoundRun], description: str, command: str) -> dict[int, FoundRun]:
+    """Students that differ in their seed alone, by seed in ascending order.
 
     Args:
         runs: that were found.
-        what: they are.
-        made_by: the command that makes them.
+        description: of the runs.
+        command: that makes them.
 
     Raises:
         MissingError: there is none.
-        UserError: a seed is there twice.
+        UserError: two runs have the same seed.
     """
     if not runs:
-        raise MissingError(f"there is no complete run of {what}; make it by {made_by}")
-    found = by_key(runs, lambda run: run.arguments["seeds"][0], lambda seed: f"{what} with seed {seed}")
+        raise MissingError(f"no complete run of {description}; make it by {command}")
+    found = runs_by_key(runs, lambda run: run.arguments["seeds"][0], lambda seed: f"{description} with seed {seed}")
     return dict(sorted(found.items()))
 
 
 def final_accuracies(
-    runs: Mapping[int, Sequence[FoundRun]], what: Callable[[int], str], made_by: str
+    runs: Mapping[int, Sequence[FoundRun]], describe: Callable[[int], str], command: str
 ) -> dict[str, Any]:
-    """What students end with that differ in one number, all with the same seeds.
+    """Final accuracies of students that differ in a number and in their seeds, the seeds being the same throughout.
 
     Args:
         runs: by that number.
-        what: they are, by that number.
-        made_by: the command that makes them.
+        describe: runs of a number in words.
+        command: that makes them.
 
     Returns:
         `seeds`, and `accuracy` of shape (seeds, numbers).
 
     Raises:
-        MissingError: a run is not there.
-        UserError: a run is there twice.
+        MissingError: a run does not exist.
+        UserError: two runs have the same number and seed.
     """
-    found = {number: by_seed(some, what(number), made_by) for number, some in runs.items()}
+    found = {number: runs_by_seed(some, describe(number), command) for number, some in runs.items()}
     seeds = sorted(set().union(*found.values()))
     for number, some in found.items():
         if missing := [seed for seed in seeds if seed not in some]:
-            raise MissingError(
-                f"there is no complete run of {what(number)} with seed {missing[0]}; make it by {made_by}"
-            )
+            raise MissingError(f"no complete run of {describe(number)} with seed {missing[0]}; make it by {command}")
     final = [[some[seed].records()[-1]["accuracy"] for some in found.values()] for seed in seeds]
     return {"seeds": seeds, "accuracy": [[round(accuracy, 5) for accuracy in row] for row in final]}
 
 
-def collect_parts(parts: Mapping[str, Callable[[], Any]]) -> Collected:
-    """Each part on its own, so that one is there though another's runs are not."""
-    data, errors = {}, {}
+def collect_parts(
+    preset: str,
+    teacher: FoundRun,
+    students: Sequence[FoundRun],
+    always: Mapping[str, Any],
+    parts: Mapping[str, Callable[[], Part]],
+) -> Collected:
+    """The data of a setting, with every part whose runs exist.
+
+    Args:
+        preset: its name.
+        teacher: the preset's.
+        students: of the teacher.
+        always: data of the teacher alone.
+        parts: by name, in the order in which their commands are listed.
+    """
+    found: dict[str, Part] = {}
+    errors: dict[str, UserError] = {}
     for name, part in parts.items():
         try:
-            data[name] = part()
+            found[name] = part()
         except UserError as error:
             errors[name] = error
+    commands = [teacher.argv, *(argv for part in found.values() for argv in part.commands)]
+    data = {
+        "setting": teacher.setting,
+        "preset": preset,
+        "commands": list(dict.fromkeys(shlex.join(argv) for argv in commands if argv)),
+        "versions": teacher.config["versions"],
+        "commits": sorted({run.config["commit"] for run in [teacher, *students] if run.config.get("commit")}),
+        **always,
+        **{name: part.data for name, part in found.items()},
+    }
     return Collected(data, errors)
 
 
-def commits_of(runs: Iterable[FoundRun]) -> list[str]:
-    """Git commits of the code that made the runs, each once."""
-    return sorted({run.config["commit"] for run in runs if run.config.get("commit")})
-
-
 def probe_file(run: FoundRun, name: str) -> Path | None:
-    """The only file that a probe wrote for a run, whatever the probe's arguments; None if there is none.
+    """The file that a probe wrote for a run, with whatever arguments; None if it was not probed.
 
     Raises:
         UserError: there are several.
@@ -215,34 +240,32 @@ def probe_file(run: FoundRun, name: str) -> Path | None:
     found = sorted([*run.directory.glob(f"probes/{name}.json"), *run.directory.glob(f"probes/{name}-*.json")])
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
-        raise UserError(f"{run.directory / 'probes'} has {names}: leave the one there that is to be drawn")
+        raise UserError(f"{run.directory / 'probes'} has {names}: keep only the file to be drawn")
     return found[0] if found else None
 
 
-def probe_result(run: FoundRun, name: str, made_by: str) -> dict[str, Any]:
-    """What a probe found.
+def probe_result(run: FoundRun, name: str, command: str) -> dict[str, Any]:
+    """The content of a probe's file.
 
     Args:
         run: that was probed.
         name: of the probe.
-        made_by: the command that probes.
+        command: that probes it.
 
     Raises:
-        MissingError: there is no file, or checkpoints are missing.
-        UserError: there are several files.
+        MissingError: there is no such file, or it lacks checkpoints.
+        UserError: there are several.
     """
     path = probe_file(run, name)
     if path is None:
-        raise MissingError(f"{run.directory} was not probed; do it by {made_by}")
+        raise MissingError(f"{run.directory} has not been probed; do so by {command}")
     content = json.loads(path.read_bytes())
     probed = [entry["step"] for entry in content.get("checkpoints", ())]
     if "checkpoints" in content and probed != [checkpoint.step for checkpoint in find_checkpoints(run.directory)]:
-        raise MissingError(f"{path} lacks checkpoints; go on by {made_by}")
+        raise MissingError(f"{path} lacks checkpoints; add them by {command}")
     return content
 
 
-def _shown(directory: Path, root: Path) -> str:
-    resolved = directory.resolve()
-    if resolved.is_relative_to(ROOT):
-        return resolved.relative_to(ROOT).as_posix()
-    return (Path("runs") / directory.relative_to(root)).as_posix()
+def probe_argv(content: Mapping[str, Any]) -> Sequence[str]:
+    """The command that wrote a probe's file; empty if no command did, or an earlier version of this code."""
+    return content.get("argv", ())

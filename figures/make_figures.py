@@ -1,13 +1,13 @@
-"""Draw the figures, from committed data or from a folder of runs.
+"""Draw the figures, from the committed data or from runs.
 
     python figures/make_figures.py parity_mlp
     python figures/make_figures.py PCFG_mlm --runs runs
     python figures/make_figures.py --runs runs
 
-The first draws the data in figures/data/. The second collects the data of every complete run in the folder, whatever
-the names and at any depth. The third does so for all settings. A figure is drawn if its runs are there; for every other
-one a line says what is missing and the command that makes it. That is an error (exit code 2) if a setting was named;
-without one it is an error only if nothing can be drawn, or if it is not clear which runs are meant.
+The first command draws the data in figures/data/. The second collects data from all complete runs in a directory, at
+any depth and whatever their names. The third does so for all settings. A figure is drawn if its runs exist; for each
+other figure, one line says what is missing and names the command that makes it. A missing figure is an error (exit code
+2) if a setting was given. If none was given, it is an error only if nothing can be drawn or the runs are ambiguous.
 """
 
 import json
@@ -18,7 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+import parity_data
 import parity_figures
+import pcfg_data
 import pcfg_figures
 import tyro
 from finding_runs import Collected, FoundRun, MissingError, find_runs
@@ -35,15 +37,15 @@ Preset = Literal["smoke", "laptop", "paper"]
 Collect = Callable[[Sequence[FoundRun], str], Collected]
 Draw = Callable[[dict[str, Any]], Figure]
 SETTINGS: dict[SettingName, tuple[Collect, Mapping[str, tuple[Draw, tuple[str, ...]]]]] = {
-    "parity_mlp": (parity_figures.collect, parity_figures.FIGURES),
-    "parity_gpt2": (partial(parity_figures.collect, model="gpt2"), parity_figures.FIGURES),
-    "PCFG_mlm": (pcfg_figures.collect, pcfg_figures.FIGURES["PCFG_mlm"]),
+    "parity_mlp": (partial(parity_data.collect, setting="parity_mlp"), parity_figures.FIGURES),
+    "parity_gpt2": (partial(parity_data.collect, setting="parity_gpt2"), parity_figures.FIGURES),
+    "PCFG_mlm": (partial(pcfg_data.collect, setting="PCFG_mlm"), pcfg_figures.FIGURES["PCFG_mlm"]),
     "PCFG_autoregressive": (
-        partial(pcfg_figures.collect, setting="PCFG_autoregressive"),
+        partial(pcfg_data.collect, setting="PCFG_autoregressive"),
         pcfg_figures.FIGURES["PCFG_autoregressive"],
     ),
 }
-"""How a setting's data are collected, and what is drawn from which parts of them."""
+"""How the data of a setting are collected, and how each figure is drawn from which parts of them."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,13 @@ class Arguments:
     """Arguments of `make_figures.py`."""
 
     setting: Annotated[SettingName | None, tyro.conf.Positional] = None
-    """Whose figures; by default those of all settings."""
+    """Setting whose figures are drawn; by default all settings."""
     runs: Path | None = None
-    """Folder of runs, at any depth, to collect the data from; by default the data are those that are committed."""
+    """Directory of runs, at any depth, to collect data from; by default the committed data are drawn."""
     preset: Preset = "laptop"
     """Preset of the runs."""
     out: Path | None = None
-    """Where pictures and collected data go; by default figures/, or figures/ in the directory of --runs."""
+    """Directory for pictures and collected data; by default figures/, or figures/ inside --runs."""
 
 
 @dataclass(frozen=True)
@@ -66,64 +68,71 @@ class Drawn:
 
     setting: SettingName
     data: Mapping[str, Any]
-    """What they were drawn from; empty if there are no data at all."""
+    """The data behind them; empty if there are none."""
     pictures: Mapping[str, Path]
     """PNG files, by the figure's name without the setting."""
     errors: Mapping[str, UserError]
     """Why a figure was not drawn, by its name."""
 
+    def missing(self, preset: Preset) -> list[tuple[str, UserError]]:
+        """One message for each reason why figures were not drawn, naming these figures, with the error."""
+        reasons: dict[str, tuple[list[str], UserError]] = {}
+        for name, error in self.errors.items():
+            reasons.setdefault(str(error), ([], error))[0].append(f"{name}_{self.setting}_{preset}")
+        return [(f"{', '.join(names)}: {reason}", error) for reason, (names, error) in reasons.items()]
+
 
 def main(arguments: Arguments) -> None:
-    """Collect, if runs are given, and draw.
+    """Collect data, if runs are given, and draw.
 
     Raises:
-        UserError: as this file's first paragraph says.
+        UserError: as in the docstring of this file.
     """
     settings = get_args(SettingName) if arguments.setting is None else (arguments.setting,)
     drawn = draw_settings(settings, arguments.preset, arguments.runs, arguments.out)
-    for one in drawn:
-        for picture in one.pictures.values():
+    for figures in drawn:
+        for picture in figures.pictures.values():
             print(picture)
-    say_what_is_missing(drawn, arguments.preset, required=arguments.setting is not None)
+    report_missing(drawn, arguments.preset, required=arguments.setting is not None)
 
 
-def say_what_is_missing(drawn: Sequence[Drawn], preset: Preset, required: bool) -> None:
-    """One line on stderr for each reason that keeps figures from being drawn.
+def report_missing(drawn: Sequence[Drawn], preset: Preset, required: bool) -> None:
+    """Print one line on stderr for each reason why figures were not drawn.
 
     Args:
-        drawn: the settings.
+        drawn: figures by setting.
         preset: of the runs.
-        required: whether every figure has to be there.
+        required: whether every figure must exist.
 
     Raises:
-        UserError: a figure is not there though it has to be; there is none at all; or there are runs for one, but it is
-            not clear which are meant, or they are damaged.
+        UserError: a required figure is missing, all figures are missing, or the runs behind one are ambiguous or
+            damaged.
     """
     failed = []
-    for message, error in [reason for one in drawn for reason in what_is_missing(one, preset)]:
+    for message, error in [reason for figures in drawn for reason in figures.missing(preset)]:
         if isinstance(error, MissingError) and not required:
             print(message, file=sys.stderr)
         else:
             failed.append(message)
     if failed:
         raise UserError("; ".join(failed))
-    if not any(one.pictures for one in drawn):
+    if not any(figures.pictures for figures in drawn):
         raise UserError(f"there is nothing of the preset {preset} to draw")
 
 
 def draw_settings(
     settings: Sequence[SettingName], preset: Preset, runs: Path | None = None, out: Path | None = None
 ) -> list[Drawn]:
-    """Collect the data of settings, if runs are given, write them down, and draw what they suffice for.
+    """Collect the data of settings, if runs are given, write them to files, and draw every figure they suffice for.
 
     Args:
         settings: whose figures.
         preset: of the runs.
-        runs: folder of runs; without one, the committed data are drawn.
-        out: where pictures and collected data go; by default figures/, or figures/ in the folder of runs.
+        runs: directory of runs; without it, the committed data are drawn.
+        out: directory for pictures and collected data; by default figures/, or figures/ in the directory of runs.
 
     Raises:
-        UserError: there is no such folder, or a run's config.json is damaged.
+        UserError: there is no such directory, or the config.json of a run is damaged.
     """
     out = out or (FIGURES if runs is None else runs / "figures")
     found = None if runs is None else find_runs(runs)
@@ -141,10 +150,10 @@ def _draw_setting(setting: SettingName, preset: Preset, found: Sequence[FoundRun
         write_file(out / path, (json.dumps(collected.data) + "\n").encode())
     pictures, errors = {}, {}
     for name, (draw, parts) in figures.items():
-        lacking = [part for part in parts if part not in collected.data]
-        if lacking:
-            not_there = MissingError(f"{path.name} has no {lacking[0]}")
-            errors[name] = collected.errors.get(lacking[0], not_there)
+        missing = [part for part in parts if part not in collected.data]
+        if missing:
+            default = MissingError(f"{path.name} has no {missing[0]}")
+            errors[name] = collected.errors.get(missing[0], default)
             continue
         out.mkdir(parents=True, exist_ok=True)
         pictures[name] = out / f"{name}_{setting}_{preset}.png"
@@ -154,16 +163,8 @@ def _draw_setting(setting: SettingName, preset: Preset, found: Sequence[FoundRun
 
 def _committed(path: Path) -> Collected:
     if not path.exists():
-        raise MissingError(f"there is no {path.name} in {path.parent}; give --runs, or a preset whose data are there")
+        raise MissingError(f"{path.parent} has no {path.name}: give --runs, or a preset with committed data")
     return Collected(json.loads(path.read_bytes()), {})
-
-
-def what_is_missing(drawn: Drawn, preset: Preset) -> list[tuple[str, UserError]]:
-    """One message for each reason: the figures that it keeps from being drawn, and what to do."""
-    reasons: dict[str, tuple[list[str], UserError]] = {}
-    for name, error in drawn.errors.items():
-        reasons.setdefault(str(error), ([], error))[0].append(f"{name}_{drawn.setting}_{preset}")
-    return [(f"{', '.join(names)}: {reason}", error) for reason, (names, error) in reasons.items()]
 
 
 if __name__ == "__main__":

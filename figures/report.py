@@ -1,17 +1,15 @@
-"""Write runs/report.html: one page with every figure of a preset's runs beside the claim that it tests.
+"""Write report.html: one page with every figure of a preset's runs next to the claim that it tests.
 
     python figures/report.py --runs runs --preset laptop
 
-The figures are collected and drawn as by `make_figures.py --runs`, and `findings.py` says what they show. The page
-holds everything that it needs, its pictures included, so that it can be opened or sent without a network. Times are
-those that `scripts/reproduce.sh` wrote to figures/times.jsonl in the folder of runs, if it made them.
+The figures are drawn as by `make_figures.py --runs`; `parity_findings.py` and `pcfg_findings.py` say what they show.
+The page is self-contained, pictures included. It lists the times of commands if `scripts/reproduce.sh` made the runs,
+from figures/times.jsonl in their directory.
 """
 
 import base64
 import json
-import shlex
 import struct
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,9 +17,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import jinja2
+import parity_findings
+import pcfg_findings
 import tyro
-from findings import FINDINGS, Finding
-from make_figures import Drawn, Preset, SettingName, draw_settings, say_what_is_missing, what_is_missing
+from findings import Describe, Finding
+from make_figures import Drawn, Preset, SettingName, draw_settings, report_missing
 
 from common.cli import command
 from common.runs.files import write_file
@@ -33,8 +33,15 @@ TITLES: dict[SettingName, str] = {
     "PCFG_mlm": "BERT on a grammar, masked prediction",
     "PCFG_autoregressive": "GPT-2 on a grammar, next-token prediction",
 }
+FINDINGS: dict[SettingName, Mapping[str, Describe]] = {
+    "parity_mlp": parity_findings.FINDINGS,
+    "parity_gpt2": parity_findings.FINDINGS,
+    "PCFG_mlm": pcfg_findings.FINDINGS["PCFG_mlm"],
+    "PCFG_autoregressive": pcfg_findings.FINDINGS["PCFG_autoregressive"],
+}
+"""By setting and figure."""
 WIDE = 2.0
-"""Figures with a larger ratio of width to height take the whole width of the page."""
+"""Figures with a larger ratio of width to height take up the full width of the page."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +49,16 @@ class Arguments:
     """Arguments of `report.py`."""
 
     runs: Path
-    """Folder of runs, at any depth."""
+    """Directory of runs, at any depth."""
     preset: Preset = "laptop"
     """Preset of the runs."""
     out: Path | None = None
-    """HTML file to write; by default report.html in the folder of runs."""
+    """HTML file to write; by default report.html in the directory of runs."""
 
 
 @dataclass(frozen=True)
 class Time:
-    """How long a command took, all times together that it was started."""
+    """How long a command took, all its starts together."""
 
     command: str
     seconds: int
@@ -59,27 +66,29 @@ class Time:
 
     @property
     def text(self) -> str:
-        """Hours, minutes and seconds; and the starts, if there were several."""
+        """Hours, minutes and seconds, and the number of starts if there were several."""
+        if not self.starts:
+            return "not recorded"
         return f"{timedelta(seconds=self.seconds)}" + (f" in {self.starts} starts" if self.starts > 1 else "")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as the page has it."""
+    """A figure on the page."""
 
     anchor: str
     finding: Finding
     source: str
     """The PNG file as a data URL."""
     width: int
-    """Pixels at which it is shown, if there is room."""
+    """Pixels at which it is shown, space permitting."""
     wide: bool
-    """Whether it takes the whole width of the page."""
+    """Whether it takes up the full width of the page."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A setting as the page has it."""
+    """A setting on the page."""
 
     name: SettingName
     title: str
@@ -87,30 +96,29 @@ class Section:
     pictures: Sequence[Picture]
     missing: Sequence[str]
     times: Sequence[Time]
-    """Of the commands that made the data, in their order, and then of others that `scripts/reproduce.sh` ran."""
-    untimed: Sequence[str]
-    """Commands that made the data and of which no time is known."""
+    """Of the commands behind the data, in their order, then of others that `scripts/reproduce.sh` ran."""
     processors: Sequence[str]
 
     @property
     def total(self) -> str:
-        """Hours, minutes and seconds of all commands."""
-        return str(timedelta(seconds=sum(time.seconds for time in self.times)))
+        """Hours, minutes and seconds of all commands together; empty if no time is known."""
+        seconds = sum(time.seconds for time in self.times)
+        return str(timedelta(seconds=seconds)) if seconds else ""
 
 
 def main(arguments: Arguments) -> None:
-    """Collect, draw, and write the page.
+    """Collect data, draw, and write the page.
 
     Raises:
-        UserError: there is nothing to draw, or it is not clear which runs are meant.
+        UserError: there is nothing to draw, or the runs are ambiguous.
     """
     drawn = draw_settings(get_args(SettingName), arguments.preset, arguments.runs)
     times = arguments.runs / "figures" / "times.jsonl"
     log = [json.loads(line) for line in times.read_text().splitlines()] if times.exists() else []
     out = arguments.out or arguments.runs / "report.html"
-    if any(one.pictures for one in drawn):
+    if any(figures.pictures for figures in drawn):
         write_file(out, page(drawn, arguments.preset, log).encode())
-    say_what_is_missing(drawn, arguments.preset, required=False)
+    report_missing(drawn, arguments.preset, required=False)
     print(out)
 
 
@@ -118,48 +126,40 @@ def page(drawn: Sequence[Drawn], preset: Preset, log: Sequence[Mapping[str, Any]
     """The page as HTML.
 
     Args:
-        drawn: settings with their data and figures.
+        drawn: data and figures by setting.
         preset: of the runs.
-        log: what `scripts/reproduce.sh` wrote down of its commands: setting, preset, command, seconds and processor.
+        log: of `scripts/reproduce.sh`, one entry per command: setting, preset, command, seconds and processor.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FIGURES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     environment.filters["short"] = lambda commit: commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
     return environment.get_template("report.html.jinja").render(
-        preset=preset, sections=[section(one, preset, log) for one in drawn]
+        preset=preset, sections=[section(figures, preset, log) for figures in drawn]
     )
 
 
 def section(drawn: Drawn, preset: Preset, log: Sequence[Mapping[str, Any]]) -> Section:
-    """What the page says of a setting; arguments as for `page`."""
+    """The section of a setting.
+
+    Args:
+        drawn: its data and figures.
+        preset: of the runs.
+        log: of `scripts/reproduce.sh`, of all settings.
+    """
     entries = [entry for entry in log if (entry["setting"], entry["preset"]) == (drawn.setting, preset)]
-    made_by = drawn.data.get("commands", [])
-    in_log = _sums(entries)
-    timed = [in_log.pop(_words(line)) for line in made_by if _words(line) in in_log]
+    seconds: dict[str, list[int]] = {line: [] for line in drawn.data.get("commands", ())}
+    for entry in entries:
+        seconds.setdefault(entry["command"], []).append(entry["seconds"])
     return Section(
         name=drawn.setting,
         title=TITLES[drawn.setting],
         data=drawn.data,
         pictures=[_picture(drawn, name, path) for name, path in drawn.pictures.items()],
-        missing=[message for message, _ in what_is_missing(drawn, preset)],
-        times=[*timed, *in_log.values()],
-        untimed=[line for line in made_by if _words(line) not in {_words(time.command) for time in timed}],
+        missing=[message for message, _ in drawn.missing(preset)],
+        times=[Time(line, sum(some), len(some)) for line, some in seconds.items()],
         processors=sorted({entry["processor"] for entry in entries}),
     )
-
-
-def _sums(entries: Sequence[Mapping[str, Any]]) -> dict[frozenset[tuple[str, int]], Time]:
-    """The time of each command, whatever the order of its words."""
-    sums: dict[frozenset[tuple[str, int]], Time] = {}
-    for entry in entries:
-        so_far = sums.get(_words(entry["command"]), Time(entry["command"], 0, 0))
-        sums[_words(entry["command"])] = Time(so_far.command, so_far.seconds + entry["seconds"], so_far.starts + 1)
-    return sums
-
-
-def _words(line: str) -> frozenset[tuple[str, int]]:
-    return frozenset(Counter(shlex.split(line)).items())
 
 
 def _picture(drawn: Drawn, name: str, path: Path) -> Picture:

@@ -1,0 +1,332 @@
+"""Collect the data behind the figures of BERT and GPT-2 on grammars from runs, small enough to be committed.
+
+`pcfg_figures.py` draws them.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal
+
+from finding_runs import (
+    Collected,
+    FoundRun,
+    MissingError,
+    Part,
+    collect_parts,
+    final_accuracies,
+    only_run,
+    probe_argv,
+    probe_file,
+    probe_result,
+    runs_by_key,
+    students_of,
+    with_arguments,
+)
+
+from common.distillation.phases import find_phases
+from common.distillation.supervision import first_checkpoint
+from common.errors import UserError
+from common.pcfg import training
+from common.pcfg.training import DistillArguments, TrainArguments, config_of, task_of
+from common.teachers.discovery import find_checkpoints
+from PCFG_autoregressive.distill import PRESETS as AUTOREGRESSIVE_STUDENTS
+from PCFG_autoregressive.train import PRESETS as AUTOREGRESSIVE_TEACHERS
+from PCFG_autoregressive.training import SETTING as AUTOREGRESSIVE
+from PCFG_mlm.distill import PRESETS as MLM_STUDENTS
+from PCFG_mlm.train import PRESETS as MLM_TEACHERS
+from PCFG_mlm.training import SETTING as MLM
+
+SettingName = Literal["PCFG_mlm", "PCFG_autoregressive"]
+
+
+@dataclass(frozen=True)
+class Package:
+    """A setting's presets and task."""
+
+    setting: training.Setting
+    teachers: Mapping[str, TrainArguments]
+    students: Mapping[str, DistillArguments]
+
+    def config(self, arguments: training.Arguments) -> dict[str, Any]:
+        """The arguments in the config.json of a run, its grammar resolved."""
+        return config_of(arguments, task_of(arguments, self.setting))
+
+
+PACKAGES: dict[SettingName, Package] = {
+    "PCFG_mlm": Package(MLM, MLM_TEACHERS, MLM_STUDENTS),
+    "PCFG_autoregressive": Package(AUTOREGRESSIVE, AUTOREGRESSIVE_TEACHERS, AUTOREGRESSIVE_STUDENTS),
+}
+METHODS = ("ce", "one-shot", "progressive")
+"""Methods that are compared at every budget of steps."""
+TASK = ("label_level", "grammar", "start")
+"""Arguments that define the task of a GPT-2 teacher; teachers of a preset may differ in them."""
+CHECKPOINTS = ("teacher_range", "teacher_every")
+"""Arguments that choose the checkpoints of progressive students; good values depend on the task."""
+NGRAM = 3
+
+
+def collect(found: Sequence[FoundRun], preset: str, setting: SettingName = "PCFG_mlm") -> Collected:
+    """Curves, final accuracies and probe results of a preset's runs, such as `scripts/reproduce.sh` makes.
+
+    Args:
+        found: runs of any setting.
+        preset: its name. Only runs with exactly its arguments are used, and only students of its teacher. Two-shot
+            students may have another budget of steps. GPT-2 teachers may have another task (label level or grammar)
+            and other intervals of evaluation and checkpoints, if they have students or their generation was probed;
+            their students may have other budgets and checkpoints.
+        setting: whose runs.
+
+    Returns:
+        Always: `setting`, `preset`, `commands`, `versions`, `commits`, `teacher`, its `phases` (None without a
+        transition) and, for GPT-2, `label_level`. By part: `bayes_optimal`, the probes in `SUMMARIES`, `students`,
+        `two_shot` and, for GPT-2, `other_tasks`.
+
+    Raises:
+        MissingError: there is no teacher; the message names the command that makes it.
+        UserError: there are two.
+    """
+    package = PACKAGES[setting]
+    runs = [run for run in found if run.setting == setting]
+    preset_teachers = with_arguments(_trained(runs), package.config(package.teachers[preset]))
+    teacher = only_run(preset_teachers, f"the teacher of {setting} {preset}", f"python -m {setting}.train {preset}")
+    students = students_of(teacher, runs)
+    panel = _panel(runs, preset, setting, teacher, package.students[preset].steps)
+    parts = {
+        "bayes_optimal": panel["bayes_optimal"],
+        "ngrams": partial(_probe, teacher, "ngrams"),
+        **(
+            {"nonterminals": partial(_probe, teacher, "nonterminals")}
+            if setting == "PCFG_mlm"
+            else {"generation": lambda: _generation(runs, preset, teacher)}
+        ),
+        "students": panel["students"],
+        "two_shot": lambda: _two_shot(students, preset, setting, teacher),
+        **({"other_tasks": lambda: _other_tasks(runs, preset)} if setting == "PCFG_autoregressive" else {}),
+    }
+    always = {**_teacher_data(teacher), "phases": _phases(teacher.records())}
+    return collect_parts(preset, teacher, students, always, parts)
+
+
+def _trained(runs: Sequence[FoundRun]) -> list[FoundRun]:
+    return [run for run in runs if not run.is_student]
+
+
+def _teacher_data(teacher: FoundRun) -> dict[str, Any]:
+    """The main arguments of a teacher, and its learning curve."""
+    records, names = teacher.records(), ("grammar", "start", "layers", "heads", "head_dim", "batch_size", "lr", "steps")
+    return {
+        **({"label_level": teacher.arguments["label_level"]} if teacher.setting == "PCFG_autoregressive" else {}),
+        "teacher": {
+            "arguments": {name: teacher.arguments[name] for name in (*names, "seed")},
+            "steps": [record["step"] for record in records],
+            "loss": [round(record["loss"], 5) for record in records],
+            "accuracy": [round(record["accuracy"], 5) for record in records],
+        },
+    }
+
+
+def _panel(
+    runs: Sequence[FoundRun],
+    preset: str,
+    setting: SettingName,
+    teacher: FoundRun,
+    budgets: Sequence[int],
+    flags: str = "",
+    free: Collection[str] = (),
+) -> dict[str, Callable[[], Part]]:
+    """Parts on the task of a teacher: the best possible values, and the final accuracies of its students.
+
+    Args:
+        runs: of the setting.
+        preset: its name.
+        setting: whose runs.
+        teacher: of the students.
+        budgets: steps of the students.
+        flags: of the command that makes the students, after the preset.
+        free: arguments of the students that may differ from the preset's.
+    """
+
+    def bayes_optimal() -> Part:
+        command = f"python -m {setting}.probe bayes-optimal --run {teacher.directory}"
+        result = probe_result(teacher, "bayes_optimal", command)
+        values = {name: round(result[name], 5) for name in ("loss", "accuracy", "expected_accuracy")}
+        return Part(values, [probe_argv(result)])
+
+    def students() -> Part:
+        heads = PACKAGES[setting].students[preset].student_heads[0]
+        data, commands = {}, []
+        for method in METHODS:
+            wanted = {**_same_task(preset, teacher), "methods": [method], "student_heads": [heads], "checkpoint": []}
+            some = with_arguments(students_of(teacher, runs), wanted, free=("seeds", "steps", "teacher", *free))
+            by_budget = {steps: [run for run in some if run.arguments["steps"] == [steps]] for steps in budgets}
+            final = final_accuracies(
+                by_budget,
+                lambda steps, method=method: f"{method} students of {teacher.directory} and {steps} steps",  # type: ignore[misc]
+                f"python -m {setting}.distill {preset}{flags}",
+            )
+            data[method] = {"heads": heads, "steps": list(budgets), **final}
+            commands += [run.argv for used in by_budget.values() for run in used]
+        return Part(data, commands)
+
+    return {"bayes_optimal": bayes_optimal, "students": students}
+
+
+def _same_task(preset: str, teacher: FoundRun) -> dict[str, Any]:
+    """The arguments of a preset's students, with the task of their teacher."""
+    package = PACKAGES[teacher.setting]  # type: ignore[index]
+    arguments = package.config(package.students[preset])
+    return arguments | {name: teacher.arguments[name] for name in (*TASK, "rules") if name in arguments}
+
+
+def _other_tasks(runs: Sequence[FoundRun], preset: str) -> Part:
+    """Panels of tasks other than the preset's whose teachers have students."""
+    own = _task(PACKAGES["PCFG_autoregressive"].config(AUTOREGRESSIVE_TEACHERS[preset]))
+    with_students = [run for run in _trained_on(TASK, runs, preset) if students_of(run, runs)]
+    teachers = runs_by_key(
+        with_students, lambda run: _task(run.arguments), lambda task: f"teachers of {' '.join(task)}"
+    )
+    panels: list[dict[str, Any]] = []
+    commands: list[Sequence[str]] = []
+    for task, teacher in sorted(teachers.items()):
+        if task == own:
+            continue
+        budgets = sorted({run.arguments["steps"][0] for run in students_of(teacher, runs)})
+        flags = f" --label-level {task[0]} --grammar {task[1]} --steps {' '.join(map(str, budgets))}"
+        flags += f" --teacher {teacher.directory}"
+        panel = _panel(runs, preset, "PCFG_autoregressive", teacher, budgets, flags, CHECKPOINTS)
+        parts = {name: part() for name, part in panel.items()}
+        panels.append({**_teacher_data(teacher), **{name: part.data for name, part in parts.items()}})
+        commands += [teacher.argv, *(argv for part in parts.values() for argv in part.commands)]
+    return Part(panels, commands)
+
+
+def _task(arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(arguments[name]) for name in TASK)
+
+
+def _trained_on(free: Collection[str], runs: Sequence[FoundRun], preset: str, **task: str) -> list[FoundRun]:
+    """GPT-2 teachers of a task, with any intervals of evaluation and checkpoints.
+
+    Args:
+        free: arguments of the task that may have any value.
+        runs: of the setting.
+        preset: its name.
+        task: arguments that differ from the preset's task.
+    """
+    wanted = PACKAGES["PCFG_autoregressive"].config(AUTOREGRESSIVE_TEACHERS[preset]) | task
+    return with_arguments(_trained(runs), wanted, free=(*free, "rules", "eval_every", "checkpoint_every"))
+
+
+def _phases(records: list[dict[str, Any]]) -> dict[str, float] | None:
+    """The phases of the teacher's loss; None without a transition, as after very few steps."""
+    try:
+        phases = find_phases([record["step"] for record in records], [record["loss"] for record in records])
+    except UserError:
+        return None
+    return {name: round(step, 1) for name, step in asdict(phases).items()}
+
+
+def _two_shot(students: Sequence[FoundRun], preset: str, setting: SettingName, teacher: FoundRun) -> Part:
+    """Final accuracies by the first checkpoint, for the budget of steps with the most checkpoints.
+
+    If a checkpoint was given both by its step and as before, inside or after, the students that gave its step are used.
+    """
+    heads = PACKAGES[setting].students[preset].student_heads[0]
+    wanted = {**_same_task(preset, teacher), "methods": ["two-shot"], "student_heads": [heads]}
+    found = with_arguments(students, wanted, free=("seeds", "steps", "teacher", "checkpoint"))
+    command = f"python -m {setting}.distill {preset} --methods two-shot"
+    if not found:
+        raise MissingError(
+            f"no two-shot students of {teacher.directory}; make them by {command}, with the arguments in "
+            "scripts/reproduce.sh"
+        )
+    saved = [checkpoint.step for checkpoint in find_checkpoints(teacher.directory)]
+    budgets: dict[int, dict[str, list[FoundRun]]] = {}
+    for run in found:
+        names = budgets.setdefault(run.arguments["steps"][0], {})
+        names.setdefault(run.arguments["checkpoint"][0], []).append(run)
+    budget = max(budgets, key=lambda steps: (len(budgets[steps]), steps))
+    names_at: dict[int, str] = {}
+    for name in sorted(budgets[budget]):  # digits come before letters
+        names_at.setdefault(first_checkpoint(name, saved, teacher.directory, lambda record: record["loss"]), name)
+    by_checkpoint = {step: budgets[budget][names_at[step]] for step in sorted(names_at)}
+    checkpoints = " ".join(names_at[step] for step in by_checkpoint)
+    final = final_accuracies(
+        by_checkpoint,
+        lambda step: f"two-shot students from {names_at[step]} of {teacher.directory} and {budget} steps",
+        f"{command} --steps {budget} --checkpoint {checkpoints}",
+    )
+    first_steps = found[0].arguments["first_steps"]
+    data = {"steps": budget, "first_steps": first_steps, "checkpoints": list(by_checkpoint), **final}
+    return Part(data, [run.argv for used in by_checkpoint.values() for run in used])
+
+
+def _probe(run: FoundRun, name: str) -> Part:
+    """The summary of a probe of a run."""
+    result = probe_result(run, name, f"python -m {run.setting}.probe {name} --run {run.directory}")
+    return Part(SUMMARIES[name](result), [probe_argv(result)])
+
+
+def _generation(runs: Sequence[FoundRun], preset: str, teacher: FoundRun) -> Part:
+    """The probe of generation, of the teacher if it predicts all tokens, or else of a run that does."""
+    run, used = teacher, []
+    if AUTOREGRESSIVE_TEACHERS[preset].label_level != "all":
+        candidates = _trained_on(("grammar", "start"), runs, preset, label_level="all")
+        probed = [run for run in candidates if probe_file(run, "generation") is not None]
+        command = f"python -m PCFG_autoregressive.train {preset} --label-level all"
+        run = only_run(probed or candidates[:1], f"a teacher of all tokens of PCFG_autoregressive {preset}", command)
+        used = [run.argv]
+    data, commands = _probe(run, "generation")
+    return Part({**data, "grammar": run.arguments["grammar"], "phases": _phases(run.records())}, [*used, *commands])
+
+
+def _ngram_summary(result: dict[str, Any]) -> dict[str, Any]:
+    """25th, 50th and 75th percentiles of M_robust by checkpoint and, if it was probed, of the Bayes-optimal model."""
+
+    def quartiles(probe: dict[str, Any]) -> list[float]:
+        found = next(entry["percentiles"] for entry in probe["robust"] if entry["n"] == NGRAM)
+        return [float(f"{found[key]:.4g}") for key in ("25", "50", "75")]
+
+    return {
+        "n": NGRAM,
+        "pairs": result["checkpoints"][0]["pairs"],
+        "steps": [entry["step"] for entry in result["checkpoints"]],
+        "percentiles": [quartiles(entry) for entry in result["checkpoints"]],
+        "bayes_optimal": quartiles(result["bayes_optimal"]) if "bayes_optimal" in result else None,
+    }
+
+
+def _nonterminal_summary(result: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy by checkpoint, of the majority and, if known, of the Bayes-optimal model, at each level."""
+    optimal = result.get("bayes_optimal")
+    return {
+        "steps": [entry["step"] for entry in result["checkpoints"]],
+        "levels": [
+            {
+                "level": last["level"],
+                "majority": round(last["majority"], 5),
+                "bayes_optimal": None if optimal is None else round(optimal["levels"][i]["accuracy"], 5),
+                "accuracy": [round(entry["levels"][i]["accuracy"], 5) for entry in result["checkpoints"]],
+            }
+            for i, last in enumerate(result["checkpoints"][-1]["levels"])
+        ],
+    }
+
+
+def _generation_summary(result: dict[str, Any]) -> dict[str, Any]:
+    """Share of accepted continuations by checkpoint."""
+    return {
+        "steps": [entry["step"] for entry in result["checkpoints"]],
+        "accepted": [round(entry["accepted"], 5) for entry in result["checkpoints"]],
+        "given": result["given"],
+        **{name: result["settings"][name] for name in ("tokens", "continuations")},
+    }
+
+
+SUMMARIES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "ngrams": _ngram_summary,
+    "nonterminals": _nonterminal_summary,
+    "generation": _generation_summary,
+}
+"""What is kept of a probe's file, by probe."""

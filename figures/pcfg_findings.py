@@ -1,0 +1,221 @@
+"""What the figures of BERT and GPT-2 on grammars show, in numbers."""
+
+from collections.abc import Mapping
+from itertools import product
+from typing import Any
+
+import numpy as np
+from findings import (
+    Describe,
+    Finding,
+    Table,
+    Verdict,
+    accuracy_by_seed,
+    comma_separated,
+    ends_above,
+    is_inside,
+    mean_and_range,
+    nearest,
+    steps_text,
+    transition_text,
+)
+from pcfg_figures import predicted
+
+from common.plotting import METHODS
+
+
+def overview(data: Mapping[str, Any]) -> Finding:
+    """Figure 1 of a grammar: final accuracy by the student's budget of steps."""
+    panels = [data, *data.get("other_tasks", ())]
+    verdicts, tables = [], []
+    for panel in panels:
+        target = predicted(panel)
+        students, budgets = panel["students"], panel["students"]["ce"]["steps"]
+        where = f" ({target})" if len(panels) > 1 else ""
+        for upper, lower in (("progressive", "one-shot"), ("progressive", "ce"), ("one-shot", "ce")):
+            verdicts.append(_ends_above_at_every_budget(upper, lower, students, where))
+        rows = [
+            [METHODS[method].label, comma_separated(runs["seeds"])]
+            + [mean_and_range([row[at] for row in runs["accuracy"]]) for at in range(len(budgets))]
+            for method, runs in students.items()
+        ]
+        teacher = panel["teacher"]
+        final = f"{teacher['accuracy'][-1]:.3f}, {steps_text(teacher['steps'][-1])} steps"
+        rows.append(["teacher", str(teacher["arguments"]["seed"]), final] + [""] * (len(budgets) - 1))
+        best = f"{panel['bayes_optimal']['accuracy']:.3f}"
+        rows.append(["best possible (Bayes)", "", best] + [""] * (len(budgets) - 1))
+        tables.append(
+            Table(
+                f"Final accuracy, {target} of {teacher['arguments']['grammar']}: mean (range)",
+                ["method", "seeds", *(f"{steps_text(steps)} steps" for steps in budgets)],
+                rows,
+            )
+        )
+    return Finding(
+        title="Final accuracy by training steps",
+        claim="At every budget of steps, students that learn from the teacher's checkpoints, one after another, end "
+        "above students of the final teacher, and these end above students of the labels alone.",
+        alt="Final accuracy of students against their training steps for three methods, the teacher's accuracy, and "
+        "the best possible.",
+        verdicts=verdicts,
+        tables=tables,
+    )
+
+
+def curriculum(data: Mapping[str, Any]) -> Finding:
+    """Figure 3: where M_robust peaks, and which checkpoint helps as the first of two."""
+    two_shot, ngrams, phases = data["two_shot"], data["ngrams"], data["phases"]
+    steps = two_shot["checkpoints"]
+    accuracy = np.asarray(two_shot["accuracy"])
+    best = int(np.argmax(accuracy.mean(axis=0)))
+    medians = [median for _, median, _ in ngrams["percentiles"]]
+    peak = ngrams["steps"][int(np.argmax(medians))]
+    rows = [
+        [steps_text(step), _position(step, phases), mean_and_range(accuracy[:, i].tolist())]
+        for i, step in enumerate(steps)
+    ]
+    verdicts = [
+        Verdict(
+            f"The dependence on {ngrams['n']}-grams (median M_robust) is largest inside the teacher's transition",
+            is_inside(peak, phases),
+            f"largest at step {steps_text(peak)}: {max(medians):.3f}; {transition_text(phases)}",
+        ),
+        Verdict(
+            "The first checkpoint whose two-shot students end best, by their mean, is inside the transition",
+            is_inside(steps[best], phases),
+            f"step {steps_text(steps[best])}; {transition_text(phases)}",
+        ),
+    ]
+    for method, runs in data["students"].items():
+        if two_shot["steps"] not in runs["steps"]:
+            continue
+        at = runs["steps"].index(two_shot["steps"])
+        rows.append([METHODS[method].label, "", mean_and_range([row[at] for row in runs["accuracy"]])])
+        if method != "progressive":
+            statement = (
+                f"Two-shot students of checkpoint {steps_text(steps[best])} end above {METHODS[method].label}, "
+                "with every seed"
+            )
+            upper, lower = accuracy_by_seed(two_shot, best), accuracy_by_seed(runs, at)
+            verdicts.append(ends_above(statement, upper, lower))
+    return Finding(
+        title="The curriculum in a teacher's checkpoints",
+        claim="The teacher's loss falls in three phases. In the second, the transition, its predictions depend most on "
+        "short n-grams, and two-shot students do best with a first checkpoint from there.",
+        alt="Three panels over the teacher's training steps: its loss, its dependence on n-grams, and final accuracy "
+        "of two-shot students by their first checkpoint.",
+        verdicts=verdicts,
+        tables=[
+            Table(
+                f"Accuracy after {steps_text(two_shot['steps'])} steps, "
+                f"{steps_text(two_shot['first_steps'])} of them with the first checkpoint; "
+                f"seeds {comma_separated(two_shot['seeds'])}",
+                ["first checkpoint or method", "position", "final accuracy: mean (range)"],
+                rows,
+            )
+        ],
+    )
+
+
+def nonterminals(data: Mapping[str, Any]) -> Finding:
+    """How well a probe predicts the parse tree from the teacher's hidden states."""
+    found = data["nonterminals"]
+    first, last = found["steps"][0], found["steps"][-1]
+    rows = [
+        [
+            str(entry["level"]),
+            f"{entry['majority']:.3f}",
+            f"{entry['accuracy'][0]:.3f}",
+            f"{entry['accuracy'][-1]:.3f}",
+            "–" if entry["bayes_optimal"] is None else f"{entry['bayes_optimal']:.3f}",
+        ]
+        for entry in found["levels"]
+    ]
+    return Finding(
+        title="What the hidden states encode of the parse tree",
+        claim="Over training, the teacher's hidden states come to encode the nonterminals above each token.",
+        alt="Accuracy of a probe for nonterminals over the teacher's training, one line per level of the tree.",
+        verdicts=[
+            Verdict(
+                "The probe is more accurate on the last checkpoint than on the first, at every level",
+                all(entry["accuracy"][-1] > entry["accuracy"][0] for entry in found["levels"]),
+                ", ".join(
+                    f"level {entry['level']}: {entry['accuracy'][0]:.3f} and {entry['accuracy'][-1]:.3f}"
+                    for entry in found["levels"]
+                ),
+            )
+        ],
+        tables=[
+            Table(
+                "Accuracy of the probe on held-out tokens",
+                [
+                    "level below the root",
+                    "majority",
+                    f"at step {steps_text(first)}",
+                    f"at step {steps_text(last)}",
+                    "best possible (Bayes)",
+                ],
+                rows,
+            )
+        ],
+    )
+
+
+def generation(data: Mapping[str, Any]) -> Finding:
+    """Whether the grammar accepts the teacher's continuations."""
+    found, phases = data["generation"], data["generation"]["phases"]
+    accepted = found["accepted"]
+    shown = {0: "first checkpoint", len(accepted) - 1: "last checkpoint"}
+    if phases is not None:
+        shown |= {nearest(found["steps"], phases[name]): f"{name} of the transition" for name in ("start", "end")}
+    return Finding(
+        title="What the teacher generates",
+        claim="Over training, a teacher that predicts all tokens learns to continue sentences as the grammar does.",
+        alt="Share of the teacher's continuations that the grammar accepts, over its training.",
+        verdicts=[
+            Verdict(
+                "The grammar accepts more continuations by the last checkpoint than by the first",
+                accepted[-1] > accepted[0],
+                f"{accepted[0]:.3f} and {accepted[-1]:.3f}",
+            )
+        ],
+        tables=[
+            Table(
+                f"Share of {found['continuations']:,} continuations that the grammar accepts, {found['given']} tokens "
+                f"given and up to {found['tokens']} generated",
+                ["checkpoint", "step", "accepted"],
+                [[shown[i], steps_text(found["steps"][i]), f"{accepted[i]:.3f}"] for i in sorted(shown)],
+            )
+        ],
+    )
+
+
+FINDINGS: dict[str, dict[str, Describe]] = {
+    "PCFG_mlm": {"figure1": overview, "figure3": curriculum, "figure_nonterminals": nonterminals},
+    "PCFG_autoregressive": {"figure1": overview, "figure3": curriculum, "figure_generation": generation},
+}
+"""By setting and figure."""
+
+
+def _ends_above_at_every_budget(upper: str, lower: str, students: Mapping[str, Any], where: str) -> Verdict:
+    """Whether a method ends above another at every budget with every seed."""
+    first, second = students[upper], students[lower]
+    pairs = [
+        (first["accuracy"][first["seeds"].index(seed)][i], second["accuracy"][second["seeds"].index(seed)][i])
+        for seed, i in product(sorted(set(first["seeds"]) & set(second["seeds"])), range(len(first["steps"])))
+    ]
+    above = sum(one > other for one, other in pairs)
+    return Verdict(
+        f"{METHODS[upper].label.capitalize()} ends above {METHODS[lower].label} at every budget, "
+        f"with every seed{where}",
+        bool(pairs) and above == len(pairs),
+        f"{above} of {len(pairs)} pairs of students with the same seed and budget",
+    )
+
+
+def _position(step: float, phases: Mapping[str, float] | None) -> str:
+    if phases is None:
+        return "–"
+    if is_inside(step, phases):
+        return "inside the transition"
+    return "before it" if step < phases["start"] else "after it"
