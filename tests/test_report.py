@@ -22,15 +22,23 @@ NEVER = [0.5, 0.5, 0.5, 0.5]
 STEPS = [0, 100, 200, 300]
 
 
-@pytest.fixture
-def findings(monkeypatch):
+@pytest.fixture(autouse=True)
+def scripts_of_figures(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "figures")
-    return importlib.import_module("findings")
 
 
 @pytest.fixture
-def report(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "figures")
+def parity_findings():
+    return importlib.import_module("parity_findings")
+
+
+@pytest.fixture
+def pcfg_findings():
+    return importlib.import_module("pcfg_findings")
+
+
+@pytest.fixture
+def report():
     return importlib.import_module("report")
 
 
@@ -59,16 +67,16 @@ def holds(finding):
         ([PASSES, PASSES], [[0.5, 0.96, 1, 1], NEVER], False),
     ],
 )
-def test_who_passes_first_is_said_seed_by_seed(findings, progressive, one_shot, expected):
+def test_who_passes_first_is_said_seed_by_seed(parity_findings, progressive, one_shot, expected):
     data = parity_data(**{"one-shot": parity_students(*one_shot), "progressive": parity_students(*progressive)})
-    finding = findings.parity_overview(data)
+    finding = parity_findings.overview(data)
     assert holds(finding) == [expected]
 
 
-def test_the_table_of_parity_has_the_numbers_of_the_data(findings):
+def test_the_table_of_parity_has_the_numbers_of_the_data(parity_findings):
     one_shot = parity_students([0.5, 0.5, 0.5, 0.96], NEVER)
     data = parity_data(**{"one-shot": one_shot, "progressive": parity_students(PASSES, PASSES)})
-    (table,) = findings.parity_overview(data).tables
+    (table,) = parity_findings.overview(data).tables
     assert table.rows[:3] == [
         ["teacher", "4", "200", "1.000", "300"],
         ["one-shot", "0, 1", "300, –", "0.730 (0.500 to 0.960)", "300"],
@@ -109,8 +117,8 @@ def two_shot_data(before, inside, correlation):
         ([0.5, 0.6], [0.9, 0.5], [0.2, 0.1, 0.01], [False, False, True, False]),
     ],
 )
-def test_what_a_checkpoint_inside_leaks_is_said_of_the_numbers(findings, before, inside, correlation, expected):
-    finding = findings.spike(two_shot_data(before, inside, correlation))
+def test_what_a_checkpoint_inside_leaks_is_said_of_the_numbers(parity_findings, before, inside, correlation, expected):
+    finding = parity_findings.spike(two_shot_data(before, inside, correlation))
     assert holds(finding) == expected
     (table,) = finding.tables
     assert table.rows[1][:4] == ["inside", "200", f"{correlation[1]:.4f}", "0.0100 (to 0.0500)"]
@@ -121,8 +129,8 @@ def test_what_a_checkpoint_inside_leaks_is_said_of_the_numbers(findings, before,
 
 
 @pytest.mark.parametrize(("correlation", "expected"), [([0, 0.1, 0.05], True), ([0, 0.1, 0.2], False)])
-def test_where_correlations_peak_is_said_of_the_numbers(findings, correlation, expected):
-    finding = findings.degrees(two_shot_data([0.5], [0.5], correlation))
+def test_where_correlations_peak_is_said_of_the_numbers(parity_findings, correlation, expected):
+    finding = parity_findings.degrees(two_shot_data([0.5], [0.5], correlation))
     assert holds(finding) == [expected]
     at = "200" if expected else "300"
     assert [row[:3] for row in finding.tables[0].rows] == [[str(n), at, f"{max(correlation):.4f}"] for n in (1, 2)]
@@ -147,8 +155,8 @@ PCFG = {
 }
 
 
-def test_accuracies_by_budget_are_compared_seed_by_seed(findings):
-    finding = findings.pcfg_overview(PCFG)
+def test_accuracies_by_budget_are_compared_seed_by_seed(pcfg_findings):
+    finding = pcfg_findings.overview(PCFG)
     assert holds(finding) == [True, True, False]
     assert finding.verdicts[2].numbers == "3 of 4 pairs of students with the same seed and budget"
     (table,) = finding.tables
@@ -161,7 +169,7 @@ def test_accuracies_by_budget_are_compared_seed_by_seed(findings):
         ["best possible (Bayes)", "", "0.984", ""],
     ]
     other = {**PCFG, "label_level": 2, "students": {**PCFG["students"], "ce": pcfg_students([0.1, 0.1], [0.1, 0.1])}}
-    both = findings.pcfg_overview({**PCFG, "label_level": "all", "other_tasks": [other]})
+    both = pcfg_findings.overview({**PCFG, "label_level": "all", "other_tasks": [other]})
     assert holds(both) == [True, True, False, True, True, True]
     assert [table.caption for table in both.tables] == [
         "Final accuracy, next tokens of cfg3b: mean (range)",
@@ -192,8 +200,8 @@ def curriculum_data(medians, two_shot):
         ([3, 2, 1], [[0.5, 0.9, 0.6], [0.5, 0.8, 0.6]], [False, True, True, False]),
     ],
 )
-def test_the_curriculum_is_said_of_the_numbers(findings, medians, two_shot, expected):
-    finding = findings.curriculum(curriculum_data(medians, two_shot))
+def test_the_curriculum_is_said_of_the_numbers(pcfg_findings, medians, two_shot, expected):
+    finding = pcfg_findings.curriculum(curriculum_data(medians, two_shot))
     assert holds(finding) == expected
     (table,) = finding.tables
     assert [row[:2] for row in table.rows[:3]] == [
@@ -203,23 +211,23 @@ def test_the_curriculum_is_said_of_the_numbers(findings, medians, two_shot, expe
     ]
     assert table.rows[0][2] == "0.500 (0.500 to 0.500)"
     assert [row[0] for row in table.rows[3:]] == ["cross entropy", "one-shot", "progressive"]
-    without = findings.curriculum({**curriculum_data(medians, two_shot), "phases": None})
+    without = pcfg_findings.curriculum({**curriculum_data(medians, two_shot), "phases": None})
     assert holds(without)[:2] == [False, False]
 
 
 @pytest.mark.parametrize(("last", "expected"), [(0.9, True), (0.2, False)])
-def test_probes_over_training_are_said_of_the_numbers(findings, last, expected):
+def test_probes_over_training_are_said_of_the_numbers(pcfg_findings, last, expected):
     levels = [
         {"level": level, "majority": 0.1, "bayes_optimal": None, "accuracy": [0.3, 0.5, final]}
         for level, final in ((1, 0.9), (2, last))
     ]
-    finding = findings.nonterminals({"nonterminals": {"steps": [50, 100, 150], "levels": levels}})
+    finding = pcfg_findings.nonterminals({"nonterminals": {"steps": [50, 100, 150], "levels": levels}})
     assert holds(finding) == [expected]
     assert finding.tables[0].rows[1] == ["2", "0.100", "0.300", f"{last:.3f}", "–"]
 
     written = {"steps": [50, 100, 150, 200], "accepted": [0.3, 0.5, 0.6, last], "given": 5, "tokens": 6}
     data = {"generation": {**written, "continuations": 1000, "phases": {"start": 90, "end": 160}}}
-    finding = findings.generation(data)
+    finding = pcfg_findings.generation(data)
     assert holds(finding) == [expected]
     assert finding.tables[0].rows == [
         ["first checkpoint", "50", "0.300"],
@@ -230,7 +238,7 @@ def test_probes_over_training_are_said_of_the_numbers(findings, last, expected):
 
 
 class Page(HTMLParser):
-    """What a page holds and what it asks for."""
+    """What a page contains and what it requests."""
 
     def __init__(self, text):
         super().__init__()
@@ -263,7 +271,7 @@ class Page(HTMLParser):
 COMMANDS = [
     ("parity_mlp", "python -m parity_mlp.train laptop", 61),
     ("parity_mlp", "python -m parity_mlp.train laptop", 2),
-    ("PCFG_mlm", "python -m PCFG_mlm.probe nonterminals --training 2048 --heldout 512 --run runs/PCFG_mlm/laptop", 5),
+    ("PCFG_mlm", "python -m PCFG_mlm.probe nonterminals --run runs/PCFG_mlm/laptop --training 2048 --heldout 512", 5),
     ("PCFG_mlm", "python -m PCFG_mlm.train paper", 1000),
 ]
 """Setting, command and seconds; the last one is of another preset."""
@@ -271,12 +279,12 @@ COMMANDS = [
 
 @pytest.fixture
 def drawn(report, tmp_path):
-    """The figures of the committed data, of which those of one setting are made to lack."""
+    """The figures of the committed data, except those of one setting, which are missing."""
     make_figures = importlib.import_module("make_figures")
     settings = [name for name in report.TITLES if name != "PCFG_autoregressive"]
     found = make_figures.draw_settings(settings, "laptop", None, tmp_path / "figures")
-    why = UserError("there is no <run> & no probe; make it by python -m x")
-    return [*found, make_figures.Drawn("PCFG_autoregressive", {}, {}, {"figure1": why})]
+    reason = UserError("there is no <run> & no probe; make it by python -m x")
+    return [*found, make_figures.Drawn("PCFG_autoregressive", {}, {}, {"figure1": reason})]
 
 
 @pytest.fixture
@@ -308,7 +316,7 @@ def test_a_page_holds_all_that_it_shows(page, drawn):
         assert outside not in page
 
 
-def test_the_numbers_on_a_page_are_those_of_the_data(page, drawn, findings):
+def test_the_numbers_on_a_page_are_those_of_the_data(page, drawn, report):
     rows = Page(page).rows
     data = {one.setting: one.data for one in drawn}
     parity = data["parity_mlp"]["students"]["progressive"]
@@ -325,7 +333,7 @@ def test_the_numbers_on_a_page_are_those_of_the_data(page, drawn, findings):
     text = " ".join(Page(page).words)
     for one in drawn:
         for name in one.pictures:
-            finding = findings.FINDINGS[one.setting][name](one.data)
+            finding = report.FINDINGS[one.setting][name](one.data)
             assert finding.claim in text
             for verdict in finding.verdicts:
                 assert f"<b>{'yes' if verdict.holds else 'no'}</b> <span>{verdict.statement}: " in page.replace(
@@ -338,7 +346,6 @@ def test_a_page_says_what_was_run_for_how_long_and_what_is_missing(page):
     text = " ".join(found.words)
     assert ["python -m parity_mlp.train laptop", "0:01:03 in 2 starts"] in found.rows
     assert ["python -m parity_mlp.distill laptop", "not recorded"] in found.rows
-    # as the log has it, though its words are in another order than those in the data
     assert [COMMANDS[2][1], "0:00:05"] in found.rows
     assert sum("PCFG_mlm.probe nonterminals" in row[0] for row in found.rows) == 1
     assert "paper" not in text
@@ -348,7 +355,7 @@ def test_a_page_says_what_was_run_for_how_long_and_what_is_missing(page):
 
 
 def test_the_report_of_a_folder_of_runs(tmp_path, report):
-    """Of a teacher alone: a figure is drawn, the others are named with their commands."""
+    """With a teacher alone, one figure is drawn, and the others are named with their commands."""
     nothing = python(ROOT / "figures" / "report.py", "--runs", tmp_path, "--preset", "smoke")
     assert nothing.returncode == 2
     assert nothing.stderr.splitlines()[-1] == "error: there is nothing of the preset smoke to draw"
@@ -385,7 +392,7 @@ def test_reproduction_of_all_settings_knows_its_presets_and_the_settings_of_the_
     assert settings.partition(" in ")[2].removesuffix("; do").split() == list(report.TITLES)
 
 
-@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium to show the page in; apt-get install chromium")
+@pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
 @pytest.mark.parametrize("width", [340, 1300])
 def test_a_browser_without_a_network_shows_the_page(page, tmp_path, width):
     path, picture = tmp_path / "report.html", tmp_path / "report.png"
