@@ -23,41 +23,38 @@ from finding_runs import (
     with_arguments,
 )
 
-import parity_gpt2.distill
-import parity_gpt2.train
-import parity_mlp.distill
-import parity_mlp.train
 from common.distillation.phases import Phases, choose_checkpoints, find_phases
+from common.parity.training import Setting
 from common.runs.names import EXECUTION_ARGUMENTS
 from common.teachers.discovery import find_checkpoints
+from parity_gpt2.distill import PRESETS as GPT2_STUDENTS
+from parity_gpt2.train import PRESETS as GPT2_TEACHERS
+from parity_gpt2.training import SETTING as GPT2
+from parity_mlp.distill import PRESETS as MLP_STUDENTS
+from parity_mlp.train import PRESETS as MLP_TEACHERS
+from parity_mlp.training import SETTING as MLP
 
 SettingName = Literal["parity_mlp", "parity_gpt2"]
 
 
 @dataclass(frozen=True)
 class Package:
-    """A setting's presets, and what its arguments are called."""
+    """A setting and its presets."""
 
+    setting: Setting
     teachers: Mapping[str, Any]
     students: Mapping[str, Any]
-    size: str
-    """The argument of a teacher that is its network's size."""
-    sizes: str
-    """The same of students."""
     shown: Sequence[str]
-    """Arguments of a teacher that are kept, beside its size."""
+    """Arguments of a teacher that are kept."""
 
 
 PACKAGES: dict[SettingName, Package] = {
-    "parity_mlp": Package(
-        parity_mlp.train.PRESETS, parity_mlp.distill.PRESETS, "width", "widths", ("d", "k", "width", "lr", "steps")
-    ),
+    "parity_mlp": Package(MLP, MLP_TEACHERS, MLP_STUDENTS, ("d", "k", "width", "lr", "steps", "seed")),
     "parity_gpt2": Package(
-        parity_gpt2.train.PRESETS,
-        parity_gpt2.distill.PRESETS,
-        "heads",
-        "student_heads",
-        ("d", "k", "layers", "heads", "head_dim", "batch_size", "lr", "steps"),
+        GPT2,
+        GPT2_TEACHERS,
+        GPT2_STUDENTS,
+        ("d", "k", "layers", "heads", "head_dim", "batch_size", "lr", "steps", "seed"),
     ),
 }
 METHODS = ("ce", "one-shot", "progressive")
@@ -109,7 +106,7 @@ def collect(found: Sequence[FoundRun], preset: str, setting: SettingName = "pari
 
     always = {
         "teacher": {
-            "arguments": {name: teacher.arguments[name] for name in (*package.shown, "seed")},
+            "arguments": {name: teacher.arguments[name] for name in package.shown},
             "steps": steps,
             "accuracy": [record["accuracy"] for record in records],
             "loss": [round(record["loss"], 6) for record in records],
@@ -141,14 +138,15 @@ def _students(
     """Accuracies over training of the students of a method and first checkpoint, one row per seed."""
     package = PACKAGES[teacher.setting]  # type: ignore[index]
     usual = package.students[preset]
-    size = getattr(usual, package.sizes)[0]
-    wanted = {"methods": [method], package.sizes: [size], "lr": usual.lr[:1], "checkpoint": checkpoint}
+    sizes = package.setting.sizes
+    size = getattr(usual, sizes)[0]
+    wanted = {"methods": [method], sizes: [size], "lr": usual.lr[:1], "checkpoint": checkpoint}
     found = with_arguments(students, {**asdict(usual), **wanted}, free=("seeds", "teacher"))
     description = " ".join([method, "students", *(f"from {place}" for place in checkpoint), f"of {teacher.directory}"])
     by_seed = runs_by_seed(found, description, command)
     records = [run.records() for run in by_seed.values()]
     data = {
-        package.size: size,
+        package.setting.size: size,
         "lr": usual.lr[0],
         "first_steps": found[0].arguments["first_steps"],
         "seeds": list(by_seed),

@@ -27,8 +27,7 @@ from finding_runs import (
 from common.distillation.phases import find_phases
 from common.distillation.supervision import first_checkpoint
 from common.errors import UserError
-from common.pcfg import training
-from common.pcfg.training import DistillArguments, TrainArguments, config_of, task_of
+from common.pcfg.training import Setting, config_of, task_of
 from common.teachers.discovery import find_checkpoints
 from PCFG_autoregressive.distill import PRESETS as AUTOREGRESSIVE_STUDENTS
 from PCFG_autoregressive.train import PRESETS as AUTOREGRESSIVE_TEACHERS
@@ -42,13 +41,13 @@ SettingName = Literal["PCFG_mlm", "PCFG_autoregressive"]
 
 @dataclass(frozen=True)
 class Package:
-    """A setting's presets and task."""
+    """A setting and its presets."""
 
-    setting: training.Setting
-    teachers: Mapping[str, TrainArguments]
-    students: Mapping[str, DistillArguments]
+    setting: Setting
+    teachers: Mapping[str, Any]
+    students: Mapping[str, Any]
 
-    def config(self, arguments: training.Arguments) -> dict[str, Any]:
+    def config(self, arguments: Any) -> dict[str, Any]:
         """The arguments in the config.json of a run, its grammar resolved."""
         return config_of(arguments, task_of(arguments, self.setting))
 

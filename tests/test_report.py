@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
+from common.runs.files import write_file
 from tests.commands import python
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -264,7 +265,7 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if "style" not in self.opened:
             self.words.append(data)
-        if self.opened and self.opened[-1] in ("td", "th", "code") and self.rows:
+        if {"td", "th"} & set(self.opened):
             self.rows[-1][-1] += data
 
 
@@ -365,17 +366,15 @@ def test_the_report_of_a_folder_of_runs(tmp_path, report):
     for module, *words in (("train", "smoke", "--out", runs / "a"), ("probe", "--run", runs / "a", "--samples", 100)):
         done = python("-m", f"parity_mlp.{module}", *words)
         assert done.returncode == 0, done.stderr
-    entry = {"setting": "parity_mlp", "preset": "smoke", "command": "python -m parity_mlp.train smoke"}
-    (runs / "figures").mkdir()
-    (runs / "figures" / "times.jsonl").write_text(
-        json.dumps({**entry, "seconds": 7, "exit": 0, "processor": "1 x CPU"}) + "\n"
-    )
+    line = f"python -m parity_mlp.train smoke --out {runs / 'a'}"
+    entry = {"setting": "parity_mlp", "preset": "smoke", "command": line, "seconds": 7, "exit": 0}
+    write_file(runs / "figures" / "times.jsonl", json.dumps({**entry, "processor": "1 x CPU"}).encode() + b"\n")
     done = python(ROOT / "figures" / "report.py", "--runs", runs, "--preset", "smoke")
     assert done.returncode == 0, done.stderr
     page = Page((runs / "report.html").read_text())
     assert len(page.images) == 1
     assert "The smoke preset only shows that everything runs." in page.words
-    assert ["python -m parity_mlp.train smoke", "0:00:07"] in page.rows
+    assert [line, "0:00:07"] in page.rows
     config = json.loads((runs / "a" / "config.json").read_text())
     text = " ".join(page.words)
     assert f"torch {config['versions']['torch']}" in text
