@@ -6,23 +6,25 @@ Writes probes/monomials.json in the run's directory (arguments other than the de
 each checkpoint; rerun the command to resume. The run may be of `parity_gpt2` as well.
 """
 
+from collections.abc import Sequence
+
 import tyro
 
-from common.cli import command
+from common.cli import command, command_line
 from common.parity.arguments import ProbeArguments
 
 
-def probe(arguments: ProbeArguments) -> None:
+def probe(arguments: ProbeArguments, argv: Sequence[str] = ()) -> None:
     """Probe every checkpoint that is not in the file yet."""
     from common.parity import probing  # these take seconds to import, and `command` prepares the process first
     from parity_mlp.training import SETTING
 
-    probing.probe(arguments, SETTING)
+    probing.probe(arguments, SETTING, argv)
 
 
 def main() -> None:
     """Parse the command line."""
-    probe(tyro.cli(ProbeArguments, description=__doc__))
+    probe(tyro.cli(ProbeArguments, description=__doc__), command_line(probe))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """`probe.py` of the settings on parity: correlations of a run's checkpoints with monomials."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +21,13 @@ from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints, local_path
 
 
-def probe(arguments: ProbeArguments, setting: Setting) -> None:
+def probe(arguments: ProbeArguments, setting: Setting, argv: Sequence[str] = ()) -> None:
     """Probe every checkpoint that is not in the probe's file yet, write the file after each, and print its name.
 
     Args:
         arguments: of the command; the run may be of either setting.
         setting: whose command this is.
+        argv: the command, for the probe's file.
 
     Raises:
         UserError: an argument is out of range, the directory is not a run of a setting on parity, or it has no
@@ -48,8 +51,10 @@ def probe(arguments: ProbeArguments, setting: Setting) -> None:
     name = default_name(arguments, ProbeArguments(run=arguments.run), "monomials", exclude=unnamed)
     path = arguments.run / "probes" / f"{name}.json"
     settings = {name: value for name, value in asdict(arguments).items() if name not in unnamed}
-    found = json.loads(path.read_text())["checkpoints"] if path.exists() else []
-    done = {entry["step"]: entry for entry in found}
+    content: dict[str, Any] = {"argv": list(argv), "settings": settings, "checkpoints": []}
+    if path.exists():
+        content = json.loads(path.read_text())
+    done = {entry["step"]: entry for entry in content["checkpoints"]}
 
     bits = task.sample(arguments.seed, "probe", 0, arguments.samples)
     with progress(len(checkpoints), len(done), f"probing {arguments.run.name}", arguments.samples) as show:
@@ -69,7 +74,7 @@ def probe(arguments: ProbeArguments, setting: Setting) -> None:
                 seed=arguments.seed,
             )
             done[checkpoint.step] = {"step": checkpoint.step, **asdict(result)}
-            entries = [done[step] for step in sorted(done)]
-            write_file(path, json.dumps({"settings": settings, "checkpoints": entries}).encode())
+            content["checkpoints"] = [done[step] for step in sorted(done)]
+            write_file(path, json.dumps(content).encode())
             show(len(done), checkpoint=checkpoint.step)
     print(path)
