@@ -1,13 +1,13 @@
-"""Adam on GPT-2: networks of one shape share a pass, whatever their seed, rate or teacher; not their divergence.
+"""Adam on GPT-2: networks of one shape and divergence are stacked, whatever their seed, learning rate or teacher.
 
-All weights of a pass lie in one piece of memory, name by name, and so do their gradients. Autograd adds into views of
-the gradients, several processes add them up in one call, and fused Adam takes all weights of one learning rate at once.
-Inputs come as packed bits and are unpacked on the device; within a range of steps the host waits for nothing.
+All weights of a stack lie in one piece of memory, name by name, and so do their gradients. Autograd adds into views of
+the gradients, one all-reduce sums them over several processes, and fused Adam takes all weights of one learning rate at
+once. Inputs come as packed bits and are unpacked on the device; within a range of steps the host waits for nothing.
 
-What a network computes depends on the others of its pass by rounding only, except with dropout, whose random numbers
-are drawn for the whole pass. They follow from the step, the process and the part of the batch, so that a run goes on
-from a step with the same ones. It may go on with another number of processes: without dropout that changes its numbers
-by rounding only.
+What a network computes depends on the others of its stack by rounding only, except with dropout, whose random numbers
+are drawn for the whole stack. They are a function of the step, the process and the micro-batch, so that a resumed run
+draws the same ones. A run may be resumed with another number of processes: without dropout that changes its numbers by
+rounding only.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,13 +42,13 @@ STEP = "adam/step"
 
 @dataclass(frozen=True)
 class AdamSettings:
-    """How networks are computed and trained."""
+    """How networks are trained."""
 
     device: str = "cpu"
     batch_size: int = 32
     """Samples per step, of this process."""
     accumulate: int = 1
-    """Parts into which they are cut to save memory."""
+    """Micro-batches into which they are cut to save memory."""
     beta1: float = 0.9
     beta2: float = 0.999
     precision: Precision = "float32"
@@ -56,18 +56,19 @@ class AdamSettings:
     compiled: bool = False
     """Compile the loss with torch.compile; on a GPU with CUDA graphs."""
     seed: int = 0
-    """Of dropout."""
+    """Seed of dropout."""
     process: int = 0
-    """Number of this process."""
+    """Index of this process."""
     processes: int = 1
     """Processes that average their gradients."""
 
 
 class TransformerEngine:
-    """A `common.parity.engine.Engine` for GPT-2; the networks of one shape that are trained together share a pass.
+    """A `common.parity.engine.Engine` for GPT-2, where the methods are described.
 
     Args:
-        networks: as a checkpoint holds them, or with the tensors of `state`.
+        networks: as a checkpoint holds them, or with the tensors of `state`: the weights, Adam's moments under
+            `MOMENTS` and the number of steps under `STEP`.
         d: coordinates of the task.
         settings: how they are trained.
     """
@@ -77,59 +78,63 @@ class TransformerEngine:
         self._shapes = [shape_of(network.config) for network in networks]
         self._states = [network.tensors for network in networks]
         self._steps = [int(state.get(STEP, 0)) for state in self._states]
-        self._passes: dict[tuple[int, ...], StackedNetworks] = {}
+        self._stacks: dict[tuple[int, ...], StackedNetworks] = {}
         for members in group_by_kind({i: (shape, self._steps[i]) for i, shape in enumerate(self._shapes)}):
-            self._pass_of(members)
+            self._stack_of(members)
 
     def train(self, bits: NDArray[np.uint64], objectives: dict[int, Objective]) -> None:
-        tokens = self._tokens(bits)
+        tokens = one_hot_tokens(bits, self._d, self._settings.device)
         kinds = {i: (self._shapes[i], self._steps[i], each.divergence) for i, each in objectives.items()}
         for members in group_by_kind(kinds):
-            self._pass_of(members).train(tokens, [objectives[i] for i in members])
+            self._stack_of(members).train(tokens, [objectives[i] for i in members])
             for i in members:
                 self._steps[i] += len(objectives[i].lr)
 
     def logits(self, network: int, bits: NDArray[np.uint64]) -> NDArray[np.float64]:
         members = self._members_with(network)
-        return self._passes[members].logits(members.index(network), self._tokens(bits))
+        return self._stacks[members].logits(
+            members.index(network), one_hot_tokens(bits, self._d, self._settings.device)
+        )
 
     def tensors(self, network: int) -> Tensors:
         members = self._members_with(network)
-        return self._passes[members].tensors(members.index(network), ("",))
+        return self._stacks[members].tensors(members.index(network), ("",))
 
     def state(self, network: int) -> Tensors:
         members = self._members_with(network)
-        return self._passes[members].state(members.index(network))
-
-    def _tokens(self, bits: NDArray[np.uint64]) -> Tensor:
-        return one_hot_tokens(bits, self._d, self._settings.device)
+        return self._stacks[members].state(members.index(network))
 
     def _members_with(self, network: int) -> tuple[int, ...]:
-        return next(members for members in self._passes if network in members)
+        return next(members for members in self._stacks if network in members)
 
-    def _pass_of(self, members: tuple[int, ...]) -> "StackedNetworks":
-        """The pass of exactly these networks; one that has others beside them is taken apart."""
-        if members not in self._passes:
+    def _stack_of(self, members: tuple[int, ...]) -> "StackedNetworks":
+        """The stack of exactly these networks; other stacks that contain some of them are taken apart."""
+        if members not in self._stacks:
             groups = [members]
-            for others in [others for others in self._passes if set(others) & set(members)]:
+            for others in [others for others in self._stacks if set(others) & set(members)]:
                 for i in others:
                     self._states[i] = self.state(i)
-                del self._passes[others]
+                del self._stacks[others]
                 groups += [(i,) for i in others if i not in members]
             for group in groups:
                 states = [self._states[i] for i in group]
-                self._passes[group] = StackedNetworks(self._shapes[group[0]], states, self._settings)
-        return self._passes[members]
+                self._stacks[group] = StackedNetworks(self._shapes[group[0]], states, self._settings)
+        return self._stacks[members]
 
 
 def group_by_kind(kinds: Mapping[int, object]) -> list[tuple[int, ...]]:
-    """Networks, by their number, that are of one kind."""
+    """Indices of the networks of each kind, from the kind of each network."""
     return [tuple(i for i in kinds if kinds[i] == kind) for kind in dict.fromkeys(kinds.values())]
 
 
 class StackedNetworks:
-    """Networks of one shape that have taken the same number of steps; `states` are as `state` gives them, or weights
-    alone."""
+    """Networks of one shape that have taken the same number of steps, and are trained in one pass.
+
+    Args:
+        shape: of all of them.
+        states: of each, as `state` returns it, or the weights alone.
+        settings: how they are trained.
+    """
 
     def __init__(self, shape: Shape, states: Sequence[Tensors], settings: AdamSettings) -> None:
         self._shape, self._settings = shape, settings
@@ -149,9 +154,14 @@ class StackedNetworks:
             self._loss = torch.compile(self._loss, mode=mode)
 
     def train(self, tokens: Tensor, objectives: Sequence[Objective]) -> None:
-        """Take one step per batch of `tokens` (d, samples, 2); the objectives have one divergence."""
+        """Take one step per batch, in order.
+
+        Args:
+            tokens: (d, steps * batch size, 2), one-hot as `last_logits` takes them.
+            objectives: one for each network, of one divergence and weight decay, with the same labels.
+        """
         settings = self._settings
-        labels, targets, alpha = self._to_learn(objectives)
+        labels, targets, alpha = self._loss_terms(objectives)
         optimizer, rates = self._optimizer(objectives)
         size = settings.batch_size // settings.accumulate
         for step in range(len(objectives[0].lr)):
@@ -180,16 +190,16 @@ class StackedNetworks:
             self._step += 1
 
     def logits(self, row: int, tokens: Tensor) -> NDArray[np.float64]:
-        """Logits (samples, classes) of one network for tokens (d, samples, 2), without dropout."""
+        """Logits (samples, classes) of the network in a row, for tokens (d, samples, 2), without dropout."""
         weights = {name: weight[row : row + 1] for name, weight in self._weights.items()}
         return batched_logits(self._shape, weights, tokens, self._settings.precision)
 
     def state(self, row: int) -> Tensors:
-        """Weights, moments and number of steps of one network."""
+        """Weights, moments and number of steps of the network in a row of the stack."""
         return {STEP: np.array(self._step), **self.tensors(row, ("", *MOMENTS))}
 
     def tensors(self, row: int, prefixes: Sequence[str]) -> Tensors:
-        """What is kept of one network under these prefixes; the weights have none."""
+        """A copy of what is kept of a network under these prefixes, "" for the weights or some of `MOMENTS`."""
         return {
             prefix + name: values[row].view(self._sizes[name]).cpu().numpy().copy()
             for prefix in prefixes
@@ -208,7 +218,7 @@ class StackedNetworks:
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
         return weight_views(flat, self._sizes, self._networks)
 
-    def _to_learn(self, objectives: Sequence[Objective]) -> tuple[Tensor, Tensor, Tensor]:
+    def _loss_terms(self, objectives: Sequence[Objective]) -> tuple[Tensor, Tensor, Tensor]:
         """Labels (samples,), targets (networks, samples, classes) and alpha (networks, samples) on the device."""
         labels = objectives[0].labels
         targets = np.stack([objective.targets for objective in objectives])
@@ -224,7 +234,7 @@ class StackedNetworks:
         )
 
     def _optimizer(self, objectives: Sequence[Objective]) -> tuple[torch.optim.Optimizer, list[Tensor]]:
-        """Adam on the networks, grouped by their learning rates, and these rates (steps,)."""
+        """Adam on the networks, grouped by learning rate, and the learning rates (steps,) of each group."""
         settings = self._settings
         groups: dict[bytes, list[int]] = {}
         for i, objective in enumerate(objectives):
@@ -264,7 +274,18 @@ def _loss(
     divergence: int,
     beta: float,
 ) -> Tensor:
-    """Sum over the networks of the mean over the samples; for the forward KL up to what has no gradient."""
+    """Sum over the networks of the mean loss of a micro-batch; the forward KL lacks the term without a gradient.
+
+    Args:
+        shape: of the networks.
+        weights: of the networks.
+        tokens: (d, samples, 2).
+        labels: (samples,).
+        targets: (networks, samples, classes).
+        alpha: (networks, samples).
+        divergence: one of `DIVERGENCE_CODES`.
+        beta: only for the Jensen-Shannon divergence.
+    """
     logits = last_logits(shape, weights, tokens, shape.dropout).float()
     if divergence == FORWARD_KL:
         return cross_entropy(logits, targets).mean(1).sum()

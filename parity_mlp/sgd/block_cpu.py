@@ -113,7 +113,7 @@ class Workspace(NamedTuple):
 
 
 def pack(tensors: Tensors) -> Network:
-    """A one-hidden-layer network in tiles."""
+    """A one-hidden-layer network, by the names of a checkpoint's tensors, in tiles."""
     hidden = np.concatenate([tensors["hidden.0.weight"], tensors["hidden.0.bias"][:, None]], axis=1)
     output = tensors["output.weight"]
     width, columns = hidden.shape
@@ -125,7 +125,7 @@ def pack(tensors: Tensors) -> Network:
 
 
 def unpack(network: Network, d: int, width: int) -> Tensors:
-    """The inverse of `pack`."""
+    """The inverse of `pack`, for a network with d inputs and `width` neurons."""
     classes = len(network.bias)
     tiles = len(network.output) // classes
     hidden = network.hidden.reshape(tiles, -1, LANES).transpose(0, 2, 1).reshape(tiles * LANES, -1)[:width]
@@ -173,9 +173,16 @@ def _fill_inputs(bits, transposed, gram):  # type: ignore[no-untyped-def]
 def sgd_steps(
     networks: list[Network], workspaces: list[Workspace], objectives: list[Objective], inputs: Inputs, threads: int
 ) -> None:
-    """Take one SGD step per sample of `inputs`, in order, on every network, in place.
+    """Take one SGD step per sample, in order, on every network, in place.
 
-    A network is either split over all threads or trained by one of them; both give the same bits.
+    A network is either split over all threads or trained by one of them; the result is bit-identical.
+
+    Args:
+        networks: as `pack` makes them, all with the d, the number of classes and the dtype of `inputs`.
+        workspaces: one for each network, as `workspace` makes them for the block size of `inputs`.
+        objectives: one for each network, each with n labels, targets, weights and learning rates.
+        inputs: the n samples, as `prepare` makes them.
+        threads: processor threads.
     """
     narrow = []
     for i, network in enumerate(networks):
@@ -204,7 +211,7 @@ def _train_jointly(network: Network, work: Workspace, objective: Objective, inpu
 
 
 def workspace(network: Network, block: int = DEFAULT_BLOCK) -> Workspace:
-    """Room for a block of steps. To be kept from call to call: for a wide network, making it takes long."""
+    """Memory for a block of steps. Keep it from call to call: for a wide network, making it takes long."""
     classes = len(network.bias)
     tiles = len(network.output) // classes
     partition = max(MIN_PARTITION, -(-tiles // MAX_PARTITIONS))
@@ -223,7 +230,18 @@ def workspace(network: Network, block: int = DEFAULT_BLOCK) -> Workspace:
 
 @njit(cache=True, nogil=True)
 def _train_tiles(network, objective, inputs, work, first, last, threads):  # type: ignore[no-untyped-def]
-    """The share of one thread: all steps, for the tiles of partitions first .. last - 1."""
+    """The share of one thread: all steps, for the tiles of some partitions.
+
+    Args:
+        network: `Network`; hidden (tiles * columns, LANES), output (tiles * classes, LANES), bias (classes,).
+        objective: `Objective`; labels (n,), targets (n, classes), alpha (n,), lr (n,).
+        inputs: `Inputs`; bits (n, words), transposed (blocks, d + 1), gram (n + CORRECTED_TOGETHER, block).
+        work: `Workspace`; steps (sub-blocks * tiles * SUB_BLOCK, LANES), lanes (partitions * classes, LANES),
+            logits (2, partitions, classes), arrivals (1,).
+        first: first partition, of `work.partition` tiles each.
+        last: partition after the last.
+        threads: how many threads call this with partitions of their own, and meet at each step.
+    """
     samples, block = len(inputs.bits), inputs.gram.shape[1]
     classes = len(network.bias)
     first_tile, last_tile = first * work.partition, min(last * work.partition, len(network.output) // classes)
@@ -434,7 +452,7 @@ def _meet(arrivals, expected):  # type: ignore[no-untyped-def]
 
 
 def network_logits(network: Network, bits: NDArray[np.uint64], threads: int) -> NDArray[np.float64]:
-    """Logits (n, classes) of a frozen network for packed inputs (n, words)."""
+    """Logits (n, classes) of a network with its current weights, for packed inputs (n, words)."""
     tiles = len(network.output) // len(network.bias)
     columns = len(network.hidden) // tiles
     bits = np.pad(bits, ((0, 0), (0, -(-columns // 64) - bits.shape[1])))

@@ -1,8 +1,8 @@
 """Exact batch-1 SGD in blocks of steps with plain torch operations, for accelerators.
 
 The algorithm and its symbols are those of `block_cpu`: per block one product H = X W^T, a sequential loop on H, V and c
-in which row t of H becomes D_t, and one product W += D^T X. The loop only queues work: whatever it needs as a number
-(learning rate, decay, alpha) is known on the host, so that the host never waits for the device.
+in which row t of H becomes D_t, and one product W += D^T X. The loop only queues work: the numbers that it needs
+(learning rate, decay, alpha) are known on the host, so that the host never waits for the device.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,13 @@ class _Targets:
 
 
 class TorchBlockEngine:
-    """An engine for one-hidden-layer networks of equal d, number of classes and dtype, of any widths."""
+    """An engine for one-hidden-layer networks, on any torch device.
+
+    Args:
+        networks: of equal d, number of classes and dtype, of any widths.
+        device: a torch device.
+        block: steps per block.
+    """
 
     def __init__(self, networks: list[Tensors], device: str, block: int = 64) -> None:
         self._device = device
@@ -130,14 +136,14 @@ def _train_block(
 
 
 def logit_gradient(logits: Tensor, target: Tensor, label: Tensor, alpha: float, divergence: int, beta: float) -> Tensor:
-    """d loss / d logits of one sample; the torch version of `objective.logit_gradient`.
+    """d loss / d logits of one sample; the torch version of `gradient.logit_gradient`.
 
     Args:
         logits: (classes,), float64.
         target: (classes,), float64: the teacher's probabilities.
         label: (classes,), float64: one-hot.
         alpha: weight of the cross entropy with the label.
-        divergence: one of `objective.DIVERGENCE_CODES`.
+        divergence: one of `common.parity.objective.DIVERGENCE_CODES`.
         beta: only for the Jensen-Shannon divergence.
 
     Returns:

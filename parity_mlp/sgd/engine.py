@@ -18,7 +18,13 @@ from parity_mlp.sgd.plain import PlainEngine
 
 
 class CPUBlockEngine:
-    """Exact blocks of batch-1 steps on the CPU; see `block_cpu`."""
+    """Exact blocks of batch-1 steps on the CPU; see `block_cpu`.
+
+    Args:
+        networks: of equal d, number of classes and dtype, of any widths.
+        threads: processor threads.
+        block: steps per block, at most `block_cpu.MAX_BLOCK`.
+    """
 
     def __init__(self, networks: list[Tensors], threads: int, block: int = block_cpu.DEFAULT_BLOCK) -> None:
         self._shapes = [network["hidden.0.weight"].shape for network in networks]

@@ -13,7 +13,13 @@ from common.parity.task import unpack_signs
 
 
 class PlainEngine:
-    """An engine for networks of any depth, with steps on the mean loss of `batch_size` samples each."""
+    """An engine for networks of any depth.
+
+    Args:
+        networks: of equal d, number of classes and dtype.
+        device: a torch device.
+        batch_size: samples per step, on whose mean loss it is taken.
+    """
 
     def __init__(self, networks: list[Tensors], device: str, batch_size: int) -> None:
         self._device = device
