@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from common.parity.gpt2 import ParityGPT2, Shape, configuration
+from common.parity.gpt2 import ParityGPT2, Shape, configuration, shape_of
 from parity_gpt2.data import token_ids
 
 PLAIN = Shape(layers=2, heads=2, head_dim=3, vocabulary=2, positions=6)
@@ -55,6 +55,13 @@ def random_model(shape, seed, scale=0.5):
 def tokens_of(shape, bits, d):
     """The tokens of packed bits, (samples, T): 0 for +1, 1 for -1, and the class token last."""
     return token_ids(bits, d, shape.vocabulary - 1 if shape.class_token else None)
+
+
+def last_logits(model, bits, d):
+    """Logits (samples, classes) of a model of transformers at the last position, in float64."""
+    shape = shape_of(model.config.to_dict())
+    with torch.no_grad():
+        return model.double().eval()(tokens_of(shape, bits, d)).logits[:, -1, : shape.classes]
 
 
 def written_out(shape, weights, tokens):
