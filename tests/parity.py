@@ -3,6 +3,7 @@
 import itertools
 import math
 import shlex
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 
@@ -14,6 +15,9 @@ from common.parity.students import Student
 from common.parity.task import make_task
 from common.runs import resume
 from common.runs.run import Run
+from common.teachers.discovery import find_checkpoints
+from parity_mlp.distill import DistillArguments
+from parity_mlp.train import TrainArguments
 from tests.commands import Killed, exit_code, succeed
 
 
@@ -86,6 +90,32 @@ class Case:
         patch.setattr(module, "SETTING", replace(module.SETTING, training_engine=engine))
 
 
+TEACHER = TrainArguments(
+    preset="smoke",
+    d=10,
+    k=2,
+    width=32,
+    steps=4000,
+    lr=0.05,
+    eval_every=500,
+    checkpoint_every=1000,
+    eval_samples=512,
+)
+STUDENTS = DistillArguments(
+    preset="smoke",
+    d=10,
+    k=2,
+    widths=(8,),
+    seeds=(0,),
+    steps=3000,
+    lr=(0.05,),
+    eval_every=400,
+    checkpoint_every=0,
+    eval_samples=512,
+    teacher_every=700,
+    first_steps=900,
+)
+
 CASES = {
     "parity_mlp": Case(
         "parity_mlp",
@@ -114,9 +144,15 @@ CASES = {
 }
 
 
-def objectives_of(capsys, case, *words):
-    """Train students by distill.py; what each of them minimised, by the name of its run, over all ranges."""
-    seen = {}
+def steps_of(run):
+    """Steps at which a run saved checkpoints."""
+    return [checkpoint.step for checkpoint in find_checkpoints(run)]
+
+
+@contextmanager
+def recorded_objectives():
+    """What students that are trained meanwhile minimise, over all ranges, by the names of their runs and terms."""
+    seen, found = {}, {}
     make = Student.objective
 
     def kept(student, *rest):
@@ -125,14 +161,10 @@ def objectives_of(capsys, case, *words):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Student, "objective", kept)
-        case.succeed(capsys, *words)
-    return {
-        name: {
-            term: np.concatenate([getattr(each, term) for each in objectives])
-            for term in ("labels", "targets", "alpha")
-        }
-        for name, objectives in seen.items()
-    }
+        yield found
+    for name, objectives in seen.items():
+        terms = ("labels", "targets", "alpha")
+        found[name] = {term: np.concatenate([getattr(each, term) for each in objectives]) for term in terms}
 
 
 def assert_taught(task, seen, logits_at, checkpoints, temperature, batch_size=8):

@@ -19,7 +19,7 @@ from parity_gpt2 import training
 from parity_mlp.data import signs
 from tests.commands import Killed, exit_code, fail_in_one_line, files, results, start
 from tests.gpt2 import last_logits, tokens_of
-from tests.parity import CASES, assert_taught, objectives_of, writes_until_killed
+from tests.parity import CASES, assert_taught, recorded_objectives, writes_until_killed
 
 GPT2, MLP = CASES["parity_gpt2"], CASES["parity_mlp"]
 TRAIN, DISTILL, TASK = GPT2.train, GPT2.distill, GPT2.task
@@ -145,7 +145,8 @@ def plain_teacher(tmp_path_factory):
 def test_a_teacher_of_plain_transformers_works_as_it_is(tmp_path, capsys, plain_teacher):
     before = files(plain_teacher)
     words = shlex.split("--methods one-shot progressive --teacher-every 6 --temperature 1.5 --alpha 0.25")
-    seen = objectives_of(capsys, GPT2, *DISTILL, *words, "--teacher", plain_teacher, "--out", tmp_path / "students")
+    with recorded_objectives() as seen:
+        GPT2.succeed(capsys, *DISTILL, *words, "--teacher", plain_teacher, "--out", tmp_path / "students")
     assert files(plain_teacher) == before
 
     def logits_at(step, bits):
@@ -162,7 +163,8 @@ def test_an_mlp_teaches_a_gpt2(tmp_path, capsys):
     mlp_teacher = tmp_path / "teacher"
     MLP.succeed(capsys, *MLP.train, "--d", 6, "--k", 2, "--steps", 300, "--checkpoint-every", 100, "--out", mlp_teacher)
     words = ["--methods", "ce", "progressive", "--teacher", mlp_teacher, "--out", tmp_path / "students"]
-    seen = objectives_of(capsys, GPT2, *DISTILL, *words)
+    with recorded_objectives() as seen:
+        GPT2.succeed(capsys, *DISTILL, *words)
 
     def logits_at(step, bits):
         with torch.no_grad():

@@ -14,7 +14,7 @@ from common.runs.checkpoints import save_checkpoint
 from common.runs.run import Run
 from tests.commands import exit_code, fail_in_one_line, files, python, start
 from tests.gpt2 import last_logits
-from tests.parity import CASES, assert_taught, objectives_of
+from tests.parity import CASES, assert_taught, recorded_objectives
 
 MLP, GPT2 = CASES["parity_mlp"], CASES["parity_gpt2"]
 
@@ -80,7 +80,8 @@ def test_a_gpt2_teaches_an_mlp(tmp_path, capsys):
     GPT2.succeed(capsys, *GPT2.train, "--out", teacher)
     sizes = "--d 6 --k 2 --batch-size 8 --eval-every 50 --steps 120 --teacher-every 40 --methods progressive"
     words = [*MLP.distill, *shlex.split(sizes), "--teacher", teacher, "--out", tmp_path / "student"]
-    seen = objectives_of(capsys, MLP, *words)
+    with recorded_objectives() as seen:
+        MLP.succeed(capsys, *words)
 
     def logits_at(step, bits):
         return last_logits(gpt2.load_model(teacher / f"checkpoint-{step}"), bits, 6)
