@@ -1,6 +1,6 @@
 """Speed of GPT-2 on parity: samples per second of training and distillation against the plain way, in one process.
 
-    python benchmarks/parity_gpt2.py [--out benchmarks/results/NAME.json]
+    python benchmarks/parity_adam.py [--out benchmarks/results/NAME.json]
 
 The plain way is the stock `GPT2LMHeadModel`, not compiled, with transformers' own choice of attention: a `DataLoader`
 over samples and labels that are in memory already, batches of 32, logits at all positions, of which the last one counts
