@@ -1,29 +1,32 @@
-"""The arguments of distill.py."""
+"""The arguments of every distill.py. This module imports nothing slow, so that commands start quickly."""
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from common.distillation import losses
+import tyro
+
 from common.errors import UserError
 
 Method = Literal[
-    "ce", "one-shot", "progressive", "two-shot", "until-saturation", "accelerated", "refreshed", "explicit"
+    "ce", "one-shot", "progressive", "two-shot", "until-saturation", "accelerated", "refreshed", "custom", "explicit"
 ]
+Annealing = Literal["linear", "logarithmic"]
+Divergence = Literal["forward-kl", "reverse-kl", "jensen-shannon"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationArguments:
-    """How students are taught."""
+    """How students are supervised."""
 
     teacher: str = ""
     """Directory with checkpoint-<step> folders, or a hub id; by default the run of train.py with this preset."""
     methods: tuple[Method, ...] = ("ce", "one-shot", "progressive")
-    """How students are taught."""
+    """How students are supervised, one run each; explicit is an old name of custom."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of the students' initial weights."""
+    """Seeds of the students' initial weights, one run each."""
     stream_seed: int = 1000
     """Seed of the data stream that all students share."""
     teacher_every: int | None = None
@@ -35,42 +38,53 @@ class DistillationArguments:
     """First and last teacher step whose checkpoints are used before the final one (progressive), such as those of its
     transition; by default all."""
     checkpoint: tuple[str, ...] = ("inside",)
-    """First checkpoint (two-shot), one run each: a teacher step, or before, inside or after its transition."""
+    """First checkpoint (two-shot), one run each: a teacher step, or before, inside or after the teacher's
+    transition."""
     first_steps: int
     """Student steps with the first checkpoint (two-shot)."""
     speed: float = 1.0
     """Teacher steps per student step (accelerated, refreshed)."""
-    plan: tuple[str, ...] = ()
-    """Checkpoints and student steps (explicit), such as 200:50 600:100; the last one stays."""
+    segments: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--plan",))] = ()
+    """Checkpoints and student steps (custom), such as 200:50 600:100; the last checkpoint stays."""
     saturation_window: int = 5
     """Evaluations without improvement after which the next checkpoint takes over (until-saturation)."""
     saturation_threshold: float = 0.01
-    """Accuracy that counts as an improvement (until-saturation)."""
+    """Increase in accuracy that counts as an improvement (until-saturation)."""
     saturation_steps: int
     """Student steps after which the next checkpoint takes over in any case (until-saturation)."""
     temperature: float = 1.0
     """Temperature of the teacher's logits; 0 is the arg-max."""
     end_temperature: float | None = None
     """Temperature at the last step, if it is annealed."""
-    annealing: Literal["linear", "logarithmic"] = "linear"
+    annealing: Annealing = "linear"
     """How the temperature is annealed."""
     top_k: int | None = None
     """Keep the teacher's k most probable classes."""
     alpha: tuple[float, ...] = (0.0,)
-    """Weight of the label's cross entropy against the teacher's; several values take over at --alpha-steps."""
+    """Weight of the labels' cross entropy, the rest being the divergence's; several values follow one another at
+    --alpha-steps."""
     alpha_steps: tuple[int, ...] = ()
     """Steps at which alpha moves to its next value."""
-    divergence: losses.Divergence = "forward-kl"
+    divergence: Divergence = "forward-kl"
     """Divergence from the teacher."""
     beta: float = 0.5
     """Weight of KL(teacher || mixture) in the Jensen-Shannon divergence."""
+
+    def __post_init__(self) -> None:
+        """Replace the old name of a method."""
+        methods = tuple("custom" if method == "explicit" else method for method in self.methods)
+        object.__setattr__(self, "methods", methods)
 
 
 Arguments = TypeVar("Arguments", bound=DistillationArguments)
 
 
 def require_distinct(arguments: object, names: Sequence[str]) -> None:
-    """Refuse plural arguments that name no run or one run twice.
+    """Refuse plural arguments that have no value or one value twice.
+
+    Args:
+        arguments: the command's.
+        names: of the plural arguments.
 
     Raises:
         UserError: names the flag.
@@ -79,27 +93,34 @@ def require_distinct(arguments: object, names: Sequence[str]) -> None:
         values = getattr(arguments, name)
         if not values or len(set(values)) < len(values):
             flag = name.replace("_", "-")
-            raise UserError(f"--{flag} needs at least one value and none twice, got {list(values)}")
+            raise UserError(f"--{flag} needs at least one value, and each value once, got {list(values)}")
 
 
 def student_arguments(arguments: Arguments, plural: Sequence[str]) -> list[Arguments]:
-    """The arguments of every run: one method, one value of each other plural argument, and one first checkpoint.
+    """The arguments of each student's run: one method, one value of every other plural argument, and one first
+    checkpoint if the method is two-shot.
 
     Args:
         arguments: the command's.
         plural: names of its plural arguments, `checkpoint` among them; the last one changes fastest.
     """
     others = [name for name in plural if name not in ("methods", "checkpoint")]
-    runs = []
+    students = []
     for method, *values in itertools.product(arguments.methods, *(getattr(arguments, name) for name in others)):
         for first in arguments.checkpoint if method == "two-shot" else ("",):
             chosen: dict[str, Any] = {name: (value,) for name, value in zip(others, values, strict=True)}
-            runs.append(replace(arguments, methods=(method,), checkpoint=(first,) if first else (), **chosen))
-    return runs
+            students.append(replace(arguments, methods=(method,), checkpoint=(first,) if first else (), **chosen))
+    return students
 
 
 def resolve_teacher(teacher: str, default: str, root: Path) -> str:
-    """The teacher's directory, relative to the repository's root if it is in there, or its hub id."""
+    """The teacher's directory, relative to the repository's root if it is inside it, or its hub id.
+
+    Args:
+        teacher: as given on the command line.
+        default: used if `teacher` is empty.
+        root: of the repository.
+    """
     if not teacher:
         return default
     path = Path(teacher).resolve()

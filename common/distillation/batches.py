@@ -1,4 +1,4 @@
-"""Training data by the step."""
+"""Batches of training data as a function of the step, and evaluation data in batches."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -6,36 +6,36 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
+from transformers import Trainer
 
-from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.errors import UserError
 
 
 class Source(Protocol):
-    """Training data as a function of the step, so that a run can go on anywhere without reading what went before.
+    """Training data as a function of the step, so that a run can resume anywhere without reading earlier batches.
 
-    It is told from a dataset by having neither samples (`__getitem__`) nor an order (`__iter__`).
+    Unlike a dataset it has no `__getitem__` and no `__iter__`.
     """
 
     def batch(self, step: int) -> Any:
-        """The global batch of step `step` (from 0): tensors of shape (sentences, ...) by the names of the model's
-        arguments, with `labels`, as a mapping or as the fields of a dataclass."""
+        """The global batch of step `step` (from 0): tensors of shape (samples, ...) by the names of the model's
+        arguments, and `labels`, as a mapping or as the fields of a dataclass."""
 
 
 @dataclass(frozen=True)
 class ReadyBatches:
-    """Evaluation data that is already in batches, each like a `Source`'s; processes take them in turn."""
+    """Evaluation data in batches, each like a `Source`'s; processes take them in turn."""
 
     batches: Sequence[Any]
 
 
-class _SourceLoader:
-    """Parts of a source's batches, from the trainer's step on; the next batch is made while the model computes.
+class SourceLoader:
+    """A source's batches in micro-batches, from the trainer's step on; the next one is made while the model computes.
 
-    A global batch is cut into one part for each gradient accumulation step and process; all are of one size.
+    A global batch is cut into equal parts, one for each gradient accumulation step and process.
     """
 
-    def __init__(self, source: Source, trainer: ProgressiveDistillationTrainer) -> None:
+    def __init__(self, source: Source, trainer: Trainer) -> None:
         self._source, self._trainer = source, trainer
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
@@ -44,11 +44,11 @@ class _SourceLoader:
         total = self._trainer.get_total_train_batch_size(args)
         with ThreadPoolExecutor(1, "batches") as thread:
             steps = range(self._trainer.state.global_step, self._trainer.state.max_steps)
-            coming = thread.submit(self._batch, steps.start)
+            following = thread.submit(self._batch, steps.start)
             for step in steps:
-                batch = coming.result()
+                batch = following.result()
                 if step + 1 < steps.stop:
-                    coming = thread.submit(self._batch, step + 1)
+                    following = thread.submit(self._batch, step + 1)
                 if any(len(tensor) != total for tensor in batch.values()):
                     raise UserError(f"the source gives batches of {len(batch['labels'])} samples, not of {total}")
                 for i in range(args.gradient_accumulation_steps):
@@ -56,18 +56,18 @@ class _SourceLoader:
                     yield {name: tensor[start : start + size] for name, tensor in batch.items()}
 
     def _batch(self, step: int) -> dict[str, Tensor]:
-        """In memory from which a GPU can copy by itself, if it is for one."""
-        batch = _tensors(self._source.batch(step))
+        """In pinned memory if it is for a GPU."""
+        batch = batch_tensors(self._source.batch(step))
         if self._trainer.args.device.type == "cuda":
             return {name: tensor.pin_memory() for name, tensor in batch.items()}
         return batch
 
 
-def _is_source(dataset: Any) -> bool:
-    """Whether data comes by the step; a dataset's `batch`, where it has one, is something else."""
+def is_source(dataset: Any) -> bool:
+    """Whether training data is a `Source`. A dataset may have a `batch`, too, which is something else."""
     return hasattr(dataset, "batch") and not hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__")
 
 
-def _tensors(batch: Any) -> dict[str, Tensor]:
-    """A batch's tensors by name."""
+def batch_tensors(batch: Any) -> dict[str, Tensor]:
+    """The tensors of a batch, a mapping or a dataclass, by name."""
     return dict(batch) if isinstance(batch, Mapping) else dict(vars(batch))

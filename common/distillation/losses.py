@@ -1,17 +1,18 @@
-"""What a student minimises: the only place where temperature, alpha and the divergences live.
+"""What a student minimises: temperature, alpha and the divergences.
 
-Everything works on logits of shape (..., classes), in float32 or wider. With student probabilities p, teacher
+All functions take logits of shape (..., classes), in float32 or wider. With student probabilities p, teacher
 probabilities q (the targets) and labels y, the loss is
 
     alpha * CE(y, p) + (1 - alpha) * D(q, p)
 
 In Panigrahi et al. (2025), arXiv:2410.05464, D is the forward KL divergence and temperature applies to the teacher
 only. The reverse KL and generalised Jensen-Shannon divergences are those of Agarwal et al. (2024), arXiv:2306.13649.
-Losses are in nats. Targets are constants: no gradient is meant to reach them.
+Losses are in nats. Targets are constants, without a gradient.
 """
 
 import math
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,18 +20,83 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.distillation.arguments import Annealing, Divergence
 from common.errors import UserError
-
-Divergence = Literal["forward-kl", "reverse-kl", "jensen-shannon"]
 
 IGNORED_LABEL = -100
 """Label of positions without a loss, as in torch and transformers."""
 
 ARG_MAX_TEMPERATURE = 1e-10
-"""Temperatures at or below this one mean the arg-max: softmax would divide by numbers that float32 cannot hold."""
+"""Temperatures up to this one mean the arg-max: the logits divided by them would overflow float32."""
 
 LOG_PROBABILITY_FLOOR = -30.0
-"""Lowest log q in the reverse KL divergence, which is infinite where a teacher's class has no probability."""
+"""Lowest log q in the reverse KL divergence, which would be infinite for a class of teacher probability 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossArguments:
+    """What the objective depends on, besides logits and labels."""
+
+    temperature: tuple[float, float] = (1.0, 1.0)
+    """Of the teacher's logits, at the first step and at the last; 0 is the arg-max."""
+    annealing: Annealing = "linear"
+    """How the temperature moves from the first to the last."""
+    top_k: int | None = None
+    """Keep the teacher's `top_k` most probable classes."""
+    alpha: tuple[float, ...] = (0.0,)
+    """Weight of the labels' cross entropy, piecewise constant."""
+    alpha_steps: tuple[int, ...] = ()
+    """Steps at which alpha moves to its next value."""
+    divergence: Divergence = "forward-kl"
+    """From the teacher."""
+    beta: float = 0.5
+    """Only for the Jensen-Shannon divergence."""
+
+
+def check_loss_arguments(
+    arguments: LossArguments, classes: int | None = None, spell: Callable[[str], str] = str
+) -> None:
+    """Refuse loss arguments before training starts.
+
+    Args:
+        arguments: to be checked.
+        classes: of the teacher's output, if known.
+        spell: how an argument is called in messages, by its name here.
+
+    Raises:
+        UserError: names the argument that is out of its range.
+    """
+    _require_alpha(arguments.alpha, spell("alpha"))
+    stepwise(arguments.alpha, arguments.alpha_steps, 0, spell("alpha_steps"))
+    annealed_temperature(0, *arguments.temperature, total=1, kind=arguments.annealing, name=spell("temperature"))
+    if classes is not None:
+        _require_top_k(arguments.top_k, classes, spell("top_k"))
+    if arguments.divergence == "jensen-shannon":
+        _require_beta(arguments.beta, spell("beta"))
+
+
+def objective(
+    student_logits: Tensor, labels: Tensor, teacher_logits: Tensor, arguments: LossArguments, step: int, last: int
+) -> tuple[Tensor, Tensor]:
+    """What the student minimises at `step`, and the forward KL divergence from the teacher, both averaged.
+
+    Args:
+        student_logits: (samples, classes).
+        labels: (samples,).
+        teacher_logits: (samples, classes).
+        arguments: of the loss.
+        step: from 0.
+        last: step at which the temperature arrives at its last value.
+    """
+    temperature = annealed_temperature(step, *arguments.temperature, max(last, 1), arguments.annealing)
+    on_device = torch.tensor(float(temperature), device=student_logits.device)
+    targets = teacher_probabilities(teacher_logits, on_device, arguments.top_k)
+    alpha = float(stepwise(arguments.alpha, arguments.alpha_steps, step))
+    loss = distillation_loss(
+        student_logits, labels, targets, alpha=alpha, divergence=arguments.divergence, beta=arguments.beta
+    )
+    with torch.no_grad():
+        return loss, forward_kl(student_logits, targets).mean()
 
 
 def teacher_probabilities(teacher_logits: Tensor, temperature: float | Tensor, top_k: int | None = None) -> Tensor:
@@ -38,9 +104,9 @@ def teacher_probabilities(teacher_logits: Tensor, temperature: float | Tensor, t
 
     Args:
         teacher_logits: (..., classes).
-        temperature: one for all, or of shape (...). 0 and everything up to `ARG_MAX_TEMPERATURE` puts all probability
-            on the first largest logit.
-        top_k: keep the `top_k` most probable classes and renormalise. Exactly `top_k` are kept, also among equals.
+        temperature: a scalar, or of shape (...). Up to `ARG_MAX_TEMPERATURE`, all probability is on the first of the
+            largest logits.
+        top_k: keep the `top_k` most probable classes and renormalise. Exactly `top_k` are kept, even with ties.
 
     Raises:
         UserError: a temperature that is negative or not finite, or `top_k` outside 1 to classes.
@@ -49,8 +115,7 @@ def teacher_probabilities(teacher_logits: Tensor, temperature: float | Tensor, t
     temperature = torch.as_tensor(temperature, dtype=teacher_logits.dtype)[..., None]
     if not (temperature.isfinite() & (temperature >= 0)).all():
         raise UserError(f"the temperature must be 0 or more, got {temperature.squeeze(-1).tolist()}")
-    if top_k is not None and not 1 <= top_k <= classes:
-        raise UserError(f"top_k must be between 1 and the number of classes, {classes}, got {top_k}")
+    _require_top_k(top_k, classes)
     arg_max = temperature <= ARG_MAX_TEMPERATURE
     scaled = (teacher_logits - teacher_logits.amax(-1, keepdim=True)) / temperature.masked_fill(arg_max, 1)
     if top_k is not None:
@@ -66,7 +131,7 @@ def one_hot_probabilities(labels: Tensor, classes: int, temperature: float | Ten
     Args:
         labels: (...), integers in [0, classes).
         classes: number of classes.
-        temperature: one for all, or of shape (...); 0 leaves the labels as they are.
+        temperature: a scalar, or of shape (...); 0 leaves the labels unchanged.
 
     Returns:
         (..., classes) in torch's default dtype.
@@ -78,7 +143,7 @@ def one_hot_probabilities(labels: Tensor, classes: int, temperature: float | Ten
 
 
 def label_cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
-    """-log p[y], of shape (...). A label of -100 gives 0. Gradient at the logits: p - one_hot(y)."""
+    """-log p[y], of shape (...); 0 where the label is -100. Gradient at the logits: p - one_hot(y)."""
     losses = F.cross_entropy(student_logits.reshape(-1, student_logits.shape[-1]), labels.reshape(-1), reduction="none")
     return losses.view(labels.shape)
 
@@ -105,14 +170,13 @@ def reverse_kl(student_logits: Tensor, targets: Tensor) -> Tensor:
 def jensen_shannon(student_logits: Tensor, targets: Tensor, beta: float) -> Tensor:
     """beta * KL(q || m) + (1 - beta) * KL(p || m) with m = beta * q + (1 - beta) * p, of shape (...).
 
-    Gradient at the logits: p * (v - sum p v) with v = (1 - beta) * log(p / m). Divided by beta it tends to the
-    forward KL divergence as beta -> 0; divided by 1 - beta it tends to the reverse one as beta -> 1.
+    Gradient at the logits: p * (v - sum p v) with v = (1 - beta) * log(p / m). Divided by beta, the divergence tends to
+    the forward KL divergence as beta -> 0; divided by 1 - beta, to the reverse one as beta -> 1.
 
     Raises:
         UserError: beta not strictly between 0 and 1.
     """
-    if not 0 < beta < 1:
-        raise UserError(f"beta must be between 0 and 1, both excluded, got {beta}")
+    _require_beta(beta)
     log_student = student_logits.log_softmax(-1)
     log_mixture = torch.logaddexp(targets.log() + math.log(beta), log_student + math.log1p(-beta))
     from_targets = F.kl_div(log_mixture, targets, reduction="none").sum(-1)
@@ -130,7 +194,7 @@ def distillation_loss(
     beta: float = 0.5,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """alpha * CE(labels) + (1 - alpha) * divergence from the targets, averaged over the positions in the mask.
+    """alpha * CE(labels) + (1 - alpha) * divergence from the targets, averaged over the mask.
 
     Args:
         student_logits: (..., classes).
@@ -147,8 +211,7 @@ def distillation_loss(
     Raises:
         UserError: alpha outside 0 to 1, an unknown divergence, beta outside its range, or an empty mask.
     """
-    if not 0 <= alpha <= 1:
-        raise UserError(f"alpha must be between 0 and 1, got {alpha}")
+    _require_alpha([alpha])
     match divergence:
         case "forward-kl":
             losses = forward_kl(student_logits, targets)
@@ -172,53 +235,77 @@ def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
     if mask is None:
         return values.mean()
     if not mask.any():
-        raise UserError("the mask selects no position; the batch holds nothing to learn from")
+        raise UserError("the mask selects no position, so the batch has no loss")
     return values[mask].mean()
 
 
-def stepwise(values: npt.ArrayLike, boundaries: npt.ArrayLike, steps: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """A constant that changes at given steps, for an alpha that moves: values[i] from boundaries[i - 1] on.
+def stepwise(
+    values: npt.ArrayLike, boundaries: npt.ArrayLike, steps: npt.ArrayLike, name: str = "boundaries"
+) -> npt.NDArray[np.float64]:
+    """A piecewise constant function of the step, such as alpha: values[i] from step boundaries[i - 1] on.
 
     Args:
         values: (n + 1,).
         boundaries: (n,) steps, increasing.
-        steps: any shape; the result has it too.
+        steps: of any shape, which the result has, too.
+        name: of the boundaries, in messages.
 
     Raises:
-        UserError: the number of values is not one more than that of boundaries, or these do not increase.
+        UserError: n boundaries without n + 1 values, or boundaries that do not increase.
     """
     values, boundaries = np.asarray(values, np.float64), np.asarray(boundaries)
     if len(values) != len(boundaries) + 1:
-        raise UserError(f"{len(boundaries)} boundaries separate {len(boundaries) + 1} values, got {len(values)}")
+        raise UserError(f"{name} {boundaries.tolist()} must be one fewer than the {len(values)} values they separate")
     if np.any(np.diff(boundaries) <= 0):
-        raise UserError(f"the boundaries must increase, got {boundaries.tolist()}")
+        raise UserError(f"{name} must increase, got {boundaries.tolist()}")
     return values[np.searchsorted(boundaries, steps, side="right")]
 
 
 def annealed_temperature(
-    steps: npt.ArrayLike, start: float, end: float, total: int, kind: Literal["linear", "logarithmic"] = "linear"
+    steps: npt.ArrayLike,
+    start: float,
+    end: float,
+    total: int,
+    kind: Annealing = "linear",
+    name: str = "temperature",
 ) -> npt.NDArray[np.float64]:
-    """Temperature that goes from `start` at step 0 to `end` at step `total` and stays there.
+    """Temperature that moves from `start` at step 0 to `end` at step `total`, and then stays.
 
     Args:
-        steps: any shape; the result has it too.
+        steps: of any shape, which the result has, too.
         start: temperature at step 0.
         end: temperature from step `total` on.
         total: steps of annealing.
         kind: "linear" in the temperature, or "logarithmic": linear in its logarithm.
+        name: of the temperature, in messages.
 
     Raises:
         UserError: `total` below 1, a negative temperature, one of 0 with "logarithmic", or an unknown kind.
     """
     if total < 1:
-        raise UserError(f"temperature is annealed over at least 1 step, got {total}")
-    if min(start, end) < 0:
-        raise UserError(f"temperatures must be 0 or more, got {start} and {end}")
+        raise UserError(f"{name} is annealed over at least 1 step, got {total}")
+    if not min(start, end) >= 0:
+        raise UserError(f"{name} must be 0 or more, got {start} and {end}")
     done = np.clip(np.asarray(steps) / total, 0, 1)
     if kind == "linear":
         return (1 - done) * start + done * end
     if kind != "logarithmic":
         raise UserError(f"unknown annealing {kind!r}; use linear or logarithmic")
     if min(start, end) == 0:
-        raise UserError("logarithmic annealing needs temperatures above 0; 1e-20 serves for the arg-max")
+        raise UserError(f"{name} must be above 0 for logarithmic annealing; 1e-20 is low enough for the arg-max")
     return start ** (1 - done) * end**done
+
+
+def _require_alpha(alpha: Sequence[float], name: str = "alpha") -> None:
+    if not alpha or not all(0 <= value <= 1 for value in alpha):
+        raise UserError(f"{name} must be between 0 and 1, got {', '.join(map(str, alpha)) or 'no value'}")
+
+
+def _require_top_k(top_k: int | None, classes: int, name: str = "top_k") -> None:
+    if top_k is not None and not 1 <= top_k <= classes:
+        raise UserError(f"{name} must be between 1 and the number of classes, {classes}, got {top_k}")
+
+
+def _require_beta(beta: float, name: str = "beta") -> None:
+    if not 0 < beta < 1:
+        raise UserError(f"{name} must be between 0 and 1, both excluded, got {beta}")

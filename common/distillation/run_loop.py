@@ -1,35 +1,36 @@
-"""A Trainer that writes a run."""
+"""Training that writes a run: an evaluation's record, then the checkpoint, then the resume state.
+
+A run that is killed at any moment resumes when its command is rerun, on the CPU bit-identical to an uninterrupted run.
+A stop signal takes effect between two steps, after the state has been saved.
+
+A run may resume with another number of processes. Its samples stay the same, and without dropout so do its numbers, up
+to rounding. Processes that existed before keep their random number generators; those of a new one are seeded from the
+seed, the step and the process's index.
+"""
 
 import atexit
-import datetime
 import math
-import sys
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed
-from tqdm import tqdm
-from transformers import (
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from torch import nn
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
+from common.distillation.batches import is_source
+from common.distillation.state import configuration, restore_training_state, save_training_state, weights
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.errors import DivergedError, UserError
+from common.runs.checkpoints import save_checkpoint
 from common.runs.processes import Processes, leave_process_group
-from common.runs.progress import progress
+from common.runs.progress import RemainingTime, progress
+from common.runs.resume import ResumeClock, load_resume
 from common.runs.run import Run
 from common.runs.stopping import stop_at_a_safe_point
-
-ESTIMATE_SECONDS = 5.0
-"""Time after which the rest of a run is estimated."""
 
 
 def training_arguments(
@@ -48,17 +49,17 @@ def training_arguments(
     device: str,
 ) -> TrainingArguments:
     """A Trainer's arguments for a run, with the optimiser of the published PCFG and text experiments: AdamW with betas
-    0.9 and 0.95, no weight decay, no clipping, and a linear warm-up before a cosine that ends at zero.
+    0.9 and 0.95, no weight decay, no gradient clipping, and a linear warm-up followed by a cosine decay to zero.
 
     Args:
         directory: the run's.
         steps: optimiser steps.
         batch_size: samples per step, over all processes.
-        accumulate: parts of a process's share of a batch that are computed one after another.
-        lr: the largest learning rate.
+        accumulate: micro-batches per step and process.
+        lr: the peak learning rate.
         warmup: share of the steps.
-        eval_every: steps.
-        checkpoint_every: steps; 0 saves the final checkpoint only.
+        eval_every: steps between evaluations.
+        checkpoint_every: steps between checkpoints; 0 saves the final one only.
         seed: of dropout.
         precision: "bf16" computes under autocast; the weights stay in float32.
         compiled: compile the student with torch.compile.
@@ -103,30 +104,140 @@ def training_arguments(
     return arguments
 
 
-@stop_at_a_safe_point()
-def train_run(trainer: ProgressiveDistillationTrainer, description: str) -> None:
-    """Train to the end of the trainer's run, show how far it is, and mark the run complete.
+class RunTrainer(ProgressiveDistillationTrainer):
+    """A ProgressiveDistillationTrainer that records, saves and resumes a run, whose files replace the Trainer's own.
+
+    Args:
+        model: the student.
+        args: from `training_arguments`.
+        run: open for writing in the first process.
+        options: further arguments of ProgressiveDistillationTrainer. The training data must be a `Source`.
 
     Raises:
-        DivergedError: the loss or the weights are not finite; nothing of that is saved.
+        UserError: as a ProgressiveDistillationTrainer, or the training data is not a `Source`.
+    """
+
+    def __init__(self, model: nn.Module, args: TrainingArguments, *, run: Run, **options: Any) -> None:
+        super().__init__(model, args, **options)
+        if not is_source(self.train_dataset):
+            raise UserError("a run needs a Source as training data, to be able to resume at any step")
+        self.run = run
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_RunCallback(self))
+
+    def add_record(self, loss: float, accuracy: float) -> None:
+        """Record an evaluation, and log it to the run.
+
+        Raises:
+            DivergedError: the loss is not finite; nothing was recorded.
+        """
+        if not math.isfinite(loss):
+            raise self._diverged()
+        super().add_record(loss, accuracy)
+        if self.is_world_process_zero():
+            self.run.log(self.records[-1])
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save a checkpoint of the run if one is due."""
+        step, every = self.state.global_step, self.state.save_steps
+        at_end = step == self.state.max_steps
+        if self.args.save_strategy == SaveStrategy.STEPS and (at_end or (every > 0 and step % every == 0)):
+            tensors = weights(self.model)
+            if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+                raise self._diverged()
+            if self.is_world_process_zero():
+                save_checkpoint(self.run.directory, step, tensors, configuration(self.model))
+
+    def save_resume_state(self) -> None:
+        """Save what the run needs to resume from the current step; every process must call this."""
+        save_training_state(self, self.run.directory, vars(self._sums))
+
+    def load_resume_state(self) -> None:
+        """Restore the run's last saved state, and drop the records after it.
+
+        Raises:
+            UserError: the state is damaged.
+        """
+        resume = load_resume(self.run.directory)
+        with self.args.main_process_first(local=False):
+            if self.is_world_process_zero():
+                self.run.truncate_records(resume.step if resume else -1)
+        self.records = self.run.records()
+        self._update_schedule()
+        restore_training_state(self, resume, vars(self._sums))
+
+    def _diverged(self) -> DivergedError:
+        step = self.state.global_step
+        return DivergedError(f"{self.run.directory}: the loss is not finite at step {step:,}: give a lower --lr")
+
+
+@stop_at_a_safe_point()
+def train_run(trainer: RunTrainer, description: str) -> None:
+    """Train to the end of the trainer's run, show its progress, and mark it complete.
+
+    Args:
+        trainer: not trained before.
+        description: of the run, shown beside the progress.
+
+    Raises:
+        DivergedError: the loss or the weights are not finite; they are not saved.
         Stopped: by a signal; the state is saved.
     """
-    run = cast(Run, trainer.run)
     with ExitStack() as stack:
         if trainer.is_world_process_zero():
             trainer.add_callback(_ProgressCallback(trainer, stack, description))
         trainer.train()
     if trainer.is_world_process_zero():
-        run.finish({name: trainer.records[-1][name] for name in ("step", "loss", "accuracy")})
+        trainer.run.finish({name: trainer.records[-1][name] for name in ("step", "loss", "accuracy")})
+
+
+class _RunCallback(TrainerCallback):
+    """Restores a run before its first step, and saves its resume state when that is due."""
+
+    def __init__(self, trainer: RunTrainer) -> None:
+        self._trainer = trainer
+        self._clock = ResumeClock()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._trainer.load_resume_state()
+        if not self._trainer.records:
+            self._trainer.evaluate()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The safe point: everything that was due at the previous step is done."""
+        processes = Processes(args.process_index, args.world_size)
+        if number := processes.agree_to_stop():
+            self._trainer.save_resume_state()
+            processes.stop(number, state.global_step)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The resume state comes last, after the record and the checkpoint of its step."""
+        recorded = self._trainer.records[-1]["step"] == state.global_step
+        if not recorded or state.global_step == state.max_steps or not self._is_due():
+            return
+        start = time.monotonic()
+        self._trainer.save_resume_state()
+        self._clock.saved(time.monotonic() - start)
+
+    def _is_due(self) -> bool:
+        """The first process decides for all."""
+        due = self._clock.is_due and self._trainer.is_world_process_zero()
+        decision = torch.tensor(float(due), device=self._trainer.args.device)
+        return bool(self._trainer.accelerator.reduce(decision, "sum"))
 
 
 class _ProgressCallback(TrainerCallback):
-    """Shows the step and the latest evaluation; once, after a few seconds, how long the rest will take."""
+    """Shows the step and the latest evaluation, and once the estimated remaining time."""
 
-    def __init__(self, trainer: ProgressiveDistillationTrainer, stack: ExitStack, description: str) -> None:
+    def __init__(self, trainer: RunTrainer, stack: ExitStack, description: str) -> None:
         self._trainer, self._stack, self._description = trainer, stack, description
-        self._begin: tuple[float, int] | None = None
-        self._estimated = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -134,32 +245,20 @@ class _ProgressCallback(TrainerCallback):
         batch_size = self._trainer.get_total_train_batch_size(args)
         shown = progress(state.max_steps, state.global_step, self._description, batch_size)
         self._show = self._stack.enter_context(shown)
+        self._remaining = RemainingTime(self._description, state.max_steps)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """One step late, so that what is shown includes the evaluation of the step."""
-        step = state.global_step
-        latest = self._trainer.records[-1]
-        if self._begin is None:
-            self._begin = time.monotonic(), step
-        else:
-            self._show_step(step, latest)
+        """Shown at the beginning of the next step, to include the step's evaluation."""
+        self._show_step(state.global_step)
+        self._remaining.update(state.global_step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._show_step(state.global_step, self._trainer.records[-1])
+        self._show_step(state.global_step)
 
-    def _show_step(self, step: int, latest: Mapping[str, Any]) -> None:
+    def _show_step(self, step: int) -> None:
+        latest = self._trainer.records[-1]
         self._show(step, **{name: latest[name] for name in ("loss", "accuracy", "teacher") if latest[name] is not None})
-        begin, first = cast(tuple[float, int], self._begin)
-        elapsed, done = time.monotonic() - begin, step - first
-        if elapsed > ESTIMATE_SECONDS and done > 0 and not self._estimated:
-            self._estimated = True
-            left = datetime.timedelta(seconds=round(elapsed / done * (self._trainer.state.max_steps - step)))
-            tqdm.write(f"{self._description}: {1e3 * elapsed / done:.1f} ms a step, about {left} to go", sys.stderr)
-
-
-def _diverged(run: Run, step: int) -> DivergedError:
-    return DivergedError(f"{run.directory}: the loss is not finite at step {step:,}: give a lower --lr")

@@ -1,12 +1,11 @@
 """Which teacher checkpoint supervises which student step.
 
-A schedule is a list of `Segment`s in order: from `start` on (student steps, inclusive), the student learns from
-the teacher checkpoint saved at `checkpoint` (teacher steps). The last segment has no end; a schedule without
-segments has no teacher. Everything a trainer needs is in the list, so a schedule can be printed, stored in
-config.json and tested without a model.
+A schedule is a list of `Segment`s in order: from student step `start` on, the student learns from the checkpoint that
+the teacher saved at its step `checkpoint`. The last segment has no end; an empty schedule has no teacher. The list is
+all that a trainer needs, so a schedule can be printed, stored in config.json and tested without a model.
 
-`checkpoints` are always the teacher steps at which checkpoints exist, in any order. Where a rule asks for a teacher
-step at which there is none, the latest earlier checkpoint serves, and if there is none, that is an error.
+`checkpoints` are the teacher steps at which checkpoints exist, in any order. Where a rule asks for a teacher step
+without a checkpoint, the latest earlier checkpoint is used; if there is none, that is an error.
 
 (N, T)-progressive distillation is defined in section 2 of Panigrahi et al. (2025), arXiv:2410.05464; `accelerated`,
 `refreshed` and `until_saturation` are variants published with it.
@@ -14,7 +13,7 @@ step at which there is none, the latest earlier checkpoint serves, and if there 
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby, pairwise
@@ -63,50 +62,50 @@ def progressive(checkpoints: Sequence[int], every: int, number: int | None = Non
     return _merged([Segment(i * every, step) for i, step in enumerate(steps)])
 
 
-def explicit(plan: Sequence[tuple[int, int | None]]) -> list[Segment]:
-    """The given checkpoints in the given order, which need not be the teacher's.
+def custom(pairs: Sequence[tuple[int, int | None]]) -> list[Segment]:
+    """The given checkpoints in the given order, which may differ from the teacher's.
 
     Args:
-        plan: (teacher step, student steps) pairs. The last checkpoint stays, so its student steps may be None.
+        pairs: (teacher step, student steps). The last checkpoint stays, so its student steps may be None.
 
     Raises:
-        UserError: an empty plan, student steps below 1, or None before the last pair.
+        UserError: no pair, student steps below 1, or None before the last pair.
     """
-    if not plan:
+    if not pairs:
         raise UserError("the schedule names no checkpoint")
     segments: list[Segment] = []
     start = 0
-    for checkpoint, steps in plan:
+    for checkpoint, steps in pairs:
         segments.append(Segment(start, checkpoint))
         if steps is not None:
             _require_positive(steps, f"student steps for checkpoint {checkpoint}")
             start += steps
-        elif len(segments) < len(plan):
-            raise UserError(f"checkpoint {checkpoint} needs a number of student steps; only the last may go without")
+        elif len(segments) < len(pairs):
+            raise UserError(f"checkpoint {checkpoint} needs a number of student steps; only the last may omit it")
     return _merged(segments)
 
 
 def two_shot(checkpoints: Sequence[int], first: int, first_steps: int) -> list[Segment]:
     """Checkpoint `first` for `first_steps` student steps, then the last one: (2, T) in the paper.
 
-    If there is no checkpoint at `first`, the latest earlier one takes its place.
+    If `first` has no checkpoint, the latest earlier one is used.
 
     Raises:
         UserError: no checkpoint, none as early as `first`, or `first_steps` below 1.
     """
     steps = _sorted(checkpoints)
-    return explicit([(_latest(steps, first), first_steps), (steps[-1], None)])
+    return custom([(_latest(steps, first), first_steps), (steps[-1], None)])
 
 
 def accelerated(checkpoints: Sequence[int], multiplier: float) -> list[Segment]:
     """Student step s learns from the latest checkpoint at or before teacher step multiplier * s.
 
-    Until the first checkpoint is reached, the student learns from the first. Step 0 learns from what step 1 learns
-    from, so that a huge multiplier is exactly `one_shot`.
+    Before the first checkpoint is reached, the student learns from the first. Step 0 has the checkpoint of step 1, so
+    that a large enough multiplier is exactly `one_shot`.
 
     Args:
         checkpoints: teacher steps.
-        multiplier: teacher steps per student step, taken as the decimal number it prints as.
+        multiplier: teacher steps per student step, read as the decimal number that it is printed as.
 
     Raises:
         UserError: no checkpoint, or a multiplier that is not positive and finite.
@@ -126,7 +125,7 @@ def refreshed(checkpoints: Sequence[int], refresh: int, speed: float = 1) -> lis
     Args:
         checkpoints: teacher steps.
         refresh: student steps between changes.
-        speed: teacher steps per student step, taken as the decimal number it prints as.
+        speed: teacher steps per student step, read as the decimal number that it is printed as.
 
     Raises:
         UserError: no checkpoint, none as early as speed * refresh, or an argument that is not positive and finite.
@@ -148,18 +147,18 @@ def until_saturation(
     window: int = 5,
     threshold: float = 0.01,
 ) -> list[Segment]:
-    """Each checkpoint in turn until the student's accuracy stops improving: the segments decided so far.
+    """Each checkpoint in turn until the student's accuracy stops improving: the segments known so far.
 
-    An accuracy belongs to the checkpoint in use up to its evaluation. At each evaluation the student goes to the next
+    An accuracy belongs to the checkpoint in use up to its evaluation. At each evaluation the student moves to the next
     checkpoint if, of the accuracies that belong to the current one, the best of the last `window` is less than
-    `threshold` above the best before them, or if the current one has been in use for `max_steps` or more. All changes
-    happen at evaluations, so a new evaluation can only append a segment that starts there, and a resumed run gets the
-    same schedule from its recorded evaluations.
+    `threshold` above the best of the earlier ones, or if the current one has been in use for at least `max_steps`.
+    Checkpoints change at evaluations only, so a new evaluation can only append a segment that starts there, and a
+    resumed run recovers its schedule from its recorded evaluations.
 
     Args:
         checkpoints: teacher steps.
         evaluations: (student steps taken, held-out accuracy in [0, 1]) pairs, in order.
-        max_steps: student steps on one checkpoint.
+        max_steps: largest number of student steps on one checkpoint.
         window: evaluations without improvement.
         threshold: the improvement that counts, in units of accuracy.
 
@@ -167,10 +166,10 @@ def until_saturation(
         UserError: no checkpoint, evaluations out of order, or `max_steps` or `window` below 1.
     """
     first, *later = _sorted(checkpoints)
-    _require_positive(max_steps, "the most student steps per checkpoint")
+    _require_positive(max_steps, "the largest number of student steps per checkpoint")
     _require_positive(window, "the window of evaluations")
     if any(step >= after for (step, _), (after, _) in pairwise(evaluations)):
-        raise UserError("the evaluations are not in order of student steps; a step may appear only once")
+        raise UserError("the evaluations must be in order of student steps, each step once")
 
     segments = [Segment(0, first)]
     accuracies: list[float] = []
@@ -193,8 +192,31 @@ def checkpoint_at(schedule: Sequence[Segment], step: int) -> int | None:
     return schedule[bisect_right(schedule, step, key=lambda segment: segment.start) - 1].checkpoint
 
 
+def next_checkpoint(schedule: Sequence[Segment], step: int) -> int | None:
+    """Teacher step of the first checkpoint that takes over after student step `step`; None if none does."""
+    return next((segment.checkpoint for segment in schedule if segment.start > step), None)
+
+
+def check_schedule(schedule: Sequence[Segment], checkpoints: Collection[int]) -> None:
+    """Refuse a schedule that is no schedule for a teacher.
+
+    Args:
+        schedule: of any origin.
+        checkpoints: teacher steps.
+
+    Raises:
+        UserError: its segments do not begin at step 0 or are out of order, or one names a missing checkpoint.
+    """
+    starts = [segment.start for segment in schedule]
+    if starts[:1] not in ([], [0]) or any(start >= after for start, after in pairwise(starts)):
+        raise UserError(f"the segments of a schedule must begin at step 0 and be in order, got steps {starts}")
+    for segment in schedule:
+        if segment.checkpoint not in checkpoints:
+            raise UserError(f"the schedule names teacher step {segment.checkpoint}, which has no checkpoint")
+
+
 def spans(schedule: Sequence[Segment], start: int, stop: int) -> list[tuple[int, int, int | None]]:
-    """Student steps `start` to `stop` (exclusive) cut where the checkpoint changes.
+    """Student steps `start` to `stop` (exclusive), split where the checkpoint changes.
 
     Returns:
         (first step, step after the last, checkpoint) triples in order, none of them empty.

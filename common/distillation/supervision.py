@@ -1,53 +1,48 @@
-"""What a student learns from."""
+"""What a student learns from, by the arguments of distill.py: a teacher's checkpoints, their schedule, and the loss."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from common.distillation import losses, schedules
+from common.distillation import schedules
 from common.distillation.arguments import DistillationArguments
+from common.distillation.losses import LossArguments, check_loss_arguments
 from common.distillation.phases import choose_checkpoints, find_phases
 from common.errors import UserError
 from common.runs.files import read_json
 from common.runs.run import Run
 from common.teachers.discovery import Checkpoint
 
+Schedule = Callable[[list[tuple[int, float]]], list[schedules.Segment]]
+"""From the student's evaluations so far, (step, accuracy), to its schedule."""
 
-@dataclass(frozen=True)
-class Supervision:
+
+@dataclass(frozen=True, kw_only=True)
+class Supervision(LossArguments):
     """What a student learns from."""
 
-    schedule: Callable[[list[tuple[int, float]]], list[schedules.Segment]]
-    """From the student's evaluations so far, (step, accuracy), to its schedule; an empty one means the labels alone."""
+    schedule: Schedule
+    """An empty schedule means the labels alone."""
     teacher: Sequence[Checkpoint] = ()
-    temperature: tuple[float, float] = (1.0, 1.0)
-    """Teacher's temperature at the first step and at the last."""
-    annealing: Literal["linear", "logarithmic"] = "linear"
-    top_k: int | None = None
-    alpha: tuple[float, ...] = (0.0,)
-    """Weight of the label's cross entropy, piecewise constant."""
-    alpha_steps: tuple[int, ...] = ()
-    """Steps at which alpha moves to its next value."""
-    divergence: losses.Divergence = "forward-kl"
-    beta: float = 0.5
 
 
 FROM_LABELS = Supervision(schedule=lambda evaluations: schedules.ce_only())
 
 
 def own_teacher(directory: Path, settings: Sequence[str]) -> Mapping[str, Any] | None:
-    """The config of a teacher that is one of our runs; None for any other teacher.
+    """The config of a teacher that is a run of this project; None for any other teacher.
 
     Args:
         directory: the teacher's.
         settings: whose runs can be teachers.
 
     Raises:
-        UserError: the run is not complete or of another setting, or its config.json is damaged.
+        UserError: the run is incomplete or of another setting, or its config.json is damaged.
     """
     path = directory / "config.json"
-    if not path.exists() or "arguments" not in read_json(path, "give another --teacher"):
+    config = read_json(path, "give another --teacher") if path.exists() else None
+    if not isinstance(config, dict) or not isinstance(config.get("arguments"), dict):
         return None
     run = Run(directory)
     if run.setting not in settings:
@@ -58,107 +53,112 @@ def own_teacher(directory: Path, settings: Sequence[str]) -> Mapping[str, Any] |
 
 
 def supervision(
-    single: DistillationArguments,
+    student: DistillationArguments,
     total: int,
     teacher: Sequence[Checkpoint],
     directory: Path,
     classes: int,
-    error: Callable[[Mapping[str, Any]], float],
+    loss_of_record: Callable[[Mapping[str, Any]], float],
 ) -> Supervision:
-    """What the student of a single run learns from.
+    """What one student learns from.
 
     Args:
-        single: its arguments.
+        student: its arguments.
         total: its steps.
-        teacher: all checkpoints.
-        directory: the teacher's, whose metrics.jsonl has its training curve if it is a run of ours.
+        teacher: all checkpoints, in the order of their steps.
+        directory: the teacher's; its metrics.jsonl has the training curve if it is a run of this project.
         classes: of the teacher's output.
-        error: what falls in the teacher's transition, from a record: its loss, or 1 - accuracy.
+        loss_of_record: from a record of the teacher to the value whose drop is its transition: the loss, or the error
+            rate 1 - accuracy.
 
     Raises:
         UserError: an argument of the schedule or of the loss is out of its range.
     """
-    method = single.methods[0]
-    if method == "ce":
+    if student.methods[0] == "ce":
         return FROM_LABELS
     steps = [checkpoint.step for checkpoint in teacher]
-    end_temperature = single.temperature if single.end_temperature is None else single.end_temperature
-    if not single.alpha or not 0 <= min(single.alpha) <= max(single.alpha) <= 1:
-        raise UserError(f"--alpha must be between 0 and 1, got {single.alpha}")
-    losses.stepwise(single.alpha, single.alpha_steps, 0)
-    losses.annealed_temperature(0, single.temperature, end_temperature, total, single.annealing)
-    if single.top_k is not None and not 1 <= single.top_k <= classes:
-        raise UserError(f"--top-k must be between 1 and the number of labels, {classes}; got {single.top_k}")
-    if single.divergence == "jensen-shannon" and not 0 < single.beta < 1:
-        raise UserError(f"--beta must be between 0 and 1, both excluded; got {single.beta}")
+    end_temperature = student.temperature if student.end_temperature is None else student.end_temperature
+    found = Supervision(
+        schedule=_schedule(student, total, steps, directory, loss_of_record),
+        teacher=teacher,
+        temperature=(student.temperature, end_temperature),
+        annealing=student.annealing,
+        top_k=student.top_k,
+        alpha=student.alpha,
+        alpha_steps=student.alpha_steps,
+        divergence=student.divergence,
+        beta=student.beta,
+    )
+    check_loss_arguments(found, classes, lambda name: f"--{name.replace('_', '-')}")
+    return found
+
+
+def _schedule(
+    student: DistillationArguments,
+    total: int,
+    steps: Sequence[int],
+    directory: Path,
+    loss_of_record: Callable[[Mapping[str, Any]], float],
+) -> Schedule:
+    if student.methods[0] != "until-saturation":
+        fixed = fixed_schedule(student, total, steps, directory, loss_of_record)
+        return lambda evaluations: fixed
 
     def until_saturation(evaluations: list[tuple[int, float]]) -> list[schedules.Segment]:
         return schedules.until_saturation(
             steps,
             evaluations,
-            max_steps=single.saturation_steps,
-            window=single.saturation_window,
-            threshold=single.saturation_threshold,
+            max_steps=student.saturation_steps,
+            window=student.saturation_window,
+            threshold=student.saturation_threshold,
         )
 
-    if method == "until-saturation":
-        schedule = until_saturation
-        schedule([])
-    else:
-        fixed = fixed_schedule(single, total, steps, directory, error)
-        schedule = lambda evaluations: fixed  # noqa: E731
-    return Supervision(
-        schedule=schedule,
-        teacher=teacher,
-        temperature=(single.temperature, end_temperature),
-        annealing=single.annealing,
-        top_k=single.top_k,
-        alpha=single.alpha,
-        alpha_steps=single.alpha_steps,
-        divergence=single.divergence,
-        beta=single.beta,
-    )
+    until_saturation([])  # raises if an argument is out of its range
+    return until_saturation
 
 
 def fixed_schedule(
-    single: DistillationArguments,
+    student: DistillationArguments,
     total: int,
     steps: Sequence[int],
     directory: Path,
-    error: Callable[[Mapping[str, Any]], float],
+    loss_of_record: Callable[[Mapping[str, Any]], float],
 ) -> list[schedules.Segment]:
-    """The schedule of a method that needs no evaluations of the student; arguments as for `supervision`.
+    """The schedule of a method that does not depend on the student's evaluations.
 
     Args:
-        steps: the teacher's, at which checkpoints exist, increasing.
+        student: its arguments.
+        total: its steps.
+        steps: teacher steps at which checkpoints exist, increasing.
+        directory: the teacher's, where `first_checkpoint` reads its training curve.
+        loss_of_record: from a record of the teacher to the value whose drop is its transition.
 
     Raises:
-        UserError: as `supervision`.
+        UserError: an argument of the schedule is out of its range.
     """
-    method = single.methods[0]
-    if method == "progressive" and single.teacher_range is not None:
-        if single.teacher_checkpoints is not None:
+    if student.methods[0] == "progressive" and student.teacher_range is not None:
+        if student.teacher_checkpoints is not None:
             raise UserError(
-                "--teacher-checkpoints takes equal shares of all of the teacher's steps: give it or --teacher-range"
+                "--teacher-checkpoints divides all of the teacher's steps equally: give it or --teacher-range"
             )
-        steps = _within(steps, *single.teacher_range)
-    number = len(steps) if single.teacher_checkpoints is None else single.teacher_checkpoints
-    every = max(1, total // max(1, number)) if single.teacher_every is None else single.teacher_every
-    match method:
+        steps = _within(steps, *student.teacher_range)
+    number = len(steps) if student.teacher_checkpoints is None else student.teacher_checkpoints
+    every = max(1, total // max(1, number)) if student.teacher_every is None else student.teacher_every
+    match student.methods[0]:
         case "one-shot":
             return schedules.one_shot(steps)
         case "progressive":
-            return schedules.progressive(steps, every, single.teacher_checkpoints)
+            return schedules.progressive(steps, every, student.teacher_checkpoints)
         case "two-shot":
-            first = first_checkpoint(single.checkpoint[0], steps, directory, error)
-            return schedules.two_shot(steps, first, single.first_steps)
+            first = first_checkpoint(student.checkpoint[0], steps, directory, loss_of_record)
+            return schedules.two_shot(steps, first, student.first_steps)
         case "accelerated":
-            return schedules.accelerated(steps, single.speed)
+            return schedules.accelerated(steps, student.speed)
         case "refreshed":
-            return schedules.refreshed(steps, every, single.speed)
-        case "explicit":
-            return planned(single.plan, steps)
-        case _:
+            return schedules.refreshed(steps, every, student.speed)
+        case "custom":
+            return custom_schedule(student.segments, steps)
+        case method:
             raise AssertionError(method)
 
 
@@ -171,38 +171,48 @@ def _within(steps: Sequence[int], first: int, last: int) -> list[int]:
 
 
 def first_checkpoint(
-    named: str, steps: Sequence[int], directory: Path, error: Callable[[Mapping[str, Any]], float]
+    name: str, steps: Sequence[int], directory: Path, loss_of_record: Callable[[Mapping[str, Any]], float]
 ) -> int:
-    """The teacher step that --checkpoint names; arguments as for `fixed_schedule`.
+    """The teacher step that --checkpoint stands for.
+
+    Args:
+        name: a teacher step, which is returned as it is, or "before", "inside" or "after" the teacher's transition.
+        steps: teacher steps at which checkpoints exist, increasing.
+        directory: the teacher's, with its training curve in metrics.jsonl.
+        loss_of_record: from a record of that file to the value whose drop is the transition.
 
     Raises:
-        UserError: it names none, or the teacher's curve has no transition.
+        UserError: `name` is none of these, or the curve is missing or has no transition.
     """
-    if named.isdecimal():
-        return int(named)
-    places = ("before", "inside", "after")
-    if named not in places:
-        raise UserError(f"--checkpoint is a teacher step, before, inside or after; got {named!r}")
+    if name.isdecimal():
+        return int(name)
+    phases = ("before", "inside", "after")
+    if name not in phases:
+        raise UserError(f"--checkpoint must be a teacher step, before, inside or after; got {name!r}")
     if not (directory / "metrics.jsonl").exists():
         raise UserError(f"{directory} has no metrics.jsonl to find a transition in: give --checkpoint a teacher step")
     records = Run(directory).records()
-    phases = find_phases([record["step"] for record in records], [error(record) for record in records])
-    return choose_checkpoints(phases, steps)[places.index(named)]
+    found = find_phases([record["step"] for record in records], [loss_of_record(record) for record in records])
+    return choose_checkpoints(found, steps)[phases.index(name)]
 
 
-def planned(plan: Sequence[str], steps: Sequence[int]) -> list[schedules.Segment]:
-    """The schedule that --plan describes.
+def custom_schedule(segments: Sequence[str], steps: Sequence[int]) -> list[schedules.Segment]:
+    """The schedule that --segments describes.
+
+    Args:
+        segments: "checkpoint:steps" each; the last may omit its steps.
+        steps: teacher steps at which checkpoints exist, increasing.
 
     Raises:
-        UserError: an item is not checkpoint:steps, or no checkpoint is as early.
+        UserError: an item has another form, or there is no checkpoint at or before its teacher step.
     """
     pairs: list[tuple[int, int | None]] = []
-    for i, item in enumerate(plan):
+    for i, item in enumerate(segments):
         checkpoint, _, count = item.partition(":")
-        if not checkpoint.isdecimal() or not (count.isdecimal() or (not count and i == len(plan) - 1)):
-            raise UserError(f"--plan is a list of checkpoint:steps, the last may lack its steps; got {item!r}")
+        if not checkpoint.isdecimal() or not (count.isdecimal() or (not count and i == len(segments) - 1)):
+            raise UserError(f"--segments is a list of checkpoint:steps, the last may omit its steps; got {item!r}")
         earlier = [step for step in steps if step <= int(checkpoint)]
         if not earlier:
-            raise UserError(f"--plan names checkpoint {checkpoint}, but the first is {steps[0]}")
+            raise UserError(f"--segments names checkpoint {checkpoint}, but the first is {steps[0]}")
         pairs.append((earlier[-1], int(count) if count else None))
-    return schedules.explicit(pairs)
+    return schedules.custom(pairs)

@@ -16,9 +16,8 @@ from transformers import PreTrainedModel, TrainingArguments
 from common.arguments import require_at_least, require_seed
 from common.distillation.arguments import DistillationArguments, require_distinct, resolve_teacher, student_arguments
 from common.distillation.batches import ReadyBatches
-from common.distillation.run_loop import train_run, training_arguments
+from common.distillation.run_loop import RunTrainer, train_run, training_arguments
 from common.distillation.supervision import FROM_LABELS, Supervision, own_teacher, supervision
-from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.errors import DivergedError, UserError
 from common.pcfg.dataset import SentenceDataset, open_dataset
 from common.pcfg.models import require_room
@@ -259,7 +258,7 @@ def train_to_end(
     held_out = setting.evaluation_batches(task, arguments.eval_samples, EVALUATION_BATCH)
     for batch in held_out:
         require_room(batch.input_ids.shape[1], task)
-    trainer = ProgressiveDistillationTrainer(
+    trainer = RunTrainer(
         setting.new_model(task, arguments.layers, heads, arguments.head_dim, arguments.dropout, seed),
         settings,
         train_dataset=source,

@@ -38,7 +38,7 @@ USED_BY = {
     "teacher_range": ("progressive",),
     "first_steps": ("two-shot",),
     "speed": ("accelerated", "refreshed"),
-    "plan": ("explicit",),
+    "segments": ("custom",),
     "saturation_window": ("until-saturation",),
     "saturation_threshold": ("until-saturation",),
     "saturation_steps": ("until-saturation",),

@@ -1,0 +1,62 @@
+"""Sums over labels from which a trainer's metrics are computed; no number leaves the device before it is needed."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.distillation.losses import label_cross_entropy
+
+
+class TrainingSums:
+    """Sums of the objective, the divergence, correct predictions and labels, since the last log and the last record."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.since_log = torch.zeros(4, dtype=torch.float64, device=device)
+        self.since_record = torch.zeros_like(self.since_log)
+
+    def add(self, loss: Tensor, kl: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add the mean objective and divergence of a micro-batch, with its logits (labelled, classes)."""
+        with torch.no_grad():
+            correct = (logits.argmax(-1) == labels).float().mean()
+            self.since_log += torch.stack([loss, kl, correct, torch.ones_like(loss)]).double() * len(labels)
+
+    def log(self, accelerator: Any) -> tuple[float, float, float]:
+        """Objective, divergence and accuracy per label since the last log, over all processes; NaN without labels."""
+        means = _means(accelerator.reduce(self.since_log, "sum"))
+        self._move()
+        return means
+
+    def record(self, accelerator: Any) -> tuple[float, float, float]:
+        """The same since the last record."""
+        self._move()
+        means = _means(accelerator.reduce(self.since_record, "sum"))
+        self.since_record.zero_()
+        return means
+
+    def _move(self) -> None:
+        self.since_record += self.since_log
+        self.since_log.zero_()
+
+
+def evaluation_sums(logits: Tensor, labels: Tensor, positions: Tensor, samples: int, length: int) -> Tensor:
+    """Cross entropy, correct predictions, labels and 1 for each sample, of shape (samples, 4), in float64.
+
+    Args:
+        logits: (labelled, classes).
+        labels: (labelled,).
+        positions: (labelled,), in the flattened samples.
+        samples: number of samples.
+        length: positions per sample.
+    """
+    correct = logits.argmax(-1) == labels
+    values = torch.stack([label_cross_entropy(logits, labels), correct, torch.ones_like(positions)], -1).double()
+    sums = torch.zeros(samples, 3, dtype=torch.float64, device=values.device)
+    sums.index_add_(0, positions // length, values)
+    return torch.cat([sums, torch.ones_like(sums[:, :1])], -1)
+
+
+def _means(sums: Tensor) -> tuple[float, float, float]:
+    loss, kl, correct, labels = sums.tolist()
+    return (loss / labels, kl / labels, correct / labels) if labels else (math.nan, math.nan, math.nan)
