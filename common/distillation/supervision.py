@@ -41,8 +41,7 @@ def own_teacher(directory: Path, settings: Sequence[str]) -> Mapping[str, Any] |
         UserError: the run is incomplete or of another setting, or its config.json is damaged.
     """
     path = directory / "config.json"
-    config = read_json(path, "give another --teacher") if path.exists() else None
-    if not isinstance(config, dict) or not isinstance(config.get("arguments"), dict):
+    if not path.exists() or not isinstance(read_json(path, "give another --teacher").get("arguments"), dict):
         return None
     run = Run(directory)
     if run.setting not in settings:

@@ -241,7 +241,7 @@ def test_annealed_temperature_goes_from_start_to_end_and_stays(kind, middle):
         (lambda: distillation_loss(LOGITS, torch.tensor(0), HALF, alpha=1.5), "alpha must be between"),
         (lambda: distillation_loss(LOGITS, torch.tensor(0), HALF, divergence="kl"), "unknown divergence 'kl'"),
         (lambda: masked_mean(HALF, torch.tensor([False, False])), "selects no position"),
-        (lambda: stepwise([1.0], [10], 0), "1 boundaries separate 2 values, got 1"),
+        (lambda: stepwise([1.0], [10], 0), "one fewer than the 1 values"),
         (lambda: stepwise([1.0, 0.5, 0.0], [20, 20], 0), "must increase"),
         (lambda: annealed_temperature(0, 1.0, 0.1, total=0), "at least 1 step"),
         (lambda: annealed_temperature(0, -1.0, 0.1, total=10), "0 or more"),

@@ -12,7 +12,7 @@ from common.distillation.schedules import (
     accelerated,
     ce_only,
     checkpoint_at,
-    explicit,
+    custom,
     one_shot,
     progressive,
     refreshed,
@@ -71,8 +71,8 @@ def test_progressive_with_a_number_falls_back_to_the_latest_earlier_checkpoint(c
 def test_explicit_equals_writing_out_every_step(plan, step):
     written_out = [checkpoint for checkpoint, steps in plan for _ in range(steps)]
     expected = written_out[min(step, len(written_out) - 1)]
-    assert checkpoint_at(explicit(plan), step) == expected
-    assert checkpoint_at(explicit([*plan[:-1], (plan[-1][0], None)]), step) == expected
+    assert checkpoint_at(custom(plan), step) == expected
+    assert checkpoint_at(custom([*plan[:-1], (plan[-1][0], None)]), step) == expected
 
 
 def test_two_shot_switches_exactly_at_first_steps():
@@ -162,7 +162,7 @@ def test_a_new_evaluation_changes_no_step_before_it(checkpoints, evaluations, kn
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), max_size=6), st.integers(0, 60), st.integers(0, 60))
 def test_spans_cover_the_range_step_by_step(plan, start, stop):
-    schedule = explicit(plan) if plan else ce_only()
+    schedule = custom(plan) if plan else ce_only()
     pieces = spans(schedule, start, stop)
     covered = [(step, checkpoint) for first, end, checkpoint in pieces for step in range(first, end)]
     assert covered == [(step, checkpoint_at(schedule, step)) for step in range(start, stop)]
@@ -199,9 +199,9 @@ def test_a_teacher_without_checkpoints_is_an_error(make):
         (lambda: progressive([1], 0), "must be positive and finite, got 0"),
         (lambda: progressive([1], 10, number=0), "must be positive and finite, got 0"),
         (lambda: progressive([500, 1000], 10, number=4), "teacher step 250; the first is 500"),
-        (lambda: explicit([]), "names no checkpoint"),
-        (lambda: explicit([(1, None), (2, 10)]), "checkpoint 1 needs a number"),
-        (lambda: explicit([(1, 10), (2, 0)]), "checkpoint 2 must be positive"),
+        (lambda: custom([]), "names no checkpoint"),
+        (lambda: custom([(1, None), (2, 10)]), "checkpoint 1 needs a number"),
+        (lambda: custom([(1, 10), (2, 0)]), "checkpoint 2 must be positive"),
         (lambda: two_shot([100, 200], 60, 10), "at or before teacher step 60; the first is 100"),
         (lambda: two_shot([100, 200], 100, 0), "must be positive"),
         (lambda: accelerated([1], 0), "must be positive"),
@@ -210,7 +210,7 @@ def test_a_teacher_without_checkpoints_is_an_error(make):
         (lambda: refreshed([1], 10, math.inf), "must be positive"),
         (lambda: until_saturation([1], [], max_steps=0), "must be positive"),
         (lambda: until_saturation([1], [], max_steps=10, window=0), "must be positive"),
-        (lambda: until_saturation([1], [(10, 0.5), (10, 0.5)], max_steps=10), "not in order"),
+        (lambda: until_saturation([1], [(10, 0.5), (10, 0.5)], max_steps=10), "must be in order"),
     ],
 )
 def test_a_wrong_argument_is_an_error(make, message):

@@ -2,21 +2,23 @@
 
 import json
 import math
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import tyro
 from hypothesis import example, given, settings, strategies as st
 
 from common.distillation.arguments import DistillationArguments, require_distinct, resolve_teacher, student_arguments
 from common.distillation.schedules import checkpoint_at
 from common.distillation.supervision import (
     FROM_LABELS,
+    custom_schedule,
     first_checkpoint,
     fixed_schedule,
     own_teacher,
-    planned,
     supervision,
 )
 from common.errors import UserError
@@ -36,7 +38,7 @@ def arguments(method="one-shot", **changes):
     return Arguments(**{"methods": (method,), "first_steps": 5, "saturation_steps": 4, **changes})
 
 
-def error(record):
+def loss_of(record):
     return record["loss"]
 
 
@@ -54,7 +56,7 @@ def taught(schedule, steps):
 
 # Runs
 
-METHODS = ("ce", "one-shot", "progressive", "two-shot", "until-saturation", "accelerated", "refreshed", "explicit")
+METHODS = ("ce", "one-shot", "progressive", "two-shot", "until-saturation", "accelerated", "refreshed", "custom")
 
 
 def test_runs_are_in_the_order_of_the_plural_arguments():
@@ -89,7 +91,7 @@ def test_every_combination_is_one_run(methods, widths, seeds, checkpoint):
     command = arguments(**{name: tuple(values) for name, values in plural.items()})
     require_distinct(command, tuple(plural))
     students = student_arguments(command, plural)
-    made = Counter((*one.methods, *one.widths, *one.seeds, *one.checkpoint) for one in students)
+    made = Counter((*student.methods, *student.widths, *student.seeds, *student.checkpoint) for student in students)
     wanted = Counter()
     for method in methods:
         for width in widths:
@@ -104,8 +106,8 @@ def test_every_combination_is_one_run(methods, widths, seeds, checkpoint):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"methods": ()}, r"--methods needs at least one value and none twice, got \[\]"),
-        ({"seeds": (3, 0, 3)}, r"--seeds needs at least one value and none twice, got \[3, 0, 3\]"),
+        ({"methods": ()}, r"--methods needs at least one value, and each value once, got \[\]"),
+        ({"seeds": (3, 0, 3)}, r"--seeds needs at least one value, and each value once, got \[3, 0, 3\]"),
         ({"checkpoint": ("1", "1")}, "--checkpoint needs"),
         ({"alpha_steps": ()}, "--alpha-steps needs"),
     ],
@@ -137,47 +139,53 @@ def test_a_teacher_inside_the_repository_is_named_from_its_root(tmp_path, monkey
         assert resolve_teacher(given_as, "runs/default", root) == found
 
 
-NAMES = ("grammar", "rules")
+SETTINGS = ("PCFG_mlm",)
 
 
-def test_a_teacher_of_ours_is_known_by_its_arguments(tmp_path):
-    with open_run(tmp_path / "run", {"grammar": "small", "rules": ["a"], "lr": 1}) as run:
-        with pytest.raises(UserError, match="run is not complete: finish it first"):
-            own_teacher(tmp_path / "run", NAMES)
+def test_a_teacher_of_this_project_is_identified_by_its_config(tmp_path):
+    with open_run(tmp_path / "run", {"grammar": "small", "lr": 1}, setting="PCFG_mlm") as run:
+        with pytest.raises(UserError, match=r"run is not complete: rerun its train\.py"):
+            own_teacher(tmp_path / "run", SETTINGS)
         run.finish({})
-    config = own_teacher(tmp_path / "run", NAMES)
-    assert config["arguments"] == {"grammar": "small", "rules": ["a"], "lr": 1}
+    config = own_teacher(tmp_path / "run", SETTINGS)
+    assert config["arguments"] == {"grammar": "small", "lr": 1}
     assert len(config["id"]) == 16
-    assert own_teacher(tmp_path / "run", ("d", "k")) is None
+    with pytest.raises(UserError, match="is a run of PCFG_mlm: give a run of parity_mlp or parity_gpt2"):
+        own_teacher(tmp_path / "run", ("parity_mlp", "parity_gpt2"))
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        '{"model_type": "bert"}',
-        '{"arguments": {"grammar": "small"}}',
-        '{"arguments": {}}',
-        '{"arguments": null}',
-        '{"arguments": "rules"}',
-        "[]",
-        "1",
-    ],
-)
-def test_any_other_teacher_is_not_ours(tmp_path, config):
-    assert own_teacher(tmp_path, NAMES) is None
-    assert own_teacher(tmp_path / "missing", NAMES) is None
+@pytest.mark.parametrize("config", ['{"model_type": "bert"}', '{"arguments": null}', '{"arguments": "rules"}'])
+def test_any_other_teacher_has_no_config_of_a_run(tmp_path, config):
+    assert own_teacher(tmp_path, SETTINGS) is None
+    assert own_teacher(tmp_path / "missing", SETTINGS) is None
     (tmp_path / "config.json").write_text(config)
-    assert own_teacher(tmp_path, NAMES) is None
+    assert own_teacher(tmp_path, SETTINGS) is None
 
 
-@pytest.mark.parametrize("content", [b"", b'{"arguments": {"grammar"', b"\xff\xfe"])
+@pytest.mark.parametrize("arguments", ['{"grammar": "small"}', "{}"])
+def test_a_run_of_an_earlier_version_is_refused(tmp_path, arguments):
+    (tmp_path / "config.json").write_text(f'{{"arguments": {arguments}}}')
+    with pytest.raises(UserError, match=r"config\.json was written by an earlier version"):
+        own_teacher(tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"1", b'{"arguments": {"grammar"', b"\xff\xfe"])
 def test_a_teacher_whose_config_is_cut_off_is_refused(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"config\.json is cut off or damaged: give another --teacher"):
-        own_teacher(tmp_path, NAMES)
+    with pytest.raises(UserError, match=r"config\.json is truncated or damaged: give another --teacher"):
+        own_teacher(tmp_path, SETTINGS)
 
 
 # Schedules
+
+
+def test_the_old_name_of_the_custom_method_and_its_flag_are_accepted():
+    words = shlex.split("--first-steps 1 --saturation-steps 1 --methods explicit --plan 300:2 400")
+    student = tyro.cli(DistillationArguments, args=words)
+    assert (student.methods, student.segments) == (("custom",), ("300:2", "400"))
+    renamed = shlex.split("--first-steps 1 --saturation-steps 1 --methods custom --segments 300:2 400")
+    assert student == tyro.cli(DistillationArguments, args=renamed)
+
 
 STEPS = [100, 200, 300, 400]
 
@@ -202,15 +210,15 @@ STEPS = [100, 200, 300, 400]
         ({"method": "accelerated", "speed": 1e9}, 10, [(400, 10)]),
         ({"method": "refreshed", "teacher_every": 3, "speed": 50.0}, 10, [(100, 3), (300, 3), (400, 4)]),
         ({"method": "refreshed", "speed": 100.0}, 10, [(200, 2), (400, 8)]),
-        ({"method": "explicit", "plan": ("300:2", "100:3", "450")}, 10, [(300, 2), (100, 3), (400, 5)]),
-        ({"method": "explicit", "plan": ("300:2", "199:3")}, 10, [(300, 2), (100, 8)]),
+        ({"method": "custom", "segments": ("300:2", "100:3", "450")}, 10, [(300, 2), (100, 3), (400, 5)]),
+        ({"method": "custom", "segments": ("300:2", "199:3")}, 10, [(300, 2), (100, 8)]),
     ],
 )
 def test_the_schedule_of_every_method(changes, total, expected):
-    single = arguments(**changes)
-    assert taught(fixed_schedule(single, total, STEPS, Path("missing"), error), total) == expected
+    student = arguments(**changes)
+    assert taught(fixed_schedule(student, total, STEPS, Path("missing"), loss_of), total) == expected
     teacher = [Checkpoint(step, f"organisation/model@step{step}") for step in STEPS]
-    assert taught(supervision(single, total, teacher, Path("missing"), 8, error).schedule([]), total) == expected
+    assert taught(supervision(student, total, teacher, Path("missing"), 8, loss_of).schedule([]), total) == expected
 
 
 @settings(deadline=None)
@@ -221,17 +229,17 @@ def test_the_schedule_of_every_method(changes, total, expected):
     every=st.none() | st.integers(1, 9),
 )
 def test_progressive_is_its_definition(steps, total, number, every):
-    single = arguments("progressive", teacher_checkpoints=number, teacher_every=every)
+    student = arguments("progressive", teacher_checkpoints=number, teacher_every=every)
     used = steps
     if number is not None:
         wanted = [steps[-1] * i / number for i in range(1, number + 1)]
         if wanted[0] < steps[0]:
             with pytest.raises(UserError, match=f"the first is {steps[0]}"):
-                fixed_schedule(single, total, steps, Path("missing"), error)
+                fixed_schedule(student, total, steps, Path("missing"), loss_of)
             return
         used = [max(step for step in steps if step <= place) for place in wanted]
     share = every or max(total // len(used), 1)
-    schedule = fixed_schedule(single, total, steps, Path("missing"), error)
+    schedule = fixed_schedule(student, total, steps, Path("missing"), loss_of)
     for step in range(total):
         assert checkpoint_at(schedule, step) == used[min(step // share, len(used) - 1)]
 
@@ -242,9 +250,9 @@ def test_progressive_is_its_definition(steps, total, number, every):
         ((), "names no checkpoint"),
         (("300",), None),
         (("300:",), None),
-        (("300", "400"), "--plan is a list of checkpoint:steps, the last may lack its steps; got '300'"),
+        (("300", "400"), "--segments is a list of checkpoint:steps, the last may omit its steps; got '300'"),
         (("300:", "400"), "got '300:'"),
-        (("99:3", "400"), "--plan names checkpoint 99, but the first is 100"),
+        (("99:3", "400"), "--segments names checkpoint 99, but the first is 100"),
         (("300:0", "400"), "must be positive"),
         (("-300:2", "400"), "got '-300:2'"),
         (("300:2.5", "400"), r"got '300:2\.5'"),
@@ -256,10 +264,10 @@ def test_progressive_is_its_definition(steps, total, number, every):
 )
 def test_a_plan_is_checkpoints_and_their_steps(plan, message):
     if message is None:
-        assert taught(planned(plan, STEPS), 7) == [(300, 7)]
+        assert taught(custom_schedule(plan, STEPS), 7) == [(300, 7)]
     else:
         with pytest.raises(UserError, match=message):
-            planned(plan, STEPS)
+            custom_schedule(plan, STEPS)
 
 
 @settings(deadline=None)
@@ -269,7 +277,7 @@ def test_a_plan_is_followed_step_by_step(pairs, last_is_open):
     if last_is_open:
         plan[-1] = plan[-1].partition(":")[0]
     expected = [min(checkpoint // 100, 4) * 100 for checkpoint, count in pairs for _ in range(count)]
-    schedule = planned(plan, STEPS)
+    schedule = custom_schedule(plan, STEPS)
     assert [checkpoint_at(schedule, step) for step in range(len(expected))] == expected
     assert checkpoint_at(schedule, 10**9) == expected[-1]
 
@@ -279,12 +287,12 @@ def test_a_plan_is_followed_step_by_step(pairs, last_is_open):
 @example("²")
 def test_words_that_are_no_checkpoint_are_refused_in_one_line(word):
     if word.isdecimal():
-        assert first_checkpoint(word, STEPS, Path("missing"), error) == int(word)
+        assert first_checkpoint(word, STEPS, Path("missing"), loss_of) == int(word)
         return
-    with pytest.raises(UserError, match="--checkpoint is a teacher step, before, inside or after; got"):
-        first_checkpoint(word, STEPS, Path("missing"), error)
-    with pytest.raises(UserError, match="--plan"):
-        planned([f"{word}:5", "400"], STEPS)
+    with pytest.raises(UserError, match="--checkpoint must be a teacher step, before, inside or after; got"):
+        first_checkpoint(word, STEPS, Path("missing"), loss_of)
+    with pytest.raises(UserError, match="--segments"):
+        custom_schedule([f"{word}:5", "400"], STEPS)
 
 
 @pytest.fixture
@@ -297,21 +305,21 @@ def directory(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("error", [lambda record: record["loss"], lambda record: 1 - record["accuracy"]])
-def test_the_first_checkpoint_is_chosen_from_the_teachers_curve(directory, error):
+@pytest.mark.parametrize("loss_of_record", [loss_of, lambda record: 1 - record["accuracy"]])
+def test_the_first_checkpoint_is_chosen_from_the_teachers_curve(directory, loss_of_record):
     steps = [20, 90, 150, 250, 310, 390, 470, 500]
     for named, expected in {"before": 90, "inside": 250, "after": 390, "333": 333}.items():
-        assert first_checkpoint(named, steps, directory, error) == expected
-    single = arguments("two-shot", checkpoint=("after",), first_steps=3)
-    assert taught(fixed_schedule(single, 5, steps, directory, error), 5) == [(390, 3), (500, 2)]
+        assert first_checkpoint(named, steps, directory, loss_of_record) == expected
+    student = arguments("two-shot", checkpoint=("after",), first_steps=3)
+    assert taught(fixed_schedule(student, 5, steps, directory, loss_of_record), 5) == [(390, 3), (500, 2)]
 
 
 def test_a_teacher_without_a_curve_or_without_a_transition_is_refused(directory, tmp_path_factory):
     empty = tmp_path_factory.mktemp("plain")
     with pytest.raises(UserError, match=r"has no metrics\.jsonl to find a transition in: give --checkpoint a teacher"):
-        first_checkpoint("inside", STEPS, empty, error)
+        first_checkpoint("inside", STEPS, empty, loss_of)
     with pytest.raises(UserError, match="no teacher checkpoint inside the transition"):
-        first_checkpoint("inside", STEPS, directory, error)
+        first_checkpoint("inside", STEPS, directory, loss_of)
     with pytest.raises(UserError, match="has no transition"):
         first_checkpoint("inside", STEPS, directory, lambda record: -record["loss"])
 
@@ -322,7 +330,7 @@ TEACHER = [Checkpoint(step, f"organisation/model@step{step}") for step in STEPS]
 
 
 def supervised(method="one-shot", total=10, **changes):
-    return supervision(arguments(method, **changes), total, TEACHER, Path("missing"), 8, error)
+    return supervision(arguments(method, **changes), total, TEACHER, Path("missing"), 8, loss_of)
 
 
 def test_without_a_teacher_no_argument_of_the_loss_counts():
@@ -360,13 +368,17 @@ def test_until_saturation_goes_on_by_the_evaluations():
         ("one-shot", {"alpha": (-0.1,)}, "--alpha must be between 0 and 1"),
         ("one-shot", {"alpha": (0.5, 1.1), "alpha_steps": (3,)}, "--alpha must be between 0 and 1"),
         ("one-shot", {"alpha": (math.nan,)}, "--alpha must be between 0 and 1"),
-        ("one-shot", {"alpha": (0.5, 0.0)}, "0 boundaries separate 1 values, got 2"),
-        ("one-shot", {"alpha": (0.5, 0.1, 0.0), "alpha_steps": (5, 5)}, "must increase"),
-        ("one-shot", {"temperature": -1.0}, "temperatures must be 0 or more"),
-        ("one-shot", {"end_temperature": -1.0}, "temperatures must be 0 or more"),
-        ("one-shot", {"end_temperature": 0.0, "annealing": "logarithmic"}, "needs temperatures above 0"),
-        ("one-shot", {"top_k": 0}, "--top-k must be between 1 and the number of labels, 8; got 0"),
-        ("one-shot", {"top_k": 9}, "--top-k must be between 1 and the number of labels, 8; got 9"),
+        ("one-shot", {"alpha": (0.5, 0.0)}, r"--alpha-steps \[\] must be one fewer than the 2 values"),
+        ("one-shot", {"alpha": (0.5, 0.1, 0.0), "alpha_steps": (5, 5)}, "--alpha-steps must increase"),
+        ("one-shot", {"temperature": -1.0}, "--temperature must be 0 or more"),
+        ("one-shot", {"end_temperature": -1.0}, "--temperature must be 0 or more"),
+        (
+            "one-shot",
+            {"end_temperature": 0.0, "annealing": "logarithmic"},
+            "--temperature must be above 0",
+        ),
+        ("one-shot", {"top_k": 0}, "--top-k must be between 1 and the number of classes, 8, got 0"),
+        ("one-shot", {"top_k": 9}, "--top-k must be between 1 and the number of classes, 8, got 9"),
         ("one-shot", {"divergence": "jensen-shannon", "beta": 0.0}, "--beta must be between 0 and 1"),
         ("one-shot", {"divergence": "jensen-shannon", "beta": 1.0}, "--beta must be between 0 and 1"),
         ("progressive", {"teacher_every": 0}, "student steps per checkpoint must be positive"),
@@ -376,11 +388,11 @@ def test_until_saturation_goes_on_by_the_evaluations():
         ("progressive", {"teacher_range": (1, 900), "teacher_checkpoints": 2}, "give it or --teacher-range"),
         ("two-shot", {"checkpoint": ("99",)}, "at or before teacher step 99; the first is 100"),
         ("two-shot", {"checkpoint": ("200",), "first_steps": 0}, "must be positive"),
-        ("two-shot", {"checkpoint": ("during",)}, "--checkpoint is a teacher step, before, inside or after"),
+        ("two-shot", {"checkpoint": ("during",)}, "--checkpoint must be a teacher step, before, inside or after"),
         ("accelerated", {"speed": 0.0}, "multiplier must be positive"),
         ("refreshed", {"speed": 1.0}, "at or before teacher step 2; the first is 100"),
         ("refreshed", {"speed": math.inf}, "speed must be positive and finite"),
-        ("explicit", {}, "names no checkpoint"),
+        ("custom", {}, "names no checkpoint"),
         ("until-saturation", {"saturation_window": 0}, "window of evaluations must be positive"),
         ("until-saturation", {"saturation_steps": 0}, "must be positive"),
     ],
