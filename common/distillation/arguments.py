@@ -93,7 +93,7 @@ def require_distinct(arguments: object, names: Sequence[str]) -> None:
         values = getattr(arguments, name)
         if not values or len(set(values)) < len(values):
             flag = name.replace("_", "-")
-            raise UserError(f"--{flag} needs at least one value, and each value once, got {list(values)}")
+            raise UserError(f"--{flag} needs at least one value and none twice, got {list(values)}")
 
 
 def student_arguments(arguments: Arguments, plural: Sequence[str]) -> list[Arguments]:

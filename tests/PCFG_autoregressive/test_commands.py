@@ -13,11 +13,12 @@ import transformers
 from torch.nn.functional import cross_entropy, log_softmax
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from common import trainer
+from common.distillation import trainer
 from common.distillation.losses import IGNORED_LABEL
 from common.pcfg import training
 from common.pcfg.grammar import load_grammar
 from common.pcfg.task import rules_of
+from common.runs import resume
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
 from PCFG_autoregressive import data, distill, probe, train
@@ -111,7 +112,7 @@ def test_every_method_learns_from_the_checkpoints_of_its_schedule(tmp_path, caps
 def test_no_evaluation_sentence_is_trained_on(tmp_path, monkeypatch):
     """Whatever a run computes a loss of in training is none of the sentences that it is evaluated on."""
     trained, evaluated = set(), set()
-    real = trainer.ProgressiveDistillationTrainer.compute_loss, trainer.ProgressiveDistillationTrainer._sums
+    real = trainer.ProgressiveDistillationTrainer.compute_loss, trainer.ProgressiveDistillationTrainer._evaluation_sums
 
     def rows(batch):
         return {tuple(row[row != TASK.pad].tolist()) for row in batch["input_ids"]}
@@ -125,7 +126,7 @@ def test_no_evaluation_sentence_is_trained_on(tmp_path, monkeypatch):
         return real[1](self, batch)
 
     monkeypatch.setattr(trainer.ProgressiveDistillationTrainer, "compute_loss", compute_loss)
-    monkeypatch.setattr(trainer.ProgressiveDistillationTrainer, "_sums", sums)
+    monkeypatch.setattr(trainer.ProgressiveDistillationTrainer, "_evaluation_sums", sums)
     sizes = {"grammar": "cfg3f", "start": "20", "layers": 1, "heads": 1, "steps": 20, "batch_size": 8}
     train.train(replace(train.PRESETS["smoke"], **sizes, eval_every=20, eval_samples=64, out=tmp_path / "run"))
     assert len(trained) == 20 * 8
@@ -213,8 +214,8 @@ def test_runs_that_were_cut_off_end_with_the_same_bits(tmp_path, capsys, monkeyp
         succeed(capsys, *words, "--out", tmp_path / f"{words[0]} whole")
         cut = [*words[1:], "--out", tmp_path / words[0]]
         with monkeypatch.context() as patch:
-            patch.setattr(trainer, "RESUME_SECONDS", 0)
-            patch.setattr(trainer, "RESUME_SHARE", math.inf)
+            patch.setattr(resume, "RESUME_SECONDS", 0)
+            patch.setattr(resume, "RESUME_SHARE", math.inf)
             log = Run.log
 
             def log_until_killed(run, record, log=log):

@@ -18,11 +18,12 @@ import transformers
 from torch.nn.functional import cross_entropy, log_softmax
 from transformers import BertConfig, BertForMaskedLM
 
-from common import trainer
+from common.distillation import run_loop, trainer
 from common.distillation.losses import IGNORED_LABEL
 from common.pcfg import grammar as grammars, training
 from common.pcfg.grammar import load_grammar, parse_grammar
 from common.pcfg.task import rules_of
+from common.runs import resume
 from common.runs.names import EXECUTION_ARGUMENTS
 from common.runs.run import Run, open_run
 from common.teachers.discovery import find_checkpoints
@@ -117,7 +118,7 @@ def test_a_teacher_is_a_directory_that_transformers_reads(tmp_path, capsys):
 
 def test_every_method_learns_from_the_checkpoints_of_its_schedule(tmp_path, capsys, teacher):
     words = shlex.split(
-        "--eval-every 1 --eval-samples 8 --checkpoint 10 --plan 10:5 30:4 20 --speed 4 --warmup 0 --temperature 1 "
+        "--eval-every 1 --eval-samples 8 --checkpoint 10 --segments 10:5 30:4 20 --speed 4 --warmup 0 --temperature 1 "
         "--saturation-window 1 --saturation-threshold 1 --saturation-steps 100 --methods"
     )
     expected = {
@@ -128,7 +129,7 @@ def test_every_method_learns_from_the_checkpoints_of_its_schedule(tmp_path, caps
         "until-saturation": [10] * 2 + [20] * 2 + [30] * 8,  # no accuracy is 1 above the one before it
         "accelerated": [10] * 5 + [20] * 3 + [30] * 4,
         "refreshed": [10] * 4 + [30] * 8,
-        "explicit": [10] * 5 + [30] * 4 + [20] * 3,
+        "custom": [10] * 5 + [30] * 4 + [20] * 3,
     }
     methods = [name.removesuffix("-10") for name in expected]
     succeed(capsys, *DISTILL, "--teacher", teacher, *words, *methods, "--out", tmp_path / "students")
@@ -268,7 +269,7 @@ def test_a_run_killed_eight_times_ends_with_the_same_bits(tmp_path, capsys):
         "--out",
     ]
     succeed(capsys, *words, tmp_path / "undisturbed")
-    kill_again_and_again(8, tmp_path / "killed", trainer, train.__name__, *words[1:], tmp_path / "killed")
+    kill_again_and_again(8, tmp_path / "killed", resume, train.__name__, *words[1:], tmp_path / "killed")
     succeed(capsys, *words, tmp_path / "killed")
     assert results(tmp_path / "killed") == results(tmp_path / "undisturbed")
 
@@ -284,7 +285,7 @@ def test_students_killed_four_times_end_with_the_same_bits(tmp_path, capsys, tea
         tmp_path / "killed" / "progressive-heads1-steps60-seed0",
     )
     run = tmp_path / "killed" / second
-    kill_again_and_again(4, run, trainer, distill.__name__, *words[1:], tmp_path / "killed")
+    kill_again_and_again(4, run, resume, distill.__name__, *words[1:], tmp_path / "killed")
     succeed(capsys, *words, tmp_path / "killed")
     assert results_below(tmp_path / "killed") == results_below(tmp_path / "undisturbed")
 
@@ -306,7 +307,7 @@ def test_a_run_told_to_stop_three_times_ends_with_the_same_bits(tmp_path, capsys
     [
         (trainer.ProgressiveDistillationTrainer, "compute_loss", 4, 4),
         (training, "open_shared_run", 2, None),
-        (trainer, "progress", 2, 0),
+        (run_loop, "progress", 2, 0),
         (trainer.ProgressiveDistillationTrainer, "compute_loss", 12 + 7, 7),
     ],
     ids=["first", "between", "before the first step", "second"],
@@ -343,10 +344,10 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path, capsys, 
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
         save_checkpoint(*arguments)
 
-    save_checkpoint = trainer.save_checkpoint
+    save_checkpoint = run_loop.save_checkpoint
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "save_checkpoint", save)
-        patch.setattr(trainer, "RESUME_SECONDS", 0)
+        patch.setattr(run_loop, "save_checkpoint", save)
+        patch.setattr(resume, "RESUME_SECONDS", 0)
         try:
             code, stdout, stderr = start(capsys, train.main, *words[1:], tmp_path / "full")
         finally:
@@ -407,11 +408,11 @@ WRONG_DISTILL = [
     ("--seeds 0 -1", "--seeds must be at least 0, got -1"),
     ("--stream-seed -1", "--stream-seed must be at least 0, got -1"),
     ("--methods ce one-shot --alpha 2", "--alpha must be between 0 and 1"),
-    ("--methods one-shot --alpha 0.5 0", "boundaries separate"),
-    ("--methods one-shot --temperature -1", "temperatures must be 0 or more"),
-    ("--methods one-shot --temperature nan", "temperature is nan: give finite numbers"),
+    ("--methods one-shot --alpha 0.5 0", "--alpha-steps"),
+    ("--methods one-shot --temperature -1", "--temperature must be 0 or more"),
+    ("--methods one-shot --temperature nan", "--temperature must be 0 or more, got nan"),
     ("--methods one-shot --annealing logarithmic", "needs temperatures above 0"),
-    ("--methods one-shot --top-k 9", "--top-k must be between 1 and the number of labels, 8; got 9"),
+    ("--methods one-shot --top-k 9", "--top-k must be between 1 and the number of classes, 8, got 9"),
     ("--methods one-shot --divergence jensen-shannon --beta 1", "--beta must be between 0 and 1"),
     ("--methods progressive --teacher-every 0", "student steps per checkpoint must be positive"),
     ("--methods progressive --teacher-checkpoints 9", "the first is 10"),
@@ -420,8 +421,8 @@ WRONG_DISTILL = [
     ("--methods two-shot --checkpoint 10 --first-steps 0", "must be positive"),
     ("--methods accelerated --speed 0", "must be positive"),
     ("--methods refreshed", "the first is 10"),
-    ("--methods explicit", "names no checkpoint"),
-    ("--methods explicit --plan 10 20", "--plan is a list of checkpoint:steps"),
+    ("--methods custom", "names no checkpoint"),
+    ("--methods custom --segments 10 20", "--segments is a list of checkpoint:steps"),
     ("--methods until-saturation --saturation-window 0", "window"),
     ("--grammar cfg3b --start 13", "was trained on small from 13, but here the grammar is cfg3b from 13"),
     ("--start 12", "was trained on small from 13, but here the grammar is small from 12"),
@@ -626,7 +627,7 @@ def test_a_dataset_that_is_of_another_grammar_or_too_small_is_one_line(tmp_path,
 
 @pytest.mark.parametrize("cadence", ["--eval-every 5", "--eval-every 40 --checkpoint-every 4", "--eval-every 40"])
 def test_a_loss_that_is_not_finite_is_one_line_with_exit_code_three(tmp_path, capsys, monkeypatch, cadence):
-    monkeypatch.setattr(trainer, "RESUME_SECONDS", 0)
+    monkeypatch.setattr(resume, "RESUME_SECONDS", 0)
     words = [*TRAIN, "--checkpoint-every", 0, *cadence.split(), "--lr", "1e30", "--out", tmp_path / "run"]
     for _ in range(2):
         code, stdout, stderr = start(capsys, train.main, *words[1:])
@@ -722,7 +723,7 @@ OTHER_TRAIN = {"heads": 2, "steps": 61, "seed": 1}
 OTHER_DISTILL = {
     **{"teacher": "elsewhere", "methods": ("ce",), "seeds": (1,), "stream_seed": 1, "teacher_every": 3, "steps": (61,)},
     **{"teacher_checkpoints": 2, "teacher_range": (10, 20), "checkpoint": ("20",), "first_steps": 21, "speed": 2.0},
-    **{"plan": ("10:5", "20"), "saturation_window": 4, "saturation_threshold": 0.02, "saturation_steps": 21},
+    **{"segments": ("10:5", "20"), "saturation_window": 4, "saturation_threshold": 0.02, "saturation_steps": 21},
     **{"temperature": 1.0, "end_temperature": 1.0, "annealing": "logarithmic", "top_k": 2, "alpha": (0.5,)},
     **{"alpha_steps": (3,), "divergence": "reverse-kl", "beta": 0.4, "student_heads": (4,)},
 }

@@ -89,7 +89,7 @@ def test_the_stream_is_that_of_adamw_on_the_labels(tmp_path, capsys):
 
 def test_every_method_learns_from_the_checkpoints_of_its_schedule(tmp_path, capsys, teacher):
     words = shlex.split(
-        "--eval-every 1 --eval-samples 8 --checkpoint 10 --plan 10:5 30:4 20 --speed 4 "
+        "--eval-every 1 --eval-samples 8 --checkpoint 10 --segments 10:5 30:4 20 --speed 4 "
         "--saturation-window 1 --saturation-threshold 1 --saturation-steps 100 --methods"
     )
     expected = {
@@ -100,7 +100,7 @@ def test_every_method_learns_from_the_checkpoints_of_its_schedule(tmp_path, caps
         "until-saturation": [10] * 2 + [20] * 2 + [30] * 8,  # no accuracy is 1 above the one before it
         "accelerated": [10] * 5 + [20] * 3 + [30] * 4,
         "refreshed": [10] * 4 + [30] * 8,
-        "explicit": [10] * 5 + [30] * 4 + [20] * 3,
+        "custom": [10] * 5 + [30] * 4 + [20] * 3,
     }
     methods = [name.removesuffix("-10") for name in expected]
     succeed(capsys, *DISTILL, "--teacher", teacher, *words, *methods, "--out", tmp_path / "students")
