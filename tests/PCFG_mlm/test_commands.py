@@ -417,7 +417,7 @@ WRONG_DISTILL = [
     ("--methods progressive --teacher-every 0", "student steps per checkpoint must be positive"),
     ("--methods progressive --teacher-checkpoints 9", "the first is 10"),
     ("--methods two-shot --checkpoint 5", "at or before teacher step 5; the first is 10"),
-    ("--methods two-shot --checkpoint middle", "--checkpoint is a teacher step, before, inside or after"),
+    ("--methods two-shot --checkpoint middle", "--checkpoint must be a teacher step, before, inside or after"),
     ("--methods two-shot --checkpoint 10 --first-steps 0", "must be positive"),
     ("--methods accelerated --speed 0", "must be positive"),
     ("--methods refreshed", "the first is 10"),
