@@ -104,8 +104,8 @@ def schedule_of(arguments: DistillArguments, checkpoints: list[int], records: li
             return schedules.accelerated(checkpoints, arguments.speed)
         case "refreshed":
             return schedules.refreshed(checkpoints, arguments.teacher_every, arguments.speed)
-        case "explicit":
-            return schedules.explicit([(3000, 800), (1000, 650), (4000, None)])
+        case "custom":
+            return schedules.custom([(3000, 800), (1000, 650), (4000, None)])
         case _:
             return schedules.ce_only()
 
@@ -119,7 +119,7 @@ METHODS = {
     "until-saturation": {"saturation_window": 1, "saturation_threshold": 0.05, "saturation_steps": 1000},
     "accelerated": {"speed": 1.7},
     "refreshed": {"speed": 1.5},
-    "explicit": {"plan": ("3000:800", "1999:650", "4000")},
+    "custom": {"segments": ("3000:800", "1999:650", "4000")},
 }
 
 
