@@ -264,8 +264,3 @@ def probe_result(run: FoundRun, name: str, command: str) -> dict[str, Any]:
     if "checkpoints" in content and probed != [checkpoint.step for checkpoint in find_checkpoints(run.directory)]:
         raise MissingError(f"{path} lacks checkpoints; add them by {command}")
     return content
-
-
-def probe_argv(content: Mapping[str, Any]) -> Sequence[str]:
-    """The command that wrote a probe's file; empty if no command did, or an earlier version of this code."""
-    return content.get("argv", ())

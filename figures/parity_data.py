@@ -15,7 +15,6 @@ from finding_runs import (
     Part,
     collect_parts,
     only_run,
-    probe_argv,
     probe_file,
     probe_result,
     runs_by_seed,
@@ -97,8 +96,7 @@ def collect(found: Sequence[FoundRun], preset: str, setting: SettingName = "pari
 
     def by_method() -> Part:
         command = f"python -m {setting}.distill {preset}"
-        found = {method: _students(students, teacher, preset, method, (), command) for method in METHODS}
-        return _join(found)
+        return _join({method: _students(students, teacher, preset, method, (), command) for method in METHODS})
 
     def by_place() -> Part:
         command = f"python -m {setting}.distill {preset} --methods two-shot --checkpoint {' '.join(PLACES)}"
@@ -128,12 +126,7 @@ def _join(parts: Mapping[str, Part]) -> Part:
 
 
 def _students(
-    students: Sequence[FoundRun],
-    teacher: FoundRun,
-    preset: str,
-    method: str,
-    checkpoint: Sequence[str],
-    command: str,
+    students: Sequence[FoundRun], teacher: FoundRun, preset: str, method: str, checkpoint: Sequence[str], command: str
 ) -> Part:
     """Accuracies over training of the students of a method and first checkpoint, one row per seed."""
     package = PACKAGES[teacher.setting]  # type: ignore[index]
@@ -164,14 +157,14 @@ def _monomials(teacher: FoundRun, trained: Sequence[FoundRun]) -> Part:
     """
     own = probe_result(teacher, "monomials", f"python -m {teacher.setting}.probe --run {teacher.directory}")
     entries = {entry["step"]: entry for entry in own["checkpoints"]}
-    commands = [probe_argv(own)]
+    commands = [own.get("argv", ())]
     for run in trained:
         if run is teacher or _trajectory(run) != _trajectory(teacher) or (path := probe_file(run, "monomials")) is None:
             continue
         probe = json.loads(path.read_bytes())
         if probe["settings"] == own["settings"]:
             entries |= {entry["step"]: entry for entry in probe["checkpoints"]}
-            commands += [run.argv, probe_argv(probe)]
+            commands += [run.argv, probe.get("argv", ())]
     in_order = [entries[step] for step in sorted(entries)]
     data = {
         "samples": own["settings"]["samples"],

@@ -3,7 +3,6 @@
 These are their panels of the overview (figure 1), and the spike of correlations inside the transition (figure 2).
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -25,8 +24,6 @@ from common.plotting import (
     shade_transition,
     step_axis,
 )
-
-Draw = Callable[[dict[str, Any]], Figure]
 
 
 def overview(data: dict[str, Any]) -> Figure:
@@ -100,7 +97,7 @@ def degrees(data: dict[str, Any]) -> Figure:
     return figure
 
 
-FIGURES: dict[str, tuple[Draw, tuple[str, ...]]] = {
+FIGURES = {
     "figure1": (overview, ("students",)),
     "figure2": (spike, ("phases", "candidates", "monomials", "two_shot")),
     "figure2_degrees": (degrees, ("phases", "monomials")),

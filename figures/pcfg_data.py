@@ -16,7 +16,6 @@ from finding_runs import (
     collect_parts,
     final_accuracies,
     only_run,
-    probe_argv,
     probe_file,
     probe_result,
     runs_by_key,
@@ -150,7 +149,7 @@ def _panel(
         command = f"python -m {setting}.probe bayes-optimal --run {teacher.directory}"
         result = probe_result(teacher, "bayes_optimal", command)
         values = {name: round(result[name], 5) for name in ("loss", "accuracy", "expected_accuracy")}
-        return Part(values, [probe_argv(result)])
+        return Part(values, [result.get("argv", ())])
 
     def students() -> Part:
         heads = PACKAGES[setting].students[preset].student_heads[0]
@@ -264,7 +263,7 @@ def _two_shot(students: Sequence[FoundRun], preset: str, setting: SettingName, t
 def _probe(run: FoundRun, name: str) -> Part:
     """The summary of a probe of a run."""
     result = probe_result(run, name, f"python -m {run.setting}.probe {name} --run {run.directory}")
-    return Part(SUMMARIES[name](result), [probe_argv(result)])
+    return Part(SUMMARIES[name](result), [result.get("argv", ())])
 
 
 def _generation(runs: Sequence[FoundRun], preset: str, teacher: FoundRun) -> Part:

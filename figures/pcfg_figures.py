@@ -4,7 +4,7 @@ These are their panels of the overview (figure 1), the curriculum (figure 3), an
 or of generation (GPT-2) find over the teacher's training.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import cycle
 from typing import Any
@@ -32,7 +32,6 @@ from common.plotting import (
     shade_transition,
 )
 
-Draw = Callable[[dict[str, Any]], Figure]
 MARKERS = "osv^D<>P"
 REFERENCES = {"majority": (":", "majority"), "bayes_optimal": ("-.", "Bayes-optimal")}
 """Dashes and label of what the accuracy of the probe is compared with."""
@@ -165,7 +164,7 @@ def generation(data: dict[str, Any]) -> Figure:
 
 OVERVIEW = ("bayes_optimal", "students")
 CURRICULUM = ("bayes_optimal", "ngrams", "students", "two_shot")
-FIGURES: dict[str, dict[str, tuple[Draw, tuple[str, ...]]]] = {
+FIGURES = {
     "PCFG_mlm": {
         "figure1": (overview, OVERVIEW),
         "figure3": (curriculum, CURRICULUM),

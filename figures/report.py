@@ -33,11 +33,10 @@ TITLES: dict[SettingName, str] = {
     "PCFG_mlm": "BERT on a grammar, masked prediction",
     "PCFG_autoregressive": "GPT-2 on a grammar, next-token prediction",
 }
-FINDINGS: dict[SettingName, Mapping[str, Describe]] = {
+FINDINGS: dict[str, Mapping[str, Describe]] = {
     "parity_mlp": parity_findings.FINDINGS,
     "parity_gpt2": parity_findings.FINDINGS,
-    "PCFG_mlm": pcfg_findings.FINDINGS["PCFG_mlm"],
-    "PCFG_autoregressive": pcfg_findings.FINDINGS["PCFG_autoregressive"],
+    **pcfg_findings.FINDINGS,
 }
 """By setting and figure."""
 WIDE = 2.0

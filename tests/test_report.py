@@ -142,11 +142,7 @@ def pcfg_students(*accuracies):
 
 
 PCFG = {
-    "teacher": {
-        "arguments": {"grammar": "cfg3b", "seed": 0},
-        "steps": [0, 3000],
-        "accuracy": [0.2, 0.91],
-    },
+    "teacher": {"arguments": {"grammar": "cfg3b", "seed": 0}, "steps": [0, 3000], "accuracy": [0.2, 0.91]},
     "bayes_optimal": {"accuracy": 0.984},
     "students": {
         "ce": pcfg_students([0.5, 0.7], [0.6, 0.75]),
