@@ -1,4 +1,4 @@
-"""Transformer settings in several processes by their commands: as one, stopped, and with another number of them.
+"""Commands of Transformer settings in several processes: as one, stopped, and with a changing number of them.
 
 Run as a script, this file is one process of those that the tests start.
 """
@@ -40,35 +40,35 @@ LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def words(setting, directory, name):
+def command_line(setting, directory, name):
     return [*COMMANDS[setting][1], "--out", directory / f"{setting} {name}"]
 
 
 def stop_at(patch, call):
-    """Have the signal come in this process between two safe points, before those of number `call`."""
+    """Send the signal in this process between two safe points, before call number `call`."""
     for owner, name in ((ProgressiveDistillationTrainer, "compute_loss"), (Student, "objective")):
         patch.setattr(owner, name, and_signal(getattr(owner, name), call))
 
 
-def make(setting, directory, name):
+def run_command(setting, directory, name):
     """Run a command; its exit code."""
-    return exit_code(COMMANDS[setting][0], *words(setting, directory, name))
+    return exit_code(COMMANDS[setting][0], *command_line(setting, directory, name))
 
 
 def in_each_process(directory):
-    """What every one of two processes does; all commands share one group, as gloo does not come up twice."""
+    """What each of two processes does; all commands share a process group, as gloo cannot be initialised twice."""
     join = torch.distributed.init_process_group
     torch.distributed.init_process_group = lambda backend: torch.distributed.is_initialized() or join(backend)
     for setting in COMMANDS:
-        assert make(setting, directory, "two") == 0
+        assert run_command(setting, directory, "two") == 0
         with pytest.MonkeyPatch.context() as patch:
             if os.environ["RANK"] == "1":
                 stop_at(patch, 2)
-            assert make(setting, directory, "changing") == 75
+            assert run_command(setting, directory, "changing") == 75
 
 
 def never_ending(directory):
-    """A command that waits for a signal at the end of its training, if none came before."""
+    """A command that waits for a signal at the end of its training, unless it has received one."""
     train = ProgressiveDistillationTrainer.train
 
     def train_and_wait(trainer):
@@ -77,7 +77,7 @@ def never_ending(directory):
             time.sleep(0.001)
 
     ProgressiveDistillationTrainer.train = train_and_wait
-    sys.exit(make("PCFG_mlm", directory, "launched"))
+    sys.exit(run_command("PCFG_mlm", directory, "launched"))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def two_processes(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for setting in COMMANDS:
             stop_at(patch, 3)
-            assert make(setting, directory, "changing") == 75
+            assert run_command(setting, directory, "changing") == 75
             patch.undo()
     arguments = [sys.executable, *LAUNCH, "each", str(directory)]
     done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=600)
@@ -108,20 +108,20 @@ def assert_near(run, expected):
 
 
 @pytest.mark.parametrize("setting", COMMANDS)
-def test_two_processes_and_one_two_and_one_in_turn_make_the_run_of_one(tmp_path, capsys, two_processes, setting):
+def test_two_processes_or_a_changing_number_make_the_run_of_one(tmp_path, capsys, two_processes, setting):
     main = COMMANDS[setting][0]
-    succeed(capsys, main, *words(setting, tmp_path, "one"))
+    succeed(capsys, main, *command_line(setting, tmp_path, "one"))
     one = Run(tmp_path / f"{setting} one")
     assert_near(Run(two_processes / f"{setting} two"), one)
     changing = two_processes / f"{setting} changing"
     assert resume_steps(changing) == [STOPPED_AT[setting][1]]
-    succeed(capsys, main, *words(setting, two_processes, "changing"))
+    succeed(capsys, main, *command_line(setting, two_processes, "changing"))
     assert_near(Run(changing), one)
     assert Run(changing).complete
 
 
-def test_torchrun_told_to_stop_tells_its_processes_and_one_goes_on(tmp_path, capsys):
-    """torchrun itself then ends in a traceback of its own; its processes do not."""
+def test_torchrun_forwards_a_stop_signal_and_one_process_resumes(tmp_path, capsys):
+    """torchrun itself ends with a traceback; its processes do not."""
     run = tmp_path / "PCFG_mlm launched"
     metrics = run / "metrics.jsonl"
     arguments = [sys.executable, *LAUNCH, "never ending", str(tmp_path)]
@@ -137,7 +137,7 @@ def test_torchrun_told_to_stop_tells_its_processes_and_one_goes_on(tmp_path, cap
     assert stderr.count("Traceback") == 1
     assert "SignalException" in stderr
     for name in ("launched", "one"):
-        succeed(capsys, mlm.main, *words("PCFG_mlm", tmp_path, name))
+        succeed(capsys, mlm.main, *command_line("PCFG_mlm", tmp_path, name))
     assert_near(Run(run), Run(tmp_path / "PCFG_mlm one"))
 
 

@@ -35,7 +35,7 @@ WITHOUT_GRADIENT = ("key.bias", "c_attn.bias")
 
 
 class Plain(nn.Module):
-    """A model of which the trainer knows nothing."""
+    """A model that is unknown to the trainer."""
 
     def __init__(self, seed: int, width: int = 5) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ def arguments(directory, **changes):
 
 
 def recorded_arguments(directory, **changes):
-    """Those of a run, as a command of this project has them."""
+    """The arguments of a run, as the commands of this project have them."""
     args = arguments(directory, **changes)
     args.logging_strategy, args.eval_strategy, args.save_strategy = "no", "steps", "steps"
     return args
@@ -139,7 +139,7 @@ def logged(trainer, name):
 
 
 def labelled(model, batch):
-    """Logits at the labels' positions, and the labels, by way of the whole output."""
+    """Logits at the labels' positions, and the labels, selected from the whole output."""
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])["logits"]
     labels = batch["labels"]
     if isinstance(model, GPT2LMHeadModel):
@@ -157,7 +157,7 @@ def evaluate_by_hand(model, batches):
 
 
 def train_by_hand(model, batches, teacher_at=lambda step: None, temperature=1.0, alpha=0.0):
-    """Train on every batch, in float64; sums over the labels of loss, divergence, right answers and 1, per step.
+    """Train on every batch, in float64; sums over the labels of loss, divergence, correct predictions and 1, per step.
 
     The temperature and alpha are numbers, or one for each step.
     """
@@ -207,7 +207,7 @@ def schedule_by_hand(teachers, kind):
 
 
 def distil(directory, teachers, kind="bert", **options):
-    """A trainer with the schedule and everything else by default."""
+    """A trainer with `SCHEDULE`, and defaults for everything that is not given."""
     given = {"model": STUDENTS[kind](1), "args": None, "train_dataset": Batches(), "schedule": SCHEDULE}
     given |= {"teacher": teachers / kind, "load_teacher": load_plain if kind == "plain" else None, **options}
     given["args"] = given["args"] or arguments(directory)
@@ -230,12 +230,12 @@ def kill_by_exception():
     raise Killed
 
 
-def tell_to_stop():
+def send_stop_signal():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run_with_dropout(directory, teachers, callback=None, accumulate=2, schedule=SCHEDULE):
-    """Train to the end of a run, from wherever it was left."""
+    """Train to the end of a run, from its last saved state."""
     args = recorded_arguments(directory, accumulate=accumulate, eval_every=2)
     with open_shared_run(directory, {}, Processes(args.process_index, args.world_size), setting="test") as run:
         trainer = distil(
@@ -252,7 +252,7 @@ def run_with_dropout(directory, teachers, callback=None, accumulate=2, schedule=
 
 
 def save_often(patch):
-    """The resume state is written at every evaluation, whatever the time."""
+    """Write the resume state at every evaluation."""
     patch.setattr(resume, "RESUME_SECONDS", 0.0)
     patch.setattr(resume, "RESUME_SHARE", math.inf)
 

@@ -11,7 +11,7 @@ from tests.trainers import Draws, Plain, bert, content, gpt2, run_with_dropout
 
 @pytest.fixture(scope="session", autouse=True)
 def _frozen_garbage():
-    """A Trainer collects garbage before it trains, and would look through every imported module each time."""
+    """A Trainer collects garbage before it trains, which is slow if all imported modules are searched."""
     gc.freeze()
     yield
     gc.unfreeze()

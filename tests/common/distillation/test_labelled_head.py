@@ -11,7 +11,7 @@ from tests.trainers import BATCH, CLASSES, LENGTH, STUDENTS, Plain, bert, make_b
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
-def test_a_head_at_labelled_positions_has_the_logits_and_gradients_of_the_whole(kind):
+def test_a_head_at_labelled_positions_has_the_logits_and_gradients_of_the_whole_output(kind):
     batch = make_batch(0)
     labels = batch.pop("labels")
     positions = (labels.flatten() != -100).nonzero()[:, 0]
@@ -31,7 +31,7 @@ def test_a_head_at_labelled_positions_has_the_logits_and_gradients_of_the_whole(
     assert model(**batch).logits.shape == (BATCH, LENGTH, CLASSES)
 
 
-def test_a_model_without_a_known_head_is_computed_whole():
+def test_a_model_whose_head_is_unknown_is_computed_everywhere():
     class Changed(BertForMaskedLM):
         def forward(self, **inputs):
             outputs = super().forward(**inputs)

@@ -39,12 +39,12 @@ from tests.trainers import (
     samples,
     save_often,
     schedule_by_hand,
-    tell_to_stop,
+    send_stop_signal,
     train_by_hand,
 )
 
 
-def test_the_records_of_a_run_are_means_since_the_record_before(tmp_path, teachers):
+def test_the_records_of_a_run_are_means_since_the_previous_record(tmp_path, teachers):
     args = recorded_arguments(tmp_path / "run")
     with open_run(tmp_path / "run", {}, setting="test") as run:
         train_run(distil(tmp_path, teachers, args=args, run=run, eval_dataset=ReadyBatches(HELD_OUT)), "test")
@@ -77,7 +77,7 @@ OWNERS = {"log": Run, "finish": Run, "save_checkpoint": run_loop, "save_resume":
 @pytest.mark.parametrize(
     ("name", "calls"), [("log", 5), ("save_checkpoint", 2), ("save_resume", 3), ("finish", 1)], ids=lambda value: value
 )
-def test_a_run_killed_around_any_write_ends_with_the_same_bits(
+def test_a_run_killed_around_any_write_resumes_bit_identical(
     tmp_path, teachers, uninterrupted, monkeypatch, name, calls, when
 ):
     save_often(monkeypatch)
@@ -105,7 +105,7 @@ def test_a_run_killed_around_any_write_ends_with_the_same_bits(
         assert content(directory) == uninterrupted[0]
 
 
-def test_a_run_killed_between_writes_of_the_resume_state_starts_from_the_last(tmp_path, teachers, uninterrupted):
+def test_a_run_killed_between_writes_of_the_resume_state_resumes_from_the_last(tmp_path, teachers, uninterrupted):
     """With the default least time between two writes, a run this short has none."""
     with pytest.raises(Killed):
         run_with_dropout(tmp_path / "run", teachers, Draws(7, kill_by_exception))
@@ -116,7 +116,7 @@ def test_a_run_killed_between_writes_of_the_resume_state_starts_from_the_last(tm
 
 @pytest.mark.parametrize("logging", [1, 3])
 def test_a_run_stopped_between_logs_and_records_has_the_same_means(tmp_path, teachers, capsys, logging):
-    """Stopped and going on at every step, with a training log beside the records."""
+    """Stopped and resumed at every step, with a training log beside the records."""
 
     class Logs(TrainerCallback):
         def on_log(self, args, state, control, logs, **kwargs):
@@ -127,7 +127,11 @@ def test_a_run_stopped_between_logs_and_records_has_the_same_means(tmp_path, tea
         args = recorded_arguments(directory, eval_every=4, logging_steps=logging)
         args.logging_strategy = "steps"
         with open_run(directory, {}, setting="test") as run:
-            options = {"run": run, "eval_dataset": ReadyBatches(HELD_OUT), "callbacks": [Draws(stop_at, tell_to_stop)]}
+            options = {
+                "run": run,
+                "eval_dataset": ReadyBatches(HELD_OUT),
+                "callbacks": [Draws(stop_at, send_stop_signal)],
+            }
             trainer = distil(directory, teachers, args=args, model=bert(1, dropout=0.2), **options)
             trainer.add_callback(Logs())
             train_run(trainer, "test")
@@ -179,7 +183,7 @@ def test_a_schedule_that_is_a_function_is_the_same_after_a_stop_between_evaluati
 
     run_with_dropout(tmp_path / "whole", teachers, schedule=schedule)
     for step in (3, 5, 7):
-        callback = Draws(step, tell_to_stop)
+        callback = Draws(step, send_stop_signal)
         run = lambda callback=callback: run_with_dropout(tmp_path / "run", teachers, callback, schedule=schedule)  # noqa: E731
         assert stopped(capsys, run) == step
     run_with_dropout(tmp_path / "run", teachers, schedule=schedule)
@@ -192,13 +196,13 @@ def test_a_run_needs_a_source(tmp_path, teachers):
 
 
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(8, 3), (2, 4)])
-def test_a_batch_that_cannot_be_cut_is_refused(tmp_path, batch_size, accumulate):
+def test_a_batch_that_cannot_be_split_equally_is_refused(tmp_path, batch_size, accumulate):
     with pytest.raises(UserError, match=f"--batch-size {batch_size} cannot be cut into {accumulate} equal parts"):
         arguments(tmp_path, batch_size=batch_size, accumulate=accumulate)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_device_that_is_not_there_is_refused(tmp_path):
+def test_a_device_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(UserError, match="torch finds no GPU"):
         arguments(tmp_path, device="cuda")
 

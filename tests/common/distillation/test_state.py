@@ -49,13 +49,13 @@ from tests.trainers import (
     samples,
     save_often,
     schedule_by_hand,
-    tell_to_stop,
+    send_stop_signal,
     train_by_hand,
 )
 
 
 @pytest.mark.parametrize("step", [1, 4, 5, 8])
-def test_a_run_killed_at_a_step_ends_with_the_same_bits_and_random_numbers(
+def test_a_run_killed_at_a_step_resumes_bit_identical_with_the_same_random_numbers(
     tmp_path, teachers, uninterrupted, monkeypatch, step
 ):
     save_often(monkeypatch)
@@ -71,11 +71,11 @@ def test_a_run_killed_at_a_step_ends_with_the_same_bits_and_random_numbers(
 
 
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
-def test_a_run_stopped_at_a_step_goes_on_after_it_to_the_same_bits_and_random_numbers(
+def test_a_run_stopped_at_a_step_resumes_bit_identical_with_the_same_random_numbers(
     tmp_path, teachers, uninterrupted, capsys, step
 ):
-    """At every step, most of them without a record; after the last one the run is complete."""
-    name = stopped(capsys, lambda: run_with_dropout(tmp_path / "run", teachers, Draws(step, tell_to_stop)))
+    """Most steps have no record; after the last one the run is complete."""
+    name = stopped(capsys, lambda: run_with_dropout(tmp_path / "run", teachers, Draws(step, send_stop_signal)))
     expected, drawn = uninterrupted
     if step == STEPS:
         assert name is None
@@ -89,7 +89,7 @@ def test_a_run_stopped_at_a_step_goes_on_after_it_to_the_same_bits_and_random_nu
     assert content(tmp_path / "run") == expected
 
 
-def test_a_run_whose_process_is_killed_ends_with_the_same_bits(tmp_path, teachers, uninterrupted, monkeypatch):
+def test_a_run_whose_process_is_killed_resumes_bit_identical(tmp_path, teachers, uninterrupted, monkeypatch):
     words = [sys.executable, __file__, "killed", str(tmp_path / "run"), str(teachers)]
     done = subprocess.run(words, capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -104,13 +104,13 @@ def test_a_run_whose_process_is_killed_ends_with_the_same_bits(tmp_path, teacher
 
 
 def environment():
-    """As many threads as here, as the bits depend on how many there are."""
+    """The same number of threads as in this process, as rounding depends on it."""
     threads = str(torch.get_num_threads())
     return {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT)}
 
 
 def distil_rows(directory, teachers):
-    """Train on ordinary data in its own order, evaluate on ordinary data, and write what came of it."""
+    """Train and evaluate on ordinary datasets, in order, and write the log and the weights."""
     args = arguments(directory / "rows", logging_steps=4)
     args.train_sampling_strategy = "sequential"
     args.per_device_eval_batch_size = 3
@@ -151,7 +151,7 @@ def main(mode, directory, teachers):
         with suppress(Killed):
             run_with_dropout(directory / "resumed", teachers, Draws(5, kill_by_exception), accumulate=1)
         run_with_dropout(directory / "resumed", teachers, accumulate=1)
-    tell_one = tell_to_stop if os.environ["RANK"] == "1" else lambda: None
+    tell_one = send_stop_signal if os.environ["RANK"] == "1" else lambda: None
     codes = [
         exit_code(lambda: run_with_dropout(directory / "stopped", teachers, Draws(5, tell_one), accumulate=1)),
         exit_code(lambda: run_with_dropout(directory / "left", teachers, Draws(5, tell_one), accumulate=1)),
@@ -166,9 +166,9 @@ def main(mode, directory, teachers):
 def two_processes(tmp_path_factory, teachers):
     directory = tmp_path_factory.mktemp("two_processes")
     for name in ("joined", "joined again"):
-        draws = Draws(3, tell_to_stop)
+        draws = Draws(3, send_stop_signal)
         assert exit_code(lambda name=name, draws=draws: run_with_dropout(directory / name, teachers, draws)) == 75
-    assert exit_code(lambda: run_without_dropout(directory / "changing", teachers, 2, Draws(3, tell_to_stop))) == 75
+    assert exit_code(lambda: run_without_dropout(directory / "changing", teachers, 2, Draws(3, send_stop_signal))) == 75
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = [*launch, __file__, "shared", str(directory), str(teachers)]
     done = subprocess.run(words, capture_output=True, text=True, env=environment(), check=False)
@@ -209,11 +209,11 @@ def test_two_processes_share_ordinary_data(teachers, two_processes):
     assert (metrics["eval_loss"], metrics["eval_accuracy"]) == pytest.approx(expected, rel=1e-4)
 
 
-def test_two_processes_killed_and_resumed_end_with_the_same_bits(two_processes):
+def test_two_processes_killed_and_resumed_are_bit_identical(two_processes):
     assert content(two_processes / "resumed") == content(two_processes / "whole")
 
 
-def test_two_processes_of_which_one_is_told_to_stop_stop_together_and_end_with_the_same_bits(two_processes):
+def test_a_signal_to_one_of_two_processes_stops_both_and_they_resume_bit_identical(two_processes):
     assert content(two_processes / "stopped") == content(two_processes / "whole")
     for index in range(2):
         assert in_process(two_processes, index)["codes"] == [75, 75, 0, 75]
@@ -238,10 +238,8 @@ def test_one_process_then_two_then_one_make_the_run_of_one(tmp_path, teachers, t
     assert_same_model(*models, atol=1e-5)
 
 
-def test_random_numbers_of_a_process_that_joins_follow_from_seed_step_and_number(
-    tmp_path, two_processes, uninterrupted
-):
-    """That of one that was there go on. The model draws none of Python's own."""
+def test_random_numbers_of_a_process_that_joins_follow_from_seed_step_and_index(tmp_path, two_processes, uninterrupted):
+    """Those of the first process continue. The model draws none of Python's random numbers."""
     assert content(two_processes / "joined") == content(two_processes / "joined again")
     first, second = (in_process(two_processes, index)["drawn"]["joined"] for index in range(2))
     for step in range(4, STEPS + 1):
@@ -251,7 +249,7 @@ def test_random_numbers_of_a_process_that_joins_follow_from_seed_step_and_number
     assert [second[str(step)][0] for step in range(4, STEPS + 1)] == [numbers.random() for _ in range(4, STEPS + 1)]
 
 
-def test_random_numbers_of_a_process_that_stays_go_on_when_another_leaves(tmp_path, teachers, two_processes):
+def test_random_numbers_of_a_process_that_stays_continue_when_another_leaves(tmp_path, teachers, two_processes):
     draws = []
     for name in ("one", "other"):
         shutil.copytree(two_processes / "left", tmp_path / name)

@@ -1,4 +1,4 @@
-"""Which runs a command makes, which teacher it finds, and the schedule of every method, written out by hand."""
+"""Which runs a command makes, its teacher, and the schedule of every method, written out by hand."""
 
 import json
 import math
@@ -42,8 +42,8 @@ def loss_of(record):
     return record["loss"]
 
 
-def taught(schedule, steps):
-    """The teacher step of each student step, in runs: [(teacher step, student steps), ...]."""
+def runs_of(schedule, steps):
+    """A schedule as pairs (teacher step, consecutive student steps)."""
     runs = []
     for step in range(steps):
         teacher = checkpoint_at(schedule, step)
@@ -216,9 +216,9 @@ STEPS = [100, 200, 300, 400]
 )
 def test_the_schedule_of_every_method(changes, total, expected):
     student = arguments(**changes)
-    assert taught(fixed_schedule(student, total, STEPS, Path("missing"), loss_of), total) == expected
+    assert runs_of(fixed_schedule(student, total, STEPS, Path("missing"), loss_of), total) == expected
     teacher = [Checkpoint(step, f"organisation/model@step{step}") for step in STEPS]
-    assert taught(supervision(student, total, teacher, Path("missing"), 8, loss_of).schedule([]), total) == expected
+    assert runs_of(supervision(student, total, teacher, Path("missing"), 8, loss_of).schedule([]), total) == expected
 
 
 @settings(deadline=None)
@@ -262,9 +262,9 @@ def test_progressive_is_its_definition(steps, total, number, every):
         (("³00:2", "400"), "got '³00:2'"),
     ],
 )
-def test_a_plan_is_checkpoints_and_their_steps(plan, message):
+def test_segments_are_checkpoints_and_their_steps(plan, message):
     if message is None:
-        assert taught(custom_schedule(plan, STEPS), 7) == [(300, 7)]
+        assert runs_of(custom_schedule(plan, STEPS), 7) == [(300, 7)]
     else:
         with pytest.raises(UserError, match=message):
             custom_schedule(plan, STEPS)
@@ -272,7 +272,7 @@ def test_a_plan_is_checkpoints_and_their_steps(plan, message):
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(100, 500), st.integers(1, 5)), min_size=1, max_size=5), st.booleans())
-def test_a_plan_is_followed_step_by_step(pairs, last_is_open):
+def test_segments_are_followed_step_by_step(pairs, last_is_open):
     plan = [f"{checkpoint}:{count}" for checkpoint, count in pairs]
     if last_is_open:
         plan[-1] = plan[-1].partition(":")[0]
@@ -285,7 +285,7 @@ def test_a_plan_is_followed_step_by_step(pairs, last_is_open):
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=4))
 @example("²")
-def test_words_that_are_no_checkpoint_are_refused_in_one_line(word):
+def test_names_that_are_no_checkpoint_are_refused_in_one_line(word):
     if word.isdecimal():
         assert first_checkpoint(word, STEPS, Path("missing"), loss_of) == int(word)
         return
@@ -311,7 +311,7 @@ def test_the_first_checkpoint_is_chosen_from_the_teachers_curve(directory, loss_
     for named, expected in {"before": 90, "inside": 250, "after": 390, "333": 333}.items():
         assert first_checkpoint(named, steps, directory, loss_of_record) == expected
     student = arguments("two-shot", checkpoint=("after",), first_steps=3)
-    assert taught(fixed_schedule(student, 5, steps, directory, loss_of_record), 5) == [(390, 3), (500, 2)]
+    assert runs_of(fixed_schedule(student, 5, steps, directory, loss_of_record), 5) == [(390, 3), (500, 2)]
 
 
 def test_a_teacher_without_a_curve_or_without_a_transition_is_refused(directory, tmp_path_factory):
@@ -333,13 +333,13 @@ def supervised(method="one-shot", total=10, **changes):
     return supervision(arguments(method, **changes), total, TEACHER, Path("missing"), 8, loss_of)
 
 
-def test_without_a_teacher_no_argument_of_the_loss_counts():
+def test_without_a_teacher_arguments_of_the_loss_are_ignored():
     assert supervised("ce", alpha=(2.0,), temperature=-1.0) is FROM_LABELS
     assert FROM_LABELS.schedule([(10, 0.5)]) == []
     assert FROM_LABELS.teacher == ()
 
 
-def test_the_loss_is_the_one_asked_for():
+def test_the_loss_has_the_given_arguments():
     loss = {"alpha": (0.5, 0.0), "alpha_steps": (3,), "divergence": "jensen-shannon", "beta": 0.25, "top_k": 8}
     found = supervised(temperature=2.0, end_temperature=0.5, annealing="logarithmic", **loss)
     assert {name: getattr(found, name) for name in loss} == loss
@@ -348,17 +348,17 @@ def test_the_loss_is_the_one_asked_for():
     assert supervised(temperature=2.0, end_temperature=0.0).temperature == (2.0, 0.0)
 
 
-def test_until_saturation_goes_on_by_the_evaluations():
+def test_until_saturation_follows_the_evaluations():
     schedule = supervised(
         "until-saturation", saturation_steps=50, saturation_window=2, saturation_threshold=0.1
     ).schedule
-    assert taught(schedule([]), 100) == [(100, 100)]
+    assert runs_of(schedule([]), 100) == [(100, 100)]
     accuracies = [0.2, 0.5, 0.55, 0.57, 0.6, 0.7, 0.8, 0.9, 1.0]
     evaluations = [(10 * i, accuracy) for i, accuracy in enumerate(accuracies, 1)]
     # At step 40 the best of the last two, 0.57, is less than 0.1 above 0.5; at step 90 there were 50 steps.
-    assert taught(schedule(evaluations[:3]), 100) == [(100, 100)]
-    assert taught(schedule(evaluations[:8]), 100) == [(100, 40), (200, 60)]
-    assert taught(schedule(evaluations), 100) == [(100, 40), (200, 50), (300, 10)]
+    assert runs_of(schedule(evaluations[:3]), 100) == [(100, 100)]
+    assert runs_of(schedule(evaluations[:8]), 100) == [(100, 40), (200, 60)]
+    assert runs_of(schedule(evaluations), 100) == [(100, 40), (200, 50), (300, 10)]
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ def test_until_saturation_goes_on_by_the_evaluations():
         ("until-saturation", {"saturation_steps": 0}, "must be positive"),
     ],
 )
-def test_supervision_that_cannot_be_is_refused(method, changes, message):
+def test_wrong_arguments_of_supervision_are_refused(method, changes, message):
     with pytest.raises(UserError, match=message) as caught:
         supervised(method, **changes)
     assert len(str(caught.value).splitlines()) == 1

@@ -50,7 +50,7 @@ from tests.trainers import (
 
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("kind", STUDENTS)
-def test_training_on_a_source_is_the_plain_loop_in_one_part_or_several(tmp_path, teachers, kind, accumulate):
+def test_training_on_a_source_is_the_plain_loop_with_and_without_accumulation(tmp_path, teachers, kind, accumulate):
     args = arguments(tmp_path, accumulate=accumulate)
     trainer = distil(tmp_path, teachers, kind, args=args, temperature=1.7, alpha=0.3)
     trainer.train()
@@ -120,7 +120,7 @@ def test_alpha_and_temperature_change_at_their_steps(tmp_path, teachers, anneali
     assert_same_model(trainer.model, model)
 
 
-def test_a_batch_without_labels_changes_nothing_but_the_moments(tmp_path, teachers):
+def test_a_batch_without_labels_updates_only_the_moments(tmp_path, teachers):
     class Gap:
         def batch(self, step):
             batch = make_batch(step)
@@ -192,7 +192,7 @@ def test_evaluation_gives_means_over_labels(tmp_path, kind, form):
     assert trainer.records == []
 
 
-def test_compute_metrics_gets_what_a_trainer_would_give_it(tmp_path):
+def test_compute_metrics_is_called_as_by_a_trainer(tmp_path):
     rows = samples(make_batch(90, 20))
 
     def compute(predictions):
@@ -206,7 +206,7 @@ def test_compute_metrics_gets_what_a_trainer_would_give_it(tmp_path):
         assert ours[name] == pytest.approx(theirs[name], rel=1e-5)
 
 
-def test_a_schedule_that_is_a_function_sees_every_evaluation_and_decides_the_teacher(tmp_path, teachers):
+def test_a_schedule_that_is_a_function_gets_every_evaluation_and_determines_the_teacher(tmp_path, teachers):
     seen = []
 
     def schedule(evaluations):
@@ -287,8 +287,8 @@ def test_a_compiled_student_has_the_losses_of_the_eager_one(tmp_path, teachers, 
 
 
 @pytest.mark.parametrize("with_source", [True, False])
-def test_a_trainer_s_own_checkpoint_goes_on_with_the_right_batches_and_evaluations(tmp_path, teachers, with_source):
-    """Without a run; the schedule is a function of evaluations, some of them from before the checkpoint."""
+def test_a_trainer_s_own_checkpoint_resumes_with_the_right_batches_and_evaluations(tmp_path, teachers, with_source):
+    """Without a run. The schedule depends on evaluations, some of them made before the checkpoint."""
 
     def trainer(directory, callbacks=()):
         args = arguments(directory, eval_every=2, checkpoint_every=4)
@@ -319,7 +319,7 @@ def test_a_trainer_s_own_checkpoint_goes_on_with_the_right_batches_and_evaluatio
 # Teachers
 
 
-def test_the_teacher_before_is_freed_first_and_at_most_the_next_is_alive_too(tmp_path, teachers):
+def test_the_previous_teacher_is_freed_first_and_at_most_the_next_one_is_prefetched(tmp_path, teachers):
     alive, loaded, used = weakref.WeakSet(), [], []
 
     class Counted(BertForMaskedLM):
@@ -351,7 +351,7 @@ def test_the_teacher_before_is_freed_first_and_at_most_the_next_is_alive_too(tmp
 
 
 def test_no_teacher_is_being_loaded_when_training_has_ended(tmp_path, teachers):
-    """A schedule that goes on after the last step; a model that is made beside a loading one is not initialised."""
+    """The schedule continues after the last step. A model created while another is loading is not initialised."""
     loaded = []
 
     def load(path):
@@ -371,7 +371,7 @@ def test_no_teacher_is_being_loaded_when_training_has_ended(tmp_path, teachers):
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "not a teacher"])
-def test_an_error_of_loading_reaches_the_main_thread_as_it_is(tmp_path, teachers, damage):
+def test_an_error_of_loading_reaches_the_main_thread_unchanged(tmp_path, teachers, damage):
     for step in (10, 20, 30):
         bert(step).save_pretrained(tmp_path / "teacher" / f"checkpoint-{step}")
     trainer = distil(tmp_path, teachers, teacher=tmp_path / "teacher")
@@ -402,7 +402,7 @@ def test_an_own_loader_s_error_is_the_very_same_object(tmp_path, teachers):
 
 
 def test_teachers_draw_no_random_numbers_of_the_training(tmp_path, teachers):
-    """With alpha 1 the teacher teaches nothing, so that dropout is all that it could change."""
+    """With alpha 1 the teacher has no weight in the loss, so that it could only change dropout."""
     ends = []
     for options in ({"alpha": 1.0}, {"teacher": None, "schedule": ()}):
         draws = Draws()
@@ -452,13 +452,13 @@ def test_a_directory_of_a_plain_trainer_is_a_teacher(tmp_path):
         ({"teacher": "no/such/directory"}, "there is no directory no/such/directory"),
     ],
 )
-def test_wrong_arguments_are_refused_at_once(tmp_path, teachers, options, message):
+def test_wrong_arguments_are_refused_before_training(tmp_path, teachers, options, message):
     with pytest.raises(UserError, match=message) as found:
         distil(tmp_path, teachers, **options)
     assert found.value.exit_code == 2
 
 
-def test_a_schedule_that_comes_to_a_missing_checkpoint_is_refused(tmp_path, teachers):
+def test_a_schedule_that_reaches_a_missing_checkpoint_is_refused(tmp_path, teachers):
     args = arguments(tmp_path)
     args.eval_strategy, args.eval_steps = "steps", 2
 

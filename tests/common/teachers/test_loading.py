@@ -12,7 +12,7 @@ from tests.trainers import Plain, assert_same_model
 CPU = torch.device("cpu")
 
 
-def test_the_next_teacher_is_loaded_while_the_one_before_is_in_use():
+def test_the_next_teacher_is_loaded_while_the_current_one_is_in_use():
     begun, resume = threading.Event(), threading.Event()
 
     def load(path):
