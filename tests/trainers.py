@@ -31,7 +31,7 @@ CLASSES, LENGTH, BATCH, STEPS = 11, 6, 8, 8
 LR, WARMUP = 0.01, 2
 SCHEDULE = [Segment(0, 20), Segment(3, 10), Segment(6, 30)]
 WITHOUT_GRADIENT = ("key.bias", "c_attn.bias")
-"""Keys' biases change no attention, so that their gradients are rounding errors, which Adam scales up."""
+"""Biases of keys do not change the attention: their gradients are rounding errors, which Adam scales up."""
 
 
 class Plain(nn.Module):
@@ -83,7 +83,7 @@ def load_plain(path):
 
 
 def make_batch(step, size=BATCH):
-    """Samples of several lengths; the second quarter has no label, the rest ever more, up to all of its tokens."""
+    """Samples of several lengths; the second quarter has no label, the others increasingly many, up to all tokens."""
     numbers = torch.Generator().manual_seed(1000 + step)
     tokens = torch.randint(CLASSES, (size, LENGTH), generator=numbers)
     lengths = torch.randint(2, LENGTH + 1, (size, 1), generator=numbers)

@@ -1,19 +1,19 @@
 """Find the sharp transition in a training curve, and the teacher checkpoints before, inside and after it.
 
 Training with diminishing returns gives a convex curve: an initial descent and a slow tail are convex, a plateau that
-ends in a drop is not. So the transition is where the curve rises highest above its lower convex hull. With L the
+ends in a drop is not. The transition is therefore where the curve is highest above its lower convex hull. With L the
 non-increasing least-squares fit of the curve (isotonic regression) and H <= L the hull of L,
 
     knee     = the step where L - H is largest,
     plateau  = the last step before the knee where L = H,
     tail     = the first step after the knee where L = H,
-    start    = the step where L has made 10% of its drop from L(knee) to L(tail),
-    end      = the step where L has made 90% of it (as in the rise time of a step response),
-    steepest = the middle of the shortest stretch of steps in which L makes half of it.
+    start    = the step where L has completed 10% of its drop from L(knee) to L(tail),
+    end      = the step where L has completed 90% of it (as in the rise time of a step response),
+    steepest = the middle of the shortest interval of steps in which L completes half of it.
 
 Between `plateau` and `tail` the hull is a chord, whose slope is the mean rate over plateau and transition together: the
-initial descent is over once it is slower than that, and so is the transition. Nothing depends on the units of either
-axis or on equally spaced evaluations, and there is no smoothing bandwidth.
+initial descent is over once it is slower than that, and so is the transition. The result is independent of the units of
+both axes, evaluations need not be equally spaced, and there is no smoothing bandwidth.
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ from common.errors import UserError
 
 MIN_EVALUATIONS = 8
 MIN_NOISE_RATIO = 8
-"""A transition rises this many times the noise above the hull. Of simulated exponential and power-law descents with
-noise, seen at 50 evaluations, fewer than 1 in 200 pass; with a ratio of 5, 1 in 30."""
+"""A transition is at least this many times the noise above the hull. Of simulated exponential and power-law descents with
+noise at 50 evaluations, fewer than 1 in 200 pass; with a ratio of 5, 1 in 30."""
 MIN_PLATEAU_SHARE = 0.2
-"""A transition rises this share of the chord's fall above the hull. For a flat stretch followed by a linear drop that
-is the flat stretch's share of the steps; half a cosine, which has no plateau, reaches 0.16."""
+"""A transition is at least this share of the chord's fall above the hull. For a plateau followed by a linear drop that is
+the plateau's share of the steps; half a cosine, which has no plateau, reaches 0.16."""
 MIN_OBSERVED_TAIL = 0.2
-"""The curve goes on after `end` for this share of `end - start`. A linear drop that is cut off reaches 1/8."""
+"""The curve continues after `end` for at least this share of `end - start`. A truncated linear drop reaches 1/8."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,20 @@ class Phases:
     plateau: float
     """The plateau begins."""
     start: float
-    """The transition has made 10% of its drop."""
+    """The transition has completed 10% of its drop."""
     steepest: float
     """The transition is fastest."""
     end: float
-    """The transition has made 90% of its drop."""
+    """The transition has completed 90% of its drop."""
     tail: float
-    """The transition is over; what is left falls slowly or not at all."""
+    """The transition is over; the rest of the curve falls slowly or not at all."""
 
 
 def find_phases(steps: ArrayLike, losses: ArrayLike) -> Phases:
     """The phases of a falling curve: a loss, or the error rate `1 - accuracy`.
 
-    If there are several transitions, the one that rises highest above the hull counts. Losses above the first one are
-    read as equal to it: a loss that grows at the beginning of training and comes back has made no progress.
+    Of several transitions, the one highest above the hull is found. Losses above the first one are clipped to it: a loss
+    that grows at the beginning of training and returns has made no progress.
 
     Args:
         steps: training steps of the evaluations, increasing, of shape (evaluations,).
@@ -75,7 +75,7 @@ def find_phases(steps: ArrayLike, losses: ArrayLike) -> Phases:
         raise UserError("phases need steps that increase and losses that are finite")
 
     cut = np.minimum(y, y[0])
-    noise = min(_noise(y), _noise(cut))  # what is cut off may be a growth, or the noise of the plateau
+    noise = min(_noise(y), _noise(cut))  # what is clipped may be an increase, or noise of the plateau
     y = cut
     fit = _non_increasing_fit(y)
     hull = _lower_hull(x, fit)
@@ -114,11 +114,12 @@ def find_phases(steps: ArrayLike, losses: ArrayLike) -> Phases:
 def choose_checkpoints(phases: Phases, checkpoints: Sequence[int]) -> tuple[int, int, int]:
     """Teacher steps of a checkpoint before, inside and after the transition.
 
-    Before: the one before `start` that is nearest to the middle of the plateau. Inside: the one strictly between
-    `start` and `end` that is nearest to `steepest`. After: the one from `tail` on that is nearest to the middle of
-    what follows it.
+    Before: of those before `start`, the one nearest to the middle of the plateau. Inside: of those strictly between
+    `start` and `end`, the one nearest to `steepest`. After: of those from `tail` on, the one nearest to the middle of the
+    rest of training.
 
     Args:
+        phases: of the teacher's curve.
         checkpoints: teacher steps at which checkpoints exist, in any order.
 
     Raises:

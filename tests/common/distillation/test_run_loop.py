@@ -106,7 +106,7 @@ def test_a_run_killed_around_any_write_resumes_bit_identical(
 
 
 def test_a_run_killed_between_writes_of_the_resume_state_resumes_from_the_last(tmp_path, teachers, uninterrupted):
-    """With the default least time between two writes, a run this short has none."""
+    """At the default interval between writes, a run this short has none."""
     with pytest.raises(Killed):
         run_with_dropout(tmp_path / "run", teachers, Draws(7, kill_by_exception))
     assert not (tmp_path / "run" / "resume").exists()

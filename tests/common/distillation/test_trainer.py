@@ -270,7 +270,7 @@ def test_bf16_computes_in_bfloat16_near_float32_and_keeps_weights_in_float32(tmp
 
 @pytest.mark.parametrize(("kind", "backend"), [("bert", "aot_eager"), ("plain", "inductor")])
 def test_a_compiled_student_has_the_losses_of_the_eager_one(tmp_path, teachers, kind, backend):
-    """The head's choice of positions is traced with BERT, whose number of labels changes; a small model is enough for
+    """BERT traces the head's selection of positions, whose number changes; a small model is enough for
     the default backend."""
     losses = []
     torch._dynamo.reset()
