@@ -26,11 +26,11 @@ from common.errors import UserError
 
 MIN_EVALUATIONS = 8
 MIN_NOISE_RATIO = 8
-"""A transition is at least this many times the noise above the hull. Of simulated exponential and power-law descents with
-noise at 50 evaluations, fewer than 1 in 200 pass; with a ratio of 5, 1 in 30."""
+"""A transition is at least this many times the noise above the hull. Of simulated exponential and power-law descents
+with noise at 50 evaluations, fewer than 1 in 200 pass; with a ratio of 5, 1 in 30."""
 MIN_PLATEAU_SHARE = 0.2
-"""A transition is at least this share of the chord's fall above the hull. For a plateau followed by a linear drop that is
-the plateau's share of the steps; half a cosine, which has no plateau, reaches 0.16."""
+"""A transition is at least this share of the chord's fall above the hull. For a plateau followed by a linear drop that
+is the plateau's share of the steps; half a cosine, which has no plateau, reaches 0.16."""
 MIN_OBSERVED_TAIL = 0.2
 """The curve continues after `end` for at least this share of `end - start`. A truncated linear drop reaches 1/8."""
 
@@ -54,8 +54,8 @@ class Phases:
 def find_phases(steps: ArrayLike, losses: ArrayLike) -> Phases:
     """The phases of a falling curve: a loss, or the error rate `1 - accuracy`.
 
-    Of several transitions, the one highest above the hull is found. Losses above the first one are clipped to it: a loss
-    that grows at the beginning of training and returns has made no progress.
+    Of several transitions, the one highest above the hull is found. Losses above the first one are clipped to it: a
+    loss that grows at the beginning of training and returns has made no progress.
 
     Args:
         steps: training steps of the evaluations, increasing, of shape (evaluations,).
@@ -115,8 +115,8 @@ def choose_checkpoints(phases: Phases, checkpoints: Sequence[int]) -> tuple[int,
     """Teacher steps of a checkpoint before, inside and after the transition.
 
     Before: of those before `start`, the one nearest to the middle of the plateau. Inside: of those strictly between
-    `start` and `end`, the one nearest to `steepest`. After: of those from `tail` on, the one nearest to the middle of the
-    rest of training.
+    `start` and `end`, the one nearest to `steepest`. After: of those from `tail` on, the one nearest to the middle of
+    the rest of training.
 
     Args:
         phases: of the teacher's curve.
