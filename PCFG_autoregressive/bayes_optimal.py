@@ -9,6 +9,8 @@ of all tokens is not told where labels are; at the same tokens its best answer i
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from common.arguments import worker_threads
 from common.pcfg.bayes_optimal import BayesOptimal, means
 from common.pcfg.prefix import next_token_posteriors, span_end_posteriors
-from PCFG_autoregressive.data import Batch, NextTokenTask, sentences_of
+from PCFG_autoregressive.batches import Batch, NextTokenTask, sentences_of
 
 
 def bayes_optimal(task: NextTokenTask, batches: Sequence[Batch], label_is_known: bool = True) -> BayesOptimal:
@@ -35,6 +37,15 @@ def bayes_optimal(task: NextTokenTask, batches: Sequence[Batch], label_is_known:
         probabilities = np.concatenate(list(answers))
     truth = [np.append(tokens, task.terminals)[labelled] for tokens, labelled in sentences]
     return means(probabilities, np.concatenate(truth))
+
+
+def bayes_optimal_values(task: NextTokenTask, batches: Sequence[Batch]) -> dict[str, Any]:
+    """What `probe.py bayes-optimal` writes, as JSON values: `bayes_optimal`, and `without_label` where that differs."""
+    best = asdict(bayes_optimal(task, batches))
+    if task.label_level == "all":
+        return best
+    unknown = bayes_optimal(task, batches, label_is_known=False)
+    return {**best, "without_label": {"loss": unknown.loss, "accuracy": unknown.accuracy}}
 
 
 def posteriors(

@@ -9,20 +9,28 @@ All continuations of a batch have equally many tokens, and each step computes on
 before are kept. What is drawn depends on the seed and on the place of a continuation, and not on the batch.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache, GPT2LMHeadModel
 
-from common.arguments import worker_threads
+from common.arguments import require_at_least, require_seed, worker_threads
 from common.errors import UserError
 from common.pcfg.grammar import Grammar
 from common.pcfg.prefix import possible_beginning
+from common.pcfg.probing import probe_checkpoints
 from common.pcfg.sampler import sample
-from PCFG_autoregressive.data import NextTokenTask
+from common.pcfg.training import Setting, task_of_run
+from PCFG_autoregressive.arguments import GenerationArguments
+from PCFG_autoregressive.batches import NextTokenTask
+
+GIVEN = 50
+"""Default length of prefixes, in tokens; fewer for a grammar of short sentences."""
 
 BLOCK = 1024
 """Sentences that are drawn together, to find some that are long enough."""
@@ -40,6 +48,39 @@ class Acceptance:
     """Share that are whole sentences, ended with EOS."""
     correct_tokens: float
     """Mean number of tokens that were written before the first mistake, EOS not counted."""
+
+
+def probe_generation(arguments: GenerationArguments, argv: Sequence[str], setting: Setting) -> None:
+    """`probe.py generation`: which continuations the grammar accepts, for every checkpoint not in the probe's file yet.
+
+    Args:
+        arguments: of the command.
+        argv: the command, for the probe's file.
+        setting: of the run.
+
+    Raises:
+        UserError: an argument is out of range, or the run was not trained to predict all tokens.
+    """
+    require_at_least(1, arguments, "continuations", "tokens", "batch_size")
+    require_seed(arguments, "seed")
+    task = task_of_run(arguments.run, setting)
+    if task.label_level != "all":
+        raise UserError(
+            f"{arguments.run} was trained on the tokens that close a span at depth {task.label_level} only and cannot "
+            "generate sentences: give a run with --label-level all"
+        )
+    given = arguments.given
+    if given is None:
+        given = int(min(GIVEN, max(1, task.grammar.expected_length // 2)))
+    elif given < 0:
+        raise UserError(f"--given must be at least 0, got {given}")
+    prefixes = beginnings(task.grammar, arguments.seed, given, arguments.continuations)
+
+    def measure(model: GPT2LMHeadModel) -> dict[str, Any]:
+        written = continuations(model, task, prefixes, arguments.tokens, arguments.seed, arguments.batch_size)
+        return asdict(acceptance(task, prefixes, written))
+
+    probe_checkpoints(arguments, argv, "generation", setting, task, measure, {"given": lambda: given})
 
 
 def beginnings(grammar: Grammar, seed: int, length: int, count: int) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from common.attention import ATTENTION
 from common.pcfg.models import load_checked
-from PCFG_autoregressive.data import NextTokenTask
+from PCFG_autoregressive.batches import NextTokenTask
 
 
 def new_model(

@@ -17,12 +17,14 @@ BOS is always at the first position, so that its prediction costs nothing.
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from common.distillation.losses import IGNORED_LABEL
 from common.pcfg.bayes_optimal import BayesOptimal, means
 from common.pcfg.inside_outside import cavities
-from PCFG_mlm.data import Batch, MaskedTask
+from common.probes.ngrams import NgramQueries, Predictor
+from PCFG_mlm.batches import Batch, MaskedTask
 
 KEPT = REPLACED = 0.1
 """Shares of the chosen positions that show their own token and a random terminal."""
@@ -42,6 +44,25 @@ def bayes_optimal(task: MaskedTask, batches: Sequence[Batch]) -> BayesOptimal:
     truth = np.concatenate([row[where] for row, where in zip(labels, asked, strict=True)])
     bos = sum(int((batch.labels == task.bos).sum()) for batch in batches)
     return means(of_asked, truth, certain=bos)
+
+
+def bayes_optimal_predictor(task: MaskedTask) -> Predictor:
+    """The posterior of a token, given all visible ones and the sentence's length.
+
+    Queries must be whole: every position of the sentence in its column, only padding hidden from attention.
+    """
+
+    def predict(queries: NgramQueries) -> torch.Tensor:
+        evidence = []
+        for row, length in zip(queries.input_ids.numpy(), queries.attention_mask.sum(dim=1).tolist(), strict=True):
+            tokens = row[1:length]
+            seen = np.eye(task.vocabulary, task.terminals)[tokens]
+            evidence.append(np.where(tokens[:, None] == task.mask, 1.0, seen))
+        columns = queries.columns.tolist()
+        answers = zip(cavities(task.grammar, evidence), columns, strict=True)
+        return torch.from_numpy(np.stack([others[column - 1] for (_, others), column in answers]))
+
+    return predict
 
 
 def posteriors(

@@ -1,177 +1,21 @@
-"""Masked sentences of a grammar: token ids, masks, batches, and datasets on disk.
-
-A sentence is BOS and the terminals that the grammar's sampler gives. Each of its positions, BOS included, is chosen
-with the mask rate, independently of the others; a sentence that has all of them chosen is drawn again, so that at least
-one is left to see. Of the chosen positions 80% show MASK, 10% a terminal that is uniformly random (and may be the true
-one), 10% what they are; the loss is on all chosen positions. In Panigrahi et al. (2025), arXiv:2410.05464, attention is
-kept from chosen positions as well, whatever they show; `hide_masked` is that switch, and changes nothing else.
-
-The masks of sentence i of a stream depend on (seed, stream, i) alone: their bits come from Philox4x32-10 (Salmon et al.
-2011, doi:10.1145/2063384.2063405) with the seed as key and the stream and i in the counter. So they are the same
-however the sentences are batched, and a run can go on anywhere.
-
-Every batch is as wide as its longest sentence; common/pcfg/batches.py says which sentences it has.
+"""Export sentences of a grammar to a Hugging Face dataset that `train.py` and `distill.py` take as `--dataset`.
 
     python data.py export --grammar cfg3b --sentences 100000 --out ../datasets/cfg3b
 
-writes sentences as a Hugging Face dataset that `train.py --dataset` trains on.
+Without a dataset, a run samples its sentences. How they are masked and batched is in batches.py.
 """
 
-from dataclasses import dataclass
-
-import numpy as np
-import torch
 import tyro
-from numba import njit
-from numpy.typing import NDArray
 
 from common.cli import command
-from common.distillation.losses import IGNORED_LABEL
-from common.errors import UserError
-from common.pcfg.batches import TrainingSentences, evaluation_sentences
-from common.pcfg.dataset import EVALUATION_SEED, ExportArguments, SentenceDataset, export
-from common.pcfg.sampler import Sentences, Stream
-from common.pcfg.task import GrammarTask
-
-MAX_MASK_RATE = 0.99
-
-_MASK_STREAMS: dict[Stream, int] = {"train": 0x6D61736B, "evaluation": 0x6D61736C, "probe": 0x6D61736D}
-"""Apart from the numbers that the sampler gives to streams, so that masks do not repeat its random bits."""
-_LOW = np.uint64(0xFFFFFFFF)
-_HALF = np.uint64(32)
-_TEN = np.uint64(10)
-_PHILOX_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
-_PHILOX_INCREMENTS = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
+from common.pcfg.arguments import ExportArguments
 
 
-@dataclass(frozen=True)
-class MaskedTask(GrammarTask):
-    """Masked prediction on a grammar."""
+def export(arguments: ExportArguments) -> None:
+    """Write the dataset."""
+    from common.pcfg import dataset  # this takes seconds to import, and `command` prepares the process first
 
-    added = 1
-    mask_rate: float = 0.3
-    hide_masked: bool = True
-    """Whether attention is kept from the chosen positions."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.mask_rate <= MAX_MASK_RATE:
-            raise UserError(f"the mask rate must be above 0 and at most {MAX_MASK_RATE}, got {self.mask_rate}")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Masked sentences; all tensors are int64, of shape (sentences, longest)."""
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    """0 at PAD and, with `hide_masked`, at chosen positions; 1 elsewhere."""
-    labels: torch.Tensor
-    """True token ids at chosen positions, `IGNORED_LABEL` elsewhere."""
-
-
-class TrainingBatches:
-    """The batches of a training run; each depends on the arguments and its step alone.
-
-    Args:
-        task: what is masked, and how.
-        seed: of the sentences (unless they come from a dataset), of their masks and of the order of batches.
-        batch_size: sentences per batch.
-        dataset: takes the place of the sampler, see `TrainingSentences`.
-    """
-
-    def __init__(self, task: MaskedTask, seed: int, batch_size: int, dataset: SentenceDataset | None = None) -> None:
-        self._task, self._seed = task, seed
-        self._sentences = TrainingSentences(task.grammar, seed, batch_size, dataset)
-
-    def batch(self, step: int) -> Batch:
-        """The batch of step `step`, from 0; cheap if the step before was of the same group.
-
-        Raises:
-            UserError: the dataset has too few sentences.
-        """
-        return mask_batch(self._task, self._seed, "train", *self._sentences.batch(step))
-
-
-def evaluation_batches(task: MaskedTask, samples: int, batch_size: int) -> list[Batch]:
-    """The held-out sentences, ordered by length; the last batch may be smaller than the others."""
-    chosen = evaluation_sentences(task.grammar, samples, batch_size)
-    return [mask_batch(task, EVALUATION_SEED, "evaluation", *sentences) for sentences in chosen]
-
-
-def mask_batch(
-    task: MaskedTask, seed: int, stream: Stream, sentences: Sentences, first: int, rows: NDArray[np.int64]
-) -> Batch:
-    """Some sentences with BOS, masked, as one batch.
-
-    Args:
-        task: what is masked, and how.
-        seed: of the masks.
-        stream: where the sentences are from.
-        sentences: consecutive ones of the stream.
-        first: place of their first one in the stream.
-        rows: which of them, in the order wanted.
-    """
-    lengths = sentences.lengths[rows]
-    shape = (len(rows), 1 + int(lengths.max(initial=0)))
-    input_ids, attention_mask, labels = (np.full(shape, value, np.int64) for value in (task.pad, 0, IGNORED_LABEL))
-    _fill_batch(
-        sentences.tokens,
-        sentences.offsets[rows],
-        lengths,
-        (first + rows).astype(np.uint64),
-        np.uint64(seed),
-        np.uint64(_MASK_STREAMS[stream]),
-        np.uint64(round(task.mask_rate * 2**32)),
-        task.hide_masked,
-        task.bos,
-        task.mask,
-        input_ids,
-        attention_mask,
-        labels,
-    )
-    return Batch(*(torch.from_numpy(array) for array in (input_ids, attention_mask, labels)))
-
-
-@njit(cache=True, nogil=True)
-def _fill_batch(  # type: ignore[no-untyped-def]
-    tokens, starts, lengths, indices, key, stream, threshold, hide, bos, mask, input_ids, attention_mask, labels
-):
-    """Write masked sentences over PAD. A position has 64 bits: half of them choose, half say what it then shows."""
-    for row in range(len(indices)):
-        length = lengths[row] + 1
-        block, chosen = np.uint64(0), length
-        while chosen == length:
-            chosen = 0
-            for position in range(0, length, 2):
-                words = philox(block, stream, indices[row] & _LOW, indices[row] >> _HALF, key)
-                block += np.uint64(1)
-                for i in range(position, min(position + 2, length)):
-                    choose, show = (words[0], words[1]) if i == position else (words[2], words[3])
-                    true = tokens[starts[row] + i - 1] if i > 0 else bos
-                    input_ids[row, i], attention_mask[row, i], labels[row, i] = true, 1, IGNORED_LABEL
-                    if choose < threshold:
-                        chosen += 1
-                        labels[row, i] = true
-                        attention_mask[row, i] = 0 if hide else 1
-                        tenth, rest = (show * _TEN) >> _HALF, (show * _TEN) & _LOW
-                        if tenth < 8:
-                            input_ids[row, i] = mask
-                        elif tenth == 8:
-                            input_ids[row, i] = (rest * np.uint64(bos)) >> _HALF  # the ids below BOS are the terminals
-
-
-@njit(inline="always")
-def philox(a, b, c, d, key):  # type: ignore[no-untyped-def]
-    """Philox4x32-10 of the counter (a, b, c, d), 32 bits each, with a key of 64 bits: four words of 32 bits.
-
-    All are np.uint64.
-    """
-    left, right = key & _LOW, key >> _HALF
-    for _ in range(10):
-        first, second = a * _PHILOX_MULTIPLIERS[0], c * _PHILOX_MULTIPLIERS[1]
-        a, b, c, d = (second >> _HALF) ^ b ^ left, second & _LOW, (first >> _HALF) ^ d ^ right, first & _LOW
-        left, right = (left + _PHILOX_INCREMENTS[0]) & _LOW, (right + _PHILOX_INCREMENTS[1]) & _LOW
-    return a, b, c, d
+    dataset.export(arguments)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Train BERT students on a grammar from a teacher's checkpoints, one run per method, size, seed and budget of steps.
+"""Train BERT students on a grammar from a teacher's checkpoints, one run per method, size, seed and number of steps.
 
     python distill.py laptop --teacher ../runs/PCFG_mlm/laptop
     python distill.py laptop --methods two-shot --checkpoint before inside after --first-steps 250
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.cli import command, run_command
-from common.pcfg import training
-from PCFG_mlm.training import SETTING, Arguments
+from common.pcfg import arguments
+from PCFG_mlm.arguments import Arguments
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillArguments(Arguments, training.DistillArguments):
+class DistillArguments(Arguments, arguments.DistillArguments):
     """Arguments of `distill.py`."""
 
 
@@ -71,8 +71,11 @@ PRESETS = {
 
 
 def distill(arguments: DistillArguments, argv: Sequence[str] = ()) -> None:
-    """Make one run for every method, size, budget and seed (and first checkpoint of two-shot), or finish them."""
-    training.distill(arguments, PRESETS, SETTING, argv)
+    """Make or resume one run for every method, size, number of steps and seed (and first checkpoint of two-shot)."""
+    from common.pcfg import commands  # these take seconds to import, and `command` prepares the process first
+    from PCFG_mlm.training import SETTING
+
+    commands.distill(arguments, PRESETS, SETTING, argv)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from common.attention import ATTENTION
 from common.pcfg.models import load_checked
-from PCFG_mlm.data import MaskedTask
+from PCFG_mlm.batches import MaskedTask
 
 
 def new_model(task: MaskedTask, layers: int, heads: int, head_dim: int, dropout: float, seed: int) -> BertForMaskedLM:

@@ -3,19 +3,19 @@
     python train.py laptop
     python train.py paper --grammar cfg3f --seed 1 --device cuda
 
-The run is a directory, by default in runs/PCFG_mlm/; the same command goes on with one that was stopped.
+The run is a directory, by default in runs/PCFG_mlm/; rerun the command to resume one that was stopped.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.cli import command, run_command
-from common.pcfg import training
-from PCFG_mlm.training import SETTING, Arguments
+from common.pcfg import arguments
+from PCFG_mlm.arguments import Arguments
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainArguments(Arguments, training.TrainArguments):
+class TrainArguments(Arguments, arguments.TrainArguments):
     """Arguments of `train.py`."""
 
 
@@ -61,8 +61,11 @@ PRESETS = {
 
 
 def train(arguments: TrainArguments, argv: Sequence[str] = ()) -> None:
-    """Make the run that the arguments describe, or finish it."""
-    training.train(arguments, PRESETS, SETTING, argv)
+    """Make the run that the arguments describe, or resume it."""
+    from common.pcfg import commands  # these take seconds to import, and `command` prepares the process first
+    from PCFG_mlm.training import SETTING
+
+    commands.train(arguments, PRESETS, SETTING, argv)
 
 
 def main() -> None:

@@ -33,7 +33,8 @@ from nltk.grammar import PCFG, Nonterminal, ProbabilisticProduction
 from numpy.typing import NDArray
 
 from common.cli import command
-from common.pcfg.grammar import Grammar, load_grammar
+from common.pcfg.grammar import Grammar
+from common.pcfg.grammar_files import load_grammar
 from common.pcfg.inside_outside import masked_posteriors
 from common.pcfg.prefix import next_token_posteriors
 from common.pcfg.sampler import sample

@@ -13,7 +13,7 @@ from transformers import GPT2LMHeadModel
 from common.cli import command
 from common.pcfg.batches import Chosen
 from common.pcfg.sampler import Sentences
-from PCFG_autoregressive.data import Batch, NextTokenTask, label_batch
+from PCFG_autoregressive.batches import Batch, NextTokenTask, label_batch
 from PCFG_autoregressive.train import PRESETS
 from PCFG_autoregressive.training import SETTING
 

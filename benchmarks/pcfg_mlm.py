@@ -12,7 +12,7 @@ from transformers import BertForMaskedLM
 
 from common.cli import command
 from common.pcfg.sampler import Sentences
-from PCFG_mlm.data import Batch, MaskedTask, mask_batch
+from PCFG_mlm.batches import Batch, MaskedTask, mask_batch
 from PCFG_mlm.train import PRESETS
 from PCFG_mlm.training import SETTING
 

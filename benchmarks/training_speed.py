@@ -49,17 +49,17 @@ from common.distillation.batches import ReadyBatches
 from common.distillation.losses import IGNORED_LABEL
 from common.distillation.schedules import one_shot
 from common.distillation.trainer import ProgressiveDistillationTrainer
+from common.pcfg.arguments import TrainArguments
 from common.pcfg.sampler import Sentences, sample
 from common.pcfg.task import GrammarTask
 from common.pcfg.training import (
-    EVALUATION_BATCH,
+    EVALUATION_BATCH_SIZE,
     Batch,
     FittingBatches,
     Setting,
-    TrainArguments,
-    settings_of,
-    source_of,
     task_of,
+    trainer_arguments,
+    training_batches,
 )
 
 SENTENCES = 1024
@@ -179,7 +179,7 @@ class Setup:
 
     def source(self) -> FittingBatches:
         """Batches of this project."""
-        return source_of(self.arguments, self.subject.setting, self.task, self.steps, SEED)
+        return training_batches(self.arguments, self.subject.setting, self.task, self.steps, SEED)
 
     def padded(self) -> Batch:
         """The first sentences of the same stream, all padded to the longest of them."""
@@ -187,7 +187,7 @@ class Setup:
 
     def settings(self, precision: Precision) -> TrainingArguments:
         arguments = replace(self.arguments, precision=precision)
-        return _quiet(settings_of(arguments, self.directory, self.steps, SEED))
+        return _quiet(trainer_arguments(arguments, self.directory, self.steps, SEED))
 
     def ours(self, precision: Precision) -> ProgressiveDistillationTrainer:
         """What `train.py` and `distill.py` run."""
@@ -334,15 +334,15 @@ def _accuracies(subject: Subject, steps: int, directory: Path) -> dict[str, Any]
     """Held-out accuracy of the laptop preset after `steps` in both precisions."""
     setting, preset = subject.setting, replace(subject.presets["laptop"], device="cpu")
     task: GrammarTask = task_of(preset, setting)
-    held_out = ReadyBatches(setting.evaluation_batches(task, preset.eval_samples, EVALUATION_BATCH))
+    held_out = ReadyBatches(setting.evaluation_batches(task, preset.eval_samples, EVALUATION_BATCH_SIZE))
     found: dict[Precision, list[float]] = {"float32": [], "bf16": []}
     for precision, accuracies in found.items():
         for seed in SEEDS:
             arguments = replace(preset, precision=precision)
             trainer = ProgressiveDistillationTrainer(
                 setting.new_model(task, preset.layers, preset.heads, preset.head_dim, preset.dropout, seed),
-                _quiet(settings_of(arguments, directory, steps, seed)),
-                train_dataset=source_of(arguments, setting, task, steps, seed),
+                _quiet(trainer_arguments(arguments, directory, steps, seed)),
+                train_dataset=training_batches(arguments, setting, task, steps, seed),
                 eval_dataset=held_out,
             )
             trainer.remove_callback(PrinterCallback)

@@ -7,7 +7,7 @@ from functools import cache
 from hypothesis import reject, strategies as st
 
 from common.errors import UserError
-from common.pcfg.grammar import parse_grammar
+from common.pcfg.grammar_files import parse_grammar
 
 RECURSIONS = {
     "right": "S -> a S [0.7] | b [0.3]",

@@ -23,7 +23,9 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from common.errors import UserError
-from common.pcfg.grammar import Grammar, load_grammar
+from common.pcfg.arguments import ExportArguments
+from common.pcfg.grammar import Grammar
+from common.pcfg.grammar_files import load_grammar
 from common.pcfg.sampler import Sentences, Stream, sample
 from common.pcfg.task import rules_of
 from common.runs.files import write_file
@@ -121,28 +123,6 @@ def too_few(dataset: SentenceDataset, needed: int) -> UserError:
         f"{dataset.directory} has {len(dataset):,} sentences and the run needs {needed:,}, as each is used once: "
         f"export a dataset with --sentences {needed}, or give fewer --steps"
     )
-
-
-@dataclass(frozen=True)
-class ExportArguments:
-    """Arguments of `data.py export`."""
-
-    sentences: int
-    """Sentences to train on."""
-    out: Path
-    """Directory of the dataset."""
-    grammar: str = "cfg3b"
-    """Name of a grammar, or a file that holds one."""
-    start: str | None = None
-    """Start symbol; by default the grammar's own."""
-    validation: int = 4096
-    """Held-out sentences: the first that runs are evaluated on."""
-    seed: int = 0
-    """Seed of the sentences to train on."""
-    trees: bool = False
-    """Add which tokens end spans of nonterminals, for labels at a depth of the tree."""
-    shard: int = 100_000
-    """Sentences per file."""
 
 
 def export(arguments: ExportArguments) -> None:

@@ -1,20 +1,12 @@
-"""Probabilistic context-free grammars: read from text, checked, and laid out as arrays.
-
-A grammar file has one `A -> right | right` per line, symbols separated by spaces; `#` starts a comment. An alternative
-may end in a weight in brackets, `S -> A B [0.7] | c [0.3]`; weights are relative, and without any the alternatives are
-equally likely. The alternatives of a symbol may be spread over several lines. The first left side is the start.
-Symbols without rules are the terminals. A symbol is any text without white space and without `|`, `[`, `]` and `#`.
+"""Probabilistic context-free grammars: checked, and laid out as arrays; `grammar_files.py` reads them from files.
 
 A grammar is accepted only if its derivations end with probability one (it is tight). Let M[A, B] be the expected
 number of B in the right side of a rule of A. Every accepted symbol derives some sentence, and then the grammar is
 tight exactly if no eigenvalue of M exceeds 1 (Booth and Thompson 1973, IEEE Trans. Computers C-22; for the critical
 case, Harris 1963, The Theory of Branching Processes, section II.7). Where the largest eigenvalue is 1, sentences are
 finite but their expected length is not; such a grammar is accepted, with the expected length infinite.
-
-The grammars cfg3b to cfg3i are those of Allen-Zhu and Li (2023), arXiv:2305.13673.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,15 +14,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import UserError
-
-GRAMMARS = Path(__file__).parent / "grammars"
 
 CRITICAL = 1e-9
 """A largest eigenvalue this close to 1 counts as 1: rounding moves it by less, no sample could tell the difference."""
@@ -63,7 +52,7 @@ class CompiledRules(NamedTuple):
 
 @dataclass(frozen=True)
 class Grammar:
-    """A checked grammar, as `parse_grammar` and `load_grammar` make it; all its symbols can be reached."""
+    """A checked grammar, as `make_grammar` makes it; all its symbols can be reached."""
 
     name: str
     start: str
@@ -162,146 +151,29 @@ class Grammar:
 
 
 @dataclass(frozen=True)
-class _Alternative:
+class Alternative:
+    """A rule as it was written, before its weight is normalised."""
+
     left: str
     right: tuple[str, ...]
     weight: float | None
+    """Relative to the other alternatives of `left`; None for equally likely ones."""
     where: str
     """File and line, for messages."""
 
 
-def grammar_names() -> tuple[str, ...]:
-    """Names of the grammars that come with this package."""
-    return tuple(sorted(path.stem for path in GRAMMARS.glob("*.cfg")))
-
-
-def load_grammar(name_or_path: str, start: str | None = None) -> Grammar:
-    """A grammar of this package by its name, or one from a file.
-
-    A file whose name ends in `.json` is one of those that Allen-Zhu and Li released with "Physics of Language Models,
-    part 1": nodes in levels, `all[level][i]` with the alternatives `children`, whose elements are indices into the next
-    level; `idx[level][i]` is the node's symbol, level 0 has the start alone, the last level the terminals.
-    Any other file is text, see above.
+def make_grammar(name: str, alternatives: Sequence[Alternative], start: str | None) -> Grammar:
+    """The grammar of these alternatives, checked.
 
     Args:
-        name_or_path: such as `cfg3b`, or a path.
-        start: as for `parse_grammar`.
+        name: of the grammar, for messages.
+        alternatives: at least one; the first left side is the default start.
+        start: the start symbol; symbols that it does not reach are left out. Without it, they are an error.
 
     Raises:
-        UserError: no such grammar, or as for `parse_grammar`.
+        UserError: names the place of the first alternative that is repeated, has a wrong weight, cannot be reached,
+            derives no sentence, closes a cycle of unit rules, or makes derivations that may never end.
     """
-    if name_or_path in grammar_names():
-        path = GRAMMARS / f"{name_or_path}.cfg"
-    else:
-        path = Path(name_or_path)
-        if not path.is_file():
-            names = ", ".join(grammar_names())
-            raise UserError(f"there is no grammar {name_or_path}: give a file, or one of {names}")
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the grammar {name_or_path} ({error}): give a text file in UTF-8") from error
-    if path.suffix == ".json":
-        alternatives = _from_json(text, name_or_path)
-        return _checked(name_or_path, alternatives, alternatives[0].left if start is None else start)
-    return parse_grammar(text, name_or_path, start)
-
-
-def parse_grammar(text: str, name: str, start: str | None = None) -> Grammar:
-    """The grammar that a text describes.
-
-    Args:
-        text: the content of a grammar file.
-        name: of the grammar or its file, for messages.
-        start: instead of the first left side; symbols that it does not reach are left out, but terminals keep the token
-            ids that they have in the whole grammar.
-
-    Raises:
-        UserError: with the line, if the text cannot be read, an alternative is there twice, a weight is wrong, a symbol
-            cannot be reached or derives no sentence, unit rules form a cycle, derivations may go on for ever, or
-            `start` has no rules.
-    """
-    alternatives = [
-        alternative
-        for number, line in enumerate(text.split("\n"), 1)
-        for alternative in _parse_line(line, f"{name}, line {number}")
-    ]
-    if not alternatives:
-        raise UserError(f"{name} has no rules: write lines such as S -> A B | c")
-    return _checked(name, alternatives, start)
-
-
-def _parse_line(line: str, where: str) -> list[_Alternative]:
-    content = line.split("#")[0].strip()
-    if not content:
-        return []
-    left, arrow, rights = content.partition("->")
-    if not arrow or len(left.split()) != 1:
-        raise UserError(f"{where}: {content!r} is not a rule: write one symbol, then ->, then its alternatives")
-    return [_parse_alternative(_symbol(left.strip(), where), right.strip(), where) for right in rights.split("|")]
-
-
-def _parse_alternative(left: str, text: str, where: str) -> _Alternative:
-    weight = None
-    if text.endswith("]"):
-        text, _, number = text[:-1].partition("[")
-        weight = _weight(number.strip(), where)
-    right = tuple(_symbol(symbol, where) for symbol in text.split())
-    if not right:
-        raise UserError(f"{where}: an alternative of {left} is empty: give it at least one symbol")
-    return _Alternative(left, right, weight, where)
-
-
-def _symbol(text: str, where: str) -> str:
-    if "->" in text or set(text) & set("|[]"):
-        raise UserError(f"{where}: {text} is not a symbol: write one rule per line, a weight as [0.5] at its very end")
-    return text
-
-
-def _weight(text: str, where: str) -> float:
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = math.nan
-    if not 0 < weight < math.inf:
-        raise UserError(f"{where}: the weight [{text}] is not a positive finite number")
-    return weight
-
-
-def _from_json(text: str, name: str) -> list[_Alternative]:
-    """The rules of Allen-Zhu and Li's file. It draws alternatives uniformly, so one that is there twice counts twice.
-
-    Settings by which a token is not the symbol of its leaf are refused.
-    """
-    try:
-        content: Any = json.loads(text)
-        for setting in ("content_depth", "multi_vocab", "double_data_layer", "rand_flip", "ptb"):
-            if content.get(setting) not in (None, False, "false"):
-                raise UserError(
-                    f"{name} has {setting}, which changes the tokens: give a grammar without it, or as text"
-                )
-        symbols = [[str(int(number)) for number in level] for level in content["idx"]]
-        alternatives = []
-        for level, (here, below) in enumerate(pairwise(symbols)):
-            for symbol, node in zip(here, content["all"][level], strict=True):
-                rights = Counter(tuple(below[i] for i in child) for child in node["children"])
-                if not rights or () in rights:
-                    raise ValueError(f"symbol {symbol} has no alternatives, or an empty one")
-                alternatives += [_Alternative(symbol, right, number, name) for right, number in rights.items()]
-        if not alternatives:
-            raise ValueError("it has fewer than two levels")
-        return alternatives
-    except UserError:
-        raise
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise UserError(
-            f"{name} is not a grammar of Allen-Zhu and Li ({type(error).__name__}: {error}): "
-            "give one of their JSON files, or a text file with another ending"
-        ) from error
-
-
-def _checked(name: str, alternatives: Sequence[_Alternative], start: str | None) -> Grammar:
-    """The grammar of these alternatives. What is not reached is an error only if no start is given."""
     where: dict[str, str] = {}
     for alternative in alternatives:
         where.setdefault(alternative.left, alternative.where)
@@ -335,9 +207,9 @@ def _checked(name: str, alternatives: Sequence[_Alternative], start: str | None)
     return Grammar(name, reached[0].left, reached, terminals)
 
 
-def _normalised(alternatives: Sequence[_Alternative], where: dict[str, str]) -> tuple[Rule, ...]:
+def _normalised(alternatives: Sequence[Alternative], where: dict[str, str]) -> tuple[Rule, ...]:
     """Rules, those of a left side adjacent, with probabilities that sum to one."""
-    sides: dict[str, list[_Alternative]] = {symbol: [] for symbol in where}
+    sides: dict[str, list[Alternative]] = {symbol: [] for symbol in where}
     for alternative in alternatives:
         for other in sides[alternative.left]:
             text = f"{alternative.left} -> {' '.join(alternative.right)}"

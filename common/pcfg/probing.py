@@ -1,15 +1,13 @@
-"""What the probes of settings on grammars share: their sentences, their arguments, and the files that they write.
+"""Probes of runs on grammars: their sentences, and the JSON files that they write.
 
 A probe's file, in the run's directory, has one entry for each checkpoint, and what is measured without one. It is
-written after each measurement, so that a probe that is cut off goes on, and only checkpoints that are new are probed.
+written after each measurement, so that an interrupted probe resumes and only new checkpoints are probed.
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +15,18 @@ from numpy.typing import NDArray
 
 from common.arguments import require_at_least, require_seed
 from common.errors import UserError
+from common.pcfg.arguments import (
+    BayesOptimalArguments,
+    NgramArguments,
+    NonterminalArguments,
+    ProbeArguments,
+    require_positive_lr,
+)
 from common.pcfg.inside_outside import ancestor_posteriors
 from common.pcfg.sampler import Sentences, sample
 from common.pcfg.task import GrammarTask
-from common.pcfg.training import EVALUATION_BATCH, Setting, task_of_run
+from common.pcfg.training import EVALUATION_BATCH_SIZE, Setting, task_of_run
+from common.probes.ngrams import CausalNgramVariants, NgramVariants, Predictor, probe_ngrams
 from common.probes.nonterminals import NO_SYMBOL, Encoder, LabelledSentences, probe_nonterminals
 from common.runs.files import write_file
 from common.runs.names import default_name
@@ -29,100 +35,78 @@ from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints, local_path
 
 SPACING = 30
+"""Default distance of n-gram positions, in tokens; less for a grammar of short sentences."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """What the probes of checkpoints have in common."""
+def ngrams(
+    arguments: NgramArguments,
+    argv: Sequence[str],
+    setting: Setting,
+    variants: Callable[..., NgramVariants | CausalNgramVariants],
+    predictor: Callable[[Any], Predictor],
+    optimal: Callable[..., tuple[NgramVariants, Predictor]] | None = None,
+) -> None:
+    """`probe.py ngrams`: M_robust and M_close of every checkpoint that is not in the probe's file yet.
 
-    run: Path
-    """Run directory of train.py or distill.py."""
-    seed: int = 0
-    """Seed of the sentences and of all that a probe draws."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto is a GPU if there is one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NgramArguments(Arguments):
-    """Arguments of `probe.py ngrams`."""
-
-    sentences: int = 1024
-    """Fresh sentences."""
-    positions: int = 1
-    """Positions in each sentence, drawn from the multiples of the spacing; 0 takes all of them."""
-    spacing: int | None = None
-    """Distance of these multiples; by default 30, or half the expected sentence if that is less."""
-    limit: int = 420
-    """Largest position."""
-    sizes: tuple[int, ...] = (2, 3, 4, 5)
-    """Lengths of the n-grams."""
-    values: bool = False
-    """Write the value at every single position as well, in the order of `positions`: sentence, position."""
-    columns: int = 8192
-    """Tokens per batch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NonterminalArguments(Arguments):
-    """Arguments of `probe.py nonterminals`."""
-
-    training: int = 10_240
-    """Fresh sentences that the probe learns from."""
-    heldout: int = 4096
-    """Fresh sentences that it is tested on."""
-    exact: int = 256
-    """Held-out sentences for the Bayes-optimal values; 0 leaves these out."""
-    levels: int | None = None
-    """Levels of the tree, from the root; by default all, for a grammar whose tokens are all at one depth."""
-    heads: int = 16
-    """Pairs of position embeddings and linear maps."""
-    dimension: int = 256
-    """Dimensions of the position embeddings."""
-    lr: float = 1e-2
-    """Largest learning rate."""
-    epochs: int = 4
-    """Passes over the training sentences."""
-    batch_size: int = 64
-    """Sentences per step."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BayesOptimalArguments:
-    """Arguments of `probe.py bayes-optimal`."""
-
-    run: Path
-    """Run directory of train.py or distill.py; it needs no checkpoint."""
-
-
-def spacing_of(arguments: NgramArguments, task: GrammarTask) -> int:
-    """Distance of the positions that are asked for.
+    Args:
+        arguments: of the command.
+        argv: the command, for the probe's file.
+        setting: of the run.
+        variants: from the task, the sequences (token ids with BOS), and as keywords spacing, limit, positions, sizes
+            and seed, to the masked variants that models are asked about.
+        predictor: from a model of the setting.
+        optimal: from the same as `variants`, to the variants for the Bayes-optimal predictor and that predictor.
 
     Raises:
-        UserError: an argument is out of its range.
+        UserError: an argument is out of range, or the directory is not a run of the setting.
     """
+    task = task_of_run(arguments.run, setting)
     require_at_least(1, arguments, "sentences", "limit", "columns")
     require_at_least(0, arguments, "positions")
     require_at_least(2, arguments, "sizes")
     require_seed(arguments, "seed")
-    if arguments.spacing is None:
-        return int(min(SPACING, max(1, task.grammar.expected_length // 2)))
-    return arguments.spacing
+    spacing = arguments.spacing
+    if spacing is None:
+        spacing = int(min(SPACING, max(1, task.grammar.expected_length // 2)))
+    sequences = with_bos(task, sample(task.grammar, arguments.seed, "probe", 0, arguments.sentences))
+    options = {
+        "spacing": spacing,
+        "limit": arguments.limit,
+        "positions": arguments.positions or None,
+        "sizes": arguments.sizes,
+        "seed": arguments.seed,
+    }
+
+    def statistics(shown: NgramVariants | CausalNgramVariants, predict: Predictor) -> dict[str, Any]:
+        return asdict(probe_ngrams(shown, predict, arguments.columns, arguments.values))
+
+    shown = variants(task, sequences, **options)
+    once: dict[str, Callable[[], object]] = {"spacing": lambda: spacing}
+    if arguments.values:
+        once["positions"] = shown.pairs.tolist
+    if optimal is not None:
+        once["bayes_optimal"] = lambda: statistics(*optimal(task, sequences, **options))
+    probe_checkpoints(arguments, argv, "ngrams", setting, task, lambda model: statistics(shown, predictor(model)), once)
 
 
-def nonterminals(arguments: NonterminalArguments, setting: Setting, encoder: Callable[[Any], Encoder]) -> None:
-    """Accuracy of the probe for nonterminals, level by level, on every checkpoint that is not in the file yet.
+def nonterminals(
+    arguments: NonterminalArguments, argv: Sequence[str], setting: Setting, encoder: Callable[[Any], Encoder]
+) -> None:
+    """`probe.py nonterminals`: accuracy by level of every checkpoint that is not in the probe's file yet.
 
     Args:
         arguments: of the command.
-        setting: that the run is of.
-        encoder: gives the last hidden states of a model of the setting.
+        argv: the command, for the probe's file.
+        setting: of the run.
+        encoder: from a model of the setting to its last hidden states.
+
+    Raises:
+        UserError: an argument is out of range, or the directory is not a run of the setting.
     """
     require_at_least(1, arguments, "training", "heldout", "heads", "dimension", "epochs", "batch_size")
     require_at_least(0, arguments, "exact")
     require_seed(arguments, "seed")
-    if not 0 < arguments.lr < math.inf:
-        raise UserError(f"--lr must be positive and finite, got {arguments.lr}")
+    require_positive_lr(arguments.lr)
     task = task_of_run(arguments.run, setting)
     training, heldout = (
         labelled_sentences(task, arguments.seed, first, count, arguments.levels)
@@ -150,26 +134,32 @@ def nonterminals(arguments: NonterminalArguments, setting: Setting, encoder: Cal
 
     exact = arguments.exact > 0 and task.grammar.depth is not None
     once = {"bayes_optimal": optimal} if exact else {}
-    defaults = NonterminalArguments(run=arguments.run)
-    probe_checkpoints(arguments, defaults, "nonterminals", setting, task, measure, once)
+    probe_checkpoints(arguments, argv, "nonterminals", setting, task, measure, once)
 
 
-def evaluation(
-    arguments: BayesOptimalArguments, setting: Setting, bayes_optimal: Callable[[Any, Sequence[Any]], Mapping[str, Any]]
+def bayes_optimal(
+    arguments: BayesOptimalArguments,
+    argv: Sequence[str],
+    setting: Setting,
+    values: Callable[[Any, Sequence[Any]], Mapping[str, Any]],
 ) -> None:
-    """Loss and accuracy of the Bayes-optimal predictor on the run's evaluation sentences, unless the file is there.
+    """`probe.py bayes-optimal`: the best possible values on the run's evaluation sentences, unless the file exists.
 
     Args:
         arguments: of the command.
-        setting: that the run is of.
-        bayes_optimal: from the task and the evaluation batches to JSON values.
+        argv: the command, for the probe's file.
+        setting: of the run.
+        values: from the task and the evaluation batches to JSON values.
+
+    Raises:
+        UserError: the directory is not a run of the setting.
     """
     task = task_of_run(arguments.run, setting)
     path = arguments.run / "probes" / "bayes_optimal.json"
     if not path.exists():
         samples = Run(arguments.run).config["arguments"]["eval_samples"]
-        result = bayes_optimal(task, setting.evaluation_batches(task, samples, EVALUATION_BATCH))
-        write_file(path, json.dumps({"eval_samples": samples, **result}).encode())
+        result = values(task, setting.evaluation_batches(task, samples, EVALUATION_BATCH_SIZE))
+        write_file(path, json.dumps({"argv": list(argv), "eval_samples": samples, **result}).encode())
     print(path)
 
 
@@ -226,8 +216,8 @@ def with_bos(task: GrammarTask, sentences: Sentences) -> list[NDArray[np.integer
 
 
 def probe_checkpoints(
-    arguments: Arguments,
-    defaults: Arguments,
+    arguments: ProbeArguments,
+    argv: Sequence[str],
     name: str,
     setting: Setting,
     task: GrammarTask,
@@ -238,22 +228,26 @@ def probe_checkpoints(
 
     Args:
         arguments: of the command.
-        defaults: the same before any argument is given.
+        argv: the command, for the probe's file.
         name: of the probe.
-        setting: that the run is of.
+        setting: of the run.
         task: that the run was trained on.
-        measure: from a checkpoint to JSON values.
+        measure: from a checkpoint's model to JSON values.
         once: what is measured without a checkpoint, by name.
+
+    Raises:
+        UserError: the device cannot be used, or the run has no checkpoint.
     """
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda cannot be used: torch finds no GPU")
     device = "cuda" if arguments.device != "cpu" and torch.cuda.is_available() else "cpu"
     checkpoints = find_checkpoints(arguments.run)
-    where = ("run", "device", "columns")
-    path = arguments.run / "probes" / f"{default_name(arguments, defaults, name, exclude=where)}.json"
-    settings = {key: value for key, value in asdict(arguments).items() if key not in where}
+    unnamed = ("run", "device", "columns")
+    defaults = type(arguments)(run=arguments.run)
+    path = arguments.run / "probes" / f"{default_name(arguments, defaults, name, exclude=unnamed)}.json"
+    settings = {key: value for key, value in asdict(arguments).items() if key not in unnamed}
     content: dict[str, Any] = (
-        json.loads(path.read_text()) if path.exists() else {"settings": settings, "checkpoints": []}
+        json.loads(path.read_text()) if path.exists() else {"argv": list(argv), "settings": settings, "checkpoints": []}
     )
     done = {entry["step"]: entry for entry in content["checkpoints"]}
     for key, value in once.items():

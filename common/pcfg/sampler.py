@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from common.errors import UserError
 from common.pcfg.grammar import Grammar
+from common.pcfg.philox import multiply_high, philox4x64
 
 MAX_TOKENS = 10_000_000
 """A sentence with more tokens than this is an error; only grammars with recursion have such sentences."""
@@ -40,7 +41,7 @@ NO_ROOM, STACK_FULL = -1, -2
 """Instead of the position after a sentence: it was not finished."""
 
 Stream = Literal["train", "evaluation", "probe"]
-_STREAM_KEYS: dict[Stream, int] = {"train": 0, "evaluation": 1, "probe": 2}
+STREAM_KEYS: dict[Stream, int] = {"train": 0, "evaluation": 1, "probe": 2}
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def sample(
         raise UserError(f"sentences are numbered 0 to 2^63 - 2; there are no {count} sentences from {first} on")
     shown = _levels(grammar, levels) if trees else 0
     tables = _tables(grammar)
-    key = np.array([seed, _STREAM_KEYS[stream]], np.uint64)
+    key = np.array([seed, STREAM_KEYS[stream]], np.uint64)
     width = tables.outcome.shape[1]
     expected = grammar.expected_length if math.isfinite(grammar.expected_length) else 100
     tokens = np.empty(int(count * expected * 1.01) + 1000 + width, np.uint8)
@@ -244,7 +245,7 @@ def _derive(tables, key, sentence, tokens, at, stack, stack_levels, ancestors, s
     """
     nonterminals, choices_per_word, sides, rules, threshold, rights, outcome_tokens, outcome_lengths = tables
     limit = min(len(tokens) - outcome_tokens.shape[1], at + MAX_TOKENS)
-    words = np.empty(4, np.uint64)
+    words = (np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0))
     block, used, choices, u = np.uint64(0), 4, 0, np.uint64(0)
     if ancestors is not None:
         path = np.empty(ancestors.shape[1], np.int16)
@@ -268,7 +269,7 @@ def _derive(tables, key, sentence, tokens, at, stack, stack_levels, ancestors, s
         if equal == 0 or choices == 0:
             if used == 4:
                 block += np.uint64(1)
-                _philox(block, sentence, key, words)
+                words = philox4x64(block, sentence, np.uint64(0), np.uint64(0), key[0], key[1])
                 used = 0
             word = words[used]
             used += 1
@@ -278,13 +279,13 @@ def _derive(tables, key, sentence, tokens, at, stack, stack_levels, ancestors, s
                 while chosen < sides[symbol + 1].first_rule - 1 and word >= threshold[chosen]:
                     chosen += 1
         if equal > 0:
-            chosen += np.int64(_high(u, equal))
+            chosen += np.int64(multiply_high(u, equal))
             u *= equal
             choices -= 1
 
         rule = rules[chosen]
         if ancestors is None and choices >= rule.choices:
-            outcome = rule.first_outcome + np.int64(_high(u, rule.outcomes))
+            outcome = rule.first_outcome + np.int64(multiply_high(u, rule.outcomes))
             u *= rule.outcomes
             choices -= rule.choices
             _copy_row(tokens, at, outcome_tokens, outcome)
@@ -305,32 +306,6 @@ def _record(path, level, next_level, at, ancestors, span_ends):  # type: ignore[
     for i in range(len(path)):
         ancestors[at, i] = path[i] if i < level else -1
         span_ends[at, i] = next_level <= i < level
-
-
-@njit(cache=True, nogil=True)
-def _philox(block, sentence, key, words):  # type: ignore[no-untyped-def]
-    """Four random words: Philox4x64-10 of the counter (block, sentence, 0, 0)."""
-    a, b, c, d = block, sentence, np.uint64(0), np.uint64(0)
-    key_0, key_1 = key[0], key[1]
-    for _ in range(10):
-        high_a, high_c = _high(a, np.uint64(0xD2E7470EE14C6C93)), _high(c, np.uint64(0xCA5A826395121157))
-        low_a, low_c = a * np.uint64(0xD2E7470EE14C6C93), c * np.uint64(0xCA5A826395121157)
-        a, b, c, d = high_c ^ b ^ key_0, low_c, high_a ^ d ^ key_1, low_a
-        key_0 += np.uint64(0x9E3779B97F4A7C15)
-        key_1 += np.uint64(0xBB67AE8584CAA73B)
-    words[0], words[1], words[2], words[3] = a, b, c, d
-
-
-@intrinsic
-def _high(typing_context, a, b):  # type: ignore[no-untyped-def]
-    """The upper 64 bits of the product of two 64-bit numbers."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        wide, narrow = ir.IntType(128), ir.IntType(64)
-        product = builder.mul(*(builder.zext(argument, wide) for argument in arguments))
-        return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), narrow)
-
-    return types.uint64(types.uint64, types.uint64), generate
 
 
 @njit(cache=True, nogil=True)

@@ -37,7 +37,7 @@ PERCENTILES = (25, 50, 75, 90)
 
 
 @dataclass(frozen=True)
-class Questions:
+class NgramQueries:
     """Masked sequences, each with one position to predict; int64 tensors."""
 
     input_ids: torch.Tensor
@@ -50,8 +50,8 @@ class Questions:
     """(rows,): the column to predict."""
 
 
-Predictor = Callable[[Questions], torch.Tensor]
-"""From questions to probabilities (rows, tokens) at their columns."""
+Predictor = Callable[[NgramQueries], torch.Tensor]
+"""From queries to probabilities (rows, tokens) at their columns."""
 
 
 @dataclass(frozen=True)
@@ -117,16 +117,16 @@ class NgramVariants:
         self.pairs = _pairs(self._lengths, ngram(0, max(sizes)), spacing, limit, positions, seed)
         """(pairs, 2): sequence and position."""
         self.variants = 1 + 2 * len(sizes)
-        """Questions for each pair: p_0, then p_n for each n, then q_n for each n."""
+        """NgramQueries for each pair: p_0, then p_n for each n, then q_n for each n."""
 
-    def batches(self, columns: int) -> Iterator[tuple[NDArray[np.int64], Questions]]:
-        """The questions, those of like length together.
+    def batches(self, columns: int) -> Iterator[tuple[NDArray[np.int64], NgramQueries]]:
+        """The queries, those of like length together.
 
         Args:
             columns: of a batch at most, over all its rows, padding included (a single row may have more).
 
         Yields:
-            The questions' places, pair * variants + variant, and the questions.
+            The queries' places, pair * variants + variant, and the queries.
         """
         widths = self._widths()
         order = np.argsort(widths, kind="stable")
@@ -136,7 +136,7 @@ class NgramVariants:
             ends = np.arange(start + 1, min(start + columns, len(order)) + 1)
             fitting = int(np.searchsorted((ends - start) * widths[order[ends - 1]], columns, side="right"))
             stop = start + max(fitting, 1)
-            yield order[start:stop], self._questions(order[start:stop])
+            yield order[start:stop], self._queries(order[start:stop])
             start = stop
 
     def _widths(self) -> NDArray[np.int64]:
@@ -147,7 +147,7 @@ class NgramVariants:
                 lengths[:, len(self.sizes) + i] = n
         return lengths.ravel()
 
-    def _questions(self, places: NDArray[np.int64]) -> Questions:
+    def _queries(self, places: NDArray[np.int64]) -> NgramQueries:
         pairs, variants = np.divmod(places, self.variants)
         sequences, targets = self.pairs[pairs].T[..., None]
         close = variants[:, None] > len(self.sizes)
@@ -168,7 +168,7 @@ class NgramVariants:
             input_ids, attended = (np.take_along_axis(array, position_ids, axis=1) for array in (input_ids, attended))
         places_of_targets = np.argmax(position_ids == targets, axis=1)
         arrays = (input_ids, attended, position_ids, places_of_targets)
-        return Questions(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
+        return NgramQueries(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
 
 
 class CausalNgramVariants:
@@ -209,7 +209,7 @@ class CausalNgramVariants:
         """Of each pair: the sequence as it is, for each n with the n-gram replaced, and with all else replaced."""
         return 1 + 2 * len(self.sizes)
 
-    def batches(self, columns: int) -> Iterator[tuple[NDArray[np.int64], Questions]]:
+    def batches(self, columns: int) -> Iterator[tuple[NDArray[np.int64], NgramQueries]]:
         """As `NgramVariants.batches`; variants of one pair stay together."""
         order = np.argsort(self.pairs[:, 1], kind="stable")
         start = 0
@@ -218,10 +218,10 @@ class CausalNgramVariants:
             while stop < len(order) and (stop + 1 - start) * self.variants * self.pairs[order[stop], 1] <= columns:
                 stop += 1
             pairs = order[start:stop]
-            yield (pairs[:, None] * self.variants + np.arange(self.variants)).ravel(), self._questions(pairs)
+            yield (pairs[:, None] * self.variants + np.arange(self.variants)).ravel(), self._queries(pairs)
             start = stop
 
-    def _questions(self, pairs: NDArray[np.int64]) -> Questions:
+    def _queries(self, pairs: NDArray[np.int64]) -> NgramQueries:
         width = int(self.pairs[pairs, 1].max())
         input_ids = np.zeros((len(pairs), self.variants, width), np.int64)
         positions = self.pairs[pairs, 1]
@@ -241,7 +241,7 @@ class CausalNgramVariants:
             np.broadcast_to(np.arange(width), there.shape),
             positions.repeat(self.variants) - 1,
         )
-        return Questions(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
+        return NgramQueries(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
 
 
 def ngram(position: int, n: int) -> tuple[int, int]:
@@ -292,8 +292,8 @@ def probe_ngrams(
         values: whether the result has the value of every pair.
     """
     probabilities: torch.Tensor | None = None
-    for places, questions in variants.batches(columns):
-        answers = predictor(questions).double().cpu()
+    for places, queries in variants.batches(columns):
+        answers = predictor(queries).double().cpu()
         if probabilities is None:
             probabilities = answers.new_empty(len(variants.pairs) * variants.variants, answers.shape[1])
         probabilities[torch.from_numpy(places)] = answers
@@ -308,15 +308,15 @@ def bert_predictor(model: BertForMaskedLM) -> Predictor:
     """A BERT, in evaluation mode and on its own device; its head is applied to the columns asked for only."""
 
     @torch.inference_mode()
-    def predict(questions: Questions) -> torch.Tensor:
+    def predict(queries: NgramQueries) -> torch.Tensor:
         device = model.device
         hidden = model.bert(
-            input_ids=questions.input_ids.to(device),
-            attention_mask=questions.attention_mask.to(device),
-            position_ids=questions.position_ids.to(device),
+            input_ids=queries.input_ids.to(device),
+            attention_mask=queries.attention_mask.to(device),
+            position_ids=queries.position_ids.to(device),
         ).last_hidden_state
         rows = torch.arange(len(hidden), device=device)
-        return model.cls(hidden[rows, questions.columns.to(device)]).float().softmax(dim=-1)
+        return model.cls(hidden[rows, queries.columns.to(device)]).float().softmax(dim=-1)
 
     model.eval()
     return predict
@@ -326,11 +326,11 @@ def gpt2_predictor(model: GPT2LMHeadModel) -> Predictor:
     """A GPT-2, in evaluation mode and on its own device; its head is applied to the columns asked for only."""
 
     @torch.inference_mode()
-    def predict(questions: Questions) -> torch.Tensor:
+    def predict(queries: NgramQueries) -> torch.Tensor:
         device = model.device
-        hidden = model.transformer(input_ids=questions.input_ids.to(device)).last_hidden_state
+        hidden = model.transformer(input_ids=queries.input_ids.to(device)).last_hidden_state
         rows = torch.arange(len(hidden), device=device)
-        return model.lm_head(hidden[rows, questions.columns.to(device)]).float().softmax(dim=-1)
+        return model.lm_head(hidden[rows, queries.columns.to(device)]).float().softmax(dim=-1)
 
     model.eval()
     return predict

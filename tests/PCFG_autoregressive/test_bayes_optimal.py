@@ -10,13 +10,13 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from common.distillation.losses import IGNORED_LABEL
-from common.pcfg.grammar import load_grammar, parse_grammar
-from common.pcfg.training import EVALUATION_BATCH, task_of
+from common.pcfg.grammar_files import load_grammar, parse_grammar
+from common.pcfg.training import EVALUATION_BATCH_SIZE, task_of
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
 from PCFG_autoregressive import train
+from PCFG_autoregressive.batches import Batch, NextTokenTask, evaluation_batches, sentences_of
 from PCFG_autoregressive.bayes_optimal import bayes_optimal, posteriors
-from PCFG_autoregressive.data import Batch, NextTokenTask, evaluation_batches, sentences_of
 from PCFG_autoregressive.training import SETTING
 
 GRAMMAR = parse_grammar("S -> A B [2] | B A [1] | A A A [1]\nA -> C D | D C | C\nB -> D [3] | C C [1]\n"
@@ -130,7 +130,7 @@ def test_a_long_trained_model_comes_within_2_percent_and_not_above(tmp_path, lev
     )
     train.train(arguments)
     task = task_of(arguments, SETTING)
-    batches = evaluation_batches(task, arguments.eval_samples, EVALUATION_BATCH)
+    batches = evaluation_batches(task, arguments.eval_samples, EVALUATION_BATCH_SIZE)
     best, trained = bayes_optimal(task, batches), Run(tmp_path / "run").records()[-1]
     assert best.accuracy < 0.95
     assert trained["loss"] < 1.02 * best.loss

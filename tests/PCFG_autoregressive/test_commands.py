@@ -16,13 +16,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from common.distillation import trainer
 from common.distillation.losses import IGNORED_LABEL
 from common.pcfg import training
-from common.pcfg.grammar import load_grammar
+from common.pcfg.grammar_files import load_grammar
 from common.pcfg.task import rules_of
 from common.runs import resume
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
 from PCFG_autoregressive import data, distill, probe, train
-from PCFG_autoregressive.data import NextTokenTask, TrainingBatches, evaluation_batches
+from PCFG_autoregressive.batches import NextTokenTask, TrainingBatches, evaluation_batches
 from PCFG_autoregressive.models import new_model
 from PCFG_autoregressive.training import Arguments
 from tests import commands

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.pcfg.grammar import load_grammar, parse_grammar
+from common.pcfg.grammar_files import load_grammar, parse_grammar
 from common.pcfg.sampler import sample
-from PCFG_autoregressive.data import NextTokenTask
+from PCFG_autoregressive.batches import NextTokenTask
 from PCFG_autoregressive.generation import Acceptance, acceptance, beginnings, continuations
 from PCFG_autoregressive.models import new_model
 

@@ -12,14 +12,14 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from common.pcfg import probing
-from common.pcfg.grammar import load_grammar
+from common.pcfg.grammar_files import load_grammar
 from common.pcfg.sampler import sample
 from common.pcfg.training import task_of_run
 from common.runs.run import open_run
 from common.teachers.discovery import find_checkpoints
 from PCFG_autoregressive import probe, train
+from PCFG_autoregressive.batches import NextTokenTask, evaluation_batches
 from PCFG_autoregressive.bayes_optimal import bayes_optimal
-from PCFG_autoregressive.data import NextTokenTask, evaluation_batches
 from PCFG_autoregressive.generation import acceptance, beginnings, continuations
 from PCFG_autoregressive.training import SETTING
 from tests import commands

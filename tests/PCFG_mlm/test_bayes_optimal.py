@@ -11,13 +11,13 @@ from hypothesis import given, settings, strategies as st
 from transformers import BertForMaskedLM
 
 from common.distillation.losses import IGNORED_LABEL
-from common.pcfg.grammar import load_grammar, parse_grammar
-from common.pcfg.training import EVALUATION_BATCH, task_of
+from common.pcfg.grammar_files import load_grammar, parse_grammar
+from common.pcfg.training import EVALUATION_BATCH_SIZE, task_of
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
 from PCFG_mlm import train
+from PCFG_mlm.batches import Batch, MaskedTask, evaluation_batches
 from PCFG_mlm.bayes_optimal import bayes_optimal, posteriors
-from PCFG_mlm.data import Batch, MaskedTask, evaluation_batches
 from PCFG_mlm.training import SETTING
 
 GRAMMAR = parse_grammar("S -> A B [2] | B A [1] | A A A [1]\nA -> 1 2 | 2 1 | 3 1\nB -> 3 | 2 2", "test")
@@ -176,7 +176,7 @@ def test_a_long_trained_model_comes_within_1_percent_and_not_above(tmp_path, rig
     )
     train.train(arguments)
     task = task_of(arguments, SETTING)
-    batches = evaluation_batches(task, arguments.eval_samples, EVALUATION_BATCH)
+    batches = evaluation_batches(task, arguments.eval_samples, EVALUATION_BATCH_SIZE)
     best, trained = bayes_optimal(task, batches), Run(tmp_path / "run").records()[-1]
     assert best.accuracy < 0.85
     assert trained["loss"] < 1.01 * best.loss

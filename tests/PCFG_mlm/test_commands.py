@@ -21,14 +21,14 @@ from transformers import BertConfig, BertForMaskedLM
 from common.distillation import run_loop, trainer
 from common.distillation.losses import IGNORED_LABEL
 from common.pcfg import grammar as grammars, training
-from common.pcfg.grammar import load_grammar, parse_grammar
+from common.pcfg.grammar_files import load_grammar, parse_grammar
 from common.pcfg.task import rules_of
 from common.runs import resume
 from common.runs.names import EXECUTION_ARGUMENTS
 from common.runs.run import Run, open_run
 from common.teachers.discovery import find_checkpoints
 from PCFG_mlm import data, distill, probe, train
-from PCFG_mlm.data import MaskedTask, TrainingBatches, evaluation_batches
+from PCFG_mlm.batches import MaskedTask, TrainingBatches, evaluation_batches
 from PCFG_mlm.models import new_model
 from tests import commands
 from tests.commands import (

@@ -14,9 +14,9 @@ from common.errors import UserError
 from common.pcfg import dataset as module
 from common.pcfg.batches import GROUP_BATCHES
 from common.pcfg.dataset import open_dataset
-from common.pcfg.grammar import load_grammar, parse_grammar
+from common.pcfg.grammar_files import load_grammar, parse_grammar
 from common.pcfg.sampler import Sentences, sample
-from PCFG_mlm.data import MaskedTask, TrainingBatches, evaluation_batches, mask_batch, philox
+from PCFG_mlm.batches import MaskedTask, TrainingBatches, evaluation_batches, mask_batch, philox
 
 SMALL = load_grammar("small")
 LETTERS = parse_grammar("S -> S S [0.4] | a [0.2] | b [0.2] | c [0.1] | d [0.1]", "letters")

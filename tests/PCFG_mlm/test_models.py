@@ -11,12 +11,12 @@ from transformers import BertConfig, BertForMaskedLM
 
 from common.distillation.state import configuration, weights
 from common.errors import UserError
-from common.pcfg.grammar import load_grammar, parse_grammar
+from common.pcfg.grammar_files import load_grammar, parse_grammar
 from common.pcfg.models import require_room
 from common.pcfg.sampler import sample
 from common.pcfg.task import UNBOUNDED_POSITIONS
 from common.runs.checkpoints import save_checkpoint
-from PCFG_mlm.data import Batch, MaskedTask, mask_batch
+from PCFG_mlm.batches import Batch, MaskedTask, mask_batch
 from PCFG_mlm.models import load_model, new_model
 from tests.commands import cut
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from common.pcfg import probing
-from common.pcfg.grammar import load_grammar
+from common.pcfg.grammar_files import load_grammar
 from common.pcfg.probing import bayes_optimal_levels, labelled_sentences
 from common.pcfg.sampler import sample
 from common.pcfg.training import task_of_run
@@ -20,8 +20,8 @@ from common.probes.ngrams import ngram
 from common.runs.run import open_run
 from common.teachers.discovery import find_checkpoints
 from PCFG_mlm import probe, train
+from PCFG_mlm.batches import MaskedTask, evaluation_batches
 from PCFG_mlm.bayes_optimal import bayes_optimal
-from PCFG_mlm.data import MaskedTask, evaluation_batches
 from PCFG_mlm.models import load_model
 from PCFG_mlm.training import SETTING
 from tests.commands import ROOT, Killed, and_signal, files, python, start, stopped

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import assume, given, settings, strategies as st
 
 from common.errors import UserError
-from common.pcfg.grammar import Rule, grammar_names, load_grammar, parse_grammar
+from common.pcfg.grammar import Rule
+from common.pcfg.grammar_files import grammar_names, load_grammar, parse_grammar
 
 PUBLISHED = {"cfg3b": 31, "cfg3f": 54, "cfg3g": 48, "cfg3h": 39, "cfg3i": 32}
 """Grammars of Allen-Zhu and Li, and their numbers of rules."""

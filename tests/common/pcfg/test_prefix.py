@@ -11,7 +11,8 @@ import pytest
 from hypothesis import assume, given, settings, strategies as st
 
 from common.errors import UserError
-from common.pcfg.grammar import Grammar, Rule, load_grammar, parse_grammar
+from common.pcfg.grammar import Grammar, Rule
+from common.pcfg.grammar_files import load_grammar, parse_grammar
 from common.pcfg.inside_outside import log_probability
 from common.pcfg.prefix import next_token_posteriors, possible_beginning, posteriors_of_all, span_end_posteriors
 from common.pcfg.sampler import sample

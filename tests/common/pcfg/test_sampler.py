@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from common.errors import UserError
-from common.pcfg.grammar import load_grammar, parse_grammar
+from common.pcfg.grammar_files import load_grammar, parse_grammar
 from common.pcfg.sampler import _STREAM_KEYS, MAX_TOKENS, _philox, sample
 
 STREAMS = ("train", "evaluation", "probe")

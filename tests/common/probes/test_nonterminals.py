@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from transformers import BertConfig, BertForMaskedLM
 
 from common.errors import UserError
-from common.pcfg.grammar import load_grammar
+from common.pcfg.grammar_files import load_grammar
 from common.pcfg.sampler import sample
 from common.probes.nonterminals import (
     NO_SYMBOL,

@@ -1,0 +1,196 @@
+"""Arguments of the commands that the settings on grammars share, and what they must satisfy.
+
+Importing this must stay cheap, as commands start by it: see `common.cli.prepare_process`.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from common.arguments import require_at_least
+from common.distillation.arguments import DistillationArguments
+from common.errors import UserError
+from common.runs.tracking import WandbMode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Shared by `train.py` and `distill.py`."""
+
+    preset: Annotated[str, tyro.conf.Suppress]
+    grammar: str
+    """Name of a grammar, or a grammar file."""
+    start: str | None = None
+    """Start symbol; by default the grammar's own."""
+    layers: int
+    """Transformer blocks."""
+    head_dim: int = 8
+    """Dimensions per attention head."""
+    batch_size: int
+    """Sentences per step."""
+    lr: float
+    """Peak learning rate."""
+    eval_every: int
+    """Steps between two evaluations."""
+    checkpoint_every: int
+    """Steps between two checkpoints; 0 saves the final one only."""
+    dropout: float = 0.1
+    """Dropout rate of hidden states and attention."""
+    warmup: float = 0.06
+    """Fraction of the steps in which the learning rate rises linearly; it then decays to zero as a cosine."""
+    eval_samples: int = 4096
+    """Held-out sentences per evaluation."""
+    dataset: Path | None = None
+    """Train on the sentences of a dataset written by `data.py export`, each used once, instead of sampling."""
+    accumulate: int = 1
+    """Gradient accumulation steps: parts into which a batch is split to save memory."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16 computes matrix products in bfloat16; the weights stay in float32."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto is a GPU if there is one; several GPUs are used by torchrun."""
+    out: Path | None = None
+    """Run directory; by default in the setting's runs, named by all arguments that differ from the preset."""
+    wandb: WandbMode = "disabled"
+    """Weights & Biases logging."""
+    force: bool = False
+    """Remove an existing run and start over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments(Arguments):
+    """Arguments of `train.py`."""
+
+    heads: int
+    """Attention heads."""
+    steps: int
+    """Optimiser steps."""
+    seed: int = 0
+    """Seed of the initial weights, of dropout and of the data stream."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillArguments(Arguments, DistillationArguments):
+    """Arguments of `distill.py`."""
+
+    student_heads: tuple[int, ...]
+    """Attention heads of the students."""
+    steps: tuple[int, ...]
+    """Optimiser steps, one run for each."""
+    temperature: float = 0.0
+    """Temperature of the teacher's logits; 0 is the arg-max."""
+
+
+def check(arguments: Arguments) -> None:
+    """Refuse arguments that are out of range for any run.
+
+    Raises:
+        UserError: names the flag.
+    """
+    require_at_least(1, arguments, "layers", "head_dim", "batch_size", "eval_every", "eval_samples", "accumulate")
+    require_at_least(0, arguments, "checkpoint_every")
+    require_positive_lr(arguments.lr)
+    if not 0 <= arguments.warmup <= 1:
+        raise UserError(f"--warmup is a fraction of the steps, between 0 and 1; got {arguments.warmup}")
+    if not 0 <= arguments.dropout < 1:
+        raise UserError(f"--dropout must be at least 0 and below 1, got {arguments.dropout}")
+
+
+def require_positive_lr(lr: float) -> None:
+    """Refuse a learning rate that is not positive and finite.
+
+    Raises:
+        UserError: names the flag.
+    """
+    if not 0 < lr < math.inf:
+        raise UserError(f"--lr must be positive and finite, got {lr}")
+
+
+@dataclass(frozen=True)
+class ExportArguments:
+    """Arguments of `data.py export`."""
+
+    sentences: int
+    """Training sentences."""
+    out: Path
+    """Directory of the dataset."""
+    grammar: str = "cfg3b"
+    """Name of a grammar, or a grammar file."""
+    start: str | None = None
+    """Start symbol; by default the grammar's own."""
+    validation: int = 4096
+    """Held-out sentences: the first ones that runs are evaluated on."""
+    seed: int = 0
+    """Seed of the training sentences."""
+    trees: bool = False
+    """Add which tokens end spans of nonterminals, for labels at one depth of the tree."""
+    shard: int = 100_000
+    """Sentences per file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeArguments:
+    """Shared by the probes of checkpoints."""
+
+    run: Path
+    """Run directory of train.py or distill.py."""
+    seed: int = 0
+    """Seed of the sentences and of all else that a probe draws."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto is a GPU if there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NgramArguments(ProbeArguments):
+    """Arguments of `probe.py ngrams`."""
+
+    sentences: int = 1024
+    """Fresh sentences."""
+    positions: int = 1
+    """Positions per sentence, drawn from the multiples of the spacing; 0 takes all of them."""
+    spacing: int | None = None
+    """Distance of these multiples; by default 30, or half the expected sentence length if that is less."""
+    limit: int = 420
+    """Largest position."""
+    sizes: tuple[int, ...] = (2, 3, 4, 5)
+    """Lengths of the n-grams."""
+    values: bool = False
+    """Write the value at every position as well, in the order of `positions`: sentence, position."""
+    columns: int = 8192
+    """Tokens per batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NonterminalArguments(ProbeArguments):
+    """Arguments of `probe.py nonterminals`."""
+
+    training: int = 10_240
+    """Fresh sentences that the probe is trained on."""
+    heldout: int = 4096
+    """Fresh sentences that it is tested on."""
+    exact: int = 256
+    """Held-out sentences for the Bayes-optimal values; 0 skips these."""
+    levels: int | None = None
+    """Levels of the tree, from the root; by default all, for a grammar with all tokens at one depth."""
+    heads: int = 16
+    """Pairs of position embeddings and linear maps."""
+    dimension: int = 256
+    """Dimensions of the position embeddings."""
+    lr: float = 1e-2
+    """Peak learning rate."""
+    epochs: int = 4
+    """Passes over the training sentences."""
+    batch_size: int = 64
+    """Sentences per step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BayesOptimalArguments:
+    """Arguments of `probe.py bayes-optimal`."""
+
+    run: Path
+    """Run directory of train.py or distill.py; it needs no checkpoint."""

@@ -1,0 +1,148 @@
+"""`train.py` and `distill.py` of the settings on grammars."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from common.arguments import require_at_least, require_seed
+from common.distillation.arguments import require_distinct, resolve_teacher, student_arguments
+from common.distillation.supervision import FROM_LABELS, own_teacher, supervision
+from common.errors import DivergedError, UserError
+from common.pcfg.arguments import DistillArguments, TrainArguments, check
+from common.pcfg.task import GrammarTask
+from common.pcfg.training import (
+    Setting,
+    config_of,
+    processes_of,
+    task_of,
+    train_to_end,
+    trainer_arguments,
+    training_batches,
+)
+from common.runs.names import EXECUTION_ARGUMENTS, ROOT, RUNS, default_name
+from common.runs.processes import open_shared_run
+from common.teachers.discovery import find_checkpoints, local_path
+
+PLURAL = ("methods", "student_heads", "steps", "seeds", "checkpoint")
+"""Arguments of distillation of which each run has one value."""
+
+Distill = TypeVar("Distill", bound=DistillArguments)
+
+
+def train(
+    arguments: TrainArguments, presets: Mapping[str, TrainArguments], setting: Setting, argv: Sequence[str] = ()
+) -> None:
+    """Make the run that the arguments describe, or resume it.
+
+    Args:
+        arguments: of the setting's train.py.
+        presets: its presets by name.
+        setting: of the run.
+        argv: the command, for config.json.
+
+    Raises:
+        UserError: an argument is out of range, or the run's directory cannot be used.
+        DivergedError: the loss or the weights are not finite; nothing of that is saved.
+    """
+    check(arguments)
+    require_at_least(1, arguments, "heads", "steps")
+    require_seed(arguments, "seed")
+    task = task_of(arguments, setting)
+    batches = training_batches(arguments, setting, task, arguments.steps, arguments.seed)
+    name = default_name(arguments, presets[arguments.preset], arguments.preset)
+    directory = arguments.out or RUNS / setting.name / name
+    trainer_args = trainer_arguments(arguments, directory, arguments.steps, arguments.seed)
+    options = {"setting": setting.name, "argv": argv, "force": arguments.force, "wandb": arguments.wandb}
+    with open_shared_run(directory, config_of(arguments, task), processes_of(trainer_args), **options) as run:
+        train_to_end(arguments, setting, run, trainer_args, batches, arguments.heads, arguments.seed, FROM_LABELS)
+
+
+def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting, argv: Sequence[str] = ()) -> None:
+    """Make or resume one run for every method, size, number of steps and seed (and first checkpoint of two-shot).
+
+    All students are checked before the first one is trained.
+
+    Args:
+        arguments: of the setting's distill.py.
+        presets: its presets by name.
+        setting: of the students and the teacher.
+        argv: the command, for config.json.
+
+    Raises:
+        UserError: an argument is out of range, the teacher does not fit, or a run's directory cannot be used.
+        DivergedError: a student's loss is not finite; the other students are trained first.
+    """
+    check(arguments)
+    require_distinct(arguments, PLURAL)
+    require_at_least(1, arguments, "student_heads", "steps")
+    require_seed(arguments, "seeds", "stream_seed")
+    task = task_of(arguments, setting)
+    default = _default_teacher(arguments.preset, setting)
+    arguments = replace(arguments, teacher=resolve_teacher(arguments.teacher, default, ROOT))
+    directory = ROOT / arguments.teacher
+    teacher = find_checkpoints(directory if directory.exists() else arguments.teacher)
+    setting.load_model(local_path(teacher[-1]), task)
+    teacher_id = _check_own_teacher(arguments, setting, task, directory)
+
+    def error(record: Mapping[str, Any]) -> float:
+        return record["loss"]
+
+    planned = []
+    for student in student_arguments(arguments, PLURAL):
+        (steps,) = student.steps
+        batches = training_batches(student, setting, task, steps, student.stream_seed)
+        planned.append((student, batches, supervision(student, steps, teacher, directory, task.vocabulary, error)))
+    diverged: list[DivergedError] = []
+    for student, batches, supervised in planned:
+        (heads,), (steps,), (seed,) = student.student_heads, student.steps, student.seeds
+        run_directory = _run_directory(arguments, student, presets, setting)
+        trainer_args = trainer_arguments(student, run_directory, steps, seed)
+        config = {**config_of(student, task), "teacher_id": teacher_id}
+        options = {
+            "setting": setting.name,
+            "argv": argv,
+            "force": student.force,
+            "wandb": student.wandb,
+            "group": student.preset,
+        }
+        with open_shared_run(run_directory, config, processes_of(trainer_args), **options) as run:
+            try:
+                train_to_end(student, setting, run, trainer_args, batches, heads, seed, supervised)
+            except DivergedError as divergence:
+                diverged.append(divergence)
+    if diverged:
+        raise diverged[0]
+
+
+def _default_teacher(preset: str, setting: Setting) -> str:
+    return (RUNS / setting.name / preset).relative_to(ROOT).as_posix()
+
+
+def _run_directory(arguments: Distill, student: Distill, presets: Mapping[str, Distill], setting: Setting) -> Path:
+    """`--out` itself for a single run, a folder in it for one of several; by default a folder in the setting's runs."""
+    sizes = [f"heads{student.student_heads[0]}", f"steps{student.steps[0]}", f"seed{student.seeds[0]}"]
+    parts = [*student.methods, *student.checkpoint, *sizes]
+    if arguments.out is not None:
+        return arguments.out / "-".join(parts) if len(student_arguments(arguments, PLURAL)) > 1 else arguments.out
+    name = "-".join([arguments.preset, *parts])
+    preset = replace(presets[arguments.preset], teacher=_default_teacher(arguments.preset, setting))
+    return RUNS / setting.name / default_name(student, preset, name, exclude=(*EXECUTION_ARGUMENTS, *PLURAL))
+
+
+def _check_own_teacher(arguments: DistillArguments, setting: Setting, task: GrammarTask, directory: Path) -> str | None:
+    """The id of a teacher that is a run of ours; None for any other.
+
+    Raises:
+        UserError: the run is not complete, its config.json is damaged, or it was trained on another grammar.
+    """
+    config = own_teacher(directory, (setting.name,))
+    if config is None:
+        return None
+    theirs, ours = config["arguments"], config_of(arguments, task)
+    if (theirs["start"], theirs["rules"]) != (ours["start"], ours["rules"]):
+        raise UserError(
+            f"{directory} was trained on {theirs['grammar']} from {theirs['start']}, but here the grammar is "
+            f"{arguments.grammar} from {ours['start']}"
+        )
+    return config.get("id")

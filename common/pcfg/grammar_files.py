@@ -1,0 +1,151 @@
+"""Grammar files: text, and the JSON files of Allen-Zhu and Li (2023), arXiv:2305.13673.
+
+A text file has one `A -> right | right` per line, symbols separated by spaces; `#` starts a comment. An alternative may
+end in a weight in brackets, `S -> A B [0.7] | c [0.3]`; weights are relative, and without any the alternatives are
+equally likely. The alternatives of a symbol may be spread over several lines. The first left side is the start. Symbols
+without rules are the terminals. A symbol is any text without white space and without `|`, `[`, `]` and `#`.
+
+The grammars cfg3b to cfg3i in `grammars/` are those of that paper.
+"""
+
+import json
+import math
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.pcfg.grammar import Alternative, Grammar, make_grammar
+
+GRAMMARS = Path(__file__).parent / "grammars"
+
+
+def grammar_names() -> tuple[str, ...]:
+    """Names of the grammars that come with this package."""
+    return tuple(sorted(path.stem for path in GRAMMARS.glob("*.cfg")))
+
+
+def load_grammar(name_or_path: str, start: str | None = None) -> Grammar:
+    """A grammar of this package by its name, or one from a file.
+
+    A file whose name ends in `.json` is one of those that Allen-Zhu and Li released with "Physics of Language Models,
+    part 1": nodes in levels, `all[level][i]` with the alternatives `children`, whose elements are indices into the next
+    level; `idx[level][i]` is the node's symbol, level 0 has the start alone, the last level the terminals.
+    Any other file is text, see above.
+
+    Args:
+        name_or_path: such as `cfg3b`, or a path.
+        start: as for `parse_grammar`.
+
+    Raises:
+        UserError: no such grammar, or as for `parse_grammar`.
+    """
+    if name_or_path in grammar_names():
+        path = GRAMMARS / f"{name_or_path}.cfg"
+    else:
+        path = Path(name_or_path)
+        if not path.is_file():
+            names = ", ".join(grammar_names())
+            raise UserError(f"there is no grammar {name_or_path}: give a file, or one of {names}")
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the grammar {name_or_path} ({error}): give a text file in UTF-8") from error
+    if path.suffix == ".json":
+        alternatives = _from_json(text, name_or_path)
+        return make_grammar(name_or_path, alternatives, alternatives[0].left if start is None else start)
+    return parse_grammar(text, name_or_path, start)
+
+
+def parse_grammar(text: str, name: str, start: str | None = None) -> Grammar:
+    """The grammar that a text describes.
+
+    Args:
+        text: the content of a grammar file.
+        name: of the grammar or its file, for messages.
+        start: instead of the first left side; symbols that it does not reach are left out, but terminals keep the token
+            ids that they have in the whole grammar.
+
+    Raises:
+        UserError: with the line, if the text cannot be read, an alternative is there twice, a weight is wrong, a symbol
+            cannot be reached or derives no sentence, unit rules form a cycle, derivations may go on for ever, or
+            `start` has no rules.
+    """
+    alternatives = [
+        alternative
+        for number, line in enumerate(text.split("\n"), 1)
+        for alternative in _parse_line(line, f"{name}, line {number}")
+    ]
+    if not alternatives:
+        raise UserError(f"{name} has no rules: write lines such as S -> A B | c")
+    return make_grammar(name, alternatives, start)
+
+
+def _parse_line(line: str, where: str) -> list[Alternative]:
+    content = line.split("#")[0].strip()
+    if not content:
+        return []
+    left, arrow, rights = content.partition("->")
+    if not arrow or len(left.split()) != 1:
+        raise UserError(f"{where}: {content!r} is not a rule: write one symbol, then ->, then its alternatives")
+    return [_parse_alternative(_symbol(left.strip(), where), right.strip(), where) for right in rights.split("|")]
+
+
+def _parse_alternative(left: str, text: str, where: str) -> Alternative:
+    weight = None
+    if text.endswith("]"):
+        text, _, number = text[:-1].partition("[")
+        weight = _weight(number.strip(), where)
+    right = tuple(_symbol(symbol, where) for symbol in text.split())
+    if not right:
+        raise UserError(f"{where}: an alternative of {left} is empty: give it at least one symbol")
+    return Alternative(left, right, weight, where)
+
+
+def _symbol(text: str, where: str) -> str:
+    if "->" in text or set(text) & set("|[]"):
+        raise UserError(f"{where}: {text} is not a symbol: write one rule per line, a weight as [0.5] at its very end")
+    return text
+
+
+def _weight(text: str, where: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise UserError(f"{where}: the weight [{text}] is not a positive finite number")
+    return weight
+
+
+def _from_json(text: str, name: str) -> list[Alternative]:
+    """The rules of Allen-Zhu and Li's file. It draws alternatives uniformly, so one that is there twice counts twice.
+
+    Settings by which a token is not the symbol of its leaf are refused.
+    """
+    try:
+        content: Any = json.loads(text)
+        for setting in ("content_depth", "multi_vocab", "double_data_layer", "rand_flip", "ptb"):
+            if content.get(setting) not in (None, False, "false"):
+                raise UserError(
+                    f"{name} has {setting}, which changes the tokens: give a grammar without it, or as text"
+                )
+        symbols = [[str(int(number)) for number in level] for level in content["idx"]]
+        alternatives = []
+        for level, (here, below) in enumerate(pairwise(symbols)):
+            for symbol, node in zip(here, content["all"][level], strict=True):
+                rights = Counter(tuple(below[i] for i in child) for child in node["children"])
+                if not rights or () in rights:
+                    raise ValueError(f"symbol {symbol} has no alternatives, or an empty one")
+                alternatives += [Alternative(symbol, right, number, name) for right, number in rights.items()]
+        if not alternatives:
+            raise ValueError("it has fewer than two levels")
+        return alternatives
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise UserError(
+            f"{name} is not a grammar of Allen-Zhu and Li ({type(error).__name__}: {error}): "
+            "give one of their JSON files, or a text file with another ending"
+        ) from error
