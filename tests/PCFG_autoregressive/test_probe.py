@@ -17,7 +17,7 @@ from common.pcfg.sampler import sample
 from common.pcfg.training import task_of_run
 from common.runs.run import open_run
 from common.teachers.discovery import find_checkpoints
-from PCFG_autoregressive import probe, train
+from PCFG_autoregressive import probe, train, training
 from PCFG_autoregressive.batches import NextTokenTask, evaluation_batches
 from PCFG_autoregressive.bayes_optimal import bayes_optimal
 from PCFG_autoregressive.generation import acceptance, beginnings, continuations
@@ -116,12 +116,13 @@ def test_generation_is_what_each_checkpoint_writes(trained, capsys):
 def test_the_best_evaluation_is_on_the_run_s_own_sentences(trained, labelled, capsys):
     content = succeed(capsys, "bayes-optimal", "--run", trained)
     best = bayes_optimal(TASK, evaluation_batches(TASK, 128, 3))
+    assert content.pop("argv")[1:] == ["-m", "PCFG_autoregressive.probe", "bayes-optimal", "--run", str(trained)]
     assert content == pytest.approx({"eval_samples": 128, **asdict(best)})
     task = task_of_run(labelled, SETTING)
     assert task.label_level == 2
     batches = evaluation_batches(task, 50, 50)
     content = succeed(capsys, "bayes-optimal", "--run", labelled)
-    untold = content.pop("without_label")
+    untold, _ = content.pop("without_label"), content.pop("argv")
     assert content == pytest.approx({"eval_samples": 50, **asdict(bayes_optimal(task, batches))})
     expected = bayes_optimal(task, batches, label_is_known=False)
     assert untold == pytest.approx({"loss": expected.loss, "accuracy": expected.accuracy})
@@ -135,7 +136,7 @@ def test_only_checkpoints_that_are_new_are_probed_and_a_probe_that_is_cut_off_go
     words, loaded, write = PROBES[name], [], probing.write_file
     load = SETTING.load_model
     counting = replace(SETTING, load_model=lambda *arguments: loaded.append(1) or load(*arguments))
-    monkeypatch.setattr(probe, "SETTING", counting)
+    monkeypatch.setattr(training, "SETTING", counting)
 
     def write_until_killed(path, content):
         if len(loaded) == 2:
@@ -179,15 +180,15 @@ def test_a_probe_that_cannot_be_is_one_line_and_writes_nothing(run, capsys, word
 
 def test_a_model_of_some_tokens_cannot_write(labelled, capsys):
     line = commands.fail_in_one_line(capsys, probe.main, *PROBES["generation"], labelled)
-    assert "learned the tokens that close a span at depth 2 alone and cannot write sentences" in line
+    assert "was trained on the tokens that close a span at depth 2 only and cannot generate sentences" in line
 
 
 def test_a_probe_of_something_else_than_a_run_is_one_line(tmp_path, capsys):
-    with open_run(tmp_path / "parity", {"d": 10, "k": 3}):
+    with open_run(tmp_path / "parity", {"d": 10, "k": 3}, setting="parity_mlp"):
         pass
     for words in PROBES.values():
         line = commands.fail_in_one_line(capsys, probe.main, *words, tmp_path / "parity")
-        assert "is not a run of PCFG_autoregressive" in line
+        assert "is a run of parity_mlp, not of PCFG_autoregressive" in line
         assert "is not a run" in commands.fail_in_one_line(capsys, probe.main, *words, tmp_path / "missing")
 
 

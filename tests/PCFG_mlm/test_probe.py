@@ -16,10 +16,11 @@ from common.pcfg.grammar_files import load_grammar
 from common.pcfg.probing import bayes_optimal_levels, labelled_sentences
 from common.pcfg.sampler import sample
 from common.pcfg.training import task_of_run
+from common.probes import ngrams, nonterminals
 from common.probes.ngrams import ngram
 from common.runs.run import open_run
 from common.teachers.discovery import find_checkpoints
-from PCFG_mlm import probe, train
+from PCFG_mlm import bayes_optimal as optimum, probe, train
 from PCFG_mlm.batches import MaskedTask, evaluation_batches
 from PCFG_mlm.bayes_optimal import bayes_optimal
 from PCFG_mlm.models import load_model
@@ -187,10 +188,10 @@ def test_bayes_optimal_values_are_those_of_a_list_of_all_sentences(tiny, capsys)
 
 def test_bayes_optimal_values_are_of_the_first_sentences_and_can_be_left_out(trained, capsys, monkeypatch):
     content = succeed(capsys, *NGRAMS, trained, "--exact", 0, "--seed", 9)
-    assert set(content) == {"settings", "spacing", "checkpoints"}
+    assert set(content) == {"argv", "settings", "spacing", "checkpoints"}
     asked = []
-    real = probe.cavities
-    monkeypatch.setattr(probe, "cavities", lambda grammar, rows: asked.extend(rows) or real(grammar, rows))
+    real = optimum.cavities
+    monkeypatch.setattr(optimum, "cavities", lambda grammar, rows: asked.extend(rows) or real(grammar, rows))
     content = succeed(capsys, *NGRAMS, trained, "--exact", 2, "--seed", 9)
     assert {len(row) for row in asked} == set(sample(load_grammar("small"), 9, "probe", 0, 2).lengths)
     assert content["bayes_optimal"]["pairs"] == 2
@@ -293,12 +294,16 @@ def test_the_best_levels_are_of_the_first_held_out_sentences_and_can_be_left_out
     tokens = len(sample(load_grammar("small"), 0, "probe", 64, 3).tokens)
     one = {"tokens": tokens, "accuracy": pytest.approx(1), "expected_accuracy": pytest.approx(1)}
     assert content["bayes_optimal"]["levels"] == [{"level": 1, **one}, {"level": 2, **one}]
-    assert set(succeed(capsys, *NONTERMINALS, run, "--exact", 0)) == {"settings", "checkpoints"}
+    assert set(succeed(capsys, *NONTERMINALS, run, "--exact", 0)) == {"argv", "settings", "checkpoints"}
 
     (tmp_path / "uneven.cfg").write_text("S -> A S [0.3] | a [0.7]\nA -> b | B b\nB -> a b")
     uneven = replace(train.PRESETS["smoke"], grammar=str(tmp_path / "uneven.cfg"), out=tmp_path / "uneven")
     train.train(replace(uneven, steps=1, checkpoint_every=0, eval_samples=8))
-    assert set(succeed(capsys, *NONTERMINALS, tmp_path / "uneven", "--levels", 2)) == {"settings", "checkpoints"}
+    assert set(succeed(capsys, *NONTERMINALS, tmp_path / "uneven", "--levels", 2)) == {
+        "argv",
+        "settings",
+        "checkpoints",
+    }
 
 
 # Bayes-optimal evaluation
@@ -312,23 +317,23 @@ def test_the_best_evaluation_is_on_the_run_s_own_sentences_and_needs_no_checkpoi
     content = succeed(capsys, "bayes-optimal", "--run", tmp_path / "run")
     task = MaskedTask(task_of_run(tiny, SETTING).grammar, 0.3, hide_masked=False)
     expected = bayes_optimal(task, evaluation_batches(task, 50, 3))
+    assert content.pop("argv") == ["python", "-m", "PCFG_mlm.probe", "bayes-optimal", "--run", str(tmp_path / "run")]
     assert content.pop("eval_samples") == 50
     assert content == pytest.approx(asdict(expected), rel=1e-12)
     assert 0 < content["loss"] < np.log(3)
 
     before = files(tmp_path)
-    monkeypatch.setattr(probe, "bayes_optimal", None)
+    monkeypatch.setattr(optimum, "bayes_optimal", None)
     succeed(capsys, "bayes-optimal", "--run", tmp_path / "run")
     assert files(tmp_path) == before
 
 
 def test_the_best_evaluation_of_something_else_is_one_line(tiny, tmp_path, capsys):
     config = json.loads((tiny / "config.json").read_text())
-    del config["arguments"]["eval_samples"]
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "setting": "PCFG_autoregressive"}))
     message = fail_in_one_line(capsys, "bayes-optimal", "--run", tmp_path / "run")
-    assert "is not a run of PCFG_mlm" in message
+    assert "is a run of PCFG_autoregressive, not of PCFG_mlm" in message
     assert "is not a run" in fail_in_one_line(capsys, "bayes-optimal", "--run", tmp_path / "missing")
     assert not (tmp_path / "run" / "probes").exists()
 
@@ -340,9 +345,9 @@ def test_the_best_evaluation_of_something_else_is_one_line(tiny, tmp_path, capsy
 def counted(request, monkeypatch):
     """A probe's words, and the list of calls that measure a checkpoint."""
     calls = []
-    for name in ("bert_predictor", "bert_encoder"):
-        real = getattr(probe, name)
-        monkeypatch.setattr(probe, name, lambda model, real=real: calls.append(1) or real(model))
+    for module, name in ((ngrams, "bert_predictor"), (nonterminals, "bert_encoder")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda model, real=real: calls.append(1) or real(model))
     return {"ngrams": NGRAMS, "nonterminals": NONTERMINALS}[request.param], calls
 
 
@@ -397,7 +402,7 @@ def test_a_probe_that_is_cut_off_goes_on(run, capsys, counted, monkeypatch):
         with pytest.raises(Killed):
             start(capsys, probe.main, *words, run)
     exact = []
-    for module, name in ((probe, "cavities"), (probing, "ancestor_posteriors")):
+    for module, name in ((optimum, "cavities"), (probing, "ancestor_posteriors")):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *arguments, real=real: exact.append(1) or real(*arguments))
     content = succeed(capsys, *words, run)
@@ -440,9 +445,9 @@ def test_a_probe_of_something_else_than_a_run_is_one_line(tmp_path, capsys, tiny
     (tmp_path / "thesis").mkdir()
     for name in ("thesis", "missing"):
         assert "is not a run" in fail_in_one_line(capsys, *NGRAMS, tmp_path / name)
-    with open_run(tmp_path / "parity", {"d": 10, "k": 3}):
+    with open_run(tmp_path / "parity", {"d": 10, "k": 3}, setting="parity_mlp"):
         pass
-    assert "is not a run of PCFG_mlm" in fail_in_one_line(capsys, *NGRAMS, tmp_path / "parity")
+    assert "is a run of parity_mlp, not of PCFG_mlm" in fail_in_one_line(capsys, *NGRAMS, tmp_path / "parity")
     moved = shutil.copytree(tiny, tmp_path / "without")
     shutil.rmtree(moved / "checkpoint-10")
     message = fail_in_one_line(capsys, *NGRAMS, moved, *shlex.split("--spacing 2 --sizes 2"))

@@ -14,7 +14,7 @@ from common.pcfg.dataset import open_dataset
 from common.pcfg.grammar_files import load_grammar, parse_grammar
 from common.pcfg.sampler import sample
 from common.pcfg.task import rules_of
-from PCFG_mlm.batches import main
+from PCFG_mlm.data import main
 from tests.commands import start
 
 SMALL = load_grammar("small")

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from numba import njit
 
 from common.distillation.losses import IGNORED_LABEL
 from common.errors import UserError
@@ -16,7 +15,7 @@ from common.pcfg.batches import GROUP_BATCHES
 from common.pcfg.dataset import open_dataset
 from common.pcfg.grammar_files import load_grammar, parse_grammar
 from common.pcfg.sampler import Sentences, sample
-from PCFG_mlm.batches import MaskedTask, TrainingBatches, evaluation_batches, mask_batch, philox
+from PCFG_mlm.batches import MaskedTask, TrainingBatches, evaluation_batches, mask_batch
 
 SMALL = load_grammar("small")
 LETTERS = parse_grammar("S -> S S [0.4] | a [0.2] | b [0.2] | c [0.1] | d [0.1]", "letters")
@@ -60,26 +59,6 @@ def test_token_ids_are_the_published_ones():
 def test_rates_that_mask_nothing_or_all_are_refused(rate):
     with pytest.raises(UserError, match=r"mask rate must be above 0 and at most 0\.99"):
         MaskedTask(SMALL, rate)
-
-
-# Random bits
-
-
-@pytest.mark.parametrize(
-    ("counter", "key", "words"),
-    [
-        ([0, 0, 0, 0], 0, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
-        ([2**32 - 1] * 4, 2**64 - 1, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
-        (
-            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
-            0x299F31D0_A4093822,
-            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
-        ),
-    ],
-)
-def test_philox_gives_the_known_answers_of_its_authors(counter, key, words):
-    call = njit(lambda a, b, c, d, key: philox(a, b, c, d, key))
-    assert [int(word) for word in call(*map(np.uint64, counter), np.uint64(key))] == words
 
 
 # Masks
