@@ -3,6 +3,20 @@
 import pytest
 import torch
 
+from common.cli import prepare_process
+
+
+def pytest_configure():
+    """Share numba's cache with the commands."""
+    prepare_process()
+
+
+def pytest_collection_modifyitems(items):
+    """What starts several processes of torch is slow, whichever test comes first."""
+    for item in items:
+        if "two_processes" in item.fixturenames:
+            item.add_marker("slow")
+
 
 @pytest.fixture(scope="module")
 def one_torch_thread():

@@ -120,6 +120,7 @@ def test_two_processes_or_a_changing_number_make_the_run_of_one(tmp_path, capsys
     assert Run(changing).complete
 
 
+@pytest.mark.slow
 def test_torchrun_forwards_a_stop_signal_and_one_process_resumes(tmp_path, capsys):
     """torchrun itself ends with a traceback; its processes do not."""
     run = tmp_path / "PCFG_mlm launched"

@@ -1,6 +1,6 @@
 """Sweeps on a real Slurm: munged, slurmctld and slurmd on this machine, with ports and directories of their own.
 
-Debian's packages are installed if they are not there and that is possible; otherwise these tests are skipped.
+They are skipped where Slurm is not installed; `.ci/run` installs it.
 """
 
 import contextlib
@@ -21,6 +21,12 @@ from tests.sweeps import assert_same_bits, assert_whole, copy_of_project, list_l
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+MISSING = [daemon for daemon in DAEMONS if shutil.which(daemon, path=PATH) is None]
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(bool(MISSING), reason=f"Slurm is not installed: there is no {' or '.join(MISSING)}"),
+]
 
 HOST = socket.gethostname().split(".")[0]
 
@@ -55,21 +61,6 @@ NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=100
 PartitionName=tests Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 """cred_expire is also the time that a job waits when it is put back."""
-
-
-def install_slurm():
-    """See that Slurm is there; skip the tests where it cannot be installed."""
-    if all(shutil.which(daemon, path=PATH) for daemon in DAEMONS):
-        return
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        pytest.skip("Slurm is not installed, and only root can install it, by apt-get")
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    install = ["apt-get", "install", "--yes", "--no-install-recommends", "slurm-wlm", "munge"]
-    for words in (["apt-get", "update"], install):
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        said = " ".join(done.stderr.split())
-        pytest.skip(f"Slurm cannot be installed by apt-get: {said}")
 
 
 def free_port():
@@ -175,7 +166,6 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster():
-    install_slurm()
     with tempfile.TemporaryDirectory(prefix="slurm-") as name:  # a socket's path must be short
         directory = Path(name)
         directory.chmod(0o755)
@@ -201,6 +191,7 @@ def sweep_list(folder):
     return "".join([*lines, list_line(f"{folder}/orphan", f"{folder}/lost", f"{DISTILL} {folder}/lost --seeds 0")])
 
 
+@pytest.mark.slow
 def test_jobs_that_are_put_back_cancelled_or_lose_their_node_make_the_bits_of_plain_runs(tmp_path, cluster):
     plain = copy_of_project(tmp_path / "plain")
     folder = Path("runs/parity_mlp/sweeps/mine")

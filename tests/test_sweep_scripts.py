@@ -51,6 +51,7 @@ for module, *words in json.load(sys.stdin):
 """Parses commands as train.py and distill.py do, many in one process."""
 
 
+@pytest.mark.slow
 def test_every_command_of_every_sweep_is_one_run_that_its_parser_takes(project):
     assert len(SWEEPS) == 5
     parsed = []
@@ -165,6 +166,7 @@ def test_help_says_what_a_sweep_does_and_takes(project):
         assert word in done.stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_three_times_ends_with_the_runs_of_plain_commands(tmp_path):
     project, plain = (copy_of_project(tmp_path / name) for name in ("project", "plain"))
     sweep = ("sweep_checkpoints.sh", "parity_mlp", "smoke")

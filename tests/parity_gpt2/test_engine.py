@@ -403,7 +403,9 @@ def test_bfloat16_trains_near_float32():
         assert 1e-5 < np.linalg.norm(one - other) / np.linalg.norm(one) < 0.1
 
 
-@pytest.mark.parametrize(("name", "backend"), [("class-token", "aot_eager"), ("skip", "inductor")])
+@pytest.mark.parametrize(
+    ("name", "backend"), [("class-token", "aot_eager"), pytest.param("skip", "inductor", marks=pytest.mark.slow)]
+)
 def test_a_compiled_loss_trains_as_the_eager_one(monkeypatch, name, backend):
     """All layers are traced; a small network is enough for the default backend."""
     real = torch.compile

@@ -268,7 +268,9 @@ def test_bf16_computes_in_bfloat16_near_float32_and_keeps_weights_in_float32(tmp
     np.testing.assert_allclose(losses, expected, rtol=0.05)
 
 
-@pytest.mark.parametrize(("kind", "backend"), [("bert", "aot_eager"), ("plain", "inductor")])
+@pytest.mark.parametrize(
+    ("kind", "backend"), [("bert", "aot_eager"), pytest.param("plain", "inductor", marks=pytest.mark.slow)]
+)
 def test_a_compiled_student_has_the_losses_of_the_eager_one(tmp_path, teachers, kind, backend):
     """BERT traces the head's selection of positions, whose number changes; a small model is enough for
     the default backend."""

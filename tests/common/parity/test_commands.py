@@ -45,6 +45,7 @@ def fail_in_one_line(case, capsys, *words, code=2):
 # Killed
 
 
+@pytest.mark.slow
 def test_a_run_killed_six_times_is_bit_identical(case, tmp_path, capsys):
     words = [*case.train, *case.long.split(), "--adaptive-checkpoints", "--out"]
     case.succeed(capsys, *words, tmp_path / "undisturbed")
@@ -53,6 +54,7 @@ def test_a_run_killed_six_times_is_bit_identical(case, tmp_path, capsys):
     assert results(tmp_path / "killed") == results(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 def test_students_killed_six_times_together_are_bit_identical(case, tmp_path, capsys, teacher):
     words = [*case.distill, *STUDENTS, *case.long_students.split(), *case.steps(saturation_steps=6)]
     words += ["--teacher", teacher, "--out"]
@@ -110,6 +112,7 @@ def test_a_student_without_a_state_starts_over_and_the_others_resume(case, tmp_p
 # Stopped by a signal
 
 
+@pytest.mark.slow
 def test_a_run_stopped_three_times_is_bit_identical(case, tmp_path, capsys):
     words = [*case.train, *case.long.split(), "--adaptive-checkpoints", "--out"]
     case.succeed(capsys, *words, tmp_path / "undisturbed")

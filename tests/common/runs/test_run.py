@@ -117,6 +117,7 @@ def start_over_until(directory, number, act):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", [kill, kill_in_the_middle])
 def test_a_run_killed_at_any_system_call_ends_with_the_same_files(tmp_path, act):
     train(tmp_path / "undisturbed")
