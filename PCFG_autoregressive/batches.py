@@ -1,15 +1,11 @@
-"""Sentences of a grammar for next-token prediction: token ids, labels, batches, and datasets on disk.
+"""Sentences of a grammar for next-token prediction: labels and batches.
 
 A sentence is BOS, the terminals that the grammar's sampler gives, and EOS. Labels are on every token after BOS, EOS
 included, or only on the terminals that close a span of a nonterminal at one depth of the tree, the root being at depth
 0: the last tokens of the parts that the sentence has there. A label is the token at its own position, as transformers
-wants it; the model is asked for it at the position before.
+wants it; the model predicts it at the position before.
 
-Every batch is as wide as its longest sentence; common/pcfg/batches.py says which sentences it has.
-
-    python data.py export --grammar cfg3f --sentences 100000 --trees --out ../datasets/cfg3f
-
-writes sentences as a Hugging Face dataset that `train.py --dataset` trains on; labels at a depth need `--trees`.
+Every batch is as wide as its longest sentence; see common/pcfg/batches.py for which sentences it has.
 """
 
 from collections.abc import Sequence
@@ -67,7 +63,7 @@ class TrainingBatches:
         task: which tokens have labels.
         seed: of the sentences (unless they come from a dataset) and of the order of batches.
         batch_size: sentences per batch.
-        dataset: takes the place of the sampler, see `TrainingSentences`.
+        dataset: used instead of the sampler, see `TrainingSentences`.
     """
 
     def __init__(self, task: NextTokenTask, seed: int, batch_size: int, dataset: SentenceDataset | None = None) -> None:

@@ -2,9 +2,10 @@
 
 It knows the grammar and the tokens before, and gives the exact posterior of the next token, by prefix probabilities.
 
-With labels at one depth of the tree there are two answers. A model that is only ever asked at labelled tokens learns
-what a token is given the tokens before and that it ends a span of that depth; this is the best for such labels. A model
-of all tokens is not told where labels are; at the same tokens its best answer is the posterior given the tokens before.
+With labels at one depth of the tree there are two optima. A model trained on labelled tokens only learns a token's
+distribution given the tokens before and that it ends a span of that depth; this is the best for such labels. A model of
+all tokens does not know where labels are; at the same tokens its best prediction is the posterior given the tokens
+before.
 """
 
 from collections.abc import Sequence
@@ -27,8 +28,8 @@ def bayes_optimal(task: NextTokenTask, batches: Sequence[Batch], label_is_known:
     Args:
         task: which tokens have labels.
         batches: such as those of `evaluation_batches`.
-        label_is_known: whether the predictor is told that a token has a label; the expected accuracy of one that is not
-            is not what to expect where only some tokens have labels.
+        label_is_known: whether the predictor knows that a token has a label. If it does not, and only some tokens have
+            labels, `expected_accuracy` is not an estimate of its accuracy.
     """
     sentences = sentences_of(task, batches)
     known = label_is_known and task.label_level != "all"
@@ -51,7 +52,7 @@ def bayes_optimal_values(task: NextTokenTask, batches: Sequence[Batch]) -> dict[
 def posteriors(
     task: NextTokenTask, tokens: NDArray[np.integer], labelled: NDArray[np.bool_], label_is_known: bool
 ) -> NDArray[np.float64]:
-    """Probabilities at the labelled tokens of a sentence, given those before, and perhaps that they have a label.
+    """Probabilities at the labelled tokens of a sentence, given those before, and optionally that they have a label.
 
     Args:
         task: which tokens have labels.

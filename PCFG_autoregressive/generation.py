@@ -1,12 +1,12 @@
-"""Sentences that a model goes on with by itself, and whether the grammar accepts them.
+"""Continuations that a model generates, and whether the grammar accepts them.
 
 A model is given BOS and the first few tokens of a sentence, and samples one token after another from its own
-distribution until EOS or a largest number of tokens. The grammar accepts what was written if it is a whole sentence,
-or, where no EOS came, if some sentence begins with it; that is told exactly, by prefix probabilities. Anything but a
-terminal or EOS is a mistake.
+distribution until EOS or a largest number of tokens. The grammar accepts the result if it is a whole sentence, or,
+without EOS, if some sentence begins with it; prefix probabilities decide this exactly. Anything but a terminal or EOS
+is a mistake.
 
-All continuations of a batch have equally many tokens, and each step computes one position: the keys and values of those
-before are kept. What is drawn depends on the seed and on the place of a continuation, and not on the batch.
+All prefixes of a batch have the same length, and each step computes one position: the keys and values of those before
+are cached. Samples depend on the seed and on the index of a continuation, and not on the batch.
 """
 
 from collections.abc import Sequence
@@ -33,21 +33,21 @@ GIVEN = 50
 """Default length of prefixes, in tokens; fewer for a grammar of short sentences."""
 
 BLOCK = 1024
-"""Sentences that are drawn together, to find some that are long enough."""
+"""Sentences that are sampled together, to find some that are long enough."""
 
 
 @dataclass(frozen=True)
 class Acceptance:
-    """Shares and means over all continuations."""
+    """Fractions and means over all continuations."""
 
     accepted: float
-    """Share without a mistake: a whole sentence, or the beginning of one."""
+    """Fraction without a mistake: a whole sentence, or a prefix of one."""
     ended: float
-    """Share that the model ended with EOS."""
+    """Fraction that the model ended with EOS."""
     sentences: float
-    """Share that are whole sentences, ended with EOS."""
+    """Fraction that are whole sentences, ended with EOS."""
     correct_tokens: float
-    """Mean number of tokens that were written before the first mistake, EOS not counted."""
+    """Mean number of generated tokens before the first mistake, without EOS."""
 
 
 def probe_generation(arguments: GenerationArguments, argv: Sequence[str], setting: Setting) -> None:

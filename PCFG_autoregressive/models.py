@@ -23,7 +23,7 @@ def new_model(
         layers: Transformer blocks.
         heads: attention heads; the hidden size is heads * head_dim, that of the feed-forward layers four times as much.
         head_dim: dimensions per head.
-        dropout: share that is dropped, of the embeddings, of what each layer adds and of the attention.
+        dropout: dropout rate of the embeddings, of what each layer adds and of the attention.
         seed: below 2^63.
     """
     config = GPT2Config(

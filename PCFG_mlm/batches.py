@@ -1,20 +1,16 @@
-"""Masked sentences of a grammar: token ids, masks, batches, and datasets on disk.
+"""Masked sentences of a grammar: masks and batches.
 
 A sentence is BOS and the terminals that the grammar's sampler gives. Each of its positions, BOS included, is chosen
 with the mask rate, independently of the others; a sentence that has all of them chosen is drawn again, so that at least
-one is left to see. Of the chosen positions 80% show MASK, 10% a terminal that is uniformly random (and may be the true
-one), 10% what they are; the loss is on all chosen positions. In Panigrahi et al. (2025), arXiv:2410.05464, attention is
-kept from chosen positions as well, whatever they show; `hide_masked` is that switch, and changes nothing else.
+one is left visible. Of the chosen positions 80% show MASK, 10% a terminal that is uniformly random (and may be the true
+one), 10% what they are; the loss is on all chosen positions. In Panigrahi et al. (2025), arXiv:2410.05464, chosen
+positions are also hidden from attention, whatever they show; `hide_masked` controls this, and changes nothing else.
 
 The masks of sentence i of a stream depend on (seed, stream, i) alone: their bits come from Philox4x32-10 (Salmon et al.
-2011, doi:10.1145/2063384.2063405) with the seed as key and the stream and i in the counter. So they are the same
-however the sentences are batched, and a run can go on anywhere.
+2011, doi:10.1145/2063384.2063405) with the seed as key and the stream and i in the counter. So they do
+not depend on batching, and a run can resume anywhere.
 
-Every batch is as wide as its longest sentence; common/pcfg/batches.py says which sentences it has.
-
-    python data.py export --grammar cfg3b --sentences 100000 --out ../datasets/cfg3b
-
-writes sentences as a Hugging Face dataset that `train.py --dataset` trains on.
+Every batch is as wide as its longest sentence; see common/pcfg/batches.py for which sentences it has.
 """
 
 from dataclasses import dataclass
@@ -35,7 +31,7 @@ from common.pcfg.task import GrammarTask
 MAX_MASK_RATE = 0.99
 
 _MASK_STREAMS: dict[Stream, int] = {"train": 0x6D61736B, "evaluation": 0x6D61736C, "probe": 0x6D61736D}
-"""Apart from the numbers that the sampler gives to streams, so that masks do not repeat its random bits."""
+"""Differ from the sampler's stream numbers, so that masks do not reuse its random bits."""
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 _TEN = np.uint64(10)
@@ -48,7 +44,7 @@ class MaskedTask(GrammarTask):
     added = 1
     mask_rate: float = 0.3
     hide_masked: bool = True
-    """Whether attention is kept from the chosen positions."""
+    """Whether the chosen positions are hidden from attention."""
 
     def __post_init__(self) -> None:
         if not 0 < self.mask_rate <= MAX_MASK_RATE:
@@ -73,7 +69,7 @@ class TrainingBatches:
         task: what is masked, and how.
         seed: of the sentences (unless they come from a dataset), of their masks and of the order of batches.
         batch_size: sentences per batch.
-        dataset: takes the place of the sampler, see `TrainingSentences`.
+        dataset: used instead of the sampler, see `TrainingSentences`.
     """
 
     def __init__(self, task: MaskedTask, seed: int, batch_size: int, dataset: SentenceDataset | None = None) -> None:
@@ -105,8 +101,8 @@ def mask_batch(
         seed: of the masks.
         stream: where the sentences are from.
         sentences: consecutive ones of the stream.
-        first: place of their first one in the stream.
-        rows: which of them, in the order wanted.
+        first: index of their first one in the stream.
+        rows: which of them, in order.
     """
     lengths = sentences.lengths[rows]
     shape = (len(rows), 1 + int(lengths.max(initial=0)))
@@ -133,7 +129,7 @@ def mask_batch(
 def _fill_batch(  # type: ignore[no-untyped-def]
     tokens, starts, lengths, indices, key, stream, threshold, hide, bos, mask, input_ids, attention_mask, labels
 ):
-    """Write masked sentences over PAD. A position has 64 bits: half of them choose, half say what it then shows."""
+    """Write masked sentences over PAD. A position uses 64 bits: half choose it, half decide what it then shows."""
     for row in range(len(indices)):
         length = lengths[row] + 1
         block, chosen = np.uint64(0), length

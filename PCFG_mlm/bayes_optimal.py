@@ -4,12 +4,12 @@ What a token x_p shows in the input depends on it and on chance alone (see data.
 token apart, and inside-outside gives the posterior of every token exactly. The predictor knows the grammar, the masking
 and the sentence's length.
 
-* A position from which nobody is told anything - MASK, or any chosen position while these are hidden - is no evidence
-  for the others. With chosen positions hidden, every other position shows its token as it is.
+* A position that carries no information - MASK, or any chosen position while these are hidden - is no evidence for the
+  others. With chosen positions hidden, every other position shows its token as it is.
 * Otherwise a terminal may be an unchosen token, or a chosen one that is kept or replaced. The predictor does not know
-  which, and takes it as noisy evidence.
-* Where a prediction is asked for, the position is known to be chosen: a terminal there is a token that was kept or
-  replaced, equally often. This is the position's own evidence, which a model has as well, in its embedding.
+  which, and treats it as noisy evidence.
+* A position to predict is known to be chosen: a terminal there is a token that was kept or replaced, equally often.
+  This is the position's own evidence, which a model has as well, in its embedding.
 
 BOS is always at the first position, so that its prediction costs nothing.
 """
@@ -38,12 +38,12 @@ def bayes_optimal(task: MaskedTask, batches: Sequence[Batch]) -> BayesOptimal:
         batches: such as those of `evaluation_batches`.
     """
     shown, labels = zip(*(sentence for batch in batches for sentence in _sentences(task, batch)), strict=True)
-    asked = [row != IGNORED_LABEL for row in labels]
-    probabilities = posteriors(task, shown, asked)
-    of_asked = np.concatenate([row[where] for row, where in zip(probabilities, asked, strict=True)])
-    truth = np.concatenate([row[where] for row, where in zip(labels, asked, strict=True)])
+    predicted = [row != IGNORED_LABEL for row in labels]
+    probabilities = posteriors(task, shown, predicted)
+    of_predicted = np.concatenate([row[where] for row, where in zip(probabilities, predicted, strict=True)])
+    truth = np.concatenate([row[where] for row, where in zip(labels, predicted, strict=True)])
     bos = sum(int((batch.labels == task.bos).sum()) for batch in batches)
-    return means(of_asked, truth, certain=bos)
+    return means(of_predicted, truth, certain=bos)
 
 
 def bayes_optimal_predictor(task: MaskedTask) -> Predictor:
@@ -66,35 +66,35 @@ def bayes_optimal_predictor(task: MaskedTask) -> Predictor:
 
 
 def posteriors(
-    task: MaskedTask, shown: Sequence[NDArray[np.int64]], asked: Sequence[NDArray[np.bool_]]
+    task: MaskedTask, shown: Sequence[NDArray[np.int64]], predicted: Sequence[NDArray[np.bool_]]
 ) -> list[NDArray[np.float64]]:
     """Probabilities of the terminals at every position of every sentence, given the input.
 
     Args:
         task: what was masked, and how.
         shown: for every sentence the input without BOS: terminals and MASK, of shape (length,).
-        asked: for every sentence the positions that are to be predicted, of shape (length,).
+        predicted: for every sentence whether a position is to be predicted, of shape (length,).
 
     Returns:
-        For every sentence (length, terminals). At positions that are not asked for, the terminal shown there counts as
-        nothing, so that this is what all other positions say about it.
+        For every sentence (length, terminals). At positions that are not to be predicted, the terminal shown there is
+        ignored, so that the result depends on all other positions only.
 
     Raises:
         UserError: the grammar cannot make a sentence.
     """
-    evidence = [_evidence(task, row, where) for row, where in zip(shown, asked, strict=True)]
+    evidence = [_evidence(task, row, where) for row, where in zip(shown, predicted, strict=True)]
     results = []
-    for (_, others), row, where in zip(cavities(task.grammar, evidence), shown, asked, strict=True):
+    for (_, others), row, where in zip(cavities(task.grammar, evidence), shown, predicted, strict=True):
         own = np.where(where[:, None], _likelihood(task, row, KEPT, REPLACED), 1.0)
         joint = others * own
         results.append(joint / joint.sum(axis=1, keepdims=True))
     return results
 
 
-def _evidence(task: MaskedTask, shown: NDArray[np.int64], asked: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _evidence(task: MaskedTask, shown: NDArray[np.int64], predicted: NDArray[np.bool_]) -> NDArray[np.float64]:
     """For each position and terminal, up to a factor of the position, the probability that the position shows this."""
     if task.hide_masked:
-        return np.where(asked[:, None], 1.0, _likelihood(task, shown, 1.0, 0.0))
+        return np.where(predicted[:, None], 1.0, _likelihood(task, shown, 1.0, 0.0))
     chosen = task.mask_rate
     return _likelihood(task, shown, 1 - chosen + chosen * KEPT, chosen * REPLACED)
 

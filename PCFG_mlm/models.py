@@ -21,7 +21,7 @@ def new_model(task: MaskedTask, layers: int, heads: int, head_dim: int, dropout:
         layers: Transformer blocks.
         heads: attention heads; the hidden size is heads * head_dim, that of the feed-forward layers four times as much.
         head_dim: dimensions per head.
-        dropout: share that is dropped, of the hidden states and of the attention.
+        dropout: dropout rate of the hidden states and of the attention.
         seed: below 2^63.
     """
     hidden = heads * head_dim

@@ -1,10 +1,10 @@
-"""Which sentences of a grammar make up each batch of a training, and of an evaluation.
+"""Which sentences of a grammar make up each batch of training and evaluation.
 
 Sentences differ in length, and padding is wasted work. The training stream is therefore cut into groups of
-`GROUP_BATCHES` batches; a group's sentences are ordered by length, cut into batches, and these come in a random order.
+`GROUP_BATCHES` batches; a group's sentences are ordered by length and split into batches, which come in random order.
 
-Evaluation sentences come from a stream of their own and do not depend on any run's seed; a grammar that makes few
-sentences, all of them short, makes the same ones in training of course.
+Evaluation sentences come from a separate stream and do not depend on any run's seed. A grammar with few, short
+sentences of course repeats them in training.
 """
 
 from typing import NamedTuple
@@ -17,10 +17,10 @@ from common.pcfg.grammar import Grammar
 from common.pcfg.sampler import Sentences, Stream, sample
 
 GROUP_BATCHES = 16
-"""Batches whose sentences are ordered by length together."""
+"""Batches per group."""
 
 _ORDER_STREAM = 0x6D61736E
-"""Apart from the numbers that the sampler gives to streams, so that the order does not repeat its random bits."""
+"""Differs from the sampler's stream numbers, so that the order does not reuse its random bits."""
 
 
 class Chosen(NamedTuple):
@@ -29,7 +29,7 @@ class Chosen(NamedTuple):
     sentences: Sentences
     """Consecutive ones of a stream."""
     first: int
-    """Place of their first one in the stream."""
+    """Index of their first one in the stream."""
     rows: NDArray[np.int64]
     """Which of them are in the batch, in its order."""
 
@@ -41,9 +41,9 @@ class TrainingSentences:
         grammar: whose sentences.
         seed: of the sentences, unless they come from a dataset, and of the order of batches.
         batch_size: sentences per batch.
-        dataset: takes the place of the sampler; its groups of sentences are used in their order, each sentence once.
-            The last group may have fewer batches; a rest that does not fill a batch is not used.
-        levels: of the trees that are drawn with the sentences; 0 draws none. A dataset has its own.
+        dataset: used instead of the sampler, in its order, each sentence once. The last group may have fewer batches; a
+            remainder that does not fill a batch is not used.
+        levels: number of tree levels to sample with the sentences; 0 samples no trees. A dataset has its own.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ def evaluation_sentences(grammar: Grammar, samples: int, batch_size: int, levels
         grammar: whose sentences.
         samples: their number.
         batch_size: sentences per batch.
-        levels: as for `TrainingSentences`.
+        levels: number of tree levels to sample with the sentences; 0 samples no trees.
     """
     sentences = _drawn(grammar, EVALUATION_SEED, "evaluation", 0, samples, levels)
     by_length = np.argsort(sentences.lengths, kind="stable")

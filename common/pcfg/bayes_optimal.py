@@ -13,7 +13,7 @@ class BayesOptimal:
     loss: float
     """Cross entropy in nats."""
     accuracy: float
-    """Share of the tokens that are the most probable one; the first of several that are equally probable."""
+    """Fraction of the tokens that are the most probable one; the first of several that are equally probable."""
     expected_accuracy: float
     """Mean probability of the most probable token: the accuracy without the luck of the draw."""
 

@@ -1,4 +1,4 @@
-"""Sentences of a grammar as a Hugging Face dataset on disk, which runs can train on instead of the sampler.
+"""Sentences of a grammar as a Hugging Face dataset on disk, as an alternative to sampling.
 
 A dataset has the columns
 
@@ -32,13 +32,13 @@ from common.runs.files import write_file
 from common.runs.progress import progress
 
 EVALUATION_SEED = 0
-"""All runs on a grammar are evaluated on the same sentences."""
+"""Seed of the sentences that all runs on a grammar are evaluated on."""
 
 ROW_GROUP = 1024
-"""Sentences that a dataset's reader has to decode at once."""
+"""Sentences that are decoded together."""
 
 LEVELS = 8
-"""Depths of the tree, from 0, that a dataset with trees tells about."""
+"""Depths of the tree, from 0, in a dataset with trees."""
 
 TREES = """ Column `span_ends`: for each token
 a number whose bit L is set if the token is the last of a span of a nonterminal at depth L of the tree; the root is at
@@ -48,20 +48,20 @@ depth 0."""
 
 @dataclass(frozen=True)
 class SentenceDataset:
-    """The training split of a dataset that `export` wrote; sentences are read when they are needed."""
+    """The training split of an exported dataset; sentences are read on demand."""
 
     directory: Path
     files: tuple[Path, ...]
     first: tuple[int, ...]
-    """Place of each file's first sentence, and the number of all sentences."""
+    """Index of each file's first sentence, and the number of all sentences."""
     trees: bool
-    """Whether it says which tokens end spans."""
+    """Whether it has the column `span_ends`."""
 
     def __len__(self) -> int:
         return self.first[-1]
 
     def sentences(self, first: int, count: int) -> Sentences:
-        """Sentences first .. first + count - 1, all of which must be there, with `LEVELS` levels of `span_ends`."""
+        """Sentences first .. first + count - 1, all of which must exist, with `LEVELS` levels of `span_ends`."""
         names = _columns(self.trees)
         parts = {name: [np.zeros(0, np.uint8)] for name in names}
         lengths = [np.zeros(0, np.int64)]
@@ -82,19 +82,20 @@ def open_dataset(directory: Path, grammar: Grammar, sentences: int, trees: bool 
     Args:
         directory: where `export` wrote it.
         grammar: what its sentences must be of.
-        sentences: how many a run will use: its steps times its batch size.
-        trees: whether the run needs to know which tokens end spans.
+        sentences: number that a run will use, its steps times its batch size.
+        trees: whether the run needs `span_ends`.
 
     Raises:
-        UserError: not such a dataset, one of another grammar, one that is damaged or lacks trees, or too few sentences.
+        UserError: not an exported dataset, of another grammar, damaged, without the trees, or with too few sentences.
     """
-    there = _read_description(directory)
-    if there["grammar"] != _describe_grammar(grammar):
+    description = _read_description(directory)
+    if description["grammar"] != _describe_grammar(grammar):
         raise UserError(
-            f"{directory} holds sentences of {there['name']} from {there['grammar']['start']}, which is not this run's "
-            f"grammar, {grammar.name} from {grammar.start}: give that --grammar and --start, or export another dataset"
+            f"{directory} holds sentences of {description['name']} from {description['grammar']['start']}, which is not "
+            f"this run's grammar, {grammar.name} from {grammar.start}: give that --grammar and --start, or export "
+            "another dataset"
         )
-    if trees and not there.get("trees", False):
+    if trees and not description.get("trees", False):
         raise UserError(f"{directory} does not say which tokens end spans: export a dataset with --trees")
     files = tuple(sorted((directory / "data").glob("train-*.parquet")))
     first = [0]
@@ -103,9 +104,9 @@ def open_dataset(directory: Path, grammar: Grammar, sentences: int, trees: bool 
             first.append(first[-1] + pq.read_metadata(file).num_rows)
         except pa.ArrowInvalid as error:
             raise _damaged(file, error) from error
-    if first[-1] != there["sentences"]:
+    if first[-1] != description["sentences"]:
         raise UserError(
-            f"{directory} has {first[-1]:,} of {there['sentences']:,} sentences: remove it and export it again"
+            f"{directory} has {first[-1]:,} of {description['sentences']:,} sentences: remove it and export it again"
         )
     dataset = SentenceDataset(directory, files, tuple(first), trees)
     if first[-1] < sentences:
@@ -118,7 +119,7 @@ def _damaged(file: Path, error: Exception) -> UserError:
 
 
 def too_few(dataset: SentenceDataset, needed: int) -> UserError:
-    """What to raise if a run needs more sentences than there are."""
+    """The error for a run that needs more sentences than the dataset has."""
     return UserError(
         f"{dataset.directory} has {len(dataset):,} sentences and the run needs {needed:,}, as each is used once: "
         f"export a dataset with --sentences {needed}, or give fewer --steps"
@@ -128,11 +129,11 @@ def too_few(dataset: SentenceDataset, needed: int) -> UserError:
 def export(arguments: ExportArguments) -> None:
     """Write sentences as a Hugging Face dataset: parquet files, a dataset card, and a description for `open_dataset`.
 
-    The sentences are those that a run with this seed draws by itself. The directory is made under a hidden name and
-    renamed when it is whole.
+    The sentences are those that a run with this seed samples. The directory is made under a hidden name and renamed
+    once it is complete.
 
     Raises:
-        UserError: a number out of its range, no such grammar, or a place that is taken.
+        UserError: an argument is out of range, the grammar cannot be loaded, or `--out` holds something else.
     """
     for name, least in (("sentences", 1), ("validation", 0), ("seed", 0), ("shard", 1)):
         if getattr(arguments, name) < least:
@@ -160,7 +161,9 @@ def export(arguments: ExportArguments) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another process is writing {arguments.out}: let it end, or give another --out") from None
+            raise UserError(
+                f"another process is writing {arguments.out}: wait until it ends, or give another --out"
+            ) from None
         shutil.rmtree(unfinished / "data", ignore_errors=True)
         (unfinished / "data").mkdir()
         splits: tuple[tuple[str, int, Stream, int], ...] = (
@@ -235,7 +238,7 @@ def _row_groups(file: Path, names: list[str], first: int, last: int) -> Iterator
 
 
 def _describe_grammar(grammar: Grammar) -> dict[str, Any]:
-    """All that decides which sentences a grammar makes and how, as JSON gives it back."""
+    """All that determines a grammar's sentences, as JSON values."""
     return {"start": grammar.start, "terminals": list(grammar.terminals), "rules": rules_of(grammar)}
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from common.errors import UserError
 
 CRITICAL = 1e-9
-"""A largest eigenvalue this close to 1 counts as 1: rounding moves it by less, no sample could tell the difference."""
+"""A largest eigenvalue this close to 1 counts as 1: rounding moves it by less, and no sample shows the difference."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def make_grammar(name: str, alternatives: Sequence[Alternative], start: str | No
         if growth > 1 + CRITICAL:
             first, names = nonterminals[members[0]], ", ".join(nonterminals[i] for i in members)
             raise UserError(
-                f"{where[first]}: derivations from {first} may go on for ever (the expected number of {names} grows "
+                f"{where[first]}: derivations from {first} may never end (the expected number of {names} grows "
                 f"{growth:.10g} times with each rule): give less weight to alternatives with recursion"
             )
     return Grammar(name, reached[0].left, reached, terminals)
@@ -214,7 +214,7 @@ def _normalised(alternatives: Sequence[Alternative], where: dict[str, str]) -> t
         for other in sides[alternative.left]:
             text = f"{alternative.left} -> {' '.join(alternative.right)}"
             if other.right == alternative.right:
-                raise UserError(f"{alternative.where}: {text} is there already ({other.where}): remove one of them")
+                raise UserError(f"{alternative.where}: {text} is repeated (first in {other.where}): remove one of them")
             if (other.weight is None) != (alternative.weight is None):
                 raise UserError(
                     f"{alternative.where}: give all alternatives of {alternative.left} a weight, or none "

@@ -36,10 +36,10 @@ def load_grammar(name_or_path: str, start: str | None = None) -> Grammar:
 
     Args:
         name_or_path: such as `cfg3b`, or a path.
-        start: as for `parse_grammar`.
+        start: start symbol; by default the first left side.
 
     Raises:
-        UserError: no such grammar, or as for `parse_grammar`.
+        UserError: no such grammar, the file cannot be read, or the grammar is refused (see `parse_grammar`).
     """
     if name_or_path in grammar_names():
         path = GRAMMARS / f"{name_or_path}.cfg"
@@ -47,7 +47,7 @@ def load_grammar(name_or_path: str, start: str | None = None) -> Grammar:
         path = Path(name_or_path)
         if not path.is_file():
             names = ", ".join(grammar_names())
-            raise UserError(f"there is no grammar {name_or_path}: give a file, or one of {names}")
+            raise UserError(f"{name_or_path} is neither a grammar file nor one of {names}")
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -64,13 +64,13 @@ def parse_grammar(text: str, name: str, start: str | None = None) -> Grammar:
     Args:
         text: the content of a grammar file.
         name: of the grammar or its file, for messages.
-        start: instead of the first left side; symbols that it does not reach are left out, but terminals keep the token
-            ids that they have in the whole grammar.
+        start: start symbol; by default the first left side. Symbols that it does not reach are left out, but terminals
+            keep the token ids that they have in the whole grammar.
 
     Raises:
-        UserError: with the line, if the text cannot be read, an alternative is there twice, a weight is wrong, a symbol
-            cannot be reached or derives no sentence, unit rules form a cycle, derivations may go on for ever, or
-            `start` has no rules.
+        UserError: names the line if the text cannot be parsed, an alternative is repeated, a weight is wrong, a symbol
+            cannot be reached or derives no sentence, unit rules form a cycle, derivations may never end, or `start`
+            has no rules.
     """
     alternatives = [
         alternative
@@ -120,9 +120,9 @@ def _weight(text: str, where: str) -> float:
 
 
 def _from_json(text: str, name: str) -> list[Alternative]:
-    """The rules of Allen-Zhu and Li's file. It draws alternatives uniformly, so one that is there twice counts twice.
+    """The rules of Allen-Zhu and Li's file. They draw alternatives uniformly, so a repeated one counts twice.
 
-    Settings by which a token is not the symbol of its leaf are refused.
+    Options that make a token differ from its leaf's symbol are refused.
     """
     try:
         content: Any = json.loads(text)

@@ -64,7 +64,7 @@ class Contexts(NamedTuple):
 
 
 class Logarithms(NamedTuple):
-    """What the passes over a chart give; `cavity` and `ancestors` are zeros where they were not asked for."""
+    """Results of the passes over a chart; `cavity` and `ancestors` are zeros unless requested."""
 
     evidence: float
     """log P(evidence, length)."""
@@ -108,13 +108,20 @@ def cavity(grammar: Grammar, likelihood: ArrayLike) -> tuple[float, NDArray[np.f
 
 
 def cavities(grammar: Grammar, likelihoods: Sequence[ArrayLike]) -> list[tuple[float, NDArray[np.float64]]]:
-    """`cavity` of each sentence, in as many threads as `worker_threads` says."""
+    """`cavity` of each sentence, in parallel, see `worker_threads`."""
     with ThreadPoolExecutor(worker_threads()) as pool:
         return list(pool.map(lambda likelihood: cavity(grammar, likelihood), likelihoods))
 
 
 def posterior(grammar: Grammar, likelihood: ArrayLike) -> NDArray[np.float64]:
-    """P(x_p = a | evidence at all positions, length), (length, terminals); arguments as for `cavity`.
+    """P(x_p = a | evidence at all positions, length).
+
+    Args:
+        grammar: its start derives the sentence.
+        likelihood: (length, terminals), P(evidence at p | x_p = a); rows may have any scale.
+
+    Returns:
+        (length, terminals).
 
     Raises:
         UserError: the likelihood is no such array, or the evidence is impossible.
@@ -129,7 +136,7 @@ def ancestor_posteriors(grammar: Grammar, likelihood: ArrayLike) -> NDArray[np.f
 
     Args:
         grammar: its start derives the sentence, and all terminals are at one depth, so that each symbol has one level.
-        likelihood: as for `cavity`.
+        likelihood: (length, terminals), P(evidence at p | x_p = a); rows may have any scale.
 
     Returns:
         (length, nonterminals), P(the ancestor of token p at the level of A is A | evidence, length). The columns

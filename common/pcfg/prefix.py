@@ -31,15 +31,12 @@ Which tokens end a span of a nonterminal at some depth of the tree is part of a 
 grammar whose terminals say so has two of each, of which either is read where the sentence has that token.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
-from common.arguments import worker_threads
 from common.errors import UserError
 from common.pcfg.chart import LARGEST, Chart, add, all_in_range, chart_of, dot, log_sum, token_ids
 from common.pcfg.grammar import Grammar, Rule
@@ -73,8 +70,8 @@ def span_end_posteriors(grammar: Grammar, tokens: ArrayLike, level: int) -> NDAr
     """p(x_t, x_t ends a span at this depth | x_0 .. x_{t-1}) at every position, and after the last token.
 
     Args:
-        grammar: as for `next_token_posteriors`.
-        tokens: as for `next_token_posteriors`.
+        grammar: its start derives the sentence.
+        tokens: (length,) token ids.
         level: depth in the tree of the nonterminals whose spans these are; the root is at depth 0.
 
     Returns:
@@ -129,12 +126,6 @@ def _with_ends(grammar: Grammar, level: int) -> Grammar:
             found += [pair for pair in dict.fromkeys(below) if pair[0] in rules_of and pair not in found]
     terminals = tuple(f"{symbol} {place}" for place in (OTHER, END) for symbol in grammar.terminals)
     return Grammar(f"{grammar.name} with ends at depth {level}", rules[0].left, tuple(rules), terminals)
-
-
-def posteriors_of_all(grammar: Grammar, sentences: Sequence[ArrayLike]) -> list[NDArray[np.float64]]:
-    """`next_token_posteriors` of each sentence, in as many threads as `worker_threads` says."""
-    with ThreadPoolExecutor(worker_threads()) as pool:
-        return list(pool.map(lambda tokens: next_token_posteriors(grammar, tokens), sentences))
 
 
 def possible_beginning(grammar: Grammar, tokens: ArrayLike) -> tuple[int, bool]:

@@ -53,7 +53,7 @@ def ngrams(
         argv: the command, for the probe's file.
         setting: of the run.
         variants: from the task, the sequences (token ids with BOS), and as keywords spacing, limit, positions, sizes
-            and seed, to the masked variants that models are asked about.
+            and seed, to the variants of the sequences that models are run on.
         predictor: from a model of the setting.
         optimal: from the same as `variants`, to the variants for the Bayes-optimal predictor and that predictor.
 
@@ -164,11 +164,11 @@ def bayes_optimal(
 
 
 def bayes_optimal_levels(task: GrammarTask, data: LabelledSentences) -> list[dict[str, float]]:
-    """How well the ancestors of tokens can be told from whole sentences, level by level, by exact posteriors.
+    """How well exact posteriors given whole sentences predict the ancestors of tokens, level by level.
 
     Args:
         task: its grammar has all tokens at one depth.
-        data: sentences with BOS, and the place of each ancestor among the symbols of its level, the root left out.
+        data: sentences with BOS, and the index of each ancestor among the symbols of its level, without the root.
 
     Returns:
         For each level its number `level`, `tokens`, and two means over the tokens: `accuracy` of the most probable
@@ -189,7 +189,7 @@ def bayes_optimal_levels(task: GrammarTask, data: LabelledSentences) -> list[dic
 
 
 def labelled_sentences(task: GrammarTask, seed: int, first: int, count: int, levels: int | None) -> LabelledSentences:
-    """Sentences with BOS, and the place of each ancestor among the symbols of its level; the root is left out."""
+    """Sentences with BOS, and the index of each ancestor among the symbols of its level, without the root."""
     grammar = task.grammar
     if levels is not None and grammar.depth is not None and levels > grammar.depth:
         raise UserError(f"--levels must be at most {grammar.depth}, as {grammar.name} has no more; got {levels}")

@@ -6,10 +6,10 @@ et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", SC 11) with the key 
 
 A derivation always replaces the leftmost nonterminal. Among n equally likely rules, rule floor(n u / 2^64) is taken,
 where u is a word, and n u modulo 2^64 is the u of the next such choice. So k choices among n_1, ..., n_k rules read
-the digits of floor(n_1 ... n_k u / 2^64). A word serves for K choices, the largest number with m^K <= 2^32, where m is
+the digits of floor(n_1 ... n_k u / 2^64). A word provides K choices, the largest number with m^K <= 2^32, where m is
 the most rules of a symbol that are equally likely (at least 2). The numbers of words that lead to each outcome then
 differ by one at most, and so the probabilities are exact to a factor of 1 +- 2^-32. A choice among rules with unequal
-weights takes a word for itself and compares it with the cumulative probabilities, in float64.
+weights uses a word of its own and compares it with the cumulative probabilities, in float64.
 """
 
 import math
@@ -29,16 +29,16 @@ from common.pcfg.grammar import Grammar
 from common.pcfg.philox import multiply_high, philox4x64
 
 MAX_TOKENS = 10_000_000
-"""A sentence with more tokens than this is an error; only grammars with recursion have such sentences."""
+"""A longer sentence is an error; only grammars with recursion have such sentences."""
 
 MAX_OUTCOMES, MAX_OUTCOME = 4096, 64
-"""Strings in the table of outcomes and tokens in each: what a processor's cache holds."""
+"""Strings in the table of outcomes and tokens per string, to fit into a processor's cache."""
 
 NO_OUTCOMES = 64
-"""More choices than a word ever serves."""
+"""More choices than one word ever provides."""
 
 NO_ROOM, STACK_FULL = -1, -2
-"""Instead of the position after a sentence: it was not finished."""
+"""Returned instead of the position after a sentence that was not finished."""
 
 Stream = Literal["train", "evaluation", "probe"]
 STREAM_KEYS: dict[Stream, int] = {"train": 0, "evaluation": 1, "probe": 2}
@@ -88,8 +88,8 @@ def sample(
         stream: streams of one seed are independent.
         first: index of the first sentence.
         count: number of sentences.
-        trees: fill in `ancestors` and `span_ends`.
-        levels: levels of the tree to fill in, by default the grammar's depth.
+        trees: whether to return `ancestors` and `span_ends`.
+        levels: number of tree levels in these; by default the grammar's depth.
 
     Raises:
         UserError: an argument out of range, no levels for the trees of a grammar without a depth, or a sentence of more
@@ -98,7 +98,7 @@ def sample(
     if not 0 <= seed < 2**64:
         raise UserError(f"the seed must be between 0 and 2^64 - 1, got {seed}")
     if first < 0 or count < 0 or first + count >= 2**63:
-        raise UserError(f"sentences are numbered 0 to 2^63 - 2; there are no {count} sentences from {first} on")
+        raise UserError(f"sentences are numbered 0 to 2^63 - 2; got {count} sentences from {first}")
     shown = _levels(grammar, levels) if trees else 0
     tables = _tables(grammar)
     key = np.array([seed, STREAM_KEYS[stream]], np.uint64)
@@ -127,7 +127,7 @@ def sample(
 def _levels(grammar: Grammar, levels: int | None) -> int:
     levels = grammar.depth if levels is None else levels
     if levels is None:
-        raise UserError(f"the trees of {grammar.name} have no common depth: say how many levels to fill in")
+        raise UserError(f"the trees of {grammar.name} have no common depth: give the number of levels")
     if levels < 1:
         raise UserError(f"trees have at least one level, got {levels}")
     return levels
@@ -165,7 +165,7 @@ def _tables(grammar: Grammar) -> _Tables:
     if compiled.terminals > 256 or compiled.nonterminals > 2**15:
         raise UserError(
             f"{grammar.name} has {compiled.terminals} terminals and {compiled.nonterminals} nonterminals: "
-            "the sampler can do with 256 and 32,768"
+            "the sampler supports 256 and 32,768"
         )
     terminal = compiled.nonterminals  # the first symbol that is one
     rights = [row[:length].tolist() for row, length in zip(compiled.right, compiled.right_length, strict=True)]
@@ -212,7 +212,7 @@ def _filled(rows: list[list[int]], dtype: type[np.generic]) -> NDArray:
 
 @njit(cache=True, nogil=True)
 def _expand(tables, key, first, done, tokens, offsets, ancestors, span_ends):  # type: ignore[no-untyped-def]
-    """Write sentences first + done, ... until all are there or one does not fit; the number of those that are there."""
+    """Write sentences first + done, ... until all are written or one does not fit; returns the number written."""
     stack = np.empty(64 + tables.right.shape[1], np.int32)
     stack_levels = np.empty(len(stack), np.int64)
     while done < len(offsets) - 1:
@@ -231,14 +231,14 @@ def _expand(tables, key, first, done, tokens, offsets, ancestors, span_ends):  #
 
 @njit(cache=True, nogil=True)
 def _derive(tables, key, sentence, tokens, at, stack, stack_levels, ancestors, span_ends):  # type: ignore[no-untyped-def]
-    """Write a sentence, and its tree unless `ancestors` is None, from position `at` on; the position after its end.
+    """Write a sentence, and its tree unless `ancestors` is None, from position `at`; returns the position after it.
 
-    The stack holds the symbols that are still to be replaced or written, the next one on top. As each yields at least
+    The stack holds the symbols still to be replaced or written, the next one on top. As each yields at least
     one token, a sentence has at least as many tokens as are written and on the stack: `NO_ROOM` if they exceed
     `MAX_TOKENS` or the array. Rows are copied at their full width, of which only their length then counts.
 
-    Where trees are not wanted, all choices below a rule with outcomes are made at once, if the word still serves for so
-    many: they come next, and together they are one choice among the outcomes.
+    Without trees, all choices below a rule with outcomes are made at once if the word still provides as many: they come
+    next, and together they are one choice among the outcomes.
 
     Each symbol on the stack is at some level of the tree, the root at 0; its ancestors are at the levels above. When
     a token has been written, those above the next symbol's level are also that symbol's ancestors, the others end.

@@ -1,4 +1,4 @@
-"""What every prediction task on a grammar has: its token ids, and the rules by which a run's grammar is known again."""
+"""What every prediction task on a grammar has: its token ids, and the rules that identify a run's grammar."""
 
 from dataclasses import dataclass
 from typing import ClassVar

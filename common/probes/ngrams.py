@@ -1,4 +1,4 @@
-"""How much a model's prediction rests on the n-gram around the predicted position: M_robust and M_close.
+"""How much a model's prediction relies on the n-gram around the predicted position: M_robust and M_close.
 
 Let p_0 be the model's distribution over tokens at position p where only p is masked. With the n-gram around p masked
 (p_n), and with everything but that n-gram masked (q_n),
@@ -14,13 +14,13 @@ p is p - n // 2 to p + (n - 1) // 2: [p - 1, p] for 2, [p - 1, p + 1] for 3, [p 
 In M_close, then, the n - 1 other tokens of the n-gram are visible, and BOS is masked like all the rest. Every n is
 measured at the same positions: the multiples of a spacing around which the longest n-gram is whole.
 
-A masked position shows MASK; a model that was trained with masked positions hidden from attention is asked in the same
-way. A hidden position influences no other one, so all hidden ones but p itself are then left out of the input, each of
-the others keeping its position id; that changes no prediction, and M_close(5) takes five columns.
+A masked position shows MASK; for a model that was trained with masked positions hidden from attention, they are hidden
+here as well. A hidden position influences no other one, so all hidden ones but p itself are then left out of the input,
+and the others keep their position ids; that changes no prediction, and M_close(5) takes five columns.
 
 A causal model sees only what is to the left of p, so that its n-gram is p - n + 1 to p. It knows no MASK, and its
-answer is computed from what it reads at p - 1, from which attention cannot be kept. Instead of being masked, tokens are
-replaced by uniformly random ones, which say nothing about the sentence.
+prediction is computed at p - 1, which cannot be hidden from attention. Instead of being masked, tokens are replaced by
+uniformly random ones, which carry no information about the sentence.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -65,7 +65,7 @@ class NgramStatistics:
     percentiles: dict[str, float]
     """The 25th, 50th, 75th and 90th, by their number."""
     values: list[float] | None
-    """One for each pair, if asked for."""
+    """One for each pair, if requested."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +79,18 @@ class NgramProbe:
 
 
 class NgramVariants:
-    """All masked variants of some sequences, to be shown to one model after another.
+    """All masked variants of some sequences, as queries to models.
 
     Args:
         sequences: token ids, BOS first, of shape (length,) each.
         mask: id of MASK.
-        hide_masked: whether attention is kept from masked positions.
-        spacing: the positions asked for are among its multiples.
+        hide_masked: whether masked positions are hidden from attention.
+        spacing: positions are multiples of this.
         limit: the largest position.
-        positions: how many of them in each sequence, drawn at random; by default all.
+        positions: number of positions per sequence, drawn at random; by default all.
         sizes: the n.
         seed: of the positions.
-        shorten: leave hidden positions out; has no effect if masked positions are not hidden.
+        shorten: omit hidden positions from the input; no effect unless masked positions are hidden.
 
     Raises:
         UserError: a spacing below 1, an n below 2, or no position around which the longest n-gram is whole.
@@ -117,16 +117,16 @@ class NgramVariants:
         self.pairs = _pairs(self._lengths, ngram(0, max(sizes)), spacing, limit, positions, seed)
         """(pairs, 2): sequence and position."""
         self.variants = 1 + 2 * len(sizes)
-        """NgramQueries for each pair: p_0, then p_n for each n, then q_n for each n."""
+        """Queries per pair: p_0, then p_n for each n, then q_n for each n."""
 
     def batches(self, columns: int) -> Iterator[tuple[NDArray[np.int64], NgramQueries]]:
-        """The queries, those of like length together.
+        """The queries in batches, by length.
 
         Args:
-            columns: of a batch at most, over all its rows, padding included (a single row may have more).
+            columns: largest number of tokens per batch, padding included (a single row may have more).
 
         Yields:
-            The queries' places, pair * variants + variant, and the queries.
+            The queries' indices, pair * variants + variant, and the queries.
         """
         widths = self._widths()
         order = np.argsort(widths, kind="stable")
@@ -147,8 +147,8 @@ class NgramVariants:
                 lengths[:, len(self.sizes) + i] = n
         return lengths.ravel()
 
-    def _queries(self, places: NDArray[np.int64]) -> NgramQueries:
-        pairs, variants = np.divmod(places, self.variants)
+    def _queries(self, indices: NDArray[np.int64]) -> NgramQueries:
+        pairs, variants = np.divmod(indices, self.variants)
         sequences, targets = self.pairs[pairs].T[..., None]
         close = variants[:, None] > len(self.sizes)
         left, right = np.array([(0, 0), *(ngram(0, n) for n in 2 * self.sizes)])[variants].T[..., None]
@@ -156,9 +156,9 @@ class NgramVariants:
         columns = np.arange(lengths.max())
         inside = (columns >= targets + left) & (columns <= targets + right)
         masked = np.where(close, ~inside, inside) | (columns == targets)
-        there = columns < lengths
-        attended = there & ~masked if self._hide_masked else there
-        tokens = self._tokens[np.where(there, self._starts[sequences] + columns, 0)]
+        exists = columns < lengths
+        attended = exists & ~masked if self._hide_masked else exists
+        tokens = self._tokens[np.where(exists, self._starts[sequences] + columns, 0)]
         input_ids = np.where(masked, self._mask, tokens)
         position_ids = np.broadcast_to(columns, input_ids.shape)
         if self._shorten:
@@ -166,22 +166,22 @@ class NgramVariants:
             width = kept.sum(axis=1).max()
             position_ids = np.argsort(~kept, axis=1, kind="stable")[:, :width]
             input_ids, attended = (np.take_along_axis(array, position_ids, axis=1) for array in (input_ids, attended))
-        places_of_targets = np.argmax(position_ids == targets, axis=1)
-        arrays = (input_ids, attended, position_ids, places_of_targets)
+        target_columns = np.argmax(position_ids == targets, axis=1)
+        arrays = (input_ids, attended, position_ids, target_columns)
         return NgramQueries(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
 
 
 class CausalNgramVariants:
-    """All variants of some sequences, up to the position before that to predict, to be shown to causal models.
+    """All variants of some sequences, up to the position before the predicted one, as queries to causal models.
 
     Args:
         sequences: token ids, BOS first, of shape (length,) each.
-        terminals: the tokens that others are replaced by are below this one.
-        spacing: the positions asked for are among its multiples.
+        terminals: number of terminals; replacements are drawn from token ids below it.
+        spacing: positions are multiples of this.
         limit: the largest position.
-        positions: how many of them in each sequence, drawn at random; by default all.
+        positions: number of positions per sequence, drawn at random; by default all.
         sizes: the n.
-        seed: of the positions and of the tokens that take the place of others.
+        seed: of the positions and of the replacements.
 
     Raises:
         UserError: as `NgramVariants`.
@@ -234,11 +234,11 @@ class CausalNgramVariants:
                 window = slice(position - n + 1, position)
                 rows[i, window] = drawn[window]
                 rows[len(self.sizes) + i, 1 : window.start] = drawn[1 : window.start]
-        there = np.arange(width) < positions.repeat(self.variants)[:, None]
+        exists = np.arange(width) < positions.repeat(self.variants)[:, None]
         arrays = (
             input_ids.reshape(-1, width),
-            there,
-            np.broadcast_to(np.arange(width), there.shape),
+            exists,
+            np.broadcast_to(np.arange(width), exists.shape),
             positions.repeat(self.variants) - 1,
         )
         return NgramQueries(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
@@ -286,17 +286,17 @@ def probe_ngrams(
     """M_robust and M_close of one model.
 
     Args:
-        variants: what to ask.
+        variants: the queries.
         predictor: the model.
         columns: batch size in tokens.
-        values: whether the result has the value of every pair.
+        values: whether to return the value of every pair.
     """
     probabilities: torch.Tensor | None = None
-    for places, queries in variants.batches(columns):
-        answers = predictor(queries).double().cpu()
+    for indices, queries in variants.batches(columns):
+        predictions = predictor(queries).double().cpu()
         if probabilities is None:
-            probabilities = answers.new_empty(len(variants.pairs) * variants.variants, answers.shape[1])
-        probabilities[torch.from_numpy(places)] = answers
+            probabilities = predictions.new_empty(len(variants.pairs) * variants.variants, predictions.shape[1])
+        probabilities[torch.from_numpy(indices)] = predictions
     assert probabilities is not None
     by_variant = probabilities.view(len(variants.pairs), variants.variants, -1)
     distances = (by_variant[:, 1:] - by_variant[:, :1]).abs().sum(dim=2).numpy()
@@ -305,7 +305,7 @@ def probe_ngrams(
 
 
 def bert_predictor(model: BertForMaskedLM) -> Predictor:
-    """A BERT, in evaluation mode and on its own device; its head is applied to the columns asked for only."""
+    """A BERT, in evaluation mode and on its own device; its head is applied at the queried columns only."""
 
     @torch.inference_mode()
     def predict(queries: NgramQueries) -> torch.Tensor:
@@ -323,7 +323,7 @@ def bert_predictor(model: BertForMaskedLM) -> Predictor:
 
 
 def gpt2_predictor(model: GPT2LMHeadModel) -> Predictor:
-    """A GPT-2, in evaluation mode and on its own device; its head is applied to the columns asked for only."""
+    """A GPT-2, in evaluation mode and on its own device; its head is applied at the queried columns only."""
 
     @torch.inference_mode()
     def predict(queries: NgramQueries) -> torch.Tensor:

@@ -1,17 +1,17 @@
-"""Which nonterminals a frozen model's hidden states tell: a position-based linear probe of the parse tree.
+"""Which nonterminals a frozen model's hidden states encode: a position-based linear probe of the parse tree.
 
-The probe reads the last hidden states z_j of a whole sentence and says for each token i which symbol its ancestor at
-each level of the tree is:
+The probe reads the last hidden states z_j of a whole sentence and predicts for each token i the symbol of its ancestor
+at each level of the tree:
 
     logits_i = sum over heads h of sum over j of softmax_j(<e_hi, e_hj>) W_h z_j
 
-Where it looks depends on positions alone: e_h are learned embeddings of positions, W_h linear maps from the hidden
+Its attention depends on positions alone: e_h are learned embeddings of positions, W_h linear maps from the hidden
 states to levels x symbols (Allen-Zhu and Li 2023, arXiv:2305.13673, with the sizes of Panigrahi et al. 2025,
 arXiv:2410.05464). The sum over j and the map W_h commute, and the softmax is the same for all sentences of one length;
-so a batch is cut into parts of equal length, and no part has padding.
+so a batch is split into parts of equal length, and no part has padding.
 
-Beside each level's accuracy stands the majority's: that of always giving the symbol most frequent in the training
-sentences, which needs no model.
+The baseline of each level is the majority: always predicting the symbol that is most frequent in the training
+sentences.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,7 +50,7 @@ class LabelledSentences:
     sequences: Sequence[NDArray[np.integer]]
     """Token ids of shape (length,), BOS included if the model has one."""
     labels: Sequence[NDArray[np.integer]]
-    """(length, levels): number of the symbol at that level, `NO_SYMBOL` where nothing is asked."""
+    """(length, levels): index of the symbol at that level, `NO_SYMBOL` where there is none."""
 
 
 @dataclass(frozen=True)
@@ -110,18 +110,18 @@ def probe_nonterminals(
 ) -> list[LevelAccuracy]:
     """Train a probe on a frozen model and test it; one entry for each level of the labels.
 
-    Adam without weight decay; the learning rate rises over the first `warmup` of the steps and falls to zero as a
-    cosine. The loss is the mean cross entropy over all tokens and levels. A batch has sentences of like length, the
-    same ones in each epoch; the order of batches is drawn anew.
+    Adam without weight decay; the learning rate rises over the fraction `warmup` of the steps and decays to zero as a
+    cosine. The loss is the mean cross entropy over all tokens and levels. A batch has sentences of similar length, the
+    same ones in each epoch; the order of batches is redrawn.
 
     Args:
         encoder: the frozen model.
-        training: what the probe learns from.
-        heldout: what it is tested on.
+        training: sentences that the probe is trained on.
+        heldout: sentences that it is tested on.
         heads: number of pairs of position embeddings and linear maps.
         dimension: of the position embeddings.
-        lr: highest learning rate.
-        warmup: share of the steps in which it rises.
+        lr: peak learning rate.
+        warmup: fraction of the steps in which it rises.
         epochs: passes over the training sentences.
         batch_size: sentences per step.
         seed: of the probe's initial values and of the order of batches.

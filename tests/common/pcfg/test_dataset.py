@@ -230,7 +230,7 @@ def test_sentences_are_drawn_and_read_a_few_at_a_time(tmp_path, monkeypatch):
         ("--sentences 5 --shard 0", "--shard must be at least 1, got 0"),
         ("--sentences 5 --seed -1", "--seed must be at least 0, got -1"),
         (f"--sentences 5 --seed {2**63}", "--seed must be below 2^63"),
-        ("--sentences 5 --grammar cfg9z", "there is no grammar cfg9z"),
+        ("--sentences 5 --grammar cfg9z", "cfg9z is neither a grammar file nor one of"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_write_nothing(tmp_path, capsys, words, message):

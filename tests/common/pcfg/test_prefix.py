@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.pcfg.grammar import Grammar, Rule
 from common.pcfg.grammar_files import load_grammar, parse_grammar
 from common.pcfg.inside_outside import log_probability
-from common.pcfg.prefix import next_token_posteriors, possible_beginning, posteriors_of_all, span_end_posteriors
+from common.pcfg.prefix import next_token_posteriors, possible_beginning, span_end_posteriors
 from common.pcfg.sampler import sample
 from tests.grammars import RECURSIONS, grammars, strings
 
@@ -128,8 +128,8 @@ def test_grammars_without_recursion_against_all_their_sentences(grammar):
 def test_the_product_over_a_sentence_is_its_probability(name):
     grammar = load_grammar(name)
     sentences = sample(grammar, 3, "evaluation", 0, 6)
-    parts = [sentences.sentence(i) for i in range(len(sentences))]
-    for tokens, rows in zip(parts, posteriors_of_all(grammar, parts), strict=True):
+    for tokens in map(sentences.sentence, range(len(sentences))):
+        rows = next_token_posteriors(grammar, tokens)
         np.testing.assert_allclose(rows.sum(axis=1), 1, rtol=1e-12)
         true = rows[np.arange(len(tokens) + 1), [*tokens, -1]]
         assert np.log(true).sum() == pytest.approx(log_probability(grammar, tokens), abs=1e-9)
