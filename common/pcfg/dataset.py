@@ -91,8 +91,8 @@ def open_dataset(directory: Path, grammar: Grammar, sentences: int, trees: bool 
     description = _read_description(directory)
     if description["grammar"] != _describe_grammar(grammar):
         raise UserError(
-            f"{directory} holds sentences of {description['name']} from {description['grammar']['start']}, which is not "
-            f"this run's grammar, {grammar.name} from {grammar.start}: give that --grammar and --start, or export "
+            f"{directory} holds sentences of {description['name']} from {description['grammar']['start']}, which is not"
+            f" this run's grammar, {grammar.name} from {grammar.start}: give that --grammar and --start, or export "
             "another dataset"
         )
     if trees and not description.get("trees", False):
