@@ -19,9 +19,7 @@ class Arguments(arguments.Arguments):
     batch_size: int = 32
     """Samples per step."""
     lr_schedule: LearningRateSchedule = "cosine"
-    """Learning rate after the warm-up; linear and cosine end at zero."""
     warmup: float = 0.06
-    """Fraction of the steps in which the learning rate rises linearly."""
     weight_decay: float = 0.0
     """Weight decay on all weights and biases, decoupled from the gradient as in AdamW."""
     head_dim: int = 8

@@ -16,9 +16,7 @@ class Arguments(arguments.Arguments):
     batch_size: int = 1
     """Samples per step. More than one are trained by plain PyTorch."""
     lr_schedule: LearningRateSchedule = "constant"
-    """Learning rate after the warm-up; linear and cosine end at zero."""
     warmup: float = 0.0
-    """Fraction of the steps in which the learning rate rises linearly."""
     weight_decay: float = 0.0
     """Weight decay on all weights and biases, as an L2 penalty."""
     dtype: Literal["float32", "float64"] = "float32"

@@ -1,7 +1,7 @@
 """GPT-2 on parity, by transformers, and its published variants.
 
-A coordinate x_i is the token (1 - x_i) / 2, and the classes are the first tokens of the vocabulary: the prediction is
-made of the logits of the last position. The variants are no causal mask, feed-forward layers that are linear or
+A coordinate x_i is the token (1 - x_i) / 2, and the classes are the first tokens of the vocabulary: they are
+predicted by the logits at the last position. The variants are no causal mask, feed-forward layers that are linear or
 skipped, heads that are averaged instead of concatenated, a class token at the end, and tied embeddings (Panigrahi et
 al. 2025, arXiv:2410.05464).
 
@@ -30,12 +30,12 @@ MODEL_TYPE = "gpt2"
 
 FeedForward = Literal["gelu", "linear", "skip"]
 ACTIVATIONS: dict[FeedForward, str] = {"gelu": "gelu_new", "linear": "linear", "skip": "linear"}
-"""Names of transformers; without feed-forward layers there is nothing that it could act on."""
+"""Names in transformers; without feed-forward layers the activation has no effect."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What two networks must have in common to be trained in one pass."""
+    """The architecture of a network. Networks of one shape can be trained in one pass."""
 
     layers: int
     heads: int
@@ -50,9 +50,9 @@ class Shape:
     inner: int = 0
     """Width of the feed-forward layers; 0 is four times the hidden size."""
     epsilon: float = 1e-5
-    """Of the layer normalisation."""
+    """Of the layer normalisations."""
     dropout: float = 0.0
-    """In training: share of the embeddings, of the attention and of what a block adds that is dropped."""
+    """In training: dropout probability of embeddings, attention and what a block adds."""
 
     @property
     def hidden(self) -> int:
@@ -94,7 +94,7 @@ class Nothing(nn.Module):
 
 
 def configuration(shape: Shape, initial_std: float = 0.02) -> GPT2Config:
-    """The configuration of transformers for a shape; what GPT-2 does not have is kept under names of its own.
+    """The configuration in transformers of a shape; variants that GPT-2 lacks have entries of their own.
 
     Args:
         shape: of the network.
@@ -130,10 +130,10 @@ def configuration(shape: Shape, initial_std: float = 0.02) -> GPT2Config:
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
-    """The shape that a config.json describes; entries that are missing are as in transformers.
+    """The shape that a config.json describes; missing entries have the defaults of transformers.
 
     Raises:
-        UserError: it is not one of a GPT-2, cannot be read, or describes something that is not a variant known here.
+        UserError: it does not belong to a GPT-2, cannot be read, or describes an unknown variant.
     """
     if config.get("model_type") != MODEL_TYPE:
         raise UserError(f"a {config.get('model_type')!r} model is not a {MODEL_TYPE!r} model")
@@ -220,5 +220,5 @@ def checked_network(checkpoint: Path, config: dict[str, Any], tensors: Tensors, 
 
 
 def load_model(checkpoint: Path) -> ParityGPT2:
-    """The network in a checkpoint folder as a model of transformers."""
+    """The network of a checkpoint as a model of transformers, whatever its variant."""
     return ParityGPT2.from_pretrained(checkpoint)

@@ -1,8 +1,8 @@
-"""GPT-2's logits at the last position, for several networks in one pass, with no more work than they need.
+"""GPT-2's logits at the last position, for several networks in one pass, with no unnecessary work.
 
 The result is that of `ParityGPT2`, up to rounding. Less work is done in three places:
 
-- A token is one of two, so the first block sees 2 T different inputs only (T positions): its layer normalisation,
+- A token is one of two, so the first block sees only 2 T different inputs (T positions): its layer normalisation,
   queries, keys and values are computed once for these, and every sample picks its own.
 - In the last block the query, the projection of the heads, the feed-forward layer and the head of the model are
   computed for the last position alone.
@@ -46,7 +46,7 @@ def last_logits(shape: Shape, weights: Weights, tokens: Tensor, dropout: float =
         shape: of all networks.
         weights: of all networks.
         tokens: (d, samples, 2), one-hot: 1 at 0 for x_i = +1 and 1 at 1 for x_i = -1.
-        dropout: share that is dropped, with torch's generator.
+        dropout: dropout probability; torch's generator is used.
 
     Returns:
         (networks, samples, classes).
@@ -115,7 +115,7 @@ def autocast(device: str, precision: Precision) -> torch.autocast:
 
 
 def _embeddings(shape: Shape, weights: Weights, d: int) -> Tensor:
-    """Embedding of either token at every position, (networks, 2, T, hidden); the class token's stands there twice."""
+    """Embedding of either token at every position, (networks, 2, T, hidden); that of the class token twice."""
     words, places = weights["transformer.wte.weight"], weights["transformer.wpe.weight"]
     embedded = words[:, :2, None] + places[:, None, :d]
     if not shape.class_token:
@@ -136,7 +136,7 @@ def _pick(table: Tensor, tokens: Tensor) -> Tensor:
     """
     networks, _, length, hidden = table.shape
     flat = table.permute(2, 1, 0, 3).reshape(length, 2, networks * hidden)
-    with torch.autocast(flat.device.type, enabled=False):  # nothing is to be rounded
+    with torch.autocast(flat.device.type, enabled=False):  # picking must not round
         picked = torch.bmm(tokens, flat.to(tokens.dtype))
     return picked.view(length, -1, networks, hidden).permute(2, 1, 0, 3)
 
@@ -167,7 +167,7 @@ def _after_queries(
     value: Tensor,
     dropout: float,
 ) -> Tensor:
-    """A block once queries, keys and values are there; all (networks, samples, T, hidden)."""
+    """A block from its queries, keys and values on; all (networks, samples, T, hidden)."""
     networks, samples, length, size = hidden.shape
     queries, keys, values = (
         part.unflatten(-1, (shape.heads, shape.head_dim)).permute(1, 0, 3, 2, 4).flatten(1, 2)
@@ -183,10 +183,7 @@ def _after_queries(
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, causal: bool, dropout: float) -> Tensor:
-    """Attention; all (samples, heads, T, head_dim).
-
-    On a CPU it is written out, see common/attention.py.
-    """
+    """Attention; all (samples, heads, T, head_dim). On a CPU it is written out, see common/attention.py."""
     if query.device.type != "cpu" or dropout > 0 or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=causal)
     return by_queries(query, key, value, causal, query.shape[-1] ** -0.5)

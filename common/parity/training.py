@@ -35,7 +35,7 @@ from common.runs.stopping import stop_at_a_safe_point
 
 RANGE_STEPS = 4096
 ADAPTIVE_CHANGE = 0.02
-"""Change of the evaluation loss, in nats, that makes `--adaptive-checkpoints` save."""
+"""Change of the evaluation loss, in nats, at which `--adaptive-checkpoints` saves."""
 
 
 class FrozenLogits(Protocol):

@@ -1,4 +1,4 @@
-"""Training GPT-2 against torch.optim.AdamW on the full model, step by step, in float64; passes taken apart and resumed.
+"""Training GPT-2 against torch.optim.AdamW on the full model, step by step, in float64; stacks taken apart and resumed.
 
 The engine computes in float32. For the comparisons `float` means `double`, so that nothing is lost in the rounding.
 """
@@ -180,7 +180,7 @@ def test_every_variant_is_trained_as_the_full_model(name):
     np.testing.assert_allclose(engine.logits(0, stream(20, 50)), logits, rtol=1e-6, atol=1e-8)
 
 
-def test_the_engine_computes_in_float32_unless_told_otherwise():
+def test_the_engine_computes_in_float32_by_default():
     shape = SHAPES["three-layers"]
     terms = objective(shape, 6, 1)
     engine = make_engine([network(shape, 0, np.float32)])
@@ -254,7 +254,7 @@ def test_networks_of_several_shapes_and_rates_are_each_trained_as_alone(accumula
 
 @pytest.mark.parametrize("first", ["forward-kl", "reverse-kl", "jensen-shannon"])
 @pytest.mark.usefixtures("in_float64")
-def test_students_of_one_pass_may_learn_by_different_divergences(first):
+def test_students_trained_together_may_have_different_divergences(first):
     """A student of the labels has the forward KL, whatever divergence the others have."""
     others = [kind for kind in DIVERGENCE_CODES if kind != first]
     kinds = {0: first, 1: others[0], 3: others[1]}
@@ -272,7 +272,7 @@ def test_students_of_one_pass_may_learn_by_different_divergences(first):
     "calls", [[(0, 1, 3), (1,), (0, 1, 3)], [(1,), (3, 0), (0, 1)], [(0, 1, 2, 3, 4), (4, 2, 0), (0, 1, 2, 3, 4)]]
 )
 @pytest.mark.usefixtures("in_float64")
-def test_a_pass_can_be_taken_apart_and_put_together_again(calls):
+def test_a_stack_can_be_taken_apart_and_put_together_again(calls):
     engine = make_engine(students())
     by_hand = {i: ByHand(SHAPES[STUDENTS[i][0]], students()[i]) for call in calls for i in call}
     for number, call in enumerate(calls):
@@ -285,7 +285,7 @@ def test_a_pass_can_be_taken_apart_and_put_together_again(calls):
 
 
 @pytest.mark.usefixtures("in_float64")
-def test_networks_that_were_left_at_different_steps_go_on_from_their_own():
+def test_networks_that_stopped_at_different_steps_resume_from_their_own():
     """One that is new begins with the bias correction of Adam's first step, whoever is beside it."""
     before = make_engine([students()[0]])
     before.train(stream(4), {0: terms_of(0, 4)})
@@ -315,11 +315,11 @@ def test_a_network_that_is_not_finite_leaves_the_others_alone():
     assert np.isnan(broken.logits(1, stream(1))).all()
 
 
-# Going on
+# Resuming
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_new_engine_goes_on_from_a_state_with_the_same_bits(dropout):
+def test_a_new_engine_resumed_from_a_state_is_bit_identical(dropout):
     shapes = [replace(SHAPES[name], dropout=dropout) for name, _ in STUDENTS]
     start = [network(shape, i, np.float32) for i, shape in enumerate(shapes)]
     steps = [(0, 10), (10, 7), (17, 20)]
@@ -539,7 +539,7 @@ def test_two_processes_make_the_runs_of_one(tmp_path, two_processes, name):
                     np.testing.assert_allclose(theirs[key], value, rtol=1e-3, atol=1e-5, err_msg=key)
 
 
-def test_two_processes_killed_and_started_again_end_with_the_same_bits(two_processes):
+def test_two_processes_killed_and_rerun_are_bit_identical(two_processes):
     assert results(two_processes / "killed") == results(two_processes / "whole")
     assert results(two_processes / "whole") != results(two_processes / "train-accumulate")
 
