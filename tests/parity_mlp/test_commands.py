@@ -99,6 +99,20 @@ def test_a_trained_network_correlates_with_its_support(capsys, tmp_path, teacher
     assert degrees[2]["inside"][0] > 0.3
 
 
+def test_an_error_in_a_process_of_its_own_is_one_line(tmp_path, teacher):
+    for name, words, code in (
+        ("train", [*MLP.train[1:], "--k", 11], 2),
+        ("train", [*MLP.train[1:], "--lr", 1e30], 3),
+        ("distill", [*MLP.distill[1:], "--methods", "one-shot", "--alpha", 2, "--teacher", teacher], 2),
+    ):
+        failed = python("-m", f"parity_mlp.{name}", *words, "--out", tmp_path / f"{name}-{code}")
+        assert failed.returncode == code
+        *shown, line = failed.stderr.splitlines()
+        assert all(": step " in other for other in shown)
+        assert line.startswith("error: ")
+        assert failed.stdout == ""
+
+
 def test_wandb_offline_keeps_every_run_in_its_own_folder(tmp_path, teacher):
     words = [
         *MLP.distill[1:],

@@ -526,17 +526,3 @@ def test_distill_and_probe_start_from_the_folder_of_the_setting(case, tmp_path, 
     (path,) = (tmp_path / "run" / "probes").iterdir()
     assert done.stdout == f"{path}\n"
     assert [entry["step"] for entry in json.loads(path.read_text())["checkpoints"]] == [12 * case.unit]
-
-
-def test_an_error_in_a_process_of_its_own_is_one_line(case, tmp_path, teacher):
-    for name, words, code in (
-        ("train", [*case.train[1:], "--k", 11], 2),
-        ("train", [*case.train[1:], "--lr", 1e30], 3),
-        ("distill", [*case.distill[1:], "--methods", "one-shot", "--alpha", 2, "--teacher", teacher], 2),
-    ):
-        failed = python("-m", f"{case.setting}.{name}", *words, "--out", tmp_path / f"{name}-{code}")
-        assert failed.returncode == code
-        *shown, line = failed.stderr.splitlines()
-        assert all(": step " in other for other in shown)
-        assert line.startswith("error: ")
-        assert failed.stdout == ""
