@@ -93,15 +93,10 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
         students = []
         for student, supervised in planned:
             config = {**asdict(student), "teacher_id": teacher_id}
-            options = {
-                "setting": setting.name,
-                "argv": argv,
-                "force": student.force,
-                "wandb": student.wandb,
-                "group": student.preset,
-            }
+            options = {"force": student.force, "wandb": student.wandb, "group": student.preset}
             run_directory = _run_directory(arguments, student, presets, setting)
-            run = stack.enter_context(open_shared_run(run_directory, config, processes, **options))
+            opened = open_shared_run(run_directory, config, processes, setting=setting.name, argv=argv, **options)
+            run = stack.enter_context(opened)
             if run.complete:
                 processes.say(f"{run.directory} is complete")
                 continue

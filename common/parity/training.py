@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,13 +38,6 @@ ADAPTIVE_CHANGE = 0.02
 """Change of the evaluation loss, in nats, at which `--adaptive-checkpoints` saves."""
 
 
-class FrozenLogits(Protocol):
-    """Makes a function from samples to logits, as `common.parity.frozen.frozen_logits` does for any network."""
-
-    def __call__(self, network: Network, d: int, device: str, precision: Precision = ...) -> Logits:
-        """See there for the arguments."""
-
-
 @dataclass(frozen=True)
 class Setting:
     """A kind of network, and how it is trained."""
@@ -63,8 +56,8 @@ class Setting:
     """From the arguments, the size and the seed."""
     training_engine: Callable[[Sequence[Network], Any, int, str, Processes], Engine]
     """From networks, new or resumed, the arguments, the seed of dropout, the device and the processes."""
-    frozen_logits: FrozenLogits
-    """For any network, of this setting or another."""
+    frozen_logits: Callable[..., Logits]
+    """The logits of any network, of this setting or another; arguments as `common.parity.frozen.frozen_logits`."""
     precision: Callable[[Any], Precision] = lambda arguments: "float32"
     """In which a run computes its teacher's logits."""
 
