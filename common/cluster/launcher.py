@@ -1,15 +1,11 @@
-"""Make the runs of a sweep, several at a time on this machine or as Slurm jobs, each by a command of its own.
+"""Run a sweep on this machine, several runs at a time, each by a command of its own; or hand it to Slurm.
 
-    scripts/sweep_seeds.sh parity_mlp laptop -j 2
-    python -m common.cluster runs/parity_mlp/sweeps/mine --jobs 2 < list.tsv
-
-The list is that of common/planned_runs.py. Only what is not complete is made, a teacher before its students, so that a
-sweep that was stopped goes on when it is given again. It may be killed at any moment: its commands are then told to
-stop (on Linux), and what they lock is waited for.
+Only runs that are not complete are started, a teacher before its students, so a sweep resumes when it is rerun. It may
+be killed at any moment: its commands are then told to stop (on Linux), and a rerun waits for those that still hold a
+lock.
 """
 
 import ctypes
-import fcntl
 import os
 import signal
 import subprocess
@@ -25,18 +21,17 @@ import tyro
 
 from common.arguments import worker_threads
 from common.cluster import slurm
-from common.cluster.plan import PlannedRun, check_room, check_teachers, list_of, log_of, read_list
+from common.cluster.plan import PlannedRun, check_disk_space, check_teachers, format_plan, log_path, read_plan
 from common.errors import UserError
-from common.runs.files import write_file
+from common.runs.files import is_locked, locked, write_file
 
 POLL_SECONDS = 0.05
-"""Time between two looks at the commands that are running."""
-LOOK_SECONDS = 1.0
-"""Time between two looks at the runs that wait, if no command ended meanwhile."""
-STOPPED = os.EX_TEMPFAIL
-"""Exit code of what was told to stop and goes on when it is given again."""
+"""Time between two looks at the running commands."""
+WAITING_POLL_SECONDS = 1.0
+"""Time between two looks at the waiting runs, unless a command ends in between."""
+STOPPED_EXIT_CODE = os.EX_TEMPFAIL
+"""Of a command that was told to stop and resumes when it is rerun."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
-"""What tells the launcher to stop."""
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl."""
 
@@ -46,36 +41,156 @@ class SweepArguments:
     """Arguments of the launcher."""
 
     directory: tyro.conf.Positional[Path]
-    """Where the runs of the sweep are; its logs go to the folder logs in it."""
+    """Directory of the sweep's runs; their logs are in its folder `logs`."""
     jobs: int | None = None
-    """Runs at a time on this machine; by default one for each GPU, or one."""
+    """Runs at a time on this machine; by default one per GPU, or one."""
     slurm: bool = False
-    """Make the runs as Slurm jobs."""
+    """Submit the runs as Slurm jobs."""
     teacher_megabytes: int = 100
-    """Room that a run needs if others wait for it."""
-
-
-@dataclass
-class _Started:
-    """A command that is running."""
-
-    run: PlannedRun
-    process: subprocess.Popen[bytes]
-    slot: int
+    """Disk space for a run that others wait for."""
 
 
 @dataclass
 class Outcome:
-    """What became of a sweep's runs on this machine."""
+    """The runs of a sweep after it has ended on this machine."""
 
     complete: int = 0
-    """Runs that are complete."""
+    """Number of complete runs."""
     failed: dict[PlannedRun, int] = field(default_factory=dict)
     """Runs whose command failed, and its exit code."""
     not_started: list[PlannedRun] = field(default_factory=list)
     """Runs whose teacher failed."""
     stopped: signal.Signals | None = None
-    """The signal that stopped the sweep, if one did."""
+    """The signal that stopped the sweep, if any."""
+
+
+@dataclass
+class _Process:
+    """A running command."""
+
+    run: PlannedRun
+    process: subprocess.Popen[bytes]
+    slot: int
+    """Its number among the commands that run at a time, from 0."""
+
+
+def launch(arguments: SweepArguments, lines: Sequence[str]) -> None:
+    """Execute a sweep, here or by Slurm.
+
+    Args:
+        arguments: of the launcher.
+        lines: of the plan.
+
+    Raises:
+        UserError: an invalid plan, number of jobs or teacher, too little disk space, another launcher, or an error of
+            Slurm.
+    """
+    gpus = find_gpus()
+    jobs = max(1, len(gpus)) if arguments.jobs is None else arguments.jobs
+    if jobs < 1:
+        raise UserError(f"--jobs must be at least 1, got {jobs}")
+    directory = arguments.directory
+    runs = read_plan(lines)
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file: give the sweep another directory")
+    check_teachers(runs)
+    check_disk_space(runs, directory, arguments.teacher_megabytes)
+    if arguments.slurm:
+        slurm.check()
+    write_file(directory / "plan.tsv", format_plan(runs).encode())
+    (directory / "logs").mkdir(exist_ok=True)
+    with locked(directory, f"another process is running the sweep in {directory}: wait until it ends"):
+        if arguments.slurm:
+            slurm.submit(runs, directory)
+            return
+        with _status_line() as show:
+            outcome = Launcher(runs, directory, jobs, gpus, show).run()
+    _report(outcome, runs, directory)
+
+
+class Launcher:
+    """Starts the commands of a sweep, `jobs` at a time, until no run is left that can be started.
+
+    A run that another process has open is waited for. After a stop signal no run is started, and the running commands
+    get SIGTERM and are waited for.
+
+    Args:
+        runs: of the sweep.
+        directory: of the sweep.
+        jobs: commands at a time.
+        gpus: of the machine, as `find_gpus` gives them.
+        show: called with a line that says how far the sweep is.
+    """
+
+    def __init__(
+        self, runs: Sequence[PlannedRun], directory: Path, jobs: int, gpus: Sequence[str], show: Callable[[str], None]
+    ) -> None:
+        self._directory, self._jobs, self._gpus, self._show = directory, jobs, gpus, show
+        self._by_directory = {str(run.directory): run for run in runs}
+        self._waiting = list(runs)
+        self._running: list[_Process] = []
+        self._outcome = Outcome()
+        self._received: list[signal.Signals] = []
+
+    def run(self) -> Outcome:
+        """Execute the sweep."""
+        started, last_look, terminated = time.monotonic(), -WAITING_POLL_SECONDS, False
+        with _collect_stop_signals(self._received):
+            while self._running or (self._waiting and not self._received):
+                if self._received and not terminated:
+                    terminated = True
+                    for command in self._running:
+                        command.process.terminate()
+                ended = self._collect_ended()
+                if not self._received and (ended or time.monotonic() - last_look >= WAITING_POLL_SECONDS):
+                    last_look = time.monotonic()
+                    self._look_at_waiting()
+                self._show_status(time.monotonic() - started)
+                if self._running or self._waiting:
+                    time.sleep(POLL_SECONDS)
+        self._outcome.stopped = self._received[0] if self._received else None
+        return self._outcome
+
+    def _collect_ended(self) -> bool:
+        """Account for the commands that have ended; whether there are any."""
+        ended = [command for command in self._running if command.process.poll() is not None]
+        for command in ended:
+            self._running.remove(command)
+            self._account(command.run, command.process.returncode)
+        return bool(ended)
+
+    def _look_at_waiting(self) -> None:
+        """Start what can be started of the waiting runs."""
+        waiting, self._waiting = self._waiting, []
+        for run in waiting:
+            free = set(range(self._jobs)) - {command.slot for command in self._running}
+            teacher = self._by_directory.get(run.teacher or "")
+            if teacher is not None and (teacher in self._outcome.failed or teacher in self._outcome.not_started):
+                self._outcome.not_started.append(run)
+            elif run.complete or self._received or not free or not (teacher is None or teacher.complete):
+                self._account(run, None)
+            elif is_locked(run.directory):
+                self._waiting.append(run)
+            else:
+                slot = min(free)
+                environment = command_environment(slot, self._jobs, self._gpus, self._directory.name)
+                process = _start(run, log_path(run, self._directory), environment)
+                self._running.append(_Process(run, process, slot))
+
+    def _account(self, run: PlannedRun, code: int | None) -> None:
+        """Count a run that is not running: complete, waiting, or failed with an exit code."""
+        if run.complete:
+            self._outcome.complete += 1
+        elif code is None or self._received or is_locked(run.directory):
+            self._waiting.append(run)
+        else:
+            self._outcome.failed[run] = code
+
+    def _show_status(self, elapsed: float) -> None:
+        outcome = self._outcome
+        hours, minutes, seconds = int(elapsed // 3600), int(elapsed % 3600 // 60), int(elapsed % 60)
+        counts = f"{outcome.complete} done, {len(self._running)} running, {len(outcome.failed)} failed"
+        self._show(f"{counts}, {len(self._waiting)} left, {hours}:{minutes:02}:{seconds:02}")
 
 
 def find_gpus() -> list[str]:
@@ -90,13 +205,13 @@ def find_gpus() -> list[str]:
         return []
 
 
-def environment_of(slot: int, jobs: int, gpus: Sequence[str], group: str) -> dict[str, str]:
+def command_environment(slot: int, jobs: int, gpus: Sequence[str], group: str) -> dict[str, str]:
     """The environment of a command: its share of the machine, and the group under which wandb shows it.
 
     Args:
         slot: number of the command among those that run at a time, from 0.
-        jobs: how many run at a time.
-        gpus: of the machine, one for each command in turn.
+        jobs: commands at a time.
+        gpus: of the machine; commands take turns.
         group: the sweep's name.
     """
     environment = {**os.environ, "WANDB_RUN_GROUP": group}
@@ -106,91 +221,15 @@ def environment_of(slot: int, jobs: int, gpus: Sequence[str], group: str) -> dic
     return environment
 
 
-def make_runs(
-    runs: Sequence[PlannedRun], directory: Path, jobs: int, gpus: Sequence[str], show: Callable[[str], None]
-) -> Outcome:
-    """Make the runs that are not complete, `jobs` at a time, until none is left that could be started.
-
-    A run that another process is at work on is waited for. On a signal to stop no more is started, and the
-    commands get SIGTERM and are waited for.
-
-    Args:
-        runs: of the sweep.
-        directory: the sweep's.
-        jobs: commands at a time.
-        gpus: of the machine.
-        show: gets a line that says how far the sweep is.
-    """
-    made = {str(run.directory): run for run in runs}
-    waiting = list(runs)
-    outcome = Outcome()
-    started: list[_Started] = []
-    began = time.monotonic()
-    last_look = -LOOK_SECONDS
-
-    def say() -> None:
-        elapsed = time.monotonic() - began
-        hours, minutes, seconds = int(elapsed // 3600), int(elapsed % 3600 // 60), int(elapsed % 60)
-        counts = f"{outcome.complete} done, {len(started)} running, {len(outcome.failed)} failed, {len(waiting)} left"
-        show(f"{counts}, {hours}:{minutes:02}:{seconds:02}")
-
-    def sort_out(run: PlannedRun, code: int | None) -> None:
-        """What is next for a run whose command ended with `code`, or that waits."""
-        if run.complete:
-            outcome.complete += 1
-        elif code is None or stop or _is_open(run.directory):
-            waiting.append(run)
-        else:
-            outcome.failed[run] = code
-
-    def lost(run: PlannedRun) -> bool:
-        teacher = made.get(run.teacher or "")
-        return teacher is not None and (teacher in outcome.failed or teacher in outcome.not_started)
-
-    with _stop_signals() as stop:
-        told = False
-        while started or (waiting and not stop):
-            if stop and not told:
-                told = True
-                for one in started:
-                    one.process.terminate()
-            ended = [one for one in started if one.process.poll() is not None]
-            for one in ended:
-                started.remove(one)
-                sort_out(one.run, one.process.returncode)
-            if not stop and (ended or time.monotonic() - last_look >= LOOK_SECONDS):
-                last_look = time.monotonic()
-                looked_at, waiting = waiting, []
-                for run in looked_at:
-                    free = set(range(jobs)) - {one.slot for one in started}
-                    teacher = made.get(run.teacher or "")
-                    if lost(run):
-                        outcome.not_started.append(run)
-                    elif free and (teacher is None or teacher.complete) and not run.complete and not stop:
-                        if _is_open(run.directory):
-                            waiting.append(run)
-                        else:
-                            slot = min(free)
-                            environment = environment_of(slot, jobs, gpus, directory.name)
-                            started.append(_Started(run, _start(run, log_of(run, directory), environment), slot))
-                    else:
-                        sort_out(run, None)
-            say()
-            if started or waiting:
-                time.sleep(POLL_SECONDS)
-        outcome.stopped = stop[0] if stop else None
-    return outcome
-
-
 def _start(run: PlannedRun, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a run's command in a process group of its own: a terminal's Ctrl-C reaches the launcher alone."""
+    """Start a run's command in a process group of its own, so that a terminal's Ctrl-C reaches the launcher alone."""
     launcher, libc = os.getpid(), ctypes.CDLL(None)
 
     def end_with_launcher() -> None:
         if sys.platform == "linux":
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != launcher:
-                os._exit(STOPPED)
+                os._exit(STOPPED_EXIT_CODE)
 
     with log.open("ab") as output:
         output.write(f"$ {run.command}\n".encode())
@@ -206,37 +245,24 @@ def _start(run: PlannedRun, log: Path, environment: Mapping[str, str]) -> subpro
         )
 
 
-def _is_open(directory: Path) -> bool:
-    """Whether a process is at work in a run's directory."""
-    try:
-        with (directory / ".lock").open("r") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except BlockingIOError:
-        return True
-    return False
-
-
 @contextmanager
-def _stop_signals() -> Iterator[list[signal.Signals]]:
-    """A list that gets the signals that come."""
-    received: list[signal.Signals] = []
+def _collect_stop_signals(received: list[signal.Signals]) -> Iterator[None]:
+    """Append stop signals to a list instead of being ended by them."""
 
     def receive(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number))
 
-    before = {number: signal.signal(number, receive) for number in STOP_SIGNALS}
+    handlers = {number: signal.signal(number, receive) for number in STOP_SIGNALS}
     try:
-        yield received
+        yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 @contextmanager
-def _progress_line() -> Iterator[Callable[[str], None]]:
-    """Show the latest line on a terminal; in a log file each one whose counts are new."""
+def _status_line() -> Iterator[Callable[[str], None]]:
+    """Show the latest line on a terminal; in a log file, every line whose counts are new."""
     last, on_terminal = "", sys.stderr.isatty()
 
     def show(line: str) -> None:
@@ -254,67 +280,23 @@ def _progress_line() -> Iterator[Callable[[str], None]]:
             print(file=sys.stderr)
 
 
-@contextmanager
-def _only_launcher(directory: Path) -> Iterator[None]:
-    """Keep other launchers out of a sweep.
-
-    Raises:
-        UserError: there is another one.
-    """
-    with (directory / ".lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is at work on the sweep in {directory}: let it end") from None
-        yield
-
-
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").split("\n")
     return next((line.rpartition("\r")[2] for line in reversed(lines) if line.strip()), "")
 
 
 def _report(outcome: Outcome, runs: Sequence[PlannedRun], directory: Path) -> None:
-    """Say what became of the runs, those that failed with the last line of their logs; exit unless all are complete."""
+    """Print the outcome, with the last line of the log of each failed run; exit unless all runs are complete."""
     for run, code in outcome.failed.items():
-        log = log_of(run, directory)
+        log = log_path(run, directory)
         print(f"failed: {run.directory} (exit code {code}), {log}: {_last_line(log)}", file=sys.stderr)
     for run in outcome.not_started:
         print(f"not started: {run.directory}, its teacher {run.teacher} failed", file=sys.stderr)
     summary = f"{directory}: {outcome.complete} of {len(runs)} runs are complete"
     if outcome.stopped is not None:
-        print(f"{summary}; stopped by {outcome.stopped.name}: the same command goes on", file=sys.stderr)
-        sys.exit(STOPPED)
+        print(f"{summary}; stopped by {outcome.stopped.name}: rerun the command to resume", file=sys.stderr)
+        sys.exit(STOPPED_EXIT_CODE)
     if outcome.failed:
-        print(f"{summary}, {len(outcome.failed)} failed; the same command makes what is missing", file=sys.stderr)
+        print(f"{summary}, {len(outcome.failed)} failed; rerun the command to retry them", file=sys.stderr)
         sys.exit(1)
     print(summary)
-
-
-def launch(arguments: SweepArguments, lines: Sequence[str]) -> None:
-    """Make the runs of a list, here or by Slurm.
-
-    Raises:
-        UserError: the list, the number of jobs or the teacher is not one, there is no room, or Slurm refuses.
-    """
-    gpus = find_gpus()
-    jobs = max(1, len(gpus)) if arguments.jobs is None else arguments.jobs
-    if jobs < 1:
-        raise UserError(f"--jobs must be at least 1, got {jobs}")
-    directory = arguments.directory
-    runs = read_list(lines)
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"{directory} is a file: give the sweep another directory")
-    check_teachers(runs)
-    check_room(runs, directory, arguments.teacher_megabytes)
-    if arguments.slurm:
-        slurm.check()
-    write_file(directory / "list.tsv", list_of(runs).encode())
-    (directory / "logs").mkdir(exist_ok=True)
-    with _only_launcher(directory):
-        if arguments.slurm:
-            slurm.submit(runs, directory)
-            return
-        with _progress_line() as show:
-            outcome = make_runs(runs, directory, jobs, gpus, show)
-    _report(outcome, runs, directory)

@@ -1,97 +1,98 @@
-"""Make the runs of a sweep as Slurm jobs: an array of teachers, and one of students that begins when it has ended.
+"""Submit a sweep to Slurm: an array of teachers, and one of students that starts when the teachers have ended.
 
-A submission's list is kept as slurm/<number>.tsv in the sweep's directory, and the array's name is <sweep>.<number>, so
-that the queue tells which runs are waiting there. `scripts/slurm/array.sbatch` is what each job does.
+The plan of a submission is kept as slurm/<number>.tsv in the sweep's directory, and the array is named
+<sweep>.<number>, so that the queue says which runs are waiting. `scripts/slurm/array.sbatch` is what each job executes.
 """
 
 import os
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from common.cluster.plan import PlannedRun, list_of, read_list
+from common.cluster.plan import PlannedRun, format_plan, read_plan
 from common.errors import UserError
 from common.runs.files import write_file
+from common.runs.names import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "slurm" / "array.sbatch"
 
 
 def check() -> None:
-    """Refuse to submit where that cannot be.
+    """Refuse to submit where it is not possible.
 
     Raises:
-        UserError: there is no sbatch, the controller does not answer, or a partition is not there.
+        UserError: Slurm is not installed, its controller does not answer, or a partition does not exist.
     """
-    there = _answer("sinfo", "--noheader", "--format=%P").split()
+    partitions = _run_slurm_command("sinfo", "--noheader", "--format=%P").split()
     wanted = os.environ.get("SBATCH_PARTITION")
-    names = {name.rstrip("*") for name in there}
-    shown = ", ".join(sorted(names)) or "none"
-    if wanted is None and not any(name.endswith("*") for name in there):
-        raise UserError(f"Slurm has no default partition: set SBATCH_PARTITION to one of these: {shown}")
+    names = {name.rstrip("*") for name in partitions}
+    choice = f"set SBATCH_PARTITION to one of these: {', '.join(sorted(names)) or 'none'}"
+    if wanted is None and not any(name.endswith("*") for name in partitions):
+        raise UserError(f"Slurm has no default partition: {choice}")
     for name in wanted.split(",") if wanted is not None else ():
         if name not in names:
-            raise UserError(f"there is no partition {name!r}: set SBATCH_PARTITION to one of these: {shown}")
+            raise UserError(f"there is no partition {name!r}: {choice}")
 
 
 def submit(runs: Sequence[PlannedRun], directory: Path) -> None:
-    """Submit the runs that are neither complete nor in the queue, and say so.
+    """Submit the runs that are neither complete nor in the queue, and print what was submitted.
 
-    Students wait until all teachers that they need have ended, well or not; one whose teacher is not complete then ends
-    with an error, and is submitted again with its teacher.
+    Students wait until all teachers that they need have ended, successfully or not. A student whose teacher is not
+    complete then ends with an error, and is submitted again together with its teacher.
 
     Args:
         runs: of the sweep.
-        directory: the sweep's.
+        directory: of the sweep.
 
     Raises:
-        UserError: sbatch refuses.
+        UserError: sbatch failed.
     """
     queued = queued_runs(directory)
-    made = {str(run.directory) for run in runs}
+    planned = {str(run.directory) for run in runs}
     missing = [run for run in runs if not run.complete and str(run.directory) not in queued]
-    first = [run for run in missing if run.teacher not in made]
-    second = [run for run in missing if run.teacher in made]
+    first = [run for run in missing if run.teacher not in planned]
+    students = [run for run in missing if run.teacher in planned]
     jobs = dict(queued)
-    for part in (first, second):
+    for part in (first, students):
         if part:
-            teachers = {jobs[run.teacher] for run in part if run.teacher in jobs}
-            part = [run if run.teacher in made else PlannedRun(run.directory, None, run.command) for run in part]
-            job = _submit(part, directory, sorted(teachers, key=int))
+            teachers = sorted({jobs[run.teacher] for run in part if run.teacher in jobs}, key=int)
+            part = [run if run.teacher in planned else replace(run, teacher=None) for run in part]
+            job = _submit_array(part, directory, teachers)
             jobs |= {str(run.directory): job for run in part}
-            print(f"job {job}: {len(part)} runs" + (f", after {', '.join(sorted(teachers))}" if teachers else ""))
+            print(f"job {job}: {len(part)} runs" + (f", after {', '.join(teachers)}" if teachers else ""))
     complete = sum(run.complete for run in runs)
-    there = sum(str(run.directory) in queued and not run.complete for run in runs)
-    print(f"{directory}: {len(missing)} runs submitted, {there} were in the queue, {complete} of {len(runs)} complete")
+    waiting = sum(str(run.directory) in queued and not run.complete for run in runs)
+    print(f"{directory}: submitted {len(missing)} runs, {waiting} are in the queue, {complete} of {len(runs)} complete")
 
 
 def queued_runs(directory: Path) -> dict[str, str]:
-    """Runs that are waiting or running in the queue, of this sweep and of those beside it.
+    """Runs that are waiting or running in the queue, of this sweep and of those next to it.
 
     Args:
-        directory: the sweep's.
+        directory: of the sweep.
 
     Returns:
-        The number of the array that makes a run, by the run's directory.
+        The number of the array that executes a run, by the run's directory.
     """
-    queue = _answer("squeue", "--noheader", "--array", "--me", "--format=%F %K %j %Z")
+    queue = _run_slurm_command("squeue", "--noheader", "--array", "--me", "--format=%F %K %j %Z")
     found = {}
     for line in queue.splitlines():
         array, task, name, place = line.split(maxsplit=3)
         sweep, _, number = name.rpartition(".")
         path = directory.parent / sweep / "slurm" / f"{number}.tsv"
         if Path(place) == ROOT and task.isdecimal() and path.is_file():
-            runs = read_list(path.read_text().splitlines())
+            runs = read_plan(path.read_text().splitlines())
             found[str(runs[int(task) - 1].directory)] = array
     return found
 
 
-def _submit(runs: Sequence[PlannedRun], directory: Path, after: Sequence[str]) -> str:
-    """Submit an array, to begin when the arrays `after` have ended; its number."""
+def _submit_array(runs: Sequence[PlannedRun], directory: Path, after: Sequence[str]) -> str:
+    """Submit an array that starts when the arrays `after` have ended; its number."""
     folder = directory / "slurm"
     number = 1 + max((int(path.stem) for path in folder.glob("*.tsv")), default=0)
     path = folder / f"{number}.tsv"
-    write_file(path, list_of(runs).encode())
+    write_file(path, format_plan(runs).encode())
     at_once = os.environ.get("SWEEP_AT_ONCE")
     options = [
         "--parsable",
@@ -104,20 +105,19 @@ def _submit(runs: Sequence[PlannedRun], directory: Path, after: Sequence[str]) -
         options.append(f"--cpus-per-task={cpus}")
     if after:
         options.append(f"--dependency=afterany:{':'.join(after)}")
-    answer = _answer("sbatch", *options, str(SCRIPT), str(path), str(directory))
-    return answer.strip().split(";")[0]
+    output = _run_slurm_command("sbatch", *options, str(SCRIPT), str(path), str(directory))
+    return output.strip().split(";")[0]
 
 
-def _answer(*words: str) -> str:
-    """What one of Slurm's commands says.
+def _run_slurm_command(*command: str) -> str:
+    """What one of Slurm's commands prints.
 
     Raises:
         UserError: it is not installed, or it fails.
     """
     try:
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except FileNotFoundError:
-        raise UserError(f"there is no {words[0]} on this machine: leave out --slurm to make the runs here") from None
+        raise UserError(f"{command[0]} is not installed here: leave out --slurm to run on this machine") from None
     except subprocess.CalledProcessError as error:
-        said = " ".join(error.stderr.split())
-        raise UserError(f"Slurm's {words[0]} failed: {said}") from None
+        raise UserError(f"Slurm's {command[0]} failed: {' '.join(error.stderr.split())}") from None

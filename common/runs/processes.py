@@ -1,7 +1,7 @@
-"""Several processes of one training, as torchrun starts them: the first one writes the run, the others read it.
+"""The processes of one training, as torchrun starts them: the first one writes the run, the others read it.
 
-A signal to stop may reach one of them only, or each at another step. Before every safe point of a training loop they
-therefore agree, by the largest signal number that one of them has. The numbers go over the hosts' network (gloo), also
+A stop signal may reach only one of them, or each at a different step. Before every safe point of a training loop they
+therefore agree on the largest signal number that any of them has. The numbers go over the hosts' network (gloo) even
 where gradients go from GPU to GPU, so that nothing waits for a GPU.
 """
 
@@ -25,21 +25,21 @@ from common.runs.stopping import Stopped, stop_requested
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of one training."""
+    """This process and the number of all processes of one training."""
 
     index: int = 0
     """Number of this process, from 0."""
     count: int = 1
-    """How many there are."""
+    """Number of processes."""
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this is the process that writes."""
         return self.index == 0
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Let the first process through what is inside before the others begin it; it then waits for them."""
+        """The first process executes the body before the others begin it, and then waits for them."""
         if not self.first:
             torch.distributed.barrier()
         yield
@@ -49,7 +49,7 @@ class Processes:
             torch.distributed.barrier()
 
     def agree_to_stop(self) -> int:
-        """The signal that stops this training, the same number in all processes, or 0; all of them must ask."""
+        """The signal that stops this training, the same in all processes, or 0; all of them must call this."""
         if self.count == 1:
             return stop_requested()
         number = torch.tensor(stop_requested())
@@ -60,8 +60,8 @@ class Processes:
         """End all processes, once the first one has saved the state of `step`.
 
         Args:
-            number: of the signal, as `agree_to_stop` gave it.
-            step: at which they are.
+            number: of the signal, from `agree_to_stop`.
+            step: current step, the same in all processes.
 
         Raises:
             Stopped: always.
@@ -71,19 +71,19 @@ class Processes:
         raise Stopped(number, step)
 
     def micro_batch_size(self, batch_size: int, accumulate: int) -> int:
-        """Samples of a batch that one process computes at a time.
+        """Samples that one process computes at a time.
 
         Args:
             batch_size: samples per step, over all processes.
-            accumulate: parts of a process's share that are computed one after another.
+            accumulate: gradient accumulation steps.
 
         Raises:
-            UserError: the batch cannot be cut into equal parts.
+            UserError: the batch cannot be divided equally.
         """
         parts = self.count * accumulate
         if batch_size % parts:
             raise UserError(
-                f"--batch-size {batch_size} cannot be cut into {parts} equal parts ({self.count} processes times "
+                f"--batch-size {batch_size} cannot be divided into {parts} equal parts ({self.count} processes times "
                 f"--accumulate {accumulate}): give a multiple of {parts}"
             )
         return batch_size // parts
@@ -95,13 +95,13 @@ class Processes:
 
 
 def join_processes(device: str) -> tuple[Processes, str]:
-    """Join the processes that torchrun started, if it did, and leave them at exit.
+    """Join the processes that torchrun started, if any, and leave them at exit.
 
     Args:
         device: a torch device; `cuda` becomes one GPU for each process.
 
     Returns:
-        This process's number, and its device.
+        This process, and its device.
     """
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:
@@ -117,13 +117,13 @@ def join_processes(device: str) -> tuple[Processes, str]:
 
 @functools.cache
 def _hosts() -> torch.distributed.ProcessGroup | None:
-    """All processes, by way of their hosts; None is the group that there is already."""
+    """The group for communication between hosts; None is the default group."""
     return None if torch.distributed.get_backend() == "gloo" else torch.distributed.new_group(backend="gloo")
 
 
 def leave_process_group() -> None:
-    """End the threads of torch.distributed: a process that exits while they run is sometimes aborted."""
-    gc.collect()  # models that were wrapped for several processes hold the group
+    """Stop the threads of torch.distributed: a process that exits while they run is sometimes aborted."""
+    gc.collect()  # models wrapped for several processes hold the group
     _hosts.cache_clear()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -131,13 +131,13 @@ def leave_process_group() -> None:
 
 @contextmanager
 def open_shared_run(
-    directory: Path, config: Mapping[str, object], processes: Processes, **options: Any
+    directory: Path, arguments: Mapping[str, object], processes: Processes, **options: Any
 ) -> Iterator[Run]:
     """`open_run` for all processes of a training.
 
     Args:
-        directory: the run's.
-        config: every argument of the command as resolved, by name.
+        directory: of the run.
+        arguments: every argument of the command as resolved, by name.
         processes: of the training.
         options: further arguments of `open_run`.
 
@@ -146,5 +146,5 @@ def open_shared_run(
     """
     with ExitStack() as stack:
         with processes.main_process_first():
-            run = stack.enter_context(open_run(directory, config, **options)) if processes.first else Run(directory)
+            run = stack.enter_context(open_run(directory, arguments, **options)) if processes.first else Run(directory)
         yield run

@@ -1,9 +1,9 @@
-"""Leave when a cluster asks for it: SIGTERM or SIGUSR1 ends a command with exit code 75, and the same command goes on.
+"""Stop when a cluster asks: SIGTERM or SIGUSR1 ends a command with exit code 75, and rerunning it resumes.
 
-Slurm and torchrun send SIGTERM before they kill; `sbatch --signal=USR1@60` sends SIGUSR1 a minute before the time is
-up. A command that is at work in `catch_stop_signals` leaves at once, which damages nothing, as everything is written
-atomically. A training loop would lose what it has done since its last saved state. It therefore asks `stop_requested`
-at its safe points, inside `stop_at_a_safe_point`, saves, and raises `Stopped` itself.
+Slurm and torchrun send SIGTERM before they kill; `sbatch --signal=USR1@60` sends SIGUSR1 a minute before the time
+limit. A command inside `catch_stop_signals` ends at once, which damages nothing, as everything is written atomically. A
+training loop would lose its work since the last saved state. Inside `stop_at_a_safe_point` it therefore checks
+`stop_requested` at its safe points, saves, and raises `Stopped` itself.
 
 Only the first signal counts: it often comes twice, from the cluster and from torchrun.
 """
@@ -19,28 +19,28 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stopped(BaseException):
-    """The command was told to stop; like KeyboardInterrupt, it is no error that a library could handle.
+    """The command was told to stop; like KeyboardInterrupt, this is not an error that a library could handle.
 
     Args:
         number: of the signal.
-        step: whose state was saved last, in a training loop.
+        step: of the last saved state, in a training loop.
     """
 
     exit_code = os.EX_TEMPFAIL
 
     def __init__(self, number: int, step: int | None = None) -> None:
         where = "" if step is None else f" at step {step:,}"
-        super().__init__(f"stopped by {signal.Signals(number).name}{where}: the same command goes on")
+        super().__init__(f"stopped by {signal.Signals(number).name}{where}: rerun the command to resume")
 
 
 @dataclass
 class _State:
-    """Of this process, as its signal handlers are."""
+    """Of this process, like its signal handlers."""
 
     received: int = 0
-    """Number of the signal that came first; 0 if none did."""
+    """Number of the first signal; 0 if none came."""
     deferred: bool = False
-    """Whether the main thread is where it is to be asked for."""
+    """Whether the main thread checks for it at safe points."""
 
 
 _state = _State()
@@ -48,9 +48,9 @@ _state = _State()
 
 @contextmanager
 def catch_stop_signals() -> Iterator[None]:
-    """Raise `Stopped` in here, in the main thread, at the first SIGTERM or SIGUSR1.
+    """Raise `Stopped` inside this context, in the main thread, at the first SIGTERM or SIGUSR1.
 
-    If it was raised, these signals are ignored from then on, so that a second one does not change how the process ends.
+    From then on these signals are ignored, so that a second one does not change how the process ends.
     """
     handlers = {number: signal.signal(number, _receive) for number in SIGNALS}
     try:
@@ -66,7 +66,7 @@ def catch_stop_signals() -> Iterator[None]:
 
 @contextmanager
 def stop_at_a_safe_point() -> Iterator[None]:
-    """In here a signal is only remembered, for `stop_requested`.
+    """Inside this context a signal is only remembered, for `stop_requested`.
 
     Raises:
         Stopped: at the end, if a signal came after the last safe point.
@@ -81,7 +81,7 @@ def stop_at_a_safe_point() -> Iterator[None]:
 
 
 def stop_requested() -> int:
-    """Number of the signal that came, or 0."""
+    """Number of the first signal, or 0."""
     return _state.received
 
 

@@ -1,8 +1,8 @@
-"""A table of runs, one line each: what it was, when it passed its transition, where it ended, what time it took.
+"""A table of runs, one line each: its arguments, when it passed its transition, its results and its time.
 
-Runs are found by their config.json, whatever their directories are called. A column is a result, or any argument of
-the runs' commands by its name; where a run has one value of a plural argument, the column has the singular's name:
-`method`, `width`, `heads`, `seed`.
+Runs are identified by their config.json, whatever their directories are called. A column is a result, or any argument
+of the runs' commands by its name; an argument of which each run has one value has its name in the singular: `method`,
+`width`, `heads`, `seed`.
 """
 
 import csv
@@ -43,7 +43,7 @@ USED_BY = {
     "saturation_threshold": ("until-saturation",),
     "saturation_steps": ("until-saturation",),
 }
-"""Methods that use an argument; a column of it is empty for others."""
+"""Methods that use an argument; for others its column is empty."""
 
 
 FORMATS: Mapping[str, Callable[[Any], str]] = {
@@ -51,11 +51,11 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
     "final_loss": "{:.4f}".format,
     "time": lambda seconds: str(datetime.timedelta(seconds=round(seconds))),
 }
-"""How results are shown; all else is shown as it is."""
+"""How results are shown; everything else is shown as it is."""
 
 
-NARROWEST = 12
-"""Letters to which a terminal that is too narrow cuts a column."""
+MIN_COLUMN_WIDTH = 12
+"""Letters to which a column of text may be cut to fit a terminal."""
 
 
 Row = Mapping[str, Any]
@@ -63,24 +63,24 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class TableArguments:
-    """A table of all runs below a folder, complete or not.
+    """A table of all runs below a directory, complete or not.
 
     Columns: run (its directory), setting, method (train for train.py), steps (its budget), passed_at (first evaluated
-    step with accuracy above 95%), final_accuracy, final_loss, time (wall time; seconds in CSV), state (complete, or how
-    many steps are done), and every argument of the commands.
+    step with accuracy above 95%), final_accuracy, final_loss, time (wall time; seconds in CSV), state (complete,
+    the number of steps done, or damaged), and every argument of the commands.
     """
 
     runs: Annotated[Path, tyro.conf.Positional]
-    """Directory with runs in it, at any depth."""
+    """Directory that contains runs, at any depth."""
     where: tuple[str, ...] = ()
-    """Keep the runs that have these values, such as method=progressive heads=2; several of one column are alternatives,
-    and != excludes a value."""
+    """Keep the runs with these values, such as method=progressive heads=2; several values of one column are
+    alternatives, and != excludes a value."""
     sort: tuple[str, ...] = ()
     """Columns to sort by; by default all, from left to right."""
     reverse: bool = False
     """Sort from large to small."""
     columns: tuple[str, ...] = ()
-    """Columns to show; by default those that say something of these runs."""
+    """Columns to show; by default those with a value for any of these runs."""
     csv: str | None = None
     """Write a CSV file instead, or - for CSV on stdout."""
 
@@ -89,7 +89,7 @@ def table(arguments: TableArguments) -> None:
     """Print the table, or write it to a file.
 
     Raises:
-        UserError: no such directory, no run in it, or an unknown column.
+        UserError: the directory does not exist or contains no run, or a column is unknown.
     """
     rows = [table_row(run) for run in find_runs(arguments.runs)]
     if not rows:
@@ -99,7 +99,7 @@ def table(arguments: TableArguments) -> None:
     conditions = [_condition(text) for text in arguments.where]
     for name in (*columns, *arguments.sort, *(name for name, _, _ in conditions)):
         if name not in known:
-            raise UserError(f"there is no column {name!r}: choose from {', '.join(sorted(known))}")
+            raise UserError(f"unknown column {name!r}: choose from {', '.join(sorted(known))}")
     rows = [row for row in rows if _meets(row, conditions)]
     order = arguments.sort or columns
     rows.sort(key=lambda row: [_sort_key(row.get(name)) for name in order], reverse=arguments.reverse)
@@ -114,10 +114,14 @@ def table(arguments: TableArguments) -> None:
 
 
 def table_row(run: Run) -> dict[str, Any]:
-    """A run's results, and its arguments with the names of columns; what it lacks or does not use is None."""
+    """A run's results and arguments by the names of their columns; what it lacks or does not use is None.
+
+    The row of a damaged run, or of an earlier version, has its state only; what is wrong is printed on stderr.
+    """
     try:
         config, records = run.config, run.records()
-    except UserError:
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr)
         return {"run": str(run.directory), "state": "damaged"}
     arguments = _columns_of(config["arguments"])
     last = records[-1] if records else {"step": 0}
@@ -134,7 +138,7 @@ def table_row(run: Run) -> dict[str, Any]:
 
 
 def as_csv(columns: Sequence[str], rows: Iterable[Row]) -> str:
-    """The rows as CSV with a line of names; numbers have all their digits, and what is None is empty."""
+    """The rows as CSV with a header; numbers have all their digits, and None is empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
@@ -143,13 +147,13 @@ def as_csv(columns: Sequence[str], rows: Iterable[Row]) -> str:
 
 
 def aligned(columns: Sequence[str], rows: Sequence[Row], width: int | None) -> list[str]:
-    """Lines of a table for the eye, the first with the columns' names; numbers are to the right.
+    """Lines of an aligned table, the first with the names of the columns; numbers are right-aligned.
 
     Args:
         columns: to show.
         rows: a value, or none, for each column.
-        width: that lines may have; the widest columns of text are cut until they fit, but not to less than
-            `NARROWEST`, and numbers never. None cuts nothing.
+        width: of the terminal, in letters; the widest columns of text are cut until the lines fit, but not below
+            `MIN_COLUMN_WIDTH`; numbers are never cut. None cuts nothing.
     """
     texts = [list(columns), *([_shown(name, row.get(name)) for name in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
@@ -157,7 +161,7 @@ def aligned(columns: Sequence[str], rows: Sequence[Row], width: int | None) -> l
     too_many = 0 if width is None else sum(widths) + 2 * (len(widths) - 1) - width
     for _ in range(too_many):
         widest = max(range(len(columns)), key=lambda i: 0 if numeric[i] else widths[i])
-        if not numeric[widest] and widths[widest] > NARROWEST:
+        if not numeric[widest] and widths[widest] > MIN_COLUMN_WIDTH:
             widths[widest] -= 1
     return ["  ".join(map(_fitted, line, widths, numeric)).rstrip() for line in texts]
 
@@ -171,7 +175,7 @@ def _columns_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A list as its only element, several joined as they are given on a command line, and none as None."""
+    """A list of one element as this element, of several as on a command line, and an empty one as None."""
     if not isinstance(value, list):
         return value
     return (value[0] if len(value) == 1 else " ".join(map(str, value))) if value else None
@@ -194,7 +198,7 @@ def _meets(row: Row, conditions: Sequence[tuple[str, bool, str]]) -> bool:
 
 
 def _equals(value: Any, text: str) -> bool:
-    """Whether a value is what the text says: numbers by their value, all else by its letters, None as none."""
+    """Whether a value equals a text: numbers by their value, everything else by its letters, None as empty."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         try:
             return float(text) == value
@@ -204,7 +208,7 @@ def _equals(value: Any, text: str) -> bool:
 
 
 def _sort_key(value: Any) -> tuple[int, float, str]:
-    """What is missing, then numbers, then text."""
+    """Missing values, then numbers, then text."""
     if value is None:
         return 0, 0.0, ""
     return (1, value, "") if isinstance(value, (int, float)) else (2, 0.0, str(value))
@@ -215,7 +219,7 @@ def _shown(name: str, value: Any) -> str:
 
 
 def _fitted(text: str, width: int, numeric: bool) -> str:
-    """Text of a width; one that is too long keeps its beginning and, for the most part, its end."""
+    """Text padded or cut to a width; one that is too long keeps a third of its beginning, and its end."""
     if len(text) > width:
         begin = (width - 1) // 3
         text = f"{text[:begin]}…{text[len(text) - (width - 1 - begin) :]}"

@@ -1,7 +1,7 @@
-"""Give past runs to Weights & Biases: the config, every record of metrics.jsonl at its step, and the results.
+"""Upload existing runs to Weights & Biases: the config, every record at its step, and the results.
 
-Each goes to the wandb run that has the id in its config.json, so that what was tracked while it ran, or uploaded
-before, is completed and not doubled.
+Each goes to the wandb run with the id in its config.json, so what was tracked while it ran, or uploaded before, is
+completed and not duplicated.
 """
 
 import os
@@ -17,23 +17,21 @@ from common.runs.finding import find_runs
 from common.runs.run import Run
 from common.runs.tracking import open_tracker
 
-BUSY = "let it end first"
-
 
 @dataclass(frozen=True, kw_only=True)
 class SyncArguments:
-    """Give past runs, complete or not, to Weights & Biases; what it has of them is not doubled."""
+    """Upload existing runs, complete or not, to Weights & Biases; idempotent."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Directories with runs in them, at any depth."""
+    """Directories that contain runs, at any depth."""
     wandb: Literal["online", "offline"] = "online"
-    """offline writes files into the runs' directories, which `wandb sync` uploads."""
+    """offline writes files into the runs' directories, for `wandb sync`."""
     group: str | None = None
     """Under which wandb shows the runs together; by default WANDB_RUN_GROUP, or what their own command would give."""
 
 
 @dataclass(frozen=True)
-class _Past:
+class _Upload:
     """What wandb is to get of a run."""
 
     run: Run
@@ -47,18 +45,18 @@ def sync(arguments: SyncArguments) -> None:
     """Upload the runs, or write wandb's files.
 
     Raises:
-        UserError: no such directory, no run in it, a damaged run or one at which another process is at work (before
-            anything is done), or wandb refuses.
+        UserError: before anything is uploaded: a directory does not exist or contains no run, or a run is damaged or
+            open in another process; or wandb's reason.
     """
     runs = dict.fromkeys(run for directory in arguments.runs for run in _runs_in(directory))
-    pasts = [_past(run, arguments.group) for run in runs]
-    for past in pasts:
-        with locked(past.run.directory, BUSY):
+    uploads = [_upload_of(run, arguments.group) for run in runs]
+    for upload in uploads:
+        with _locked(upload.run):
             pass
-    for past in pasts:
-        with locked(past.run.directory, BUSY):
-            _upload(past, arguments.wandb)
-        print(f"{past.run.directory}: {len(past.records)} records")
+    for upload in uploads:
+        with _locked(upload.run):
+            _send(upload, arguments.wandb)
+        print(f"{upload.run.directory}: {len(upload.records)} records")
 
 
 def _runs_in(directory: Path) -> list[Run]:
@@ -68,17 +66,22 @@ def _runs_in(directory: Path) -> list[Run]:
     return runs
 
 
-def _past(run: Run, group: str | None) -> _Past:
+def _locked(run: Run) -> Any:
+    return locked(run.directory, f"another process is using {run.directory}: wait until it ends")
+
+
+def _upload_of(run: Run, group: str | None) -> _Upload:
     arguments = run.config["arguments"]
-    own_group = arguments["preset"] if "methods" in arguments else None  # as the settings' distill.py
+    own_group = arguments["preset"] if "methods" in arguments else None  # as distill.py
     group = group or os.environ.get("WANDB_RUN_GROUP") or own_group
-    return _Past(run, group, run.records(), run.summary if run.complete else None)
+    return _Upload(run, group, run.records(), run.summary if run.complete else None)
 
 
-def _upload(past: _Past, mode: Literal["online", "offline"]) -> None:
-    run = replace(past.run, tracker=open_tracker(past.run.directory, past.run.config, mode, past.group, silent=True))
-    for record in past.records:
+def _send(upload: _Upload, mode: Literal["online", "offline"]) -> None:
+    directory, config = upload.run.directory, upload.run.config
+    run = replace(upload.run, tracker=open_tracker(directory, config, mode, upload.group, silent=True))
+    for record in upload.records:
         run.track(record)
-    if past.summary is not None:
-        run.tracker.summary.update(past.summary)
-    run.tracker.finish(exit_code=1 if past.summary is None else 0)
+    if upload.summary is not None:
+        run.tracker.summary.update(upload.summary)
+    run.tracker.finish(exit_code=1 if upload.summary is None else 0)

@@ -1,12 +1,13 @@
-"""Numbers that are refused by name, one by one or in tuples."""
+"""Numbers that are refused by name, one by one or in tuples, and the number of threads."""
 
 import math
+import os
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from common.arguments import require_at_least, require_seed
+from common.arguments import require_at_least, require_seed, worker_threads
 from common.errors import UserError
 
 
@@ -52,3 +53,18 @@ def test_seeds_fit_into_63_bits(seed):
 def test_other_seeds_are_refused(seed, message):
     with pytest.raises(UserError, match=message):
         require_seed(SimpleNamespace(seed=0, stream_seed=seed), "seed", "stream_seed")
+
+
+def test_threads_are_what_omp_num_threads_says_or_the_processors_allowed(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "12")
+    assert worker_threads() == 12
+    for wrong in ("", "0", "-1", "two", "1.5"):
+        monkeypatch.setenv("OMP_NUM_THREADS", wrong)
+        with pytest.raises(UserError, match="OMP_NUM_THREADS"):
+            worker_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {2, 5, 7}, raising=False)
+    assert worker_threads() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert worker_threads() == 1

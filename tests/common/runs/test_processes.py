@@ -51,21 +51,21 @@ def test_the_first_process_is_through_before_the_others_begin_and_waits_for_them
 
 
 def test_alone_a_shared_run_is_a_run(tmp_path):
-    with open_shared_run(tmp_path / "run", {"lr": 0.1}, Processes()) as run:
+    with open_shared_run(tmp_path / "run", {"lr": 0.1}, Processes(), setting="parity_mlp") as run:
         run.log({"step": 0})
     with (
         pytest.raises(UserError, match=r"lr is 0\.1 there and 0\.2 here"),
-        open_shared_run(tmp_path / "run", {"lr": 0.2}, Processes()),
+        open_shared_run(tmp_path / "run", {"lr": 0.2}, Processes(), setting="parity_mlp"),
     ):
         pass
-    with open_shared_run(tmp_path / "run", {"lr": 0.2}, Processes(), force=True) as run:
+    with open_shared_run(tmp_path / "run", {"lr": 0.2}, Processes(), force=True, setting="parity_mlp") as run:
         assert run.records() == []
         assert run.config["arguments"] == {"lr": 0.2}
 
 
 def test_other_processes_make_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
-    with open_shared_run(tmp_path / "run", {"lr": 0.1}, Processes(1, 2)) as run:
+    with open_shared_run(tmp_path / "run", {"lr": 0.1}, Processes(1, 2), setting="parity_mlp") as run:
         assert run == Run(tmp_path / "run")
     assert files(tmp_path) == {}
 
@@ -74,7 +74,7 @@ def in_each_process(directory):
     """Join, share a run that the first process makes, and leave."""
     processes, device = join_processes("cpu")
     said = StringIO()
-    with redirect_stdout(said), open_shared_run(directory / "run", {"lr": 0.1}, processes) as run:
+    with redirect_stdout(said), open_shared_run(directory / "run", {"lr": 0.1}, processes, setting="parity_mlp") as run:
         processes.say("a line")
         total = torch.tensor([10.0**processes.index])
         torch.distributed.all_reduce(total)

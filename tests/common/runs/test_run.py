@@ -1,34 +1,28 @@
 """Runs killed, or with the disk full, at every system call; opened twice or wrongly; named, shown and tracked."""
 
 import errno
-import io
 import itertools
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, fields, make_dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
 
-from common import runs
-from common.arguments import worker_threads
-from common.cli import command
-from common.errors import DivergedError, UserError
+from common.errors import UserError
+from common.runs import run as module
 from common.runs.checkpoints import read_checkpoint, save_checkpoint
-from common.runs.names import default_name
-from common.runs.progress import progress
+from common.runs.names import ROOT
 from common.runs.resume import load_resume, save_resume
-from common.runs.run import Run, open_run
+from common.runs.run import Run
 
-ROOT = Path(__file__).parents[2]
+open_run = partial(module.open_run, setting="parity_mlp")
+
 CALLS = ("write", "fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
 
 
@@ -186,12 +180,13 @@ def test_a_full_disk_at_any_system_call_leaves_a_run_that_reads_and_goes_on(tmp_
 LOGGING = """
 import resource, sys
 from pathlib import Path
-from common.runs import command, open_run
+from common.cli import command
+from common.runs.run import Run, open_run
 
 def main():
     if sys.argv[2:]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
-    with open_run(Path(sys.argv[1]), {}) as run:
+    with open_run(Path(sys.argv[1]), {}, setting="parity_mlp") as run:
         done = [record["step"] for record in run.records()]
         run.truncate_records(max(done, default=-1))
         for step in range(len(done), 20):
@@ -224,7 +219,7 @@ def test_a_file_size_limit_is_one_line_and_the_same_command_goes_on(tmp_path):
     assert Run(tmp_path / "run").complete
 
 
-def test_rewind_keeps_what_was_logged_up_to_a_step_and_drops_a_torn_line(tmp_path):
+def test_truncating_keeps_what_was_logged_up_to_a_step_and_drops_a_torn_line(tmp_path):
     with open_run(tmp_path / "run", {}) as run:
         for step in (0, 10, 20):
             run.log({"step": step, "loss": step / 7})
@@ -269,35 +264,40 @@ def test_the_config_has_arguments_versions_and_commit(tmp_path):
         assert run.config == config
     assert config["arguments"] == {"lr": 0.1, "widths": [1, 2], "grammar": "a/b", "seed": None}
     assert config["versions"]["numpy"] == np.__version__
-    assert set(config["versions"]) == {"python", *runs.PACKAGES}
+    assert set(config["versions"]) == {"python", *module.PACKAGES}
 
 
 def test_the_commit_says_whether_files_were_changed_and_is_none_outside_a_checkout(tmp_path, monkeypatch):
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)
-    code = tmp_path / "common" / "runs.py"
-    code.parent.mkdir()
-    code.write_text("")
-    monkeypatch.setattr(runs, "__file__", str(code))
-    assert runs._commit() is None
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "runs.py").write_text("")
+    monkeypatch.setattr(module, "ROOT", code)
+    numbers = itertools.count()
+
+    def commit():
+        with open_run(tmp_path / f"run{next(numbers)}", {}) as run:
+            return run.config["commit"]
 
     def git(*arguments):
         settings = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
-        command_line = ["git", "-C", str(tmp_path), *settings, *arguments]
+        command_line = ["git", "-C", str(code), *settings, *arguments]
         return subprocess.run(command_line, check=True, capture_output=True, text=True).stdout.strip()
 
+    assert commit() is None
     git("init")
-    assert runs._commit() is None
+    assert commit() is None
     git("add", ".")
     git("commit", "-m", "a")
     git("tag", "-m", "a", "v1")
-    assert runs._commit() == git("rev-parse", "HEAD")
-    code.write_text("changed")
-    assert runs._commit() == git("rev-parse", "HEAD") + "-dirty"
-    installed = tmp_path / "environment" / "common" / "runs.py"
-    installed.parent.mkdir(parents=True)
-    monkeypatch.setattr(runs, "__file__", str(installed))
-    assert runs._commit() is None
+    assert commit() == git("rev-parse", "HEAD")
+    (code / "runs.py").write_text("changed")
+    assert commit() == git("rev-parse", "HEAD") + "-dirty"
+    installed = code / "environment"
+    installed.mkdir()
+    monkeypatch.setattr(module, "ROOT", installed)
+    assert commit() is None
 
 
 def test_a_finished_run_is_complete_and_keeps_no_resume_state(tmp_path):
@@ -354,15 +354,24 @@ def test_other_arguments_are_refused_by_name(tmp_path):
     with open_run(tmp_path / "run", {"lr": 0.1, "seed": 0, "out": "b"}):
         pass
     message = r"^.*\(lr is 0.1 there and 0.2 here, seed is 0 there and absent here\): .*--out, or --force .*$"
-    with pytest.raises(UserError, match=message), open_run(tmp_path / "run", {"lr": 0.2, "out": "a"}):
+    with (
+        pytest.raises(UserError, match=message),
+        open_run(tmp_path / "run", {"lr": 0.2, "out": "a"}),
+    ):
         pass
     many = {"lr": 0.1, "seed": 0, **dict.fromkeys("defgh", 1)}
-    with pytest.raises(UserError, match=r"d is absent there and 1 here.* and 2 more"), open_run(tmp_path / "run", many):
+    with (
+        pytest.raises(UserError, match=r"d is absent there and 1 here.* and 2 more"),
+        open_run(tmp_path / "run", many),
+    ):
         pass
     assert content(tmp_path / "run") == before
     with open_run(tmp_path / "other", {"seed": None}):
         pass
-    with pytest.raises(UserError, match="seed is None there and absent"), open_run(tmp_path / "other", {}):
+    with (
+        pytest.raises(UserError, match="seed is None there and absent"),
+        open_run(tmp_path / "other", {}),
+    ):
         pass
 
 
@@ -390,7 +399,10 @@ def test_force_removes_what_the_run_made_and_nothing_else(tmp_path):
 @pytest.mark.parametrize("name", ["notes.txt", "metrics.jsonl", "config.json"])
 def test_a_directory_that_is_not_a_run_is_left_alone(tmp_path, name, force):
     (tmp_path / name).write_text('{"model_type": "gpt2"}')
-    with pytest.raises(UserError, match=r"is not a run.*--out$"), open_run(tmp_path, {}, force=force):
+    with (
+        pytest.raises(UserError, match=r"is not a run.*--out$"),
+        open_run(tmp_path, {}, force=force),
+    ):
         pass
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, '{"model_type": "gpt2"}')]
 
@@ -419,140 +431,13 @@ def test_a_second_process_is_refused_until_the_first_is_gone_however_it_went(tmp
     try:
         for force in (False, True):
             opening = open_run(tmp_path / "run", {}, force=force)
-            with pytest.raises(UserError, match=r"^another process is at work in "), opening:
+            with pytest.raises(UserError, match=r"^another process is using "), opening:
                 pass
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     with open_run(tmp_path / "run", {}) as run:
         run.log({"step": 0})
-
-
-@dataclass(frozen=True)
-class Arguments:
-    lr: float = 0.1
-    seed: int = 0
-    batch_size: int = 1
-    d: object = 100
-    d1: object = None
-    methods: object = ("progressive",)
-    note: object = ""
-    out: str | None = None
-
-
-def test_a_name_has_what_differs_from_the_preset():
-    assert default_name(Arguments(out="x"), Arguments(), "laptop") == "laptop"
-    assert default_name(Arguments(lr=0.01, seed=1), Arguments(), "laptop") == "laptop-lr0.01-seed1"
-    named = default_name(Arguments(lr=1e-20, methods=("ce", "one-shot"), d1=3), Arguments(), "laptop", ("out", "d1"))
-    assert named == "laptop-lr1e-20-methods=ce,one_shot"
-    with pytest.raises(TypeError):
-        default_name(Arguments(note={}), Arguments(), "laptop")
-
-
-WORDS = [
-    None,
-    True,
-    False,
-    0,
-    1,
-    -1,
-    12,
-    2,
-    100,
-    0.0,
-    -0.0,
-    1.0,
-    1e-20,
-    1e16,
-    float("inf"),
-    float("-inf"),
-    float("nan"),
-]
-STRINGS = ["", "1", "1e", "-1", "none", "None", "inf", "a-b", "a_b", "a/b", "a+b", "a,b", "a,", ",", "a", "A", "%", "é"]
-TRICKY = [*WORDS, *STRINGS, "x-d12", "x-note=a", "=", "..", (), (1,), (1, 2), (1, -2), ("",), ("a", "b"), ("a,b",)]
-
-
-def test_no_two_of_many_tricky_arguments_share_a_name_in_any_case():
-    names = {
-        default_name(Arguments(d=d, d1=d1, note=note), Arguments(), "laptop").casefold()
-        for d, d1, note in itertools.product(TRICKY, repeat=3)
-    }
-    assert len(names) == len(TRICKY) ** 3
-    assert not any(set(name) & set("/\\\0 '\"$*?&|;<>") for name in names)
-
-
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text("ad1-=,%_/A.", max_size=5) | st.text()
-VALUES = SCALARS | st.lists(SCALARS, max_size=3).map(tuple)
-EXPERIMENT = make_dataclass("EXPERIMENT", [(name, object, None) for name in ("d", "d1", "d_1", "a", "ad", "inf", "e")])
-EXPERIMENTS = st.builds(EXPERIMENT, *[st.none() | VALUES for _ in fields(EXPERIMENT)])
-
-
-@given(EXPERIMENTS, EXPERIMENTS)
-def test_different_arguments_have_different_names_of_at_most_200_bytes(one, other):
-    names = [default_name(arguments, EXPERIMENT(), "laptop") for arguments in (one, other)]
-    assert (names[0] == names[1]) == (repr(one) == repr(other))
-    assert all(len(os.fsencode(name)) <= 200 for name in names)
-
-
-def test_long_names_that_differ_at_the_end_only_stay_different():
-    names = [default_name(Arguments(note="x" * 300 + end), Arguments(), "laptop") for end in "ab"]
-    assert names[0] != names[1]
-    assert [len(name) for name in names] == [200, 200]
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "line"),
-    [
-        (UserError("wrong\nlr"), 2, "error: wrong lr"),
-        (DivergedError("loss is nan"), 3, "error: loss is nan"),
-        (OSError(errno.ENOSPC, "No space left on device", "x/done.json"), 2, "error: x/done.json: No space left on .*"),
-        (OSError(errno.EACCES, "Permission denied"), 2, "error: Permission denied; .*"),
-        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "x"), 2, "error: x: Not a directory; .*"),
-        (KeyboardInterrupt(), 130, "interrupted: .*"),
-    ],
-)
-def test_a_command_ends_in_one_line_and_a_code(error, code, line, capsys):
-    def main():
-        raise error
-
-    with pytest.raises(SystemExit) as exit_:
-        command(main)
-    assert exit_.value.code == code
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert re.fullmatch(line + "\n", captured.err)
-
-
-@pytest.mark.parametrize("error", [ValueError("a bug"), FileNotFoundError(errno.ENOENT, "a bug"), SystemExit(5)])
-def test_a_command_leaves_anything_else_as_it_is(error):
-    def main():
-        raise error
-
-    with pytest.raises(type(error)) as caught:
-        command(main)
-    assert caught.value is error
-
-
-def test_a_log_file_gets_a_line_at_each_tenth_of_the_way(capsys):
-    with progress(1005, 200, "student", batch_size=8) as show:
-        for step in range(201, 1006):
-            show(step, loss=0.5, accuracy=0.75, teacher=300_000)
-    lines = capsys.readouterr().err.splitlines()
-    assert [int(line.split()[2].replace(",", "")) for line in lines] == [*range(300, 1001, 100), 1005]
-    assert lines[0].startswith("student: step 300 of 1,005, loss 0.5, accuracy 0.75, teacher 300,000, ")
-    assert lines[0].endswith(" samples/s")
-
-
-def test_a_terminal_gets_a_bar(monkeypatch):
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True
-    monkeypatch.setattr(sys, "stderr", terminal)
-    with progress(1000, 200, "student", batch_size=8) as show:
-        show(400, loss=0.5, accuracy=0.75, teacher=300)
-    bar = terminal.getvalue().split("\r")[-1]
-    assert bar.startswith("student:  40%")
-    for part in ("400/1000", "loss 0.5", "accuracy 0.75", "teacher 300", "samples/s"):
-        assert part in bar
 
 
 def test_a_refusal_of_wandb_is_one_line_and_a_complete_run_does_not_ask_it(tmp_path, monkeypatch):
@@ -563,24 +448,12 @@ def test_a_refusal_of_wandb_is_one_line_and_a_complete_run_does_not_ask_it(tmp_p
         raise wandb.Error("no key")
 
     monkeypatch.setattr(wandb, "init", refuse)
-    with pytest.raises(UserError, match=r"^wandb: no key; --wandb offline"), open_run(tmp_path, {}, wandb="online"):
+    with (
+        pytest.raises(UserError, match=r"^wandb: no key; --wandb offline"),
+        open_run(tmp_path, {}, wandb="online"),
+    ):
         pass
     with open_run(tmp_path, {}) as run:
         run.finish({})
     with open_run(tmp_path, {}, wandb="online") as run:
         assert run.complete
-
-
-def test_threads_are_what_omp_num_threads_says_or_the_processors_allowed(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "12")
-    assert worker_threads() == 12
-    for wrong in ("", "0", "-1", "two", "1.5"):
-        monkeypatch.setenv("OMP_NUM_THREADS", wrong)
-        with pytest.raises(UserError, match="OMP_NUM_THREADS"):
-            worker_threads()
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {2, 5, 7}, raising=False)
-    assert worker_threads() == 3
-    monkeypatch.delattr(os, "sched_getaffinity")
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert worker_threads() == 1

@@ -6,25 +6,18 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-import parity_gpt2.distill
-import parity_gpt2.train
-import PCFG_autoregressive.distill
-import PCFG_autoregressive.train
-import PCFG_mlm.distill
-import PCFG_mlm.train
 from common.errors import UserError
 from common.runs.__main__ import main
 from common.runs.finding import find_runs, passed_at
-from common.runs.table import aligned, setting_of
-from parity_mlp import distill, train
-from tests.commands import ROOT, cut, fail_in_one_line, python, succeed
+from common.runs.table import aligned
+from parity_mlp import train
+from tests.commands import ROOT, cut, fail_in_one_line, python, start, succeed
 
-TEACHER = {"preset": "laptop", "model": "mlp", "d": 100, "k": 6, "support": "first", "width": 1000, "layers": 1}
+TEACHER = {"preset": "laptop", "d": 100, "k": 6, "support": "first", "width": 1000, "layers": 1}
 TEACHER |= {"steps": 200, "lr": 0.01, "seed": 0}
 STUDENT = {name: value for name, value in TEACHER.items() if name not in ("width", "seed")}
 STUDENT |= {"teacher": "runs/parity_mlp/laptop", "widths": [10], "lr": [0.002], "teacher_every": 40, "checkpoint": []}
@@ -36,11 +29,13 @@ def student(method, seed):
     return {**STUDENT, "methods": [method], "seeds": [seed]}
 
 
-def make_up_run(directory, arguments, records, seconds=0, complete=True, **config):
+def make_up_run(directory, arguments, records, seconds=0, complete=True, setting="parity_mlp", **config):
     """A run as its files say: (step, loss, accuracy) for each record."""
     directory.mkdir(parents=True)
     lines = [{"step": step, "loss": loss, "accuracy": accuracy} for step, loss, accuracy in records]
-    (directory / "config.json").write_text(json.dumps({"arguments": arguments, **config}))
+    (directory / "config.json").write_text(
+        json.dumps({"setting": setting, "argv": [], "arguments": arguments, **config})
+    )
     (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if complete:
         (directory / "done.json").write_text("{}")
@@ -57,7 +52,7 @@ def root(tmp_path):
     make_up_run(runs / "b" / "c", student("progressive", 1), passes, seconds=5)
     make_up_run(runs / "b" / "d", student("ce", 10), [(0, 0.7, 0.5), (200, 0.69, 0.515625)], seconds=7)
     make_up_run(runs / "b" / "e", student("ce", 2), [(0, 0.7, 0.5), (100, None, 0.5)], seconds=3, complete=False)
-    make_up_run(runs / "f", BERT, [], complete=False)
+    make_up_run(runs / "f", BERT, [], complete=False, setting="PCFG_mlm")
     return runs
 
 
@@ -176,11 +171,11 @@ def test_a_damaged_run_is_a_line_of_the_table(root, capsys):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["absent"], "there is no directory absent: give one with runs in it"),
+        (["absent"], "there is no directory absent"),
         (["EMPTY"], "there is no run below EMPTY"),
-        (["RUNS", "--columns", "accuracy"], "there is no column 'accuracy': choose from checkpoint, "),
-        (["RUNS", "--sort", "accuracy"], "there is no column 'accuracy': choose from checkpoint, "),
-        (["RUNS", "--where", "accuracy=1"], "there is no column 'accuracy': choose from checkpoint, "),
+        (["RUNS", "--columns", "accuracy"], "unknown column 'accuracy': choose from checkpoint, "),
+        (["RUNS", "--sort", "accuracy"], "unknown column 'accuracy': choose from checkpoint, "),
+        (["RUNS", "--where", "accuracy=1"], "unknown column 'accuracy': choose from checkpoint, "),
         (["RUNS", "--where", "seed"], "--where takes column=value or column!=value, got 'seed'"),
     ],
 )
@@ -191,18 +186,14 @@ def test_wrong_input_of_a_table_is_one_line(root, tmp_path, capsys, words, line)
     assert given.startswith(f"error: {line}".replace("EMPTY", places["EMPTY"]))
 
 
-@pytest.mark.parametrize(
-    ("presets", "setting"),
-    [
-        ([train.PRESETS, distill.PRESETS], "parity_mlp"),
-        ([parity_gpt2.train.PRESETS, parity_gpt2.distill.PRESETS], "parity_gpt2"),
-        ([PCFG_mlm.train.PRESETS, PCFG_mlm.distill.PRESETS], "PCFG_mlm"),
-        ([PCFG_autoregressive.train.PRESETS, PCFG_autoregressive.distill.PRESETS], "PCFG_autoregressive"),
-    ],
-)
-def test_a_setting_is_told_by_its_arguments(presets, setting):
-    assert {setting_of(asdict(preset)) for presets in presets for preset in presets.values()} == {setting}
-    assert setting_of({"lr": 1.0}) is None
+def test_a_run_of_an_earlier_version_is_damaged_and_one_line_says_how_to_bring_it_over(root, capsys):
+    path = root / "a" / "config.json"
+    path.write_text(json.dumps({"arguments": json.loads(path.read_text())["arguments"]}))
+    code, _, stderr = start(capsys, main, "table", root, "--where", "state=damaged")
+    (line,) = stderr.splitlines()
+    assert code == 0
+    assert line.startswith(f"warning: {path} was written by an earlier version")
+    assert names_of(capsys, root, "--sort", "run") == "acdef"
 
 
 def test_a_transition_is_passed_above_95_percent_only():
@@ -236,7 +227,7 @@ def test_a_run_that_a_command_made_is_tabled_with_its_time(tmp_path, capsys):
 
 def test_the_command_loads_nothing_heavy_and_survives_a_closed_pipe(root):
     heavy = "'torch', 'transformers', 'wandb', 'numba', 'matplotlib', 'scipy'"
-    code = f"import sys; from common import run_commands; print({{{heavy}}} & set(sys.modules))"
+    code = f"import sys; import common.runs.__main__; print({{{heavy}}} & set(sys.modules))"
     assert python("-c", code).stdout == "set()\n"
     reader, writer = os.pipe()
     os.close(reader)
@@ -321,7 +312,7 @@ def test_a_long_comparison_shows_the_ends_and_where_the_runs_part(tmp_path, caps
     [
         ("absent", "absent is not a run: it has no config.json of one"),
         ("model", "model is not a run: it has no config.json of one"),
-        ("damaged", "metrics.jsonl is damaged: start the run over with --force"),
+        ("damaged", "metrics.jsonl is damaged: start over with --force"),
     ],
 )
 def test_wrong_input_of_a_comparison_is_one_line(tmp_path, capsys, other, line):
