@@ -119,7 +119,10 @@ def test_commands_start_before_they_import_what_is_slow():
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_settings_have_the_same_files(setting):
-    wanted = {"README.md", *(f"{name}.py" for name in ("data", "models", "training", "train", "distill", "probe"))}
+    wanted = {
+        "README.md",
+        *(f"{name}.py" for name in ("arguments", "data", "models", "training", "train", "distill", "probe")),
+    }
     assert wanted <= {path.name for path in (ROOT / setting).iterdir()}
 
 

@@ -132,7 +132,7 @@ def test_torchrun_forwards_a_stop_signal_and_one_process_resumes(tmp_path, capsy
         process.terminate()
         stderr = process.communicate(timeout=600)[1]
     assert process.returncode > 0
-    said = re.findall("^stopped by SIGTERM.*: the same command goes on$", stderr, re.MULTILINE)
+    said = re.findall("^stopped by SIGTERM.*: rerun the command to resume$", stderr, re.MULTILINE)
     assert len(said) == 2
     assert said[0] == said[1]
     assert stderr.count("Traceback") == 1

@@ -234,7 +234,7 @@ def test_jobs_that_are_put_back_cancelled_or_lose_their_node_make_the_bits_of_pl
     cluster.call("scancel", "--signal=USR1", "--batch", f"{teachers}_1")
     wait_until(lambda: starts("teacher") == 2)
     log = (project.root / folder / "logs" / "teacher.log").read_text()
-    assert "stopped by SIGTERM at step 2,000: the same command goes on" in log
+    assert "stopped by SIGTERM at step 2,000: rerun the command to resume" in log
     assert cluster.restarts(f"{teachers}_1") == 1
     assert starts("lost") == 1
     assert [starts(name) for name in students] == [0, 0, 0, 0]

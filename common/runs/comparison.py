@@ -1,4 +1,4 @@
-"""Where two runs differ: in their arguments, versions and commit, and along their curves at the steps of both."""
+"""How two runs differ: in their arguments, versions and commit, and along their curves at common steps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ MEASURES = ("loss", "accuracy")
 
 @dataclass(frozen=True, kw_only=True)
 class CompareArguments:
-    """Where two runs differ: arguments, versions, commit, and the curves of loss and accuracy."""
+    """How two runs differ: arguments, versions, commit, and the curves of loss and accuracy."""
 
     one: Annotated[Path, tyro.conf.Positional]
     """Directory of a run, complete or not."""
     other: Annotated[Path, tyro.conf.Positional]
     """Directory of another."""
     lines: int = 20
-    """Most lines of curves to show; the rest is left out evenly."""
+    """Largest number of lines of curves to show, evenly spaced."""
 
 
 def compare(arguments: CompareArguments) -> None:
@@ -47,12 +47,7 @@ def compare(arguments: CompareArguments) -> None:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Name and both values, as text, of each argument, each package's version, and the commit that differ.
-
-    Args:
-        one: a run's config.
-        other: another's.
-    """
+    """Name and both values, as text, of what differs in two configs: arguments, versions and commit."""
     flat = [
         {**config["arguments"], **_prefixed("version of", config.get("versions") or {}), "commit": config.get("commit")}
         for config in (one, other)
@@ -64,18 +59,15 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[
 
 
 def curves(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], most: int) -> list[str]:
-    """Lines that show the records of two runs side by side at the steps of both, and where they differ.
+    """Lines that show the records of two runs side by side at common steps, and where they differ.
 
-    Args:
-        one: a run's records.
-        other: another's.
-        most: steps to show; the first and the last common step are among them, as is the first at which they differ.
+    At most `most` steps are shown, with the first and the last common one, and the first at which they differ.
     """
     by_step = [{record["step"]: record for record in records} for records in (one, other)]
     common = sorted(by_step[0].keys() & by_step[1].keys())
     if not common:
-        return [f"no evaluation at a step of both: A has {_steps(one)}, B has {_steps(other)}"]
-    lines = [f"{len(common)} evaluations at steps of both; A has {_steps(one)}, B has {_steps(other)}"]
+        return [f"no common step: A has {_steps(one)}, B has {_steps(other)}"]
+    lines = [f"{len(common)} evaluations at common steps; A has {_steps(one)}, B has {_steps(other)}"]
     rows = [_compared(step, by_step[0][step], by_step[1][step]) for step in common]
     shown = _spread(range(len(rows)), most)
     for measure in MEASURES:

@@ -8,12 +8,13 @@ import huggingface_hub
 from huggingface_hub.errors import HFValidationError, HTTPError
 
 from common.errors import UserError
-
-NUMBER = "(0|[1-9][0-9]*)"
+from common.runs.files import NUMBER
 
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """A checkpoint of a teacher."""
+
     step: int
     """Teacher step at which it was saved."""
     location: Path | str
@@ -28,7 +29,7 @@ def find_checkpoints(teacher: str | Path) -> list[Checkpoint]:
             trainer, or else a hub id `org/name` with branches or tags `step<N>`, which are only listed here.
 
     Raises:
-        UserError: no such teacher, no checkpoint, or one without its files.
+        UserError: the teacher does not exist, has no checkpoint, or one lacks its files.
     """
     locations: dict[int, Path | str] = {}
     if Path(teacher).is_dir():
@@ -47,7 +48,7 @@ def find_checkpoints(teacher: str | Path) -> list[Checkpoint]:
 
 
 def local_path(checkpoint: Checkpoint) -> Path:
-    """The directory of a checkpoint; one on the hub is downloaded, without any pickle, unless it is cached.
+    """The directory of a checkpoint; one on the hub is downloaded, without pickles, unless it is cached.
 
     Raises:
         UserError: the download failed, or it has no config or no safetensors.
@@ -61,7 +62,7 @@ def local_path(checkpoint: Checkpoint) -> Path:
     except (HTTPError, OSError) as error:
         raise UserError(
             f"cannot download {checkpoint.location} from the Hugging Face hub ({type(error).__name__}): "
-            "look at the connection and the room on the disk, then run the same command again"
+            "check the connection and the disk space, then rerun the command"
         ) from error
 
 

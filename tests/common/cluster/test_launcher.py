@@ -21,7 +21,8 @@ import time
 from pathlib import Path
 
 from common.errors import UserError
-from common.runs import command, open_run
+from common.cli import command
+from common.runs.run import open_run
 
 def note(word):
     with Path("notes").open("a") as notes:
@@ -150,7 +151,7 @@ def test_failures_are_summed_up_and_students_of_a_failed_teacher_are_not_started
     *_, failed, not_started, summary = finish(launch(bad + others, "--jobs", 2), code=1).splitlines()
     assert failed == "failed: sweep/bad (exit code 2), sweep/logs/bad.log: error: this cannot be"
     assert not_started == "not started: sweep/lost, its teacher sweep/bad failed"
-    assert summary == "sweep: 2 of 4 runs are complete, 1 failed; the same command makes what is missing"
+    assert summary == "sweep: 2 of 4 runs are complete, 1 failed; rerun the command to retry them"
     assert [starts(name) for name in ("bad", "good", "lost", "fine")] == [1, 1, 0, 1]
     shutil.rmtree("sweep/bad")
     finish(launch(line("bad") + others))
@@ -184,7 +185,7 @@ def test_a_signal_is_passed_on_and_the_same_command_goes_on(number):
     wait_until(lambda: len(notes()) == 2)
     launcher.send_signal(number)
     said = finish(launcher, code=75).splitlines()
-    assert said[-1] == f"sweep: 0 of 3 runs are complete; stopped by {number.name}: the same command goes on"
+    assert said[-1] == f"sweep: 0 of 3 runs are complete; stopped by {number.name}: rerun the command to resume"
     assert not any(entry.startswith(("failed", "not started")) for entry in said)
     for name in "ab":
         assert "stopped by SIGTERM" in Path(f"sweep/logs/{name}.log").read_text()

@@ -1,12 +1,10 @@
-"""Writing with every system call failing in turn, reading damaged files, and finding a teacher here and on the hub."""
+"""Writing with every system call failing in turn, and reading damaged files."""
 
 import errno
 import json
 import os
 from contextlib import suppress
-from types import SimpleNamespace
 
-import huggingface_hub
 import numpy as np
 import pytest
 import safetensors.torch
@@ -18,7 +16,6 @@ from common.errors import UserError
 from common.runs.checkpoints import read_checkpoint, read_config, save_checkpoint
 from common.runs.files import append_to_file, remove, remove_unfinished, write_directory, write_file
 from common.runs.resume import add_resume, keep_resume, load_resume, resume_steps, save_resume
-from common.teachers.discovery import Checkpoint, find_checkpoints, local_path
 
 TENSORS = {
     "weight": np.arange(6, dtype=np.float32).reshape(2, 3).T,
@@ -173,7 +170,7 @@ def test_a_cut_off_or_missing_file_is_one_line_that_names_it(tmp_path, name):
     whole = path.read_bytes().rstrip(b"\n")
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=rf"^.*checkpoint-7/{name} is cut off or damaged: remove .*$"):
+        with pytest.raises(UserError, match=rf"^.*checkpoint-7/{name} is truncated or damaged: remove .*$"):
             read_checkpoint(path.parent)
     path.unlink()
     with pytest.raises(UserError, match=rf"^.*checkpoint-7/{name} is missing: remove .*$"):
@@ -194,7 +191,7 @@ def test_a_damaged_header_is_a_user_error_or_harmless(tmp_path_factory, data):
 
 
 @pytest.mark.parametrize(
-    ("written", "message"), [("[]", "is cut off or damaged"), ("{", "is cut off or damaged"), (None, "is missing")]
+    ("written", "message"), [("[]", "is truncated or damaged"), ("{", "is truncated or damaged"), (None, "is missing")]
 )
 def test_a_config_is_read_without_the_weights(tmp_path, written, message):
     save_checkpoint(tmp_path, 7, TENSORS, CONFIG)
@@ -221,98 +218,6 @@ def test_a_config_that_is_not_an_object_is_damaged(tmp_path):
     (tmp_path / "checkpoint-7" / "config.json").write_text("[]")
     with pytest.raises(UserError, match="damaged"):
         read_checkpoint(tmp_path / "checkpoint-7")
-
-
-def test_checkpoints_are_found_in_order_of_steps_and_nothing_else_is(tmp_path):
-    for step in (1000, 9, 200, 0):
-        save_checkpoint(tmp_path, step, TENSORS, CONFIG)
-    for name in ("checkpoint-best", "checkpoint-07", "checkpoint-1-old", ".checkpoint-5.123.unfinished", "resume"):
-        (tmp_path / name).mkdir()
-    found = find_checkpoints(str(tmp_path))
-    assert found == [Checkpoint(step, tmp_path / f"checkpoint-{step}") for step in (0, 9, 200, 1000)]
-    assert [local_path(checkpoint) for checkpoint in found] == [checkpoint.location for checkpoint in found]
-
-
-def test_a_hugging_face_run_with_pickles_and_shards_is_a_teacher(tmp_path):
-    directory = tmp_path / "checkpoint-500"
-    files = ("config.json", "model-00001-of-00002.safetensors", "optimizer.pt", "training_args.bin")
-    write_directory(directory, dict.fromkeys(files, b""))
-    assert find_checkpoints(tmp_path) == [Checkpoint(500, directory)]
-
-
-def test_a_checkpoint_without_safetensors_is_refused(tmp_path):
-    save_checkpoint(tmp_path, 1, TENSORS, CONFIG)
-    write_directory(tmp_path / "checkpoint-2", {"config.json": b"{}", "pytorch_model.bin": b""})
-    with pytest.raises(UserError, match="checkpoint-2 lacks"):
-        find_checkpoints(tmp_path)
-
-
-@pytest.mark.parametrize("teacher", ["/no/such/directory", "no-such-directory", "a/b/c", "../up"])
-def test_a_teacher_that_does_not_exist(teacher, monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "HfApi", None)
-    with pytest.raises(UserError, match=f"^there is no directory {teacher}: give .*$"):
-        find_checkpoints(teacher)
-
-
-def test_a_directory_without_checkpoints(tmp_path):
-    with pytest.raises(UserError, match=r"^.* has no checkpoint-<step> directory: .*$"):
-        find_checkpoints(tmp_path)
-
-
-def hub(branches, tags):
-    def list_repo_refs(name):
-        assert name == "org/name"
-        return SimpleNamespace(
-            branches=[SimpleNamespace(name=branch) for branch in branches],
-            tags=[SimpleNamespace(name=tag) for tag in tags],
-        )
-
-    return lambda: SimpleNamespace(list_repo_refs=list_repo_refs)
-
-
-def test_a_hub_teacher_is_listed_at_once_and_downloaded_on_use(tmp_path, monkeypatch):
-    downloads = []
-
-    def snapshot_download(name, revision, allow_patterns):
-        assert not any("bin" in pattern or pattern == "*" for pattern in allow_patterns)
-        downloads.append((name, revision))
-        save_checkpoint(tmp_path, 1, TENSORS, CONFIG)
-        return str(tmp_path / "checkpoint-1")
-
-    monkeypatch.setattr(
-        huggingface_hub, "HfApi", hub(["main", "step1000", "step1"], ["step0", "v1", "step1", "step07"])
-    )
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    found = find_checkpoints("org/name")
-    assert found == [Checkpoint(step, f"org/name@step{step}") for step in (0, 1, 1000)]
-    assert downloads == []
-    assert read_checkpoint(local_path(found[2]))[0] == CONFIG
-    assert downloads == [("org/name", "step1000")]
-
-
-def test_a_hub_model_without_steps(monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "HfApi", hub(["main"], []))
-    with pytest.raises(UserError, match=r"org/name has no branch or tag step<N>"):
-        find_checkpoints("org/name")
-
-
-def test_a_hub_that_does_not_answer(monkeypatch):
-    api = huggingface_hub.HfApi(endpoint="http://127.0.0.1:9")
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
-    with pytest.raises(UserError, match=r"^there is no directory org/name, and .* \(\w+\): give .*$"):
-        find_checkpoints("org/name")
-
-
-def test_a_download_that_fails_or_brings_no_weights(tmp_path, monkeypatch):
-    def refuse(name, revision, allow_patterns):
-        raise huggingface_hub.errors.LocalEntryNotFoundError("two\nlines")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(UserError, match=r"^cannot download org/name@step5 .*$"):
-        local_path(Checkpoint(5, "org/name@step5"))
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
-    with pytest.raises(UserError, match="lacks"):
-        local_path(Checkpoint(5, "org/name@step5"))
 
 
 def test_resume_state_comes_back_exactly_and_only_the_newest_is_kept(tmp_path):
@@ -386,7 +291,7 @@ def test_a_damaged_resume_state_names_its_file(tmp_path, name):
     save_resume(tmp_path, 9, TENSORS, {"seed": 1})
     path = tmp_path / "resume" / "9" / name
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(UserError, match=rf"{name} is cut off or damaged: .*--force"):
+    with pytest.raises(UserError, match=rf"{name} is truncated or damaged: .*--force"):
         load_resume(tmp_path)
 
 

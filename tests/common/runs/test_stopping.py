@@ -26,7 +26,7 @@ def test_a_signal_ends_a_command_at_once_with_code_75_and_one_line(capsys, numbe
 
     code, stdout, stderr = start(capsys, main)
     assert (code, stdout) == (75, "")
-    assert stderr == f"stopped by {signal.Signals(number).name}: the same command goes on\n"
+    assert stderr == f"stopped by {signal.Signals(number).name}: rerun the command to resume\n"
     assert not went_on
 
 
@@ -55,7 +55,7 @@ def test_in_a_training_loop_it_is_remembered_until_the_end(capsys):
         seen.append("after")
 
     code, _, stderr = start(capsys, main)
-    assert (code, stderr) == (75, "stopped by SIGUSR1: the same command goes on\n")
+    assert (code, stderr) == (75, "stopped by SIGUSR1: rerun the command to resume\n")
     assert seen == [0, USR1]
 
 
@@ -99,7 +99,7 @@ STOPPED_ON_THE_WAY_OUT = """
 import atexit
 import os
 import signal
-from common.runs import command
+from common.cli import command
 
 def send(*numbers):
     for number in numbers:
@@ -129,4 +129,4 @@ def test_further_signals_do_not_change_how_the_process_ends():
     done = python("-c", STOPPED_ON_THE_WAY_OUT)
     assert done.returncode == 75
     assert done.stdout == "sent\n" * 3
-    assert done.stderr == "stopped by SIGTERM: the same command goes on\n"
+    assert done.stderr == "stopped by SIGTERM: rerun the command to resume\n"

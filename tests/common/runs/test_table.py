@@ -264,7 +264,7 @@ def test_a_comparison_shows_what_differs(tmp_path, capsys):
         ["rules", "(absent)", "a", "b"],
     ]
     assert curves == [
-        "3 evaluations at steps of both; A has 3 from step 0 to 20, B has 6 from step 0 to 25",
+        "3 evaluations at common steps; A has 3 from step 0 to 20, B has 6 from step 0 to 25",
         "loss: first differs at step 10, most at step 10: B - A = -0.25",
         "accuracy: first differs at step 20, most at step 20: B - A = -0.25",
         "",
@@ -286,10 +286,10 @@ def test_a_comparison_of_a_run_with_itself_and_of_runs_without_common_steps(tmp_
     assert curves[-1].split() == ["20", "0.75", "0.75", "0.0"]
     _, curves = compared(capsys, one, other)
     assert curves == [
-        "no evaluation at a step of both: A has 2 from step 10 to 20, B has 1 from step 15 to 15",
+        "no common step: A has 2 from step 10 to 20, B has 1 from step 15 to 15",
     ]
     _, curves = compared(capsys, begun, one)
-    assert curves == ["no evaluation at a step of both: A has none, B has 2 from step 10 to 20"]
+    assert curves == ["no common step: A has none, B has 2 from step 10 to 20"]
 
 
 def test_a_long_comparison_shows_the_ends_and_where_the_runs_part(tmp_path, capsys):
