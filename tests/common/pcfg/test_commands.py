@@ -120,6 +120,7 @@ def test_probes_of_a_student(pcfg, tmp_path, capsys, teacher):
 # Killed
 
 
+@pytest.mark.slow
 def test_a_run_killed_four_times_ends_with_the_same_bits(pcfg, tmp_path, capsys):
     cadence = shlex.split("--steps 100 --eval-every 3 --checkpoint-every 15 --accumulate 2")
     words = [*TRAIN, *cadence, *HARDEST[pcfg.name].split(), "--out"]
@@ -129,6 +130,7 @@ def test_a_run_killed_four_times_ends_with_the_same_bits(pcfg, tmp_path, capsys)
     assert results(tmp_path / "killed") == results(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 def test_students_killed_twice_end_with_the_same_bits(pcfg, tmp_path, capsys, teacher):
     words = [
         *DISTILL,
@@ -175,6 +177,7 @@ def test_runs_killed_before_a_record_end_with_the_same_bits(pcfg, tmp_path, caps
 # Told to stop
 
 
+@pytest.mark.slow
 def test_a_run_told_to_stop_three_times_ends_with_the_same_bits(pcfg, tmp_path, capsys):
     cadence = shlex.split("--steps 66 --eval-every 3 --checkpoint-every 15 --accumulate 2")
     words = [*TRAIN, *cadence, *HARDEST[pcfg.name].split(), "--out"]
@@ -687,6 +690,7 @@ def test_every_command_is_printed_and_parses(pcfg, capsys, monkeypatch):
 # In processes of their own
 
 
+@pytest.mark.slow
 def test_train_and_distill_start_from_every_folder(pcfg, tmp_path, teacher):
     done = python("train.py", *TRAIN[1:], "--out", tmp_path / "run", cwd=ROOT / pcfg.name)
     assert done.returncode == 0, done.stderr
@@ -700,6 +704,7 @@ def test_train_and_distill_start_from_every_folder(pcfg, tmp_path, teacher):
     assert Run(tmp_path / "student").summary["step"] == 12
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_of_its_own_is_one_line(tmp_path):
     failed = python("-m", "PCFG_mlm.train", *TRAIN[1:], "--layers", 0, "--out", tmp_path / "run")
     assert failed.returncode == 2
