@@ -73,7 +73,6 @@ def new_figure(
     """An empty figure in the common style.
 
     Args:
-        columns, rows: of axes.
         width, height: of the figure, in inches.
 
     Returns:

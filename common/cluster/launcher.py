@@ -77,10 +77,6 @@ class _Process:
 def launch(arguments: SweepArguments, lines: Sequence[str]) -> None:
     """Execute a sweep, here or by Slurm.
 
-    Args:
-        arguments: of the launcher.
-        lines: of the plan.
-
     Raises:
         UserError: an invalid plan, number of jobs or teacher, too little disk space, another launcher, or an error of
             Slurm.
@@ -115,9 +111,6 @@ class Launcher:
     get SIGTERM and are waited for.
 
     Args:
-        runs: of the sweep.
-        directory: of the sweep.
-        jobs: commands at a time.
         gpus: of the machine, as `find_gpus` gives them.
         show: called with a line that says how far the sweep is.
     """
@@ -210,9 +203,7 @@ def command_environment(slot: int, jobs: int, gpus: Sequence[str], group: str) -
 
     Args:
         slot: number of the command among those that run at a time, from 0.
-        jobs: commands at a time.
         gpus: of the machine; commands take turns.
-        group: the sweep's name.
     """
     environment = {**os.environ, "WANDB_RUN_GROUP": group}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, worker_threads() // jobs)))

@@ -41,10 +41,6 @@ def submit(runs: Sequence[PlannedRun], directory: Path) -> None:
     Students wait until all teachers that they need have ended, successfully or not. A student whose teacher is not
     complete then ends with an error, and is submitted again together with its teacher.
 
-    Args:
-        runs: of the sweep.
-        directory: of the sweep.
-
     Raises:
         UserError: sbatch failed.
     """
@@ -68,9 +64,6 @@ def submit(runs: Sequence[PlannedRun], directory: Path) -> None:
 
 def queued_runs(directory: Path) -> dict[str, str]:
     """Runs that are waiting or running in the queue, of this sweep and of those next to it.
-
-    Args:
-        directory: of the sweep.
 
     Returns:
         The number of the array that executes a run, by the run's directory.

@@ -15,8 +15,6 @@ def save_checkpoint(run: Path, step: int, tensors: Mapping[str, np.ndarray], con
     An existing one is replaced: the run was stopped after it and resumed from an earlier state.
 
     Args:
-        run: the directory.
-        step: steps done.
         tensors: the model's weights by name, of any shape and memory order.
         config: what is needed to build the model, as JSON values.
 

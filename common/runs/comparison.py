@@ -48,11 +48,11 @@ def compare(arguments: CompareArguments) -> None:
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Name and both values, as text, of what differs in two configs: arguments, versions and commit."""
-    flat = [
-        {**config["arguments"], **_prefixed("version of", config.get("versions") or {}), "commit": config.get("commit")}
-        for config in (one, other)
-    ]
-    texts = [{name: _text(value) for name, value in values.items()} for values in flat]
+    texts = []
+    for config in (one, other):
+        versions = {f"version of {name}": version for name, version in (config.get("versions") or {}).items()}
+        values = {**config["arguments"], **versions, "commit": config.get("commit")}
+        texts.append({name: _text(value) for name, value in values.items()})
     names = list({**texts[0], **texts[1]})
     pairs = [(name, texts[0].get(name, "(absent)"), texts[1].get(name, "(absent)")) for name in names]
     return [pair for pair in pairs if pair[1] != pair[2]]
@@ -93,10 +93,6 @@ def _compared(step: int, one: Mapping[str, Any], other: Mapping[str, Any]) -> di
         a, b = one.get(measure), other.get(measure)
         row |= {f"{measure} A": a, f"{measure} B": b, f"{measure} B-A": None if a is None or b is None else b - a}
     return row
-
-
-def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{prefix} {name}": value for name, value in values.items()}
 
 
 def _spread(indices: range, most: int) -> list[int]:

@@ -136,9 +136,7 @@ def open_shared_run(
     """`open_run` for all processes of a training.
 
     Args:
-        directory: of the run.
         arguments: every argument of the command as resolved, by name.
-        processes: of the training.
         options: further arguments of `open_run`.
 
     Raises:

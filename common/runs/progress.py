@@ -19,8 +19,6 @@ def progress(total: int, initial: int, description: str, batch_size: int) -> Ite
     Args:
         total: steps of the whole run.
         initial: steps done before, in a run that is resumed.
-        description: of the run.
-        batch_size: samples per step.
 
     Yields:
         `show(step, **values)`, to be called with the steps done and what to show with them, such as `loss`, `accuracy`

@@ -153,7 +153,6 @@ def open_run(
     Args:
         directory: created if it does not exist.
         arguments: every argument of the command as resolved, by name.
-        setting: whose run it is.
         argv: the command as a list; empty if the run is not made by a command.
         force: start over; what the earlier run wrote there is removed, and nothing else.
         exclude: arguments that may differ from those the run was started with.

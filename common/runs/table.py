@@ -25,12 +25,9 @@ from common.runs.run import Run
 
 COLUMNS = ("setting", "method", "checkpoint", "width", "heads", "layers", "seed", "lr", "steps")
 
-
 RESULTS = ("passed_at", "final_accuracy", "final_loss", "time", "state", "run")
 
-
 SINGULAR = {"methods": "method", "widths": "width", "student_heads": "heads", "seeds": "seed"}
-
 
 USED_BY = {
     "teacher_every": ("progressive", "refreshed"),
@@ -45,7 +42,6 @@ USED_BY = {
 }
 """Methods that use an argument; for others its column is empty."""
 
-
 FORMATS: Mapping[str, Callable[[Any], str]] = {
     "final_accuracy": "{:.4f}".format,
     "final_loss": "{:.4f}".format,
@@ -53,10 +49,8 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
 }
 """How results are shown; everything else is shown as it is."""
 
-
 MIN_COLUMN_WIDTH = 12
 """Letters to which a column of text may be cut to fit a terminal."""
-
 
 Row = Mapping[str, Any]
 

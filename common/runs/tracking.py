@@ -26,7 +26,6 @@ def open_tracker(
 
     Args:
         directory: the run's; wandb writes its files there.
-        config: the run's.
         mode: over the network, or into files.
         group: under which wandb shows it together with others.
         silent: wandb prints nothing.
