@@ -1,0 +1,102 @@
+"""States that a killed run resumes from: complete, damaged, several at once, and saved to a full disk."""
+
+import numpy as np
+import pytest
+
+from common.errors import UserError
+from common.runs.resume import add_resume, keep_resume, load_resume, resume_steps, save_resume
+from tests.files import TENSORS, call_with_full_disk
+
+
+@pytest.mark.parametrize("persistently", [False, True])
+def test_a_resume_state_survives_a_full_disk_while_the_next_is_saved(tmp_path, persistently):
+    calls = number = 0
+    while number <= calls:
+        number += 1
+        run = tmp_path / str(number)
+        save_resume(run, 1, TENSORS, {"seed": 1})
+
+        def save_next(run=run):
+            save_resume(run, 2, TENSORS, {"seed": 2})
+
+        failed, calls = call_with_full_disk(save_next, number, persistently)
+        resume = load_resume(run)
+        assert (resume.step, resume.state) in [(1, {"seed": 1}), (2, {"seed": 2})][0 if failed else 1 :]
+        save_next()
+        assert [path.name for path in (run / "resume").iterdir()] == ["2"]
+    assert number > 8
+
+
+def test_resume_state_comes_back_exactly_and_only_the_newest_is_kept(tmp_path):
+    assert load_resume(tmp_path) is None
+    state = {"random": 2**127 + 1, "best": float("inf"), "mean": 0.1 + 0.2, "history": [1, 2], "none": None}
+    for step in (9, 100):
+        save_resume(tmp_path, step, TENSORS, state)
+    resume = load_resume(tmp_path)
+    assert (resume.step, resume.state) == (100, state)
+    np.testing.assert_array_equal(resume.tensors["weight"], TENSORS["weight"])
+    assert [path.name for path in (tmp_path / "resume").iterdir()] == ["100"]
+
+
+def test_the_newer_of_two_resume_states_counts(tmp_path):
+    """A process killed between saving one and removing the other leaves both."""
+    save_resume(tmp_path, 9, TENSORS, {})
+    (tmp_path / "resume" / "9").rename(tmp_path / "9")
+    save_resume(tmp_path, 100, TENSORS, {})
+    (tmp_path / "9").rename(tmp_path / "resume" / "9")
+    assert load_resume(tmp_path).step == 100
+
+
+def test_an_unfinished_or_incomplete_resume_state_is_passed_over(tmp_path):
+    save_resume(tmp_path, 9, TENSORS, {})
+    for name in ("100", ".200.77.unfinished"):
+        (tmp_path / "resume" / name).mkdir()
+        (tmp_path / "resume" / name / "state.json").write_text("{}")
+    assert load_resume(tmp_path).step == 9
+
+
+def test_a_state_that_is_added_leaves_those_before_it_until_it_alone_is_kept(tmp_path):
+    assert resume_steps(tmp_path) == []
+    for step in (100, 9, 0):
+        add_resume(tmp_path, step, {"weight": np.full(2, step)}, {"number": step})
+    assert resume_steps(tmp_path) == [0, 9, 100]
+    for step in (0, 9, 100):
+        resume = load_resume(tmp_path, step)
+        assert (resume.step, resume.state) == (step, {"number": step})
+        assert resume.tensors["weight"].tolist() == [step, step]
+    assert load_resume(tmp_path).step == 100
+    assert load_resume(tmp_path, 8) is None
+    keep_resume(tmp_path, 9)
+    assert [path.name for path in (tmp_path / "resume").iterdir()] == ["9"]
+    assert load_resume(tmp_path, 100) is None
+    keep_resume(tmp_path, 5)
+    assert load_resume(tmp_path) is None
+
+
+def test_a_state_that_is_added_again_is_replaced(tmp_path):
+    for number in (1, 2):
+        add_resume(tmp_path, 9, {"weight": np.full(2, number)}, {"number": number})
+    resume = load_resume(tmp_path, 9)
+    assert resume.state == {"number": 2}
+    assert resume.tensors["weight"].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("missing", ["state.json", "tensors.safetensors"])
+def test_a_step_whose_state_is_not_whole_does_not_count(tmp_path, missing):
+    for step in (9, 100):
+        add_resume(tmp_path, step, TENSORS, {})
+    (tmp_path / "resume" / "100" / missing).unlink()
+    for name in ("07", "best", ".200.77.unfinished"):
+        (tmp_path / "resume" / name).mkdir()
+    assert resume_steps(tmp_path) == [9]
+    assert load_resume(tmp_path, 100) is None
+    assert load_resume(tmp_path).step == 9
+
+
+@pytest.mark.parametrize("name", ["state.json", "tensors.safetensors"])
+def test_a_damaged_resume_state_names_its_file(tmp_path, name):
+    save_resume(tmp_path, 9, TENSORS, {"seed": 1})
+    path = tmp_path / "resume" / "9" / name
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UserError, match=rf"{name} is truncated or damaged: .*--force"):
+        load_resume(tmp_path)
