@@ -1,4 +1,4 @@
-"""Checks of arguments and of the environment; their messages name the flag or the variable."""
+"""Checks of arguments and environment variables; error messages name the flag or the variable."""
 
 import os
 import re
@@ -33,7 +33,7 @@ def require_seed(arguments: object, *names: str) -> None:
 
 
 def worker_threads() -> int:
-    """Number of threads to use: OMP_NUM_THREADS if it is set, otherwise the processors available to this process.
+    """Number of threads to use: OMP_NUM_THREADS if it is set, else the number of processors available to this process.
 
     Raises:
         UserError: OMP_NUM_THREADS is not a positive whole number.
@@ -41,7 +41,7 @@ def worker_threads() -> int:
     wanted = os.environ.get("OMP_NUM_THREADS")
     if wanted is not None:
         if not re.fullmatch("[1-9][0-9]*", wanted):
-            raise UserError(f"OMP_NUM_THREADS is {wanted!r}: set it to a positive whole number, or not at all")
+            raise UserError(f"OMP_NUM_THREADS is {wanted!r}: set it to a positive whole number, or unset it")
         return int(wanted)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -1,12 +1,12 @@
-"""Attention on a CPU, where it is faster than PyTorch's scaled_dot_product_attention.
+"""Attention for CPUs, where this is faster than PyTorch's scaled_dot_product_attention.
 
-With dropout PyTorch has no fast way of it there: it writes out all weights of a batch, draws a number for each of them,
-and takes several more passes over them for the case that a query sees nothing. Here the weights are written out too,
-but of a few samples at a time, with 16 random bits for one of them and fewer passes.
+With dropout PyTorch has no fused kernel there: it computes all weights of a batch, draws a random number for each, and
+makes several more passes over them to handle queries that see nothing. Here the weights are computed for a few samples
+at a time, with 16 random bits each and fewer passes.
 
-Causal attention is written out some queries at a time, with the keys before them only, with dropout and without it:
-at 50 to 500 tokens a training step takes a half to two thirds of the time of PyTorch's own; forwards and backwards
-alone at 20 to 100 positions 0.4 to 0.5 of it with one thread, 0.6 to 1.2 with two.
+Causal attention is computed for a few queries at a time, with only the keys up to them, with or without dropout. At 50
+to 500 tokens a training step takes one half to two thirds of the time it takes with PyTorch's attention; a forward and
+backward pass of attention alone, at 20 to 100 positions, 0.4 to 0.5 of it with one thread and 0.6 to 1.2 with two.
 
 In all other cases, on a GPU or compiled, attention is scaled_dot_product_attention.
 
@@ -24,17 +24,17 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "written_out_on_cpu"
-"""Name of `attention` for transformers."""
+"""The name by which transformers knows `attention`."""
 
 LEVELS = 2**16
-"""A dropout rate is rounded to a multiple of one part in so many."""
-PART = 16 * 2**20
-"""Bytes of weights that are computed together: larger tensors come from the system each time, which takes longer than
-what is computed with them."""
+"""Dropout rates are rounded to multiples of 1 / `LEVELS`."""
+MAX_PART_BYTES = 16 * 2**20
+"""Bytes of weights computed together: larger tensors are allocated by the system each time, which takes longer than the
+computation."""
 QUERIES = 32
-"""Queries of causal attention that are computed together."""
-KEPT = 2**28
-"""Bytes of weights that causal attention may keep for the gradient where PyTorch's own would keep none."""
+"""Queries of causal attention computed together."""
+MAX_SAVED_BYTES = 2**28
+"""Bytes of weights that causal attention may save for the backward pass; PyTorch's saves none."""
 
 
 def attention(
@@ -54,14 +54,14 @@ def attention(
         query: (samples, heads, queries, dimensions).
         key: (samples, heads, keys, dimensions).
         value: like `key`.
-        attention_mask: True where a query sees a key, broadcast to (samples, heads, queries, keys); without one, a
-            causal layer sees no later positions. What a query that sees nothing gets is not defined.
-        dropout: share of the weights that is dropped, here rounded to a multiple of 1 / `LEVELS`.
-        scaling: of the products of queries and keys; by default dimensions^-1/2.
-        options: whatever else transformers hands over.
+        attention_mask: True where a query sees a key, broadcast to (samples, heads, queries, keys); without a mask,
+            queries of a causal layer see no later keys. The output of a query that sees no key is undefined.
+        dropout: dropout rate of the weights, rounded to a multiple of 1 / `LEVELS`.
+        scaling: factor of the products of queries and keys; by default dimensions^-1/2.
+        options: further arguments of transformers; `is_causal` overrides the layer's.
 
     Returns:
-        (samples, queries, heads, dimensions), and no weights.
+        (samples, queries, heads, dimensions), and None instead of the weights.
     """
     threshold = round(dropout * LEVELS)
     samples, heads, queries, dimensions = query.shape
@@ -69,35 +69,37 @@ def attention(
     is_causal = options.get("is_causal")
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     causal = bool(is_causal) and attention_mask is None and queries > 1
-    kept = samples * heads * queries * keys * query.element_size() // 2 if torch.is_grad_enabled() else 0
+    saved = samples * heads * queries * keys * query.element_size() // 2 if torch.is_grad_enabled() else 0
     elsewhere = query.device.type != "cpu" or torch.compiler.is_compiling() or options.get("position_bias") is not None
-    if elsewhere or (threshold == 0 and not (causal and kept <= KEPT)):
+    if elsewhere or (threshold == 0 and not (causal and saved <= MAX_SAVED_BYTES)):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
     scaling = dimensions**-0.5 if scaling is None else scaling
-    part = max(PART // (heads * (min(QUERIES, queries) if causal else queries) * keys * query.element_size()), 1)
+    part = max(
+        MAX_PART_BYTES // (heads * (min(QUERIES, queries) if causal else queries) * keys * query.element_size()), 1
+    )
     tensors = zip(query.split(part), key.split(part), value.split(part), strict=True)
     if causal:
-        output = torch.cat([by_queries(*some, True, scaling, threshold) for some in tensors])
+        output = torch.cat([by_queries(*tensor, True, scaling, threshold) for tensor in tensors])
     else:
         masks: Iterable[Tensor | None]
         masks = repeat(None) if attention_mask is None else attention_mask.expand(samples, -1, -1, -1).split(part)
-        seen = zip(tensors, masks, strict=False)
-        output = torch.cat([_attend(*some, mask, scaling, threshold) for some, mask in seen])
+        masked = zip(tensors, masks, strict=False)
+        output = torch.cat([_attend(*tensor, mask, scaling, threshold) for tensor, mask in masked])
     return output.transpose(1, 2).contiguous(), None
 
 
 def by_queries(query: Tensor, key: Tensor, value: Tensor, causal: bool, scaling: float, threshold: int = 0) -> Tensor:
-    """Attention written out, `QUERIES` queries at a time: few enough for their scores to stay near the processor.
+    """Attention, computed for `QUERIES` queries at a time: few enough for their scores to stay in the cache.
 
     Args:
         query: (samples, heads, queries, dimensions).
-        key: (samples, heads, keys, dimensions), no fewer than the queries.
+        key: (samples, heads, keys, dimensions), at least as many keys as queries.
         value: like `key`.
-        causal: whether a query sees no later keys; the first query is at the place of the first key.
-        scaling: of the products of queries and keys.
-        threshold: share of the weights that is dropped, in parts of 1 / `LEVELS`.
+        causal: whether a query sees no later keys; the first query has the position of the first key.
+        scaling: factor of the products of queries and keys.
+        threshold: dropout rate of the weights, in units of 1 / `LEVELS`.
 
     Returns:
         (samples, heads, queries, dimensions of the values).
@@ -115,22 +117,22 @@ def by_queries(query: Tensor, key: Tensor, value: Tensor, causal: bool, scaling:
             flat_key[:, :seen].transpose(1, 2),
             alpha=scaling,
         )
-        parts.append(torch.bmm(_dropped(scores.softmax(-1), threshold), flat_value[:, :seen]))
+        parts.append(torch.bmm(_drop(scores.softmax(-1), threshold), flat_value[:, :seen]))
     output = torch.cat(parts, 1).unflatten(0, query.shape[:2])
     return output / (1 - threshold / LEVELS) if threshold else output
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, scaling: float, threshold: int) -> Tensor:
-    """Of some samples: (samples, heads, queries, dimensions)."""
+    """Attention with the mask `seen`, True where a query sees a key: (samples, heads, queries, dimensions)."""
     scores = torch.matmul(query * scaling, key.transpose(2, 3))
     if seen is not None:
         lowest = torch.finfo(scores.dtype).min
         scores = scores + torch.zeros_like(seen, dtype=scores.dtype).masked_fill(~seen, lowest)
-    return torch.matmul(_dropped(scores.softmax(-1), threshold), value) / (1 - threshold / LEVELS)
+    return torch.matmul(_drop(scores.softmax(-1), threshold), value) / (1 - threshold / LEVELS)
 
 
-def _dropped(weights: Tensor, threshold: int) -> Tensor:
-    """The weights that are kept, not yet scaled up for those that are not."""
+def _drop(weights: Tensor, threshold: int) -> Tensor:
+    """The weights with some set to zero; the others are not scaled up yet."""
     if threshold == 0:
         return weights
     kept = _random_bits(weights.shape) >= threshold - LEVELS // 2
@@ -138,7 +140,7 @@ def _dropped(weights: Tensor, threshold: int) -> Tensor:
 
 
 def _random_bits(shape: torch.Size) -> Tensor:
-    """Uniform int16 numbers from torch's generator, which gives 64 bits at a time."""
+    """Uniform int16 numbers; torch's generator gives 64 bits at a time."""
     count = shape.numel()
     words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
     return words.view(torch.int16)[:count].view(shape)

@@ -2,12 +2,12 @@
 
 
 class UserError(ValueError):
-    """Wrong input or surroundings; the message says what is wrong and what to do. Exit code 2."""
+    """Invalid input or environment; the message says what is wrong and what to do. Exit code 2."""
 
     exit_code = 2
 
 
 class DivergedError(UserError):
-    """Training produced a number that is not finite. Exit code 3."""
+    """The loss or a weight is not finite. Exit code 3."""
 
     exit_code = 3

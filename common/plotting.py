@@ -1,7 +1,7 @@
-"""One style for every figure: sizes of a column and of a page, small type, and a fixed line for every method.
+"""The style of all figures: widths of a column and of a page, small type, and a fixed line style for every method.
 
-The colours are those of Okabe and Ito (jfly.uni-koeln.de/color), which stay apart for colour-blind readers; markers and
-dashes keep the lines apart in grey. Figures are made without pyplot, so that a notebook keeps its backend.
+The colours are those of Okabe and Ito (jfly.uni-koeln.de/color), which colour-blind readers can tell apart; markers and
+dashes distinguish the lines in greyscale. Figures are made without pyplot, so that a notebook keeps its backend.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#555555"
 
 @dataclass(frozen=True)
 class Line:
-    """How one curve looks, the same in every figure."""
+    """The style of a curve."""
 
     label: str
     colour: str
@@ -84,15 +84,15 @@ def new_figure(
 
 
 def curve(axis: Axes, steps: ArrayLike, values_per_seed: ArrayLike, line: Line, mark_every_point: bool = False) -> None:
-    """Draw the mean over seeds and a band from the lowest to the highest seed; `legend` says so.
+    """Draw the mean over seeds and a band over their range, which `legend` explains.
 
-    With a few seeds a range is what was seen, while a standard deviation is a poor estimate.
+    With few seeds the range is what was observed, while a standard deviation is a poor estimate.
 
     Args:
         steps: of shape (evaluations,), common to all seeds.
         values_per_seed: of shape (seeds, evaluations).
         line: such as `METHODS["progressive"]`.
-        mark_every_point: for a few steps, between which nothing was measured.
+        mark_every_point: put a marker at every point; for few steps, between which nothing was measured.
     """
     values = np.asarray(values_per_seed, dtype=np.float64)
     axis.fill_between(steps, values.min(axis=0), values.max(axis=0), color=line.colour, alpha=0.2, linewidth=0)
@@ -104,14 +104,14 @@ def curve(axis: Axes, steps: ArrayLike, values_per_seed: ArrayLike, line: Line, 
         linewidth=1.2,
         marker=line.marker,
         markersize=3.5,
-        # in diagonals of the axes; curves that coincide take turns
+        # spaced in fractions of the axes' diagonal; curves that coincide take turns
         markevery=None if mark_every_point else (0.03 * (len(axis.lines) % 5), 0.15),
         label=line.label,
     )
 
 
 def level(axis: Axes, values: Sequence[float], line: Line) -> None:
-    """Draw what does not depend on the horizontal axis: the mean over seeds, and a band over their range.
+    """Draw a horizontal line at the mean over seeds, and a band over their range.
 
     Args:
         values: one for each seed.
@@ -127,14 +127,14 @@ def shade_transition(axis: Axes, start: float, end: float) -> None:
 
 
 def step_axis(axis: Axes, label: str = "training steps") -> None:
-    """Write the horizontal axis as 0, 200k, 1M, and leave no margin beside the curves."""
+    """Label the horizontal axis 0, 200k, 1M, and leave no margin beside the curves."""
     axis.set_xlabel(label)
     axis.margins(x=0)
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def logarithmic_step_axis(axis: Axes, label: str, first: float, last: float) -> None:
-    """The same from `first` to `last` on a logarithmic scale: 50, 100, 200, 500, 1k."""
+    """A logarithmic step axis from `first` to `last`, labelled 50, 100, 200, 500, 1k."""
     axis.set_xlabel(label)
     axis.set_xscale("log")
     axis.set_xlim(first, last)
@@ -144,7 +144,7 @@ def logarithmic_step_axis(axis: Axes, label: str, first: float, last: float) -> 
 
 
 def legend(axis: Axes, seeds: int, place: Literal["best", "center right"] = "best") -> None:
-    """A legend without a frame, whose title says what line and band are."""
+    """A legend without a frame, whose title explains line and band."""
     axis.legend(
         loc=place,
         title=f"mean and range\nof {seeds} seeds" if seeds > 1 else None,
@@ -158,7 +158,7 @@ def legend(axis: Axes, seeds: int, place: Literal["best", "center right"] = "bes
 
 
 def legend_below(figure: Figure, columns: int, title: str | None = None) -> None:
-    """One legend for all axes, below them, where it covers no data; each label stands in it once."""
+    """One legend for all axes, below them, with each label once."""
     pairs = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in figure.axes]
     handles = {label: handle for axis in pairs for handle, label in axis}
     figure.legend(
@@ -182,5 +182,5 @@ def panel_title(axis: Axes, text: str) -> None:
 
 
 def save(figure: Figure, path: Path | str, dots_per_inch: int = 300) -> None:
-    """Write a PNG; the same figure gives the same bytes. A screen needs half of the dots that print does."""
+    """Write a PNG; equal figures give equal bytes. A screen needs half the resolution of print."""
     figure.savefig(path, format="png", dpi=dots_per_inch, metadata={"Software": None})

@@ -1,5 +1,5 @@
-# Sourced by the other scripts: goes to the repository's root and sees that the packages of requirements.txt are there,
-# in the active virtual environment, or, if none is active, in .venv, which is made.
+# Sourced by the other scripts: changes to the repository's root and installs the packages of requirements.txt, unless
+# they are installed, into the active virtual environment, or, if none is active, into .venv, which is created.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 environment=${VIRTUAL_ENV:-}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The parity result at the published size: everything behind the full-size figures and their table, in about 45 minutes
-# on two cores. Run again, it goes on where it was stopped.
+# The parity results at the published size: everything behind the full-size figures and their table, in about 45
+# minutes on two cores. Rerun it to resume.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 

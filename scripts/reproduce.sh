@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install what is needed, train, probe, distil and draw.  scripts/reproduce.sh [setting|all] [preset]
-# Figures and their data go to runs/figures, the time of each command to runs/figures/times.jsonl. Run again, it goes on
-# where it was stopped. With `all`, the settings follow each other, and runs/report.html shows what came out.
+# Figures and their data go to runs/figures, the time of each command to runs/figures/times.jsonl. Rerun it to resume.
+# With `all`, the settings are run one after another, and runs/report.html shows the results.
 set -euo pipefail
 
 setting=${1:-parity_mlp}
@@ -21,8 +21,8 @@ if [ "$setting" = all ]; then
     python figures/report.py --preset "$preset" --runs runs
     exit
 fi
-# what is measured on the teacher, and the budget and first checkpoints of two-shot students
-# and, for GPT-2 on grammars, other label levels, what is measured at them, and arguments of their teachers and students
+# the teacher's probes, and the budget and first checkpoints of two-shot students; for GPT-2 on grammars also other
+# label levels, their probes, and the arguments of their teachers and students
 levels=""
 level_probes=(bayes-optimal)
 level_teacher=""
@@ -81,7 +81,7 @@ else
 fi
 processor="$(getconf _NPROCESSORS_ONLN) x ${processor:-$(uname -m)}"
 
-timed() { # a command; how long it took is written down, even if it fails
+timed() { # COMMAND: run it and record its time, even if it fails
     local begin=$SECONDS code=0
     "$@" || code=$?
     mkdir -p runs/figures
@@ -91,7 +91,7 @@ timed() { # a command; how long it took is written down, even if it fails
 }
 
 # shellcheck disable=SC2086  # lists of words
-measure() { # the run, and the probes, each with its arguments
+measure() { # RUN PROBE...: each probe with its arguments
     local run=$1 probe
     shift
     for probe in "$@"; do
@@ -119,15 +119,15 @@ other_students() {
 
 case "$setting" in
     PCFG_*)
-        # such small networks use few threads well: side by side, with half of the processors each
+        # such small networks cannot use many threads: two commands in parallel, with half of the processors each
         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(getconf _NPROCESSORS_ONLN) + 1) / 2))}
-        set -m # a process group of its own, so that it ends with this script
+        set -m # in a process group of its own, which ends with this script
         students &
         set +m
-        beside=$!
-        trap 'kill -TERM -- "-$beside" 2> /dev/null || true' EXIT
+        background=$!
+        trap 'kill -TERM -- "-$background" 2> /dev/null || true' EXIT
         other_students
-        wait "$beside"
+        wait "$background"
         ;;
     *)
         students

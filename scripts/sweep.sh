@@ -1,18 +1,18 @@
-# Sourced by the sweeps, scripts/sweep_*.sh: their arguments, and the list of runs that they make.
+# Sourced by the sweeps, scripts/sweep_*.sh: their arguments, and the plan of their runs.
 #
 #   scripts/sweep_NAME.sh SETTING PRESET [--teacher RUN] [--dry-run | -j N | --slurm] [-- ARGUMENTS]
 #
 #   SETTING         parity_mlp, parity_gpt2, PCFG_mlm or PCFG_autoregressive
 #   PRESET          smoke, laptop or paper
 #   --teacher RUN   students learn from this run or directory of checkpoints; by default from the run of train.py with
-#                   the preset, which is made first if it is not there
+#                   the preset, which is trained first unless it exists
 #   --dry-run       print the commands
-#   -j N            make N runs at a time on this machine; by default one for each GPU, or one
-#   --slurm         make the runs as Slurm jobs; see scripts/slurm/array.sbatch
+#   -j N            execute N runs at a time on this machine; by default one per GPU, or one
+#   --slurm         submit the runs as Slurm jobs; see scripts/slurm/array.sbatch
 #   ARGUMENTS       are added to every command, such as --wandb offline
 #
-# Runs are in runs/SETTING/sweeps/<sweep>-SETTING-PRESET/, their logs in the folder logs there. The same command makes
-# only what is not complete yet.
+# Runs are in runs/SETTING/sweeps/<sweep>-SETTING-PRESET/, their logs in its folder logs. Complete runs are
+# skipped: rerun the command to resume.
 
 # A sweep gets `setting`, `preset` and `size_flag` by sourcing this file, calls `new_teacher` and `student`, and ends
 # with `launch`.
@@ -50,7 +50,7 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
             mode=$1
             ;;&
         -j)
-            [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || refuse "-j is a number of runs at a time, 1 or more; got '${2:-}'"
+            [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || refuse "-j takes a number of runs, at least 1; got '${2:-}'"
             launcher_options+=(--jobs "$2")
             shift
             ;;
@@ -58,14 +58,14 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
         --dry-run) ;;
         --teacher)
             own_teacher=${2:-}
-            [ -n "$own_teacher" ] || refuse "--teacher is a directory with checkpoint-<step> folders: $usage"
+            [ -n "$own_teacher" ] || refuse "--teacher takes a directory with checkpoint-<step> folders: $usage"
             shift
             ;;
         *) refuse "unknown argument '$1': $usage" ;;
     esac
     shift
 done
-# what is computed depends on the teacher and on most added arguments, so the sweep's name says them
+# results depend on the teacher and on most added arguments, so they are part of the sweep's name
 if [ -n "$own_teacher" ]; then
     [ ! -d "$own_teacher" ] || own_teacher=$(cd "$own_teacher" && pwd)
     changed="-teacher-$(basename "$own_teacher")"
@@ -74,7 +74,7 @@ shown_value=
 for word in "${@:2}"; do
     added+=" $(printf '%q' "$word")"
     case $word in
-        --out | --out=* | --force | --teacher | --teacher=*) refuse "$word cannot be added to every run: $usage" ;;
+        --out | --out=* | --force | --teacher | --teacher=*) refuse "$word cannot be added to all commands: $usage" ;;
         --wandb | --device) shown_value=no ;;
         --wandb=* | --device=*) ;;
         *)
@@ -86,7 +86,7 @@ done
 
 size_flag=--student-heads
 [ "$setting" != parity_mlp ] || size_flag=--widths
-# students on grammars have several budgets in their presets: the one that sweeps of other arguments use
+# presets on grammars have several budgets for students: the one that sweeps of other arguments use
 budget=
 case "$setting $preset" in
     PCFG_*" smoke") budget=60 ;;
@@ -94,23 +94,23 @@ case "$setting $preset" in
     "PCFG_autoregressive laptop") budget=600 ;;
     PCFG_*" paper") budget=8000 ;;
 esac
-# room that a teacher needs on the disk
+# disk space for a teacher
 teacher_megabytes=100
 [ "$preset" != paper ] || teacher_megabytes=2000
 
 name=$sweep-$setting-$preset$changed
 directory=runs/$setting/sweeps/$name
 commands=()
-list=
+plan=
 
 add_run() { # DIRECTORY TEACHER COMMAND: the run in DIRECTORY waits for the one in TEACHER, - for none
     local line
     line="$(printf '%q ' "${@:3}")--out $(printf '%q' "$1")$added"
     commands+=("$line")
-    list+=$1$'\t'$2$'\t'$line$'\n'
+    plan+=$1$'\t'$2$'\t'$line$'\n'
 }
 
-new_teacher() { # SEED: the students that follow learn from this one, unless --teacher names another
+new_teacher() { # SEED: the teacher of the following students, unless --teacher names one
     local suffix=
     [ "$1" = 0 ] || suffix=-seed$1
     teacher=$own_teacher
@@ -124,13 +124,13 @@ new_teacher() { # SEED: the students that follow learn from this one, unless --t
     fi
 }
 
-student() { # NAME ARGUMENTS: a student of the latest teacher, with these arguments of distill.py
+student() { # NAME ARGUMENTS: a student of the current teacher, with these arguments of distill.py
     local command=(python -m "$setting.distill" "$preset" --teacher "$teacher" "${@:2}")
     [ -z "$budget" ] || [[ " $* " == *" --steps "* ]] || command+=(--steps "$budget")
     add_run "$directory/$1" "$teacher" "${command[@]}"
 }
 
-launch() { # print the list or make its runs
+launch() { # print the commands or execute them
     if [ "$mode" = --dry-run ]; then
         printf '%s\n' "${commands[@]}"
         exit
@@ -138,5 +138,5 @@ launch() { # print the list or make its runs
     # shellcheck source=scripts/environment.sh
     source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
     launcher_options+=(--teacher-megabytes "$teacher_megabytes")
-    exec python -m common.cluster "$directory" "${launcher_options[@]}" <<< "$list"
+    exec python -m common.cluster "$directory" "${launcher_options[@]}" <<< "$plan"
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Which checkpoint teaches? (2, T)-progressive distillation: students of one checkpoint for T steps, and then of the
-# final one, for checkpoints before, inside and after the teacher's transition; beside them students of the final one
-# alone (one-shot). Three seeds. T is the preset's.
+# Which checkpoint teaches best? (2, T)-progressive distillation: students learn from one checkpoint for T steps, then
+# from the final one, for checkpoints before, inside and after the teacher's transition; one-shot students are the
+# baseline. Three seeds. T is that of the preset.
 
 set -euo pipefail
 # shellcheck source=scripts/sweep.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Does the order of the methods depend on the rate? CE, one-shot and progressive students at several learning rates,
+# Does the ranking of the methods depend on the learning rate? CE, one-shot and progressive students at several learning rates,
 # three seeds.
 
 set -euo pipefail

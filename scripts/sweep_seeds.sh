@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# How much is chance? Teachers of three seeds, and of each one-shot and progressive students of several seeds; students
-# without a teacher (CE) of the same seeds.
+# How much do results vary between seeds? Teachers of three seeds, each with one-shot and progressive students of
+# several seeds; students without a teacher (CE) with the same seeds.
 
 set -euo pipefail
 # shellcheck source=scripts/sweep.sh

@@ -19,9 +19,9 @@ MEASURES = ("loss", "accuracy")
 class CompareArguments:
     """How two runs differ: arguments, versions, commit, and the curves of loss and accuracy."""
 
-    one: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional]
     """Directory of a run, complete or not."""
-    other: Annotated[Path, tyro.conf.Positional]
+    other_run: Annotated[Path, tyro.conf.Positional]
     """Directory of another."""
     lines: int = 20
     """Largest number of lines of curves to show, evenly spaced."""
@@ -34,7 +34,7 @@ def compare(arguments: CompareArguments) -> None:
         UserError: one of the two is not a run, or damaged.
     """
     require_at_least(2, arguments, "lines")
-    runs = Run(arguments.one), Run(arguments.other)
+    runs = Run(arguments.run), Run(arguments.other_run)
     configs = [run.config for run in runs]
     records = [run.records() for run in runs]
     rows = [table_row(run) for run in runs]

@@ -38,7 +38,7 @@ def dropped_weights(query, key, seen, dropout, scaling):
 @pytest.mark.parametrize("part", [1, 5000, 2**24])
 @pytest.mark.parametrize("masked", [True, False])
 def test_kept_weights_and_gradients_against_float64(monkeypatch, part, masked):
-    monkeypatch.setattr(module, "PART", part)
+    monkeypatch.setattr(module, "MAX_PART_BYTES", part)
     monkeypatch.setattr(module, "sdpa_attention_forward", None)
     query, key, value = tensors(5, 3, 7, 11, 4)
     seen = seen_by_queries(5, 11) if masked else None
@@ -62,7 +62,7 @@ def test_kept_weights_and_gradients_against_float64(monkeypatch, part, masked):
 
 
 @pytest.mark.parametrize("dropout", [0.1, 0.5, 0.9])
-def test_as_many_weights_are_dropped_as_wanted_everywhere(dropout):
+def test_the_share_of_dropped_weights_is_the_rate_everywhere(dropout):
     torch.manual_seed(0)
     query, key, _ = tensors(8, 4, 64, 96, 4)
     dropped = (dropped_weights(query, key, None, dropout, None) == 0).double()
@@ -107,7 +107,7 @@ def test_without_dropout_it_is_that_of_torch():
 @pytest.mark.parametrize(("queries", "keys"), [(5, 5), (75, 75), (33, 40)])
 @pytest.mark.parametrize("part", [1, 20_000, 2**24])
 def test_a_causal_layer_and_its_gradients_against_float64(monkeypatch, part, queries, keys, dropout):
-    monkeypatch.setattr(module, "PART", part)
+    monkeypatch.setattr(module, "MAX_PART_BYTES", part)
     monkeypatch.setattr(module, "sdpa_attention_forward", None)
     query, key, value = tensors(4, 3, queries, keys, 4)
     one_hot = torch.eye(keys).expand(4, 3, keys, keys)
@@ -137,11 +137,11 @@ def test_a_causal_layer_and_its_gradients_against_float64(monkeypatch, part, que
 def test_a_causal_layer_whose_weights_would_take_much_memory_is_left_to_torch(monkeypatch):
     query, key, value = tensors(3, 2, 8, 8, 4)
     expected = F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
-    monkeypatch.setattr(module, "KEPT", 3 * 2 * 8 * 8 * 4 // 2 - 1)
+    monkeypatch.setattr(module, "MAX_SAVED_BYTES", 3 * 2 * 8 * 8 * 4 // 2 - 1)
     monkeypatch.setattr(module, "by_queries", None)
     torch.testing.assert_close(attention(CAUSAL, query, key, value, None)[0], expected)
     monkeypatch.undo()
-    monkeypatch.setattr(module, "KEPT", 0)
+    monkeypatch.setattr(module, "MAX_SAVED_BYTES", 0)
     monkeypatch.setattr(module, "sdpa_attention_forward", None)
     with torch.no_grad():
         torch.testing.assert_close(attention(CAUSAL, query, key, value, None)[0], expected)
