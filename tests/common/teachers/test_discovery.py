@@ -3,16 +3,13 @@
 from types import SimpleNamespace
 
 import huggingface_hub
-import numpy as np
 import pytest
 
 from common.errors import UserError
 from common.runs.checkpoints import read_checkpoint, save_checkpoint
 from common.runs.files import write_directory
 from common.teachers.discovery import Checkpoint, find_checkpoints, local_path
-
-TENSORS = {"weight": np.zeros(2)}
-CONFIG = {"width": 3, "lr": 0.1}
+from tests.files import CONFIG, TENSORS
 
 
 def test_checkpoints_are_found_in_order_of_steps_and_nothing_else_is(tmp_path):
