@@ -216,16 +216,16 @@ def test_jobs_that_are_put_back_cancelled_or_lose_their_node_make_the_bits_of_pl
         return log.read_text().count("$ python") if log.exists() else 0
 
     first, second, summary = submit()
-    assert summary == f"{folder}: 7 runs submitted, 0 were in the queue, 0 of 7 complete"
+    assert summary == f"{folder}: submitted 7 runs, 0 were already in the queue, 0 of 7 complete"
     teachers, array = (re.match(r"job (\d+): ", line)[1] for line in (first, second))
     assert second == f"job {array}: 5 runs, after {teachers}"
-    assert submit() == [f"{folder}: 0 runs submitted, 7 were in the queue, 0 of 7 complete"]
+    assert submit() == [f"{folder}: submitted 0 runs, 7 were already in the queue, 0 of 7 complete"]
     other = folder.with_name("other")
     teacher, *_ = sweep_list(folder).splitlines(keepends=True)
     student = list_line(other / "student", folder / "teacher", f"{DISTILL} {folder}/teacher --seeds 0")
     done = project.call("python", "-m", "common.cluster", other, "--slurm", input=teacher + student)
     job = re.match(rf"job (\d+): 1 runs, after {teachers}\n", done.stdout)[1]
-    assert done.stdout.endswith("1 runs submitted, 1 were in the queue, 0 of 2 complete\n")
+    assert done.stdout.endswith("submitted 1 runs, 1 were already in the queue, 0 of 2 complete\n")
     cluster.call("scancel", job)
 
     # the time of the teacher's job is nearly up
@@ -259,7 +259,7 @@ def test_jobs_that_are_put_back_cancelled_or_lose_their_node_make_the_bits_of_pl
 
     # what is missing is submitted again; the diverging teacher fails again, and its student is not started
     first, second, summary = submit()
-    assert summary == f"{folder}: 3 runs submitted, 0 were in the queue, 4 of 7 complete"
+    assert summary == f"{folder}: submitted 3 runs, 0 were already in the queue, 4 of 7 complete"
     wait_until(lambda: not cluster.queue())
     for name in ("teacher", *students):
         assert_whole(project.root / folder / name)

@@ -59,7 +59,8 @@ def submit(runs: Sequence[PlannedRun], directory: Path) -> None:
             print(f"job {job}: {len(part)} runs" + (f", after {', '.join(teachers)}" if teachers else ""))
     complete = sum(run.complete for run in runs)
     waiting = sum(str(run.directory) in queued and not run.complete for run in runs)
-    print(f"{directory}: submitted {len(missing)} runs, {waiting} are in the queue, {complete} of {len(runs)} complete")
+    counts = f"submitted {len(missing)} runs, {waiting} were already in the queue, {complete} of {len(runs)} complete"
+    print(f"{directory}: {counts}")
 
 
 def queued_runs(directory: Path) -> dict[str, str]:
