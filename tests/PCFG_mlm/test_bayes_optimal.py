@@ -152,6 +152,7 @@ def model_and_bayes(directory, task, batches):
     return np.array(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rights", "hide_masked"), [(ONE_LENGTH, True), (TWO_LENGTHS, False)], ids=["hidden", "shown"])
 def test_a_long_trained_model_comes_within_1_percent_and_not_above(tmp_path, rights, hide_masked):
     """No answers have a lower expected loss or a higher expected accuracy than the Bayes-optimal ones, but on a sample

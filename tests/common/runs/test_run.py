@@ -267,6 +267,40 @@ def test_the_config_has_arguments_versions_and_commit(tmp_path):
     assert set(config["versions"]) == {"python", *module.PACKAGES}
 
 
+def test_a_run_says_its_setting_and_its_command(tmp_path):
+    argv = ["python", "-m", "PCFG_mlm.train", "smoke", "--lr", "0.1"]
+    for given, ours in ((argv, argv), (["another"], argv)):  # the command that started it
+        with module.open_run(tmp_path / "run", {}, setting="PCFG_mlm", argv=given) as run:
+            assert run.setting == run.config["setting"] == "PCFG_mlm"
+            assert run.config["argv"] == ours
+
+
+def test_a_run_of_another_setting_is_refused_unless_forced(tmp_path):
+    with module.open_run(tmp_path / "run", {}, setting="PCFG_mlm"):
+        pass
+    opening = module.open_run(tmp_path / "run", {}, setting="parity_mlp")
+    with pytest.raises(UserError, match=r"a run of PCFG_mlm, not of parity_mlp: .*--out, or --force"), opening:
+        pass
+    with module.open_run(tmp_path / "run", {}, setting="parity_mlp", force=True) as run:
+        assert run.setting == "parity_mlp"
+
+
+@pytest.mark.parametrize("missing", ["setting", "argv"])
+def test_a_config_of_an_earlier_version_is_refused_and_left_alone(tmp_path, missing):
+    with open_run(tmp_path / "run", {}):
+        pass
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    del config[missing]
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf'^{path} was written by an earlier version: add "setting".*"argv"'):
+        _ = Run(tmp_path / "run").config
+    for force in (False, True):
+        with pytest.raises(UserError, match="earlier version"), open_run(tmp_path / "run", {}, force=force):
+            pass
+    assert json.loads(path.read_text()) == config
+
+
 def test_the_commit_says_whether_files_were_changed_and_is_none_outside_a_checkout(tmp_path, monkeypatch):
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)
