@@ -1,4 +1,4 @@
-"""Make the runs of a sweep, whose plan comes on stdin; the scripts in scripts/sweep_*.sh call it.
+"""Execute a sweep whose plan is given on stdin, as the scripts scripts/sweep_*.sh do.
 
 python -m common.cluster runs/parity_mlp/sweeps/mine --jobs 2 < plan.tsv
 """
@@ -13,7 +13,10 @@ from common.cluster.launcher import SweepArguments, launch
 
 def main() -> None:
     """Parse the command line."""
-    launch(tyro.cli(SweepArguments, description=__doc__), [line for line in sys.stdin if line.strip()])
+    launch(
+        tyro.cli(SweepArguments, prog="python -m common.cluster", description=__doc__),
+        [line for line in sys.stdin if line.strip()],
+    )
 
 
 if __name__ == "__main__":
