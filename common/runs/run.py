@@ -222,7 +222,7 @@ def _refuse_foreign(directory: Path) -> None:
     try:
         _ = Run(directory).config
     except UserError as error:
-        raise UserError(f"{error}; or give another --out") from None
+        raise UserError(f"{error}; for a new run give another --out") from None
 
 
 def _refuse_different_run(run: Run, setting: str, given: dict[str, Any], exclude: Collection[str]) -> None:

@@ -260,7 +260,7 @@ WRONG = [
     ("--positions 5", "--positions must be at least 6, one for each token; got 5"),
     ("--positions 6 --class-token", "--positions must be at least 7, one for each token; got 6"),
     ("--positions 0", "--positions must be at least 6, one for each token; got 0"),
-    ("--batch-size 6 --accumulate 4", "--batch-size 6 cannot be cut into 4 equal parts (1 processes times"),
+    ("--batch-size 6 --accumulate 4", "--batch-size 6 cannot be divided into 4 equal parts (1 processes times"),
 ]
 WRONG_DISTILL = [
     ("--student-heads 0", "--student-heads must be at least 1, got 0"),

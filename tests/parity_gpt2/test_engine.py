@@ -48,8 +48,8 @@ SHARED = {
 """What two processes make as one does."""
 REFUSED = {
     "mlp": (shlex.split("mlp smoke"), "an MLP is trained by one process: start the command without torchrun"),
-    "batch": ([*TRAIN, "--batch-size", "7"], "--batch-size 7 cannot be cut into 2 equal parts (2 processes times"),
-    "parts": ([*TRAIN, "--accumulate", "8"], "--batch-size 8 cannot be cut into 16 equal parts (2 processes times"),
+    "batch": ([*TRAIN, "--batch-size", "7"], "--batch-size 7 cannot be divided into 2 equal parts (2 processes times"),
+    "parts": ([*TRAIN, "--accumulate", "8"], "--batch-size 8 cannot be divided into 16 equal parts (2 processes times"),
 }
 
 

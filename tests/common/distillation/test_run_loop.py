@@ -197,7 +197,7 @@ def test_a_run_needs_a_source(tmp_path, teachers):
 
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(8, 3), (2, 4)])
 def test_a_batch_that_cannot_be_split_equally_is_refused(tmp_path, batch_size, accumulate):
-    with pytest.raises(UserError, match=f"--batch-size {batch_size} cannot be cut into {accumulate} equal parts"):
+    with pytest.raises(UserError, match=f"--batch-size {batch_size} cannot be divided into {accumulate} equal parts"):
         arguments(tmp_path, batch_size=batch_size, accumulate=accumulate)
 
 
