@@ -45,12 +45,12 @@ def train(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: Se
     options = {"setting": setting.name, "argv": argv, "force": arguments.force, "wandb": arguments.wandb}
     with open_shared_run(directory, asdict(arguments), processes, **options) as run:
         if run.complete:
-            processes.say(f"{directory} is complete")
+            processes.print(f"{directory} is complete")
             return
         initial = setting.new_network(arguments, getattr(arguments, setting.size), arguments.seed)
         student = Student(run, FROM_LABELS, initial, arguments.lr)
         train_together(setting, arguments, [student], arguments.seed, directory.name, device, processes)
-        processes.say(f"{directory}: accuracy {student.records[-1]['accuracy']:.3f}")
+        processes.print(f"{directory}: accuracy {student.records[-1]['accuracy']:.3f}")
 
 
 def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: Sequence[str] = ()) -> None:
@@ -98,7 +98,7 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
             opened = open_shared_run(run_directory, config, processes, setting=setting.name, argv=argv, **options)
             run = stack.enter_context(opened)
             if run.complete:
-                processes.say(f"{run.directory} is complete")
+                processes.print(f"{run.directory} is complete")
                 continue
             initial = setting.new_network(student, getattr(student, setting.sizes)[0], student.seeds[0])
             students.append(Student(run, supervised, initial, student.lr[0]))
@@ -106,7 +106,7 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
             description = f"{len(students)} students"
             train_together(setting, arguments, students, arguments.stream_seed, description, device, processes)
         for made in students:
-            processes.say(f"{made.run.directory}: accuracy {made.records[-1]['accuracy']:.3f}")
+            processes.print(f"{made.run.directory}: accuracy {made.records[-1]['accuracy']:.3f}")
 
 
 def _plural(setting: Setting) -> tuple[str, ...]:

@@ -206,7 +206,7 @@ def train_to_end(
     """
     task, processes = batches.task, processes_of(trainer_args)
     if run.complete:
-        processes.say(f"{run.directory} is complete")
+        processes.print(f"{run.directory} is complete")
         return
     held_out = setting.evaluation_batches(task, arguments.eval_samples, EVALUATION_BATCH_SIZE)
     for batch in held_out:
@@ -221,4 +221,4 @@ def train_to_end(
         **vars(supervision),
     )
     train_run(trainer, run.directory.name)
-    processes.say(f"{run.directory}: accuracy {trainer.records[-1]['accuracy']:.3f}")
+    processes.print(f"{run.directory}: accuracy {trainer.records[-1]['accuracy']:.3f}")

@@ -88,7 +88,7 @@ class Processes:
             )
         return batch_size // parts
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         """Print a line, once for all processes."""
         if self.first:
             print(line)

@@ -63,7 +63,16 @@ def add_resume(run: Path, step: int, tensors: Mapping[str, np.ndarray], state: M
     """Write the resume state of `step`, next to those of other steps, which `keep_resume` removes.
 
     Runs that share a pass first add their states, one after another, and then remove the earlier ones, so that at any
-    moment there is a step of which all of them have a state. Arguments and errors are those of `save_resume`.
+    moment there is a step of which all of them have a state.
+
+    Args:
+        run: its directory.
+        step: steps done, the name of the state's directory.
+        tensors: arrays by name, of any shape and memory order.
+        state: JSON values; numbers are restored exactly, tuples as lists.
+
+    Raises:
+        OSError: the states saved before are intact.
     """
     files = {"state.json": to_json(state), "tensors.safetensors": to_safetensors(tensors)}
     write_directory(run / "resume" / str(step), files)

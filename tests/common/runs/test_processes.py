@@ -30,12 +30,12 @@ def test_alone_nothing_is_joined(monkeypatch):
 
 def test_alone_nobody_is_waited_for_and_everything_is_said(capsys):
     with Processes().main_process_first():
-        Processes().say("a line")
+        Processes().print("a line")
     assert capsys.readouterr().out == "a line\n"
 
 
 def test_another_process_than_the_first_says_nothing(capsys):
-    Processes(1, 2).say("a line")
+    Processes(1, 2).print("a line")
     assert capsys.readouterr().out == ""
     assert not Processes(1, 2).first
 
@@ -75,7 +75,7 @@ def in_each_process(directory):
     processes, device = join_processes("cpu")
     said = StringIO()
     with redirect_stdout(said), open_shared_run(directory / "run", {"lr": 0.1}, processes, setting="parity_mlp") as run:
-        processes.say("a line")
+        processes.print("a line")
         total = torch.tensor([10.0**processes.index])
         torch.distributed.all_reduce(total)
         found = [processes.index, processes.count, device, run.config["arguments"], said.getvalue(), total.item()]
