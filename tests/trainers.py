@@ -209,7 +209,9 @@ def schedule_by_hand(teachers, kind):
 def distil(directory, teachers, kind="bert", **options):
     """A trainer with `SCHEDULE`, and defaults for everything that is not given."""
     given = {"model": STUDENTS[kind](1), "args": None, "train_dataset": Batches(), "schedule": SCHEDULE}
-    given |= {"teacher": teachers / kind, "load_teacher": load_plain if kind == "plain" else None, **options}
+    given |= {"teacher": teachers / kind, **options}
+    if kind == "plain":
+        given = {"load_teacher": load_plain, "objective": "masked", **given}
     given["args"] = given["args"] or arguments(directory)
     return (RunTrainer if "run" in options else ProgressiveDistillationTrainer)(**given)
 

@@ -1,56 +1,206 @@
-"""A model's logits at labelled positions only.
+"""What a model predicts at labelled positions, without logits anywhere else.
 
 Positions index the flattened samples: position `sample * length + token` of inputs of shape (samples, length).
+
+The output layer of a language model is by far its largest activation. Hooks on it select the labelled positions among
+its inputs, or replace it by the identity, so that logits can be made of the hidden states chunk by chunk. Whether a
+model permits that, and does nothing with its logits afterwards, is tried on a sample (`LabelledHead.check`).
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertForMaskedLM, GPT2LMHeadModel
+from transformers import BertForMaskedLM, PreTrainedModel
 
 from common.distillation.losses import IGNORED_LABEL
+from common.teachers.objective import unwrap
 
-HEADS: dict[type, str] = {BertForMaskedLM: "cls", GPT2LMHeadModel: "lm_head"}
-"""Models whose forward applies this module, and nothing else, to the last hidden states."""
+TRANSFORMS: dict[type, str] = {BertForMaskedLM: "cls"}
+"""Models whose output layer follows a module that treats each position by itself, which this module includes."""
+
+CHUNK = 2**22
+"""Logits in a chunk; fewer are computed at once."""
+
+
+@dataclass(frozen=True)
+class LabelledOutput:
+    """A model's output at labelled positions: logits, or hidden states and the layer that makes logits of them."""
+
+    values: Tensor
+    """(labelled, classes) or (labelled, hidden)."""
+    layer: nn.Linear | None = None
+    """None if `values` are logits."""
+    classes: int | None = None
+    """Only the first classes count; None for all."""
+    dtype: torch.dtype | None = None
+    """In which the layer computes; None for that of its weights."""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def number_of_classes(self) -> int:
+        """Classes of the logits."""
+        all_classes = self.values.shape[1] if self.layer is None else self.layer.out_features
+        return all_classes if self.classes is None else self.classes
+
+    @property
+    def is_one_chunk(self) -> bool:
+        """Whether the logits are computed at once."""
+        return len(self) * self.number_of_classes <= CHUNK
+
+    def chunks(self) -> Iterator[slice]:
+        """Consecutive rows, whose logits are computed together."""
+        return chunks(len(self), self.number_of_classes)
+
+    @property
+    def weights(self) -> tuple[Tensor, Tensor | None]:
+        """Weight (classes, hidden) and bias (classes,) of the layer."""
+        assert self.layer is not None
+        weight, bias = self.layer.weight, self.layer.bias
+        if self.classes is None:
+            return weight, bias
+        return weight[: self.classes], None if bias is None else bias[: self.classes]
+
+    @cached_property
+    def _cast_weights(self) -> tuple[Tensor, Tensor | None]:
+        weight, bias = self.weights
+        dtype = self.dtype or weight.dtype
+        return weight.to(dtype), None if bias is None else bias.to(dtype)
+
+    def logits(self, rows: slice = slice(None)) -> Tensor:
+        """Logits of some positions, of shape (rows, classes), in float32."""
+        values = self.values[rows]
+        if self.layer is None:
+            return values[:, : self.number_of_classes].float()
+        weight, bias = self._cast_weights
+        with torch.autocast(values.device.type, enabled=False):
+            return F.linear(values.to(weight.dtype), weight, bias).float()
 
 
 class LabelledHead:
-    """Restricts the head of a model to `positions` by a hook that selects among its inputs."""
-
-    def __init__(self, head: nn.Module) -> None:
-        self.positions: Tensor | None = None
-        head.register_forward_pre_hook(self)
-
-    @staticmethod
-    def of(model: nn.Module) -> "LabelledHead | None":
-        """None for a model whose head is unknown."""
-        name = HEADS.get(type(model))
-        return LabelledHead(getattr(model, name)) if name else None
-
-    def __call__(self, head: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        """Hidden states (samples, length, hidden) to (labelled, hidden)."""
-        return inputs if self.positions is None else (inputs[0].flatten(0, 1)[self.positions],)
-
-
-def labelled_logits(
-    model: nn.Module, inputs: Mapping[str, Any], positions: Tensor, head: LabelledHead | None
-) -> Tensor:
-    """A model's logits at `positions`, of shape (labelled, classes), in float32.
+    """Restricts a model's output layer to labelled positions.
 
     Args:
-        model: maps `inputs` to an output with logits of shape (samples, length, classes) or (samples, classes).
-        inputs: the model's arguments.
-        positions: (labelled,).
-        head: of this model; None computes the logits everywhere and selects afterwards.
+        model: its output layer is that of `get_output_embeddings`.
+        classes: only the first classes count; None for all.
+        dtype: in which the output layer computes under autocast.
     """
-    if head is None:
-        return model(**inputs)["logits"].flatten(0, -2)[positions].float()
-    head.positions = positions
-    try:
-        return model(**inputs)["logits"].float()
-    finally:
-        head.positions = None
+
+    def __init__(self, model: nn.Module, classes: int | None = None, dtype: torch.dtype | None = None) -> None:
+        self._classes, self._dtype = classes, dtype
+        self._positions: Tensor | None = None
+        self._hidden: Tensor | None = None
+        self._probe: Tensor | None = None
+        self._skips_layer = False
+        self._model = inner = unwrap(model)
+        self._layer = inner.get_output_embeddings() if isinstance(inner, PreTrainedModel) else None
+        name = TRANSFORMS.get(type(inner))
+        entry = self._layer if name is None else getattr(inner, name)
+        self._hooks = []
+        if self._layer is not None:
+            self._hooks = [
+                entry.register_forward_pre_hook(self._select),
+                self._layer.register_forward_pre_hook(self._take_hidden),
+                self._layer.register_forward_hook(self._give_hidden),
+            ]
+        self.permits_chunks = type(self._layer) is nn.Linear
+        """Whether logits can be made outside the model."""
+
+    def __call__(
+        self, model: nn.Module, inputs: Mapping[str, Any], positions: Tensor, chunked: bool | None = None
+    ) -> LabelledOutput:
+        """The model's output at positions.
+
+        Args:
+            model: this head's, or a wrapper of it. It maps inputs to an output with logits, of shape
+                (samples, length, classes) or (samples, classes).
+            inputs: the model's arguments.
+            positions: (labelled,).
+            chunked: give hidden states and the layer, if the model permits that; by default if there are so many
+                logits that they are not computed at once.
+        """
+        if chunked is None:
+            chunked = self.permits_chunks and len(positions) * self._layer.out_features > CHUNK
+        self._positions, self._skips_layer = positions, chunked and self.permits_chunks
+        try:
+            values = model(**inputs)["logits"]
+        finally:
+            self._positions, skips_layer, self._skips_layer = None, self._skips_layer, False
+        if skips_layer:
+            return LabelledOutput(values, self._layer, self._classes, self._dtype)
+        if not self._hooks:
+            values = values.flatten(0, -2)[positions]
+        return LabelledOutput(values, None, self._classes)
+
+    def check(self, inputs: Mapping[str, Any]) -> None:
+        """Try on the first sample that the hooks do not change what the model predicts; else do with fewer.
+
+        Args:
+            inputs: the model's arguments; those that are tensors begin with the samples' dimension.
+        """
+        if not self._hooks:
+            return
+        model, was_training = self._model, self._model.training
+        sample = {name: value[:1] if isinstance(value, Tensor) else value for name, value in inputs.items()}
+        model.eval()
+        with torch.no_grad():
+            expected = model(**sample)["logits"].flatten(0, -2).float()[:, : self._classes]
+            positions = torch.arange(0, len(expected), 2, device=expected.device).flip(0)
+            if _agree(self(model, sample, positions, chunked=False).logits(), expected[positions]):
+                self.permits_chunks = self.permits_chunks and self._gives_output_unchanged(sample, positions)
+            else:
+                self.permits_chunks = False
+                for hook in self._hooks:
+                    hook.remove()
+                self._hooks = []
+        model.train(was_training)
+        if not self.permits_chunks:
+            warnings.warn(
+                f"{type(model).__name__} does more than apply a linear layer to its last hidden states: "
+                "its logits are kept in memory at all labelled positions",
+                stacklevel=2,
+            )
+
+    def _gives_output_unchanged(self, sample: Mapping[str, Any], positions: Tensor) -> bool:
+        """Whether the layer's output is the model's, without a scale or a soft cap: tried with large values."""
+        self._probe = torch.linspace(-1000, 1000, len(positions), device=positions.device)[:, None]
+        try:
+            values = self(self._model, sample, positions, chunked=True).values
+            return values.shape == self._probe.shape and torch.equal(values.float(), self._probe)
+        finally:
+            self._probe = None
+
+    def _select(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        """Hidden states (samples, length, hidden) to (labelled, hidden)."""
+        return inputs if self._positions is None else (inputs[0].flatten(0, -2)[self._positions],)
+
+    def _take_hidden(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        """The layer is applied to no position, at the same place in the model."""
+        if not self._skips_layer:
+            return inputs
+        self._hidden = inputs[0]
+        return (inputs[0][:0],)
+
+    def _give_hidden(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        """The model's logits are the hidden states."""
+        if not self._skips_layer:
+            return output
+        hidden, self._hidden = self._hidden, None
+        assert hidden is not None
+        return hidden if self._probe is None else self._probe
+
+
+def chunks(positions: int, classes: int) -> Iterator[slice]:
+    """Consecutive rows of logits (positions, classes), `CHUNK` logits at a time."""
+    size = max(1, CHUNK // classes)
+    return (slice(start, min(start + size, positions)) for start in range(0, positions, size))
 
 
 def labelled_positions(labels: Tensor, shift: bool) -> Tensor:
@@ -64,3 +214,8 @@ def labelled_positions(labels: Tensor, shift: bool) -> Tensor:
         return (labels != IGNORED_LABEL).nonzero()[:, 0]
     rows, columns = (labels[:, int(shift) :] != IGNORED_LABEL).nonzero(as_tuple=True)
     return rows * labels.shape[1] + columns
+
+
+def _agree(given: Tensor, expected: Tensor) -> bool:
+    """Whether two logits differ by rounding only, in bfloat16 too."""
+    return given.shape == expected.shape and bool((given - expected).abs().max() <= 0.02 * expected.abs().max())

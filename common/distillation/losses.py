@@ -78,7 +78,7 @@ def check_loss_arguments(
 def objective(
     student_logits: Tensor, labels: Tensor, teacher_logits: Tensor, arguments: LossArguments, step: int, last: int
 ) -> tuple[Tensor, Tensor]:
-    """What the student minimises at `step`, and the forward KL divergence from the teacher, both averaged.
+    """What the student minimises at `step`, and the forward KL divergence from the teacher, both of shape (samples,).
 
     Args:
         student_logits: (samples, classes).
@@ -88,15 +88,19 @@ def objective(
         step: from 0.
         last: step at which the temperature arrives at its last value.
     """
-    temperature = annealed_temperature(step, *arguments.temperature, max(last, 1), arguments.annealing)
-    on_device = torch.tensor(float(temperature), device=student_logits.device)
-    targets = teacher_probabilities(teacher_logits, on_device, arguments.top_k)
+    temperature = float(annealed_temperature(step, *arguments.temperature, max(last, 1), arguments.annealing))
     alpha = float(stepwise(arguments.alpha, arguments.alpha_steps, step))
-    loss = distillation_loss(
-        student_logits, labels, targets, alpha=alpha, divergence=arguments.divergence, beta=arguments.beta
-    )
-    with torch.no_grad():
-        return loss, forward_kl(student_logits, targets).mean()
+    log_student = student_logits.log_softmax(-1)
+    if arguments.divergence == "forward-kl" and temperature <= ARG_MAX_TEMPERATURE:
+        kl = losses = _label_cross_entropy(log_student, teacher_logits.argmax(-1))
+    else:
+        targets = teacher_probabilities(teacher_logits, temperature, arguments.top_k)
+        losses = _divergence(log_student, targets, arguments.divergence, arguments.beta)
+        with torch.no_grad():
+            kl = losses if arguments.divergence == "forward-kl" else _forward_kl(log_student, targets)
+    if alpha > 0:
+        losses = alpha * _label_cross_entropy(log_student, labels) + (1 - alpha) * losses
+    return losses, kl.detach()
 
 
 def teacher_probabilities(teacher_logits: Tensor, temperature: float | Tensor, top_k: int | None = None) -> Tensor:
@@ -111,18 +115,20 @@ def teacher_probabilities(teacher_logits: Tensor, temperature: float | Tensor, t
     Raises:
         UserError: a temperature that is negative or not finite, or `top_k` outside 1 to classes.
     """
-    classes = teacher_logits.shape[-1]
     temperature = torch.as_tensor(temperature, dtype=teacher_logits.dtype)[..., None]
     if not (temperature.isfinite() & (temperature >= 0)).all():
         raise UserError(f"the temperature must be 0 or more, got {temperature.squeeze(-1).tolist()}")
-    _require_top_k(top_k, classes)
+    _require_top_k(top_k, teacher_logits.shape[-1])
     arg_max = temperature <= ARG_MAX_TEMPERATURE
-    scaled = (teacher_logits - teacher_logits.amax(-1, keepdim=True)) / temperature.masked_fill(arg_max, 1)
+    scaled = (teacher_logits - teacher_logits.amax(-1, keepdim=True)).div_(temperature.masked_fill(arg_max, 1))
     if top_k is not None:
         kept, indices = scaled.topk(top_k)
-        scaled = torch.full_like(scaled, -math.inf).scatter(-1, indices, kept)
-    one_hot = F.one_hot(teacher_logits.argmax(-1), classes).to(teacher_logits.dtype)
-    return torch.where(arg_max, one_hot, scaled.softmax(-1))
+        scaled = torch.full_like(scaled, -math.inf).scatter_(-1, indices, kept)
+    probabilities = scaled.softmax(-1)
+    if not arg_max.any():
+        return probabilities
+    one_hot = torch.zeros_like(scaled).scatter_(-1, teacher_logits.argmax(-1, keepdim=True), 1.0)
+    return torch.where(arg_max, one_hot, probabilities)
 
 
 def one_hot_probabilities(labels: Tensor, classes: int, temperature: float | Tensor) -> Tensor:
@@ -155,7 +161,7 @@ def cross_entropy(student_logits: Tensor, targets: Tensor) -> Tensor:
 
 def forward_kl(student_logits: Tensor, targets: Tensor) -> Tensor:
     """KL(q || p) = sum q log(q / p) = H(q, p) - H(q), of shape (...). Gradient at the logits: p - q."""
-    return F.kl_div(student_logits.log_softmax(-1), targets, reduction="none").sum(-1)
+    return _forward_kl(student_logits.log_softmax(-1), targets)
 
 
 def reverse_kl(student_logits: Tensor, targets: Tensor) -> Tensor:
@@ -163,8 +169,7 @@ def reverse_kl(student_logits: Tensor, targets: Tensor) -> Tensor:
 
     Gradient at the logits: p * (v - sum p v) with v = log(p / q).
     """
-    log_targets = targets.log().clamp(min=LOG_PROBABILITY_FLOOR)
-    return F.kl_div(log_targets, student_logits.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+    return _reverse_kl(student_logits.log_softmax(-1), targets)
 
 
 def jensen_shannon(student_logits: Tensor, targets: Tensor, beta: float) -> Tensor:
@@ -177,11 +182,7 @@ def jensen_shannon(student_logits: Tensor, targets: Tensor, beta: float) -> Tens
         UserError: beta not strictly between 0 and 1.
     """
     _require_beta(beta)
-    log_student = student_logits.log_softmax(-1)
-    log_mixture = torch.logaddexp(targets.log() + math.log(beta), log_student + math.log1p(-beta))
-    from_targets = F.kl_div(log_mixture, targets, reduction="none").sum(-1)
-    from_student = F.kl_div(log_mixture, log_student, reduction="none", log_target=True).sum(-1)
-    return beta * from_targets + (1 - beta) * from_student
+    return _jensen_shannon(student_logits.log_softmax(-1), targets, beta)
 
 
 def distillation_loss(
@@ -212,15 +213,9 @@ def distillation_loss(
         UserError: alpha outside 0 to 1, an unknown divergence, beta outside its range, or an empty mask.
     """
     _require_alpha([alpha])
-    match divergence:
-        case "forward-kl":
-            losses = forward_kl(student_logits, targets)
-        case "reverse-kl":
-            losses = reverse_kl(student_logits, targets)
-        case "jensen-shannon":
-            losses = jensen_shannon(student_logits, targets, beta)
-        case _:
-            raise UserError(f"unknown divergence {divergence!r}; use forward-kl, reverse-kl or jensen-shannon")
+    if divergence == "jensen-shannon":
+        _require_beta(beta)
+    losses = _divergence(student_logits.log_softmax(-1), targets, divergence, beta)
     if alpha > 0:
         losses = alpha * label_cross_entropy(student_logits, labels) + (1 - alpha) * losses
     return masked_mean(losses, mask)
@@ -309,3 +304,38 @@ def _require_top_k(top_k: int | None, classes: int, name: str = "top_k") -> None
 def _require_beta(beta: float, name: str = "beta") -> None:
     if not 0 < beta < 1:
         raise UserError(f"{name} must be between 0 and 1, both excluded, got {beta}")
+
+
+# Divergences of log-probabilities log p, of shape (..., classes)
+
+
+def _divergence(log_student: Tensor, targets: Tensor, divergence: Divergence, beta: float) -> Tensor:
+    match divergence:
+        case "forward-kl":
+            return _forward_kl(log_student, targets)
+        case "reverse-kl":
+            return _reverse_kl(log_student, targets)
+        case "jensen-shannon":
+            return _jensen_shannon(log_student, targets, beta)
+        case _:
+            raise UserError(f"unknown divergence {divergence!r}; use forward-kl, reverse-kl or jensen-shannon")
+
+
+def _label_cross_entropy(log_student: Tensor, labels: Tensor) -> Tensor:
+    return F.nll_loss(log_student, labels, reduction="none")
+
+
+def _forward_kl(log_student: Tensor, targets: Tensor) -> Tensor:
+    return F.kl_div(log_student, targets, reduction="none").sum(-1)
+
+
+def _reverse_kl(log_student: Tensor, targets: Tensor) -> Tensor:
+    log_targets = targets.log().clamp_(min=LOG_PROBABILITY_FLOOR)
+    return F.kl_div(log_targets, log_student, reduction="none", log_target=True).sum(-1)
+
+
+def _jensen_shannon(log_student: Tensor, targets: Tensor, beta: float) -> Tensor:
+    log_mixture = torch.logaddexp(targets.log() + math.log(beta), log_student + math.log1p(-beta))
+    from_targets = F.kl_div(log_mixture, targets, reduction="none").sum(-1)
+    from_student = F.kl_div(log_mixture, log_student, reduction="none", log_target=True).sum(-1)
+    return beta * from_targets + (1 - beta) * from_student

@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.distillation.losses import label_cross_entropy
-
 
 class TrainingSums:
     """Sums of the objective, the divergence, correct predictions and labels, since the last log and the last record."""
@@ -16,11 +14,9 @@ class TrainingSums:
         self.since_log = torch.zeros(4, dtype=torch.float64, device=device)
         self.since_record = torch.zeros_like(self.since_log)
 
-    def add(self, loss: Tensor, kl: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add the mean objective and divergence of a micro-batch, with its logits (labelled, classes)."""
-        with torch.no_grad():
-            correct = (logits.argmax(-1) == labels).float().mean()
-            self.since_log += torch.stack([loss, kl, correct, torch.ones_like(loss)]).double() * len(labels)
+    def add(self, means: Tensor, labels: int) -> None:
+        """Add a micro-batch: the means of objective, divergence and correct predictions (3,), over so many labels."""
+        self.since_log += torch.cat([means, torch.ones_like(means[:1])]).double() * labels
 
     def log(self, accelerator: Any) -> tuple[float, float, float]:
         """Objective, divergence and accuracy per label since the last log, over all processes; NaN without labels."""
@@ -40,18 +36,16 @@ class TrainingSums:
         self.since_log.zero_()
 
 
-def evaluation_sums(logits: Tensor, labels: Tensor, positions: Tensor, samples: int, length: int) -> Tensor:
+def evaluation_sums(values: Tensor, positions: Tensor, samples: int, length: int) -> Tensor:
     """Cross entropy, correct predictions, labels and 1 for each sample, of shape (samples, 4), in float64.
 
     Args:
-        logits: (labelled, classes).
-        labels: (labelled,).
+        values: (labelled, 2), cross entropy and whether the prediction is correct.
         positions: (labelled,), in the flattened samples.
         samples: number of samples.
         length: positions per sample.
     """
-    correct = logits.argmax(-1) == labels
-    values = torch.stack([label_cross_entropy(logits, labels), correct, torch.ones_like(positions)], -1).double()
+    values = torch.cat([values, torch.ones_like(values[:, :1])], -1).double()
     sums = torch.zeros(samples, 3, dtype=torch.float64, device=values.device)
     sums.index_add_(0, positions // length, values)
     return torch.cat([sums, torch.ones_like(sums[:, :1])], -1)

@@ -7,9 +7,9 @@
     trainer.train()
 
 At every labelled position the student learns from the teacher checkpoint that the schedule names for the step, with
-the losses of losses.py. Heads are computed at labelled positions only, if the model's head is known. The loss is the
-mean over all labelled positions of the global batch, however it is split into gradient accumulation steps and
-processes. run_loop.py has the trainer that writes a run.
+the losses of losses.py. Logits are computed at labelled positions only, and, where there are many, a chunk of them at a
+time. The loss is the mean over all labelled positions of the global batch, however it is split into gradient
+accumulation steps and processes. run_loop.py has the trainer that writes a run.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,18 +20,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from common.distillation import losses
 from common.distillation.arguments import Annealing, Divergence
 from common.distillation.batches import ReadyBatches, Source, SourceLoader, batch_tensors, is_source
-from common.distillation.labelled_head import LabelledHead, labelled_logits, labelled_positions
+from common.distillation.chunks import summed_over_chunks
+from common.distillation.labelled_head import LabelledHead, LabelledOutput, labelled_positions
 from common.distillation.metrics import TrainingSums, evaluation_sums
 from common.distillation.schedules import Segment, check_schedule, checkpoint_at, next_checkpoint
+from common.distillation.teacher import Teacher
+from common.distillation.vocabulary import student_tokenizer
 from common.errors import UserError
 from common.teachers.discovery import Checkpoint, find_checkpoints
-from common.teachers.loading import Teachers, load_like
+from common.teachers.objective import Objective, objective_of, unwrap
 
 Schedule = Sequence[Segment] | Callable[[list[tuple[int, float]]], Sequence[Segment]]
 """Segments, or a function from the student's evaluations so far, (step, accuracy), to segments."""
@@ -44,13 +46,16 @@ class ProgressiveDistillationTrainer(Trainer):
     Trainer takes. Evaluation gives the cross entropy and the accuracy per labelled position, `eval_loss` and
     `eval_accuracy`. The training log has the objective (`loss`), the divergence from the teacher (`kl`), the accuracy
     on the training batches and the teacher's step. Causal language models are trained on shifted labels, as in
-    transformers; any other model must map inputs to logits at the labels' positions.
+    transformers. Student and teacher may be of different architectures.
 
     Args:
         model: the student.
         args: as for a Trainer. One process uses one device; start several with torchrun.
         teacher: a directory with checkpoint-<step> directories, a hub id, or checkpoints. None trains on labels alone.
         schedule: which checkpoint supervises which step.
+        objective: what the student predicts; by default what its class was made for.
+        classes: number of classes, from the first on, that student and teacher share; by default found from their
+            tokenizers (the student's is `processing_class`) and sizes.
         temperature: of the teacher's logits: one for all steps, or that of the first step and that of the last.
         annealing: how the temperature moves from the first to the last.
         alpha: weight of the labels' cross entropy; several values follow one another at `alpha_steps`.
@@ -58,13 +63,16 @@ class ProgressiveDistillationTrainer(Trainer):
         divergence: from the teacher.
         top_k: keep the teacher's `top_k` most probable classes.
         beta: only for the Jensen-Shannon divergence.
-        load_teacher: makes a teacher from a checkpoint's directory, by default with `from_pretrained` of the student's
-            class. It is called in a background thread, so that it must not draw random numbers.
+        load_teacher: makes a teacher from a checkpoint's directory; by default it is loaded by its own config.json. It
+            is called in a background thread, so that it must not draw random numbers.
+        teacher_dtype: of the teacher's weights; by default that of the checkpoint.
+        prefetch: read the next checkpoint while the current one is in use; False for teachers that fit once only.
         trainer_arguments: anything else that a Trainer takes.
 
     Raises:
         UserError: a schedule without a teacher or the reverse, a schedule out of order, a checkpoint that the teacher
-            does not have, or an argument of the loss out of its range.
+            does not have, a teacher with another vocabulary, a student whose objective is unknown, or an argument of
+            the loss out of its range.
     """
 
     loss_is_scaled_for_ga = True
@@ -79,6 +87,8 @@ class ProgressiveDistillationTrainer(Trainer):
         *,
         teacher: str | Path | Sequence[Checkpoint] | None = None,
         schedule: Schedule = (),
+        objective: Objective | None = None,
+        classes: int | None = None,
         temperature: float | tuple[float, float] = 1.0,
         annealing: Annealing = "linear",
         alpha: float | Sequence[float] = 0.0,
@@ -87,6 +97,8 @@ class ProgressiveDistillationTrainer(Trainer):
         top_k: int | None = None,
         beta: float = 0.5,
         load_teacher: Callable[[Path], nn.Module] | None = None,
+        teacher_dtype: torch.dtype | None = None,
+        prefetch: bool = True,
         **trainer_arguments: Any,
     ) -> None:
         args._n_gpu = min(args.n_gpu, 1)  # DataParallel would separate batches from their positions
@@ -94,8 +106,8 @@ class ProgressiveDistillationTrainer(Trainer):
         if "labels" not in self.label_names:  # as of a model whose forward does not take them
             self.label_names = [*self.label_names, "labels"]
         args.ignore_data_skip |= is_source(self.train_dataset)  # its loader starts at the current step
-        self._shift = type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-        self._head = LabelledHead.of(model)
+        objective = objective or objective_of(model)
+        self._shift = objective == "causal"
         self._loss_arguments = losses.LossArguments(
             temperature=temperature if isinstance(temperature, tuple) else (temperature, temperature),
             annealing=annealing,
@@ -108,13 +120,27 @@ class ProgressiveDistillationTrainer(Trainer):
         losses.check_loss_arguments(self._loss_arguments)
 
         checkpoints = find_checkpoints(teacher) if isinstance(teacher, str | Path) else list(teacher or ())
-        self._teachers = Teachers(checkpoints, load_teacher or self._load_like_student)
-        self._teacher_head: LabelledHead | None = None
+        autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+        self._teacher = Teacher(
+            checkpoints,
+            unwrap(model),
+            objective,
+            load=load_teacher,
+            dtype=teacher_dtype,
+            prefetch=prefetch,
+            autocast=self.accelerator.autocast,
+            autocast_dtype=autocast_dtype,
+        )
         self._schedule = schedule if callable(schedule) else lambda evaluations: schedule
         self.records: list[dict[str, Any]] = []
         """One for each evaluation during training. Those made before the Trainer's checkpoint that training resumed
         from have step, loss and accuracy only."""
         self._update_schedule()
+        if self._segments:
+            tokenizer = student_tokenizer(unwrap(model), self.processing_class)
+            self._teacher.share_classes(self._segments[0].checkpoint, tokenizer, classes)
+        self._head = LabelledHead(model, self._teacher.classes, autocast_dtype)
+        self._head_is_checked = False
 
         self._sums = TrainingSums(args.device)
         self.add_callback(_RestoreRecords(self))
@@ -129,37 +155,29 @@ class ProgressiveDistillationTrainer(Trainer):
         """
         evaluations = [(record["step"], record["accuracy"]) for record in self.records if record["step"]]
         self._segments = self._schedule(evaluations)
-        if bool(self._teachers.steps) != bool(self._segments):
+        if bool(self._teacher.steps) != bool(self._segments):
             raise UserError("distillation needs both a teacher with checkpoints and a schedule that uses them")
-        check_schedule(self._segments, self._teachers.steps)
+        check_schedule(self._segments, self._teacher.steps)
 
     @property
     def _teacher_step(self) -> int | None:
         """Teacher step of the checkpoint that the latest step learned from."""
         return checkpoint_at(self._segments, max(self.state.global_step - 1, 0))
 
-    def _load_like_student(self, path: Path) -> nn.Module:
-        return load_like(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), path)
-
-    def _teacher_logits(self, inputs: Mapping[str, Any], positions: Tensor) -> Tensor | None:
-        """The current teacher's logits, of shape (labelled, classes); None without a teacher."""
+    def _teacher_output(self, inputs: Mapping[str, Any], positions: Tensor) -> LabelledOutput | None:
+        """The current teacher's output at labelled positions; None without a teacher."""
         step = checkpoint_at(self._segments, self.state.global_step)
         if step is None:
             return None
-        changes = step != self._teachers.current_step
         following = next_checkpoint(self._segments, self.state.global_step)
-        teacher = self._teachers.load(step, following, self.args.device)
-        if changes:
-            self._teacher_head = LabelledHead.of(teacher)
-        with torch.no_grad(), self.accelerator.autocast():
-            return labelled_logits(teacher, inputs, positions, self._teacher_head)
+        return self._teacher.output(inputs, positions, step, following, self.args.device)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in a Trainer; afterwards no teacher is in memory or being loaded, whether or not training failed."""
         try:
             return super().train(*args, **kwargs)
         finally:
-            self._teachers.release()
+            self._teacher.release()
 
     # Data
 
@@ -236,36 +254,58 @@ class ProgressiveDistillationTrainer(Trainer):
         labels = labels.flatten()[positions + self._shift]
         if return_outputs:
             outputs = model(**arguments)
-            logits = outputs["logits"].flatten(0, -2)[positions].float()
+            student = LabelledOutput(outputs["logits"].flatten(0, -2)[positions], classes=self._teacher.classes)
         else:
             outputs = None
-            logits = labelled_logits(model, arguments, positions, self._head)
+            student = self._student_output(model, arguments, positions)
         if not len(labels):
-            loss = logits.sum() * 0
-        elif not model.training:
-            loss = losses.label_cross_entropy(logits, labels).mean()
+            loss = student.values.sum() * 0
         else:
-            loss = self._objective(logits, labels, self._teacher_logits(arguments, positions))
+            teacher = self._teacher_output(arguments, positions) if model.training else None
+            means = self._sums_over_labels(student, labels, teacher) / len(labels)
+            loss = means[0]
+            if model.training:
+                self._sums.add(means.detach(), len(labels))
         if num_items_in_batch is not None:
             loss = loss * len(labels) / num_items_in_batch * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
-    def _objective(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
-        """What the student minimises at this step, averaged over the labels.
+    def _student_output(self, model: nn.Module, inputs: Mapping[str, Any], positions: Tensor) -> LabelledOutput:
+        """The student's output at labelled positions."""
+        if not self._head_is_checked:
+            with self.accelerator.autocast():
+                self._head.check(inputs)
+            self._head_is_checked = True
+        return self._head(model, inputs, positions)
+
+    def _sums_over_labels(self, student: LabelledOutput, labels: Tensor, teacher: LabelledOutput | None) -> Tensor:
+        """What the student minimises at this step, the divergence from the teacher, and correct predictions, summed.
 
         Args:
-            logits: (labelled, classes).
+            student: its output at the labels.
             labels: (labelled,).
-            teacher_logits: (labelled, classes); None without a teacher.
+            teacher: its output at the labels; without one the student minimises the labels' cross entropy.
+
+        Returns:
+            (3,), of which the first has a gradient.
         """
-        if teacher_logits is None:
-            loss = losses.label_cross_entropy(logits, labels).mean()
-            kl = torch.zeros_like(loss)
-        else:
-            step, last = self.state.global_step, self.state.max_steps - 1
-            loss, kl = losses.objective(logits, labels, teacher_logits, self._loss_arguments, step, last)
-        self._sums.add(loss, kl, logits, labels)
-        return loss
+        at = (self._loss_arguments, self.state.global_step, self.state.max_steps - 1)
+        if teacher is not None and teacher.number_of_classes != student.number_of_classes:
+            raise UserError(
+                f"the student predicts {student.number_of_classes:,} classes and the teacher "
+                f"{teacher.number_of_classes:,}: give classes=N if the first N are the same tokens"
+            )
+
+        def sums(logits: Tensor, rows: slice) -> Tensor:
+            if teacher is None:
+                loss = losses.label_cross_entropy(logits, labels[rows])
+                kl = torch.zeros_like(loss)
+            else:
+                loss, kl = losses.objective(logits, labels[rows], teacher.logits(rows), *at)
+            correct = (logits.argmax(-1) == labels[rows]).float()
+            return torch.stack([loss.sum(), kl.sum(), correct.sum()])
+
+        return summed_over_chunks(student, sums)
 
     # Metrics
 
@@ -343,8 +383,14 @@ class ProgressiveDistillationTrainer(Trainer):
         samples, length = len(labels), labels.numel() // len(labels)
         labels = labels.flatten()[positions + self._shift]
         with self.accelerator.autocast():
-            logits = labelled_logits(self.model, inputs, positions, self._head)
-        return evaluation_sums(logits, labels, positions, samples, length)
+            student = self._student_output(self.model, inputs, positions)
+            values = [_cross_entropy_and_hits(student.logits(rows), labels[rows]) for rows in student.chunks()]
+        return evaluation_sums(torch.cat(values), positions, samples, length)
+
+
+def _cross_entropy_and_hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """(labelled, 2)"""
+    return torch.stack([losses.label_cross_entropy(logits, labels), logits.argmax(-1) == labels], -1)
 
 
 class _RestoreRecords(TrainerCallback):

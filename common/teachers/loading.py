@@ -1,31 +1,55 @@
-"""Teacher checkpoints in memory: the one in use, and the next one, which is loaded in the background."""
+"""Load a teacher's checkpoints: each by its own config.json, one in use and at most one on its way.
 
-from collections.abc import Callable, Sequence
+The weights are read in a background thread while the current checkpoint is in use. The model is built from them in the
+caller's thread, as `from_pretrained` changes torch's default dtype and the initialisation of modules in all threads.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import safetensors
 import torch
-from torch import nn
-from transformers import PreTrainedModel
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from common.errors import UserError
 from common.teachers.discovery import Checkpoint, local_path
+from common.teachers.objective import Objective, kind_of_class
+
+OTHER_HEADS = r"(^|\.)(pooler|cls\.seq_relationship)\."
+"""Tensors of the heads that BERT was pre-trained with beside its language model."""
 
 
 class Teachers:
-    """Frozen checkpoints, of which at most two are in memory: one in use and one loaded in a thread ahead of its use.
+    """Frozen checkpoints, of which at most two are in memory: one in use and one that is read ahead of its use.
 
     Args:
         checkpoints: all that may be asked for.
-        load: makes a model from a checkpoint's directory.
+        read: from a checkpoint's directory to what `build` needs. It is called in a background thread and must not draw
+            random numbers.
+        build: makes a model from what `read` gave, in the thread that asks for it. By default `read` gives the model.
+        prefetch: False keeps one checkpoint in memory only.
     """
 
-    def __init__(self, checkpoints: Sequence[Checkpoint], load: Callable[[Path], nn.Module]) -> None:
+    def __init__(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        read: Callable[[Path], Any],
+        build: Callable[[Any], nn.Module] = lambda model: model,
+        prefetch: bool = True,
+    ) -> None:
         self._checkpoints = {checkpoint.step: checkpoint for checkpoint in checkpoints}
-        self._load = load
+        self._read, self._build, self._prefetch = read, build, prefetch
         self._thread = ThreadPoolExecutor(1, "teacher")
         self._current: tuple[int, nn.Module] | None = None
-        self._prefetched: tuple[int, Future[nn.Module]] | None = None
+        self._prefetched: tuple[int, Future[Any]] | None = None
 
     @property
     def steps(self) -> set[int]:
@@ -37,12 +61,12 @@ class Teachers:
         """Teacher step of the checkpoint in use."""
         return self._current and self._current[0]
 
-    def load(self, step: int, then: int | None, device: torch.device) -> nn.Module:
+    def load(self, step: int, then: int | None = None, device: torch.device | str = "cpu") -> nn.Module:
         """The checkpoint of teacher step `step`, frozen and in evaluation mode; the previous one is freed first.
 
         Args:
             step: teacher step.
-            then: teacher step that is asked for next; its checkpoint is loaded into host memory meanwhile.
+            then: teacher step that is asked for next; its weights are read into host memory meanwhile.
             device: of the model.
 
         Raises:
@@ -51,13 +75,12 @@ class Teachers:
         if self._current is None or self._current[0] != step:
             self._current = None
             self._current = step, self._loaded(step).to(device).eval().requires_grad_(False)
-            if then is not None:
-                self._prefetched = then, self._start_loading(then)
+            if then is not None and self._prefetch:
+                self._prefetched = then, self._start_reading(then)
         return self._current[1]
 
     def release(self) -> None:
-        """Free all models, after waiting for one that is being loaded: while `from_pretrained` runs in any thread,
-        models created in the other threads are not initialised."""
+        """Free all models, after waiting for one that is being read."""
         if self._prefetched is not None:
             wait([self._prefetched[1]])
         self._current = self._prefetched = None
@@ -65,21 +88,160 @@ class Teachers:
     def _loaded(self, step: int) -> nn.Module:
         prefetched, self._prefetched = self._prefetched, None
         is_prefetched = prefetched is not None and prefetched[0] == step
-        return (prefetched[1] if prefetched and is_prefetched else self._start_loading(step)).result()
+        reading = prefetched[1] if prefetched and is_prefetched else self._start_reading(step)
+        return self._build(reading.result())
 
-    def _start_loading(self, step: int) -> "Future[nn.Module]":
-        return self._thread.submit(lambda: self._load(local_path(self._checkpoints[step])))
+    def _start_reading(self, step: int) -> "Future[Any]":
+        return self._thread.submit(lambda: self._read(local_path(self._checkpoints[step])))
 
 
-def load_like(student: nn.Module, path: Path) -> nn.Module:
-    """A checkpoint as a model of the student's class, with its attention implementation and dtype.
+@dataclass(frozen=True)
+class StoredModel:
+    """The content of a checkpoint in the layout of transformers, as read from the disk."""
+
+    path: Path
+    config: PretrainedConfig
+    tensors: dict[str, Tensor]
+    """By name, in the dtypes that they were saved in."""
+
+
+def read_model(path: Path) -> StoredModel:
+    """The content of a checkpoint's directory; no random number is drawn.
 
     Raises:
-        UserError: the student's class has no `from_pretrained`.
+        UserError: config.json cannot be read or is of an unknown type, or the weights are damaged.
     """
-    if not isinstance(student, PreTrainedModel):
-        raise UserError(f"{type(student).__name__} has no from_pretrained: give load_teacher")
-    attention = student.config._attn_implementation
-    # Loaded in float32: from_pretrained sets torch's default dtype, also for the thread that trains.
-    teacher: nn.Module = type(student).from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
-    return teacher.to(student.dtype)
+    config = read_config(path)
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(path.glob("model*.safetensors")):
+        try:
+            with safetensors.safe_open(file, framework="pt") as opened:
+                tensors |= {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+        except safetensors.SafetensorError as error:
+            raise UserError(f"{file} is truncated or damaged ({_line(error)}): save or download it again") from error
+    return StoredModel(path, config, tensors)
+
+
+def read_config(path: Path) -> PretrainedConfig:
+    """The configuration in a checkpoint's directory.
+
+    Numbers 0 and 1 are read as truth values where the configuration has those, as published checkpoints have them.
+
+    Raises:
+        UserError: config.json is missing or damaged, or its model type is unknown or has an encoder and a decoder.
+    """
+    file = path / "config.json"
+    try:
+        values = json.loads(file.read_bytes())
+        kind = values["model_type"]
+        default = AutoConfig.for_model(kind)
+        known = {name: bool(value) for name, value in values.items() if isinstance(getattr(default, name, None), bool)}
+        config = type(default).from_dict({**values, **known})
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file} does not describe a model of transformers ({_line(error)})") from error
+    if config.is_encoder_decoder:
+        raise UserError(f"{path} is a {kind} model, with an encoder and a decoder: give a causal or masked one")
+    return config
+
+
+def build_model(
+    stored: StoredModel,
+    objective: Objective,
+    *,
+    dtype: torch.dtype | None = None,
+    attention: str | None = None,
+    own_class: type[PreTrainedModel] | None = None,
+) -> PreTrainedModel:
+    """A model of the class that its checkpoint names, with exactly the checkpoint's weights.
+
+    Args:
+        stored: as `read_model` gives it; its tensors become the model's.
+        objective: what the model must predict.
+        dtype: of the weights; by default the one that most of them were saved in.
+        attention: implementation of the attention; by default transformers' choice.
+        own_class: used for checkpoints that name it and that transformers has no class for.
+
+    Raises:
+        UserError: the model predicts something else or is of an unknown class, or its weights are not those of its
+            config.json.
+    """
+    path, config = stored.path, stored.config
+    model_class = _class_of(stored, objective, own_class)
+    options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    with _quiet():
+        try:
+            loaded = model_class.from_pretrained(
+                None,
+                config=config,
+                state_dict=stored.tensors,
+                dtype=dtype or _main_dtype(stored.tensors),
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **options,
+            )
+        except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} cannot be loaded as a {model_class.__name__} ({_line(error)})") from error
+    model, found = loaded
+    _require_all_weights(path, type(model).__name__, found)
+    return model
+
+
+def _class_of(stored: StoredModel, objective: Objective, own_class: type[PreTrainedModel] | None) -> Any:
+    """The class to load a checkpoint with."""
+    path, config = stored.path, stored.config
+    name = next(iter(config.architectures or []), None)
+    if own_class is not None and name == own_class.__name__:
+        return own_class
+    kind = name and kind_of_class(name)
+    if kind is not None and kind != objective:
+        raise UserError(
+            f"{path} is a {name}, a {kind} model, but the student is {objective}: give a teacher of the student's kind"
+        )
+    if name is not None and not hasattr(transformers, name):
+        raise UserError(f"{path} is a {name}, which transformers does not have: give load_teacher")
+    auto: Any = AutoModelForCausalLM if objective == "causal" else AutoModelForMaskedLM
+    if type(config) not in auto._model_mapping:
+        raise UserError(f"{path} is a {config.model_type} model, for which transformers has no {objective} model")
+    return auto._model_mapping[type(config)]
+
+
+def _main_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The floating dtype of most weights."""
+    sizes: dict[torch.dtype, int] = {torch.float32: 0}
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel()
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def _require_all_weights(path: Path, name: str, found: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that lacks weights of its model, or has others."""
+    mismatched = {tensor for tensor, *_ in found["mismatched_keys"]}
+    unexpected = {tensor for tensor in found["unexpected_keys"] if not re.search(OTHER_HEADS, tensor)}
+    for what, tensors in (
+        ("lacks", found["missing_keys"]),
+        ("has, in other shapes than its config.json says,", mismatched),
+        ("has, besides the model's,", unexpected),
+    ):
+        if tensors:
+            shown = f"{min(tensors)}" + (f" and {len(tensors) - 1} more" if len(tensors) > 1 else "")
+            raise UserError(f"{path} is no checkpoint of a {name}: it {what} the weights {shown}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and reports, whose content is checked here."""
+    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error's message."""
+    return (str(error) or type(error).__name__).splitlines()[0]

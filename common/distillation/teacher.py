@@ -1,0 +1,143 @@
+"""The teacher during training: what its current checkpoint predicts on the student's batches."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from common.distillation.labelled_head import LabelledHead, LabelledOutput
+from common.distillation.vocabulary import classes_of, shared_classes, tokenizer_of
+from common.errors import UserError
+from common.teachers.discovery import Checkpoint, local_path
+from common.teachers.loading import StoredModel, Teachers, build_model, read_config, read_model
+from common.teachers.objective import Objective
+
+
+class Teacher:
+    """A teacher's checkpoints, one at a time, as functions from batches to logits at labelled positions.
+
+    Args:
+        checkpoints: all that a schedule may name.
+        student: without wrappers.
+        objective: what the student, and so the teacher, predicts.
+        load: makes a model from a checkpoint's directory, in a background thread; by default by its own config.json.
+        dtype: of the weights, where `load` is not given; None for the checkpoint's own.
+        prefetch: read the next checkpoint while the current one is in use.
+        autocast: gives the context that the student computes in.
+        autocast_dtype: of matrix products in that context; None without autocast.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        student: nn.Module,
+        objective: Objective,
+        *,
+        load: Callable[[Path], nn.Module] | None = None,
+        dtype: torch.dtype | None = None,
+        prefetch: bool = True,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        autocast_dtype: torch.dtype | None = None,
+    ) -> None:
+        self._checkpoints = {checkpoint.step: checkpoint for checkpoint in checkpoints}
+        self._student, self._objective, self._dtype, self._autocast = student, objective, dtype, autocast
+        self._autocast_dtype = autocast_dtype
+        self._loads_itself = load is None
+        if load is None:
+            self._models = Teachers(checkpoints, read_model, self._build, prefetch)
+        else:
+            self._models = Teachers(checkpoints, load, prefetch=prefetch)
+        self._head: LabelledHead | None = None
+        self._names: frozenset[str] | None = None
+        self.classes: int | None = None
+        """Classes that student and teacher share; None if their logits must have the same."""
+
+    @property
+    def steps(self) -> set[int]:
+        """Teacher steps of the checkpoints."""
+        return self._models.steps
+
+    def share_classes(self, step: int, students: PreTrainedTokenizerBase | None, given: int | None) -> None:
+        """Find the classes that student and teacher share.
+
+        Args:
+            step: of the checkpoint to look at.
+            students: the student's tokenizer, if it has one.
+            given: classes, as the caller knows them.
+
+        Raises:
+            UserError: the vocabularies differ.
+        """
+        self.classes = given
+        if given is None and self._loads_itself and isinstance(self._student, PreTrainedModel):
+            path = local_path(self._checkpoints[step])
+            sizes = classes_of(self._student.config), classes_of(read_config(path))
+            self.classes = shared_classes(*sizes, students, tokenizer_of(path))
+
+    def output(
+        self, inputs: Mapping[str, Any], positions: Tensor, step: int, then: int | None, device: torch.device
+    ) -> LabelledOutput:
+        """What the checkpoint of teacher step `step` predicts at positions (labelled,).
+
+        Args:
+            inputs: the student's arguments; the teacher gets those that it takes.
+            positions: in the flattened samples.
+            step: teacher step.
+            then: teacher step that is asked for next.
+            device: of the inputs.
+        """
+        changes = step != self._models.current_step
+        if changes:
+            self._head = None
+        model = self._models.load(step, then, device)
+        with torch.no_grad(), self._autocast():
+            if changes:
+                self._names = _argument_names(model)
+                self._head = LabelledHead(model, self.classes, self._autocast_dtype)
+                _require_room(model, inputs, self._checkpoints[step])
+                self._head.check(self._arguments(inputs))
+            assert self._head is not None
+            return self._head(model, self._arguments(inputs), positions, chunked=True)
+
+    def release(self) -> None:
+        """Free the models."""
+        self._head = None
+        self._models.release()
+
+    def _build(self, stored: StoredModel) -> nn.Module:
+        """The stored model, with the student's attention if it is of the student's architecture."""
+        student = self._student
+        own = isinstance(student, PreTrainedModel) and student.config.model_type == stored.config.model_type
+        return build_model(
+            stored,
+            self._objective,
+            dtype=self._dtype,
+            attention=student.config._attn_implementation if own else None,  # type: ignore[union-attr]
+            own_class=type(student) if own else None,  # type: ignore[arg-type]
+        )
+
+    def _arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in inputs.items() if self._names is None or name in self._names}
+
+
+def _argument_names(model: nn.Module) -> frozenset[str] | None:
+    """Names of the arguments that a model takes; None if it takes any."""
+    parameters = inspect.signature(model.forward).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return None if takes_any and not isinstance(model, PreTrainedModel) else frozenset(parameters)
+
+
+def _require_room(model: nn.Module, inputs: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """Refuse a teacher that was not made for inputs of this length."""
+    tokens, config = inputs.get("input_ids"), getattr(model, "config", None)
+    room = getattr(config, "max_position_embeddings", None)
+    if isinstance(tokens, Tensor) and tokens.ndim == 2 and isinstance(room, int) and tokens.shape[1] > room:
+        raise UserError(
+            f"samples of {tokens.shape[1]:,} tokens do not fit the teacher in {checkpoint.location}, which has "
+            f"{room:,} positions: give shorter samples"
+        )

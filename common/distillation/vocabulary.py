@@ -1,0 +1,81 @@
+"""The classes that a student and a teacher share: the tokens of one tokenizer, without the padding of either model."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from common.errors import UserError
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
+
+
+def shared_classes(
+    student: int, teacher: int, students: PreTrainedTokenizerBase | None, teachers: PreTrainedTokenizerBase | None
+) -> int:
+    """Number of classes, from the first one on, that mean the same token to student and teacher.
+
+    Args:
+        student: classes of the student's logits.
+        teacher: classes of the teacher's logits.
+        students: the student's tokenizer, if it has one.
+        teachers: the teacher's tokenizer, if it has one.
+
+    Raises:
+        UserError: the tokenizers differ, or the sizes do and one of the tokenizers is unknown.
+    """
+    if students is None or teachers is None:
+        if student != teacher:
+            unknown = [name for name, of in (("student", students), ("teacher", teachers)) if of is None]
+            raise UserError(
+                f"the student predicts {student:,} classes and the teacher {teacher:,}, and the tokenizer of the "
+                f"{' and the '.join(unknown)} is unknown: give processing_class=tokenizer for the student and save the "
+                "teacher's in its directory, or give classes=N if the first N are the same tokens"
+            )
+        return student
+    ours, theirs = students.get_vocab(), teachers.get_vocab()
+    differing = sorted(token for token in ours.keys() & theirs.keys() if ours[token] != theirs[token])
+    smaller, larger = sorted((ours, theirs), key=len)
+    lacking = sorted(smaller.keys() - larger.keys())
+    if differing or lacking:
+        token = (differing or lacking)[0]
+        raise UserError(
+            f"the teacher's tokenizer ({type(teachers).__name__}, {len(theirs):,} tokens) is not the student's "
+            f"({type(students).__name__}, {len(ours):,} tokens): {token!r} has the number {ours.get(token, 'none')} "
+            f"for the student and {theirs.get(token, 'none')} for the teacher; give a teacher of the same tokenizer"
+        )
+    if len(ours) == len(theirs):
+        return min(student, teacher)
+    return min(student, teacher, max(smaller.values()) + 1)
+
+
+def tokenizer_of(path: Path | str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a checkpoint's directory or, for a hub id, in the cache; None if there is none.
+
+    Raises:
+        UserError: its files are damaged.
+    """
+    if not str(path):
+        return None
+    if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        if Path(path).is_dir():
+            raise UserError(f"{path} has a tokenizer that cannot be loaded: {str(error).splitlines()[0]}") from error
+        return None
+    return tokenizer
+
+
+def student_tokenizer(student: PreTrainedModel, processing_class: Any) -> PreTrainedTokenizerBase | None:
+    """The tokenizer given to the trainer, or else that of the checkpoint that the student was loaded from."""
+    if isinstance(processing_class, PreTrainedTokenizerBase):
+        return processing_class
+    return tokenizer_of(student.config.name_or_path)
+
+
+def classes_of(config: PretrainedConfig) -> int:
+    """Classes of the logits of a language model."""
+    classes: int = config.get_text_config().vocab_size
+    return classes
