@@ -2,12 +2,19 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from common.arguments import require_at_least
 from common.errors import UserError
 from common.parity import arguments
 from common.parity.arguments import LearningRateSchedule, Precision
+
+SMOKE: dict[str, Any] = dict(preset="smoke", d=8, k=2, initial_std=0.1, steps=400, eval_every=20, eval_samples=512)
+LAPTOP: dict[str, Any] = dict(
+    preset="laptop", d=20, k=4, initial_std=0.1, steps=6_000, lr_schedule="constant", eval_every=50
+)
+PAPER: dict[str, Any] = dict(preset="paper", d=100, k=6, steps=250_000, eval_every=1_000)
+"""What `train.py` and `distill.py` share of each preset."""
 
 
 @dataclass(frozen=True, kw_only=True)

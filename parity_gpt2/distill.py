@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from common.cli import command, run_command
 from common.distillation.arguments import DistillationArguments
-from parity_gpt2.arguments import Arguments
+from parity_gpt2.arguments import LAPTOP, PAPER, SMOKE, Arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,41 +29,15 @@ class DistillArguments(Arguments, DistillationArguments):
 
 PRESETS = {
     "smoke": DistillArguments(
-        preset="smoke",
-        d=8,
-        k=2,
-        student_heads=(1,),
-        initial_std=0.1,
-        steps=400,
-        lr=(1e-3,),
-        eval_every=20,
-        checkpoint_every=0,
-        eval_samples=512,
-        teacher_every=20,
-        first_steps=100,
+        **SMOKE, student_heads=(1,), lr=(1e-3,), checkpoint_every=0, teacher_every=20, first_steps=100
     ),
     "laptop": DistillArguments(
-        preset="laptop",
-        d=20,
-        k=4,
-        student_heads=(2,),
-        initial_std=0.1,
-        steps=6_000,
-        lr=(1e-3,),
-        lr_schedule="constant",
-        eval_every=50,
-        checkpoint_every=0,
-        teacher_every=50,
-        first_steps=2_000,
+        **LAPTOP, student_heads=(2,), lr=(1e-3,), checkpoint_every=0, teacher_every=50, first_steps=2_000
     ),
     "paper": DistillArguments(
-        preset="paper",
-        d=100,
-        k=6,
+        **PAPER,
         student_heads=(4,),
-        steps=250_000,
         lr=(3e-4,),
-        eval_every=1_000,
         checkpoint_every=0,
         teacher_every=10_000,
         first_steps=50_000,
