@@ -23,7 +23,7 @@ from common.arguments import require_at_least, require_seed, worker_threads
 from common.errors import UserError
 from common.pcfg.grammar import Grammar
 from common.pcfg.prefix import possible_beginning
-from common.pcfg.probing import probe_checkpoints
+from common.pcfg.probing import probe_models
 from common.pcfg.sampler import sample
 from common.pcfg.training import Setting, task_of_run
 from PCFG_autoregressive.arguments import GenerationArguments
@@ -80,7 +80,7 @@ def probe_generation(arguments: GenerationArguments, argv: Sequence[str], settin
         written = continuations(model, task, prefixes, arguments.tokens, arguments.seed, arguments.batch_size)
         return asdict(acceptance(task, prefixes, written))
 
-    probe_checkpoints(arguments, argv, "generation", setting, task, measure, {"given": lambda: given})
+    probe_models(arguments, argv, "generation", setting, task, measure, {"given": lambda: given})
 
 
 def beginnings(grammar: Grammar, seed: int, length: int, count: int) -> NDArray[np.int64]:

@@ -11,8 +11,8 @@ from training_speed import Subject, TrainingSpeedArguments, measure
 from transformers import GPT2LMHeadModel
 
 from common.cli import command
-from common.pcfg.batches import Chosen
 from common.pcfg.sampler import Sentences
+from common.pcfg.task import Chosen
 from PCFG_autoregressive.batches import Batch, NextTokenTask, label_batch
 from PCFG_autoregressive.train import PRESETS
 from PCFG_autoregressive.training import SETTING

@@ -49,7 +49,7 @@ def train(
     require_at_least(1, arguments, "heads", "steps")
     require_seed(arguments, "seed")
     task = task_of(arguments, setting)
-    batches = training_batches(arguments, setting, task, arguments.steps, arguments.seed)
+    batches = training_batches(arguments, task, arguments.steps, arguments.seed)
     name = default_name(arguments, presets[arguments.preset], arguments.preset)
     directory = arguments.out or RUNS / setting.name / name
     trainer_args = trainer_arguments(arguments, directory, arguments.steps, arguments.seed)
@@ -91,7 +91,7 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     planned = []
     for student in student_arguments(arguments, PLURAL):
         (steps,) = student.steps
-        batches = training_batches(student, setting, task, steps, student.stream_seed)
+        batches = training_batches(student, task, steps, student.stream_seed)
         planned.append((student, batches, supervision(student, steps, teacher, directory, task.vocabulary, error)))
     diverged: list[DivergedError] = []
     for student, batches, supervised in planned:

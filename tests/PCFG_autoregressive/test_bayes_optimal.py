@@ -10,12 +10,13 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from common.distillation.losses import IGNORED_LABEL
+from common.pcfg.batches import evaluation_batches
 from common.pcfg.grammar_files import load_grammar, parse_grammar
 from common.pcfg.training import EVALUATION_BATCH_SIZE, task_of
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
 from PCFG_autoregressive import train
-from PCFG_autoregressive.batches import Batch, NextTokenTask, evaluation_batches, sentences_of
+from PCFG_autoregressive.batches import Batch, NextTokenTask, sentences_of
 from PCFG_autoregressive.bayes_optimal import bayes_optimal, posteriors
 from PCFG_autoregressive.training import SETTING
 

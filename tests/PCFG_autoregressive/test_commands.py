@@ -13,12 +13,13 @@ from common.distillation.batches import ReadyBatches
 from common.distillation.losses import IGNORED_LABEL
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.pcfg import training
+from common.pcfg.batches import TrainingBatches, evaluation_batches
 from common.pcfg.grammar_files import load_grammar
 from common.pcfg.task import rules_of
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
 from PCFG_autoregressive import train
-from PCFG_autoregressive.batches import NextTokenTask, TrainingBatches, evaluation_batches
+from PCFG_autoregressive.batches import NextTokenTask
 from PCFG_autoregressive.models import new_model
 from tests.commands import files, results, start
 from tests.pcfg import AUTOREGRESSIVE, DISTILL, TRAIN

@@ -8,10 +8,11 @@ from transformers import BertConfig, BertForMaskedLM, GPT2LMHeadModel
 
 from common.distillation.state import configuration, weights
 from common.errors import UserError
+from common.pcfg.batches import evaluation_batches
 from common.pcfg.grammar_files import load_grammar, parse_grammar
 from common.pcfg.task import UNBOUNDED_POSITIONS
 from common.runs.checkpoints import save_checkpoint
-from PCFG_autoregressive.batches import NextTokenTask, evaluation_batches
+from PCFG_autoregressive.batches import NextTokenTask
 from PCFG_autoregressive.models import load_model, new_model
 from tests.commands import cut
 

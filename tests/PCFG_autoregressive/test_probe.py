@@ -11,14 +11,15 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from common.pcfg import probing
+from common.pcfg.batches import evaluation_batches
 from common.pcfg.grammar_files import load_grammar
 from common.pcfg.sampler import sample
 from common.pcfg.training import task_of_run
+from common.probes import checkpoints
 from common.runs.run import open_run
 from common.teachers.discovery import find_checkpoints
 from PCFG_autoregressive import probe, train, training
-from PCFG_autoregressive.batches import NextTokenTask, evaluation_batches
+from PCFG_autoregressive.batches import NextTokenTask
 from PCFG_autoregressive.bayes_optimal import bayes_optimal
 from PCFG_autoregressive.generation import acceptance, beginnings, continuations
 from PCFG_autoregressive.training import SETTING
@@ -133,7 +134,7 @@ def test_the_best_evaluation_is_on_the_run_s_own_sentences(trained, labelled, ca
 
 @pytest.mark.parametrize("name", sorted(PROBES))
 def test_only_checkpoints_that_are_new_are_probed_and_a_probe_that_is_cut_off_goes_on(run, capsys, name, monkeypatch):
-    words, loaded, write = PROBES[name], [], probing.write_file
+    words, loaded, write = PROBES[name], [], checkpoints.write_file
     load = SETTING.load_model
     counting = replace(SETTING, load_model=lambda *arguments: loaded.append(1) or load(*arguments))
     monkeypatch.setattr(training, "SETTING", counting)
@@ -144,7 +145,7 @@ def test_only_checkpoints_that_are_new_are_probed_and_a_probe_that_is_cut_off_go
         write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(probing, "write_file", write_until_killed)
+        patch.setattr(checkpoints, "write_file", write_until_killed)
         with pytest.raises(Killed):
             start(capsys, probe.main, *words, run)
     content = succeed(capsys, *words, run)

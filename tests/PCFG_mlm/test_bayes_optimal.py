@@ -11,12 +11,13 @@ from hypothesis import given, settings, strategies as st
 from transformers import BertForMaskedLM
 
 from common.distillation.losses import IGNORED_LABEL
+from common.pcfg.batches import evaluation_batches
 from common.pcfg.grammar_files import load_grammar, parse_grammar
 from common.pcfg.training import EVALUATION_BATCH_SIZE, task_of
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
 from PCFG_mlm import train
-from PCFG_mlm.batches import Batch, MaskedTask, evaluation_batches
+from PCFG_mlm.batches import Batch, MaskedTask
 from PCFG_mlm.bayes_optimal import bayes_optimal, posteriors
 from PCFG_mlm.training import SETTING
 

@@ -10,10 +10,11 @@ from torch.nn.functional import cross_entropy, log_softmax
 from transformers import BertConfig, BertForMaskedLM
 
 from common.distillation.losses import IGNORED_LABEL
+from common.pcfg.batches import TrainingBatches, evaluation_batches
 from common.pcfg.grammar_files import load_grammar
 from common.pcfg.task import rules_of
 from common.runs.run import Run
-from PCFG_mlm.batches import MaskedTask, TrainingBatches, evaluation_batches
+from PCFG_mlm.batches import MaskedTask
 from PCFG_mlm.models import new_model
 from tests.commands import files
 from tests.pcfg import DISTILL, MLM, TRAIN

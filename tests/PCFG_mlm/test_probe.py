@@ -12,16 +12,17 @@ import pytest
 import torch
 
 from common.pcfg import probing
+from common.pcfg.batches import evaluation_batches
 from common.pcfg.grammar_files import load_grammar
 from common.pcfg.probing import bayes_optimal_levels, labelled_sentences
 from common.pcfg.sampler import sample
 from common.pcfg.training import task_of_run
-from common.probes import ngrams, nonterminals
+from common.probes import checkpoints, ngrams, nonterminals
 from common.probes.ngrams import ngram
 from common.runs.run import open_run
 from common.teachers.discovery import find_checkpoints
 from PCFG_mlm import bayes_optimal as optimum, probe, train
-from PCFG_mlm.batches import MaskedTask, evaluation_batches
+from PCFG_mlm.batches import MaskedTask
 from PCFG_mlm.bayes_optimal import bayes_optimal
 from PCFG_mlm.models import load_model
 from PCFG_mlm.training import SETTING
@@ -382,7 +383,7 @@ def test_a_probe_told_to_stop_leaves_at_once_and_goes_on(run, capsys, counted, m
     (path,) = (run / "probes").iterdir()
     path.unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(probing, "local_path", and_signal(probing.local_path, 2))
+        patch.setattr(checkpoints, "local_path", and_signal(checkpoints.local_path, 2))
         assert stopped(capsys, probe.main, *words, run) is None
     assert json.loads(path.read_text()) == {**whole, "checkpoints": whole["checkpoints"][:1]}
     assert succeed(capsys, *words, run) == whole
@@ -390,7 +391,7 @@ def test_a_probe_told_to_stop_leaves_at_once_and_goes_on(run, capsys, counted, m
 
 def test_a_probe_that_is_cut_off_goes_on(run, capsys, counted, monkeypatch):
     words, calls = counted
-    write = probing.write_file
+    write = checkpoints.write_file
 
     def write_until_killed(path, content):
         if len(calls) == 2:
@@ -398,7 +399,7 @@ def test_a_probe_that_is_cut_off_goes_on(run, capsys, counted, monkeypatch):
         write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(probing, "write_file", write_until_killed)
+        patch.setattr(checkpoints, "write_file", write_until_killed)
         with pytest.raises(Killed):
             start(capsys, probe.main, *words, run)
     exact = []

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from common.parity import gpt2, mlp, probing
+from common.probes import checkpoints
 from common.runs.checkpoints import read_checkpoint, save_checkpoint
 from common.runs.run import open_run
 from parity_mlp.data import signs
@@ -101,7 +102,7 @@ def test_only_checkpoints_that_are_new_are_probed(case, probed, capsys):
 
 def test_a_killed_probe_resumes(case, probed, capsys, monkeypatch):
     run, calls = probed
-    write = probing.write_file
+    write = checkpoints.write_file
 
     def write_until_killed(path, content):
         if len(calls) == 3:
@@ -109,7 +110,7 @@ def test_a_killed_probe_resumes(case, probed, capsys, monkeypatch):
         write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(probing, "write_file", write_until_killed)
+        patch.setattr(checkpoints, "write_file", write_until_killed)
         with pytest.raises(Killed):
             case.start(capsys, *PROBE, run)
     assert len(entries(run)) == 2
