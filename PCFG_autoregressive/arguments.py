@@ -38,10 +38,10 @@ class GenerationArguments(arguments.ProbeArguments):
     """Arguments of `probe.py generation`."""
 
     continuations: int = 1000
-    """Fresh sentences whose prefixes the model continues."""
+    """Number of fresh sentences whose prefixes the model continues."""
     given: int | None = None
-    """Tokens of each prefix; by default 50, or half the expected sentence length if that is less."""
+    """Tokens in each prefix; by default 50, or half the expected sentence length if that is less."""
     tokens: int = 100
-    """Largest number of tokens that the model writes."""
+    """Maximum number of tokens to generate."""
     batch_size: int = 250
     """Continuations per batch."""

@@ -30,4 +30,4 @@ class NgramArguments(arguments.NgramArguments):
     """Arguments of `probe.py ngrams`."""
 
     exact: int = 64
-    """Sentences for the Bayes-optimal values; 0 skips these."""
+    """Sentences for the Bayes-optimal values; 0 omits them."""

@@ -41,13 +41,13 @@ class SweepArguments:
     """Arguments of the launcher."""
 
     directory: tyro.conf.Positional[Path]
-    """Directory of the sweep's runs; their logs are in its folder `logs`."""
+    """Directory of the sweep; the logs of its runs are in its folder `logs`."""
     jobs: int | None = None
-    """Runs at a time on this machine; by default one per GPU, or one."""
+    """Concurrent runs on this machine; by default one per GPU, or one."""
     slurm: bool = False
     """Submit the runs as Slurm jobs."""
     teacher_megabytes: int = 100
-    """Disk space for a run that others wait for."""
+    """Disk space of a run that others wait for, in MB."""
 
 
 @dataclass

@@ -29,7 +29,7 @@ class Arguments:
     d: int
     """Number of coordinates."""
     k: int
-    """Coordinates in the hidden support (of each node, if there are more than two labels)."""
+    """Coordinates in the hidden support (of each node, with more than two labels)."""
     steps: int
     """Optimiser steps."""
     eval_every: int
@@ -57,19 +57,19 @@ class Arguments:
     label_temperature: float = 0.0
     """Without a teacher, learn from softmax(one-hot label / temperature); 0 is the plain label."""
     end_label_temperature: float | None = None
-    """Label temperature at the last step, if it is annealed linearly."""
+    """Label temperature at the last step; it is annealed linearly."""
     adaptive_checkpoints: bool = False
-    """Save at the evaluations at which the loss has moved, and otherwise every --checkpoint-every steps."""
+    """Save checkpoints at evaluations where the loss has changed, and at least every --checkpoint-every steps."""
     eval_samples: int = 4096
     """Held-out samples per evaluation."""
     device: str = "cpu"
     """Torch device."""
     out: Path | None = None
-    """Run directory; by default a name made of all arguments that differ from the preset, in the setting's runs."""
+    """Run directory; by default one in runs/<setting>/, named after all arguments that differ from the preset."""
     wandb: WandbMode = "disabled"
     """Weights & Biases logging."""
     force: bool = False
-    """Remove an existing run in the directory and start over."""
+    """Remove an existing run and start over."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class ProbeArguments:
     degrees: tuple[int, ...] = (1, 2, 3, 4, 5)
     """Degrees of the monomials."""
     outside: int = 100
-    """Random monomials of each degree that are not inside the support."""
+    """Random monomials of each degree outside the support."""
     seed: int = 0
     """Seed of the samples and of the random monomials."""
     output: int = 1

@@ -149,12 +149,12 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
             ("add_cross_attention", False),
         ):
             if full[name] is not wanted:
-                raise UserError(f"{name} must be {wanted}, it is {full[name]}")
+                raise UserError(f"{name} must be {wanted}, got {full[name]}")
         for name in ("n_layer", "n_head", "n_embd"):
             if full[name] < 1:
-                raise UserError(f"{name} must be at least 1, it is {full[name]}")
+                raise UserError(f"{name} must be at least 1, got {full[name]}")
         if full["n_embd"] % full["n_head"]:
-            raise UserError(f"{full['n_head']} heads do not divide a hidden size of {full['n_embd']}")
+            raise UserError(f"a hidden size of {full['n_embd']} is not divisible by {full['n_head']} heads")
         return Shape(
             layers=full["n_layer"],
             heads=full["n_head"],

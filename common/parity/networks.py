@@ -36,4 +36,4 @@ def require_shapes(checkpoint: Path, expected: Mapping[str, tuple[int, ...]], te
     for name, shape in expected.items():
         if name not in tensors or tensors[name].shape != shape:
             found = tensors[name].shape if name in tensors else "missing"
-            raise UserError(f"{checkpoint}: the tensor {name} is {found}, its config.json means {shape}")
+            raise UserError(f"{checkpoint}: the tensor {name} is {found}, but its config.json implies {shape}")

@@ -44,9 +44,9 @@ class Arguments:
     eval_samples: int = 4096
     """Held-out sentences per evaluation."""
     dataset: Path | None = None
-    """Train on the sentences of a dataset written by `data.py export`, each used once, instead of sampling."""
+    """Dataset written by data.py export to train on, each sentence once, instead of sampling."""
     accumulate: int = 1
-    """Gradient accumulation steps: parts into which a batch is split to save memory."""
+    """Gradient accumulation steps: micro-batches into which a batch is split to save memory."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16 computes matrix products in bfloat16; the weights stay in float32."""
     compile: bool = False
@@ -54,7 +54,7 @@ class Arguments:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is a GPU if there is one; several GPUs are used by torchrun."""
     out: Path | None = None
-    """Run directory; by default in the setting's runs, named by all arguments that differ from the preset."""
+    """Run directory; by default one in runs/<setting>/, named after all arguments that differ from the preset."""
     wandb: WandbMode = "disabled"
     """Weights & Biases logging."""
     force: bool = False
@@ -123,11 +123,11 @@ class ExportArguments:
     start: str | None = None
     """Start symbol; by default the grammar's own."""
     validation: int = 4096
-    """Held-out sentences: the first ones that runs are evaluated on."""
+    """Held-out sentences, the first of those that runs are evaluated on."""
     seed: int = 0
     """Seed of the training sentences."""
     trees: bool = False
-    """Add which tokens end spans of nonterminals, for labels at one depth of the tree."""
+    """Also write which tokens end a span of a nonterminal, for labels at one depth of the tree."""
     shard: int = 100_000
     """Sentences per file."""
 
@@ -139,7 +139,7 @@ class ProbeArguments:
     run: Path
     """Run directory of train.py or distill.py."""
     seed: int = 0
-    """Seed of the sentences and of all else that a probe draws."""
+    """Seed of the sentences and of everything else that is random."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is a GPU if there is one."""
 
@@ -151,15 +151,15 @@ class NgramArguments(ProbeArguments):
     sentences: int = 1024
     """Fresh sentences."""
     positions: int = 1
-    """Positions per sentence, drawn from the multiples of the spacing; 0 takes all of them."""
+    """Positions per sentence, drawn from the multiples of --spacing; 0 takes all of them."""
     spacing: int | None = None
-    """Distance of these multiples; by default 30, or half the expected sentence length if that is less."""
+    """Distance between positions; by default 30, or half the expected sentence length if that is less."""
     limit: int = 420
     """Largest position."""
     sizes: tuple[int, ...] = (2, 3, 4, 5)
     """Lengths of the n-grams."""
     values: bool = False
-    """Write the value at every position as well, in the order of `positions`: sentence, position."""
+    """Also write the value at every position, in the order of the (sentence, position) pairs in `positions`."""
     columns: int = 8192
     """Tokens per batch."""
 
@@ -173,9 +173,9 @@ class NonterminalArguments(ProbeArguments):
     heldout: int = 4096
     """Fresh sentences that it is tested on."""
     exact: int = 256
-    """Held-out sentences for the Bayes-optimal values; 0 skips these."""
+    """Held-out sentences for the Bayes-optimal values; 0 omits them."""
     levels: int | None = None
-    """Levels of the tree, from the root; by default all, for a grammar with all tokens at one depth."""
+    """Levels of the tree, from the root; by default all, if the grammar has all tokens at one depth."""
     heads: int = 16
     """Pairs of position embeddings and linear maps."""
     dimension: int = 256
@@ -193,4 +193,4 @@ class BayesOptimalArguments:
     """Arguments of `probe.py bayes-optimal`."""
 
     run: Path
-    """Run directory of train.py or distill.py; it needs no checkpoint."""
+    """Run directory of train.py or distill.py; checkpoints are not needed."""

@@ -248,7 +248,7 @@ def _read_description(directory: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         description = None
     if not isinstance(description, dict) or not {"name", "grammar", "sentences"} <= set(description):
-        raise UserError(f"{directory} is not a dataset that data.py export wrote: it has no description.json of one")
+        raise UserError(f"{directory} is not a dataset that data.py export wrote: it has no valid description.json")
     return description
 
 

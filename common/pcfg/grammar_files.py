@@ -105,7 +105,9 @@ def _parse_alternative(left: str, text: str, where: str) -> Alternative:
 
 def _symbol(text: str, where: str) -> str:
     if "->" in text or set(text) & set("|[]"):
-        raise UserError(f"{where}: {text} is not a symbol: write one rule per line, a weight as [0.5] at its very end")
+        raise UserError(
+            f"{where}: {text} is not a symbol: write one rule per line, and a weight such as [0.5] after its alternative"
+        )
     return text
 
 
@@ -147,5 +149,5 @@ def _from_json(text: str, name: str) -> list[Alternative]:
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise UserError(
             f"{name} is not a grammar of Allen-Zhu and Li ({type(error).__name__}: {error}): "
-            "give one of their JSON files, or a text file with another ending"
+            "give one of their JSON files, or a text file with another suffix"
         ) from error

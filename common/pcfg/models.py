@@ -72,7 +72,7 @@ def load_checked(path: Path, task: GrammarTask, model_class: type[Model], name: 
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        raise UserError(f"the weights in {path} are missing or damaged ({_line(error)}): make it again") from error
+        raise UserError(f"the weights in {path} are missing or damaged ({_line(error)}): save it again") from error
     model, found = loaded
     lacking = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
     if lacking:

@@ -31,14 +31,5 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     Raises:
         UserError: a file is missing, truncated, damaged, or of a type that NumPy does not have (bfloat16).
     """
-    advice = f"remove {path} and make it again"
-    return read_config(path), read_safetensors(path / "model.safetensors", advice)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Config of the checkpoint in directory `path`.
-
-    Raises:
-        UserError: it is missing, truncated or damaged.
-    """
-    return read_json(path / "config.json", f"remove {path} and make it again")
+    advice = f"remove {path} and save the checkpoint again"
+    return read_json(path / "config.json", advice), read_safetensors(path / "model.safetensors", advice)

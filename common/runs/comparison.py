@@ -22,9 +22,9 @@ class CompareArguments:
     run: Annotated[Path, tyro.conf.Positional]
     """Directory of a run, complete or not."""
     other_run: Annotated[Path, tyro.conf.Positional]
-    """Directory of another."""
+    """Directory of another run."""
     lines: int = 20
-    """Largest number of lines of curves to show, evenly spaced."""
+    """Maximum number of evaluations to show, evenly spaced."""
 
 
 def compare(arguments: CompareArguments) -> None:

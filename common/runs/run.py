@@ -47,7 +47,7 @@ class Run:
         except (FileNotFoundError, NotADirectoryError, ValueError):
             config = None
         if not isinstance(config, dict) or "arguments" not in config:
-            raise UserError(f"{self.directory} is not a run: it has no config.json of one")
+            raise UserError(f"{self.directory} is not a run: it has no valid config.json")
         if "setting" not in config or "argv" not in config:
             raise UserError(
                 f'{self.directory / "config.json"} was written by an earlier version: add "setting", such as '

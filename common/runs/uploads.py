@@ -27,7 +27,7 @@ class SyncArguments:
     wandb: Literal["online", "offline"] = "online"
     """offline writes files into the runs' directories, for `wandb sync`."""
     group: str | None = None
-    """Under which wandb shows the runs together; by default WANDB_RUN_GROUP, or what their own command would give."""
+    """Weights & Biases group; by default WANDB_RUN_GROUP, or the one that the runs' own command would set."""
 
 
 @dataclass(frozen=True)

@@ -310,8 +310,8 @@ def test_a_long_comparison_shows_the_ends_and_where_the_runs_part(tmp_path, caps
 @pytest.mark.parametrize(
     ("other", "line"),
     [
-        ("absent", "absent is not a run: it has no config.json of one"),
-        ("model", "model is not a run: it has no config.json of one"),
+        ("absent", "absent is not a run: it has no valid config.json"),
+        ("model", "model is not a run: it has no valid config.json"),
         ("damaged", "metrics.jsonl is damaged: start over with --force"),
     ],
 )
