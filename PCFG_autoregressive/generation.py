@@ -53,11 +53,6 @@ class Acceptance:
 def probe_generation(arguments: GenerationArguments, argv: Sequence[str], setting: Setting) -> None:
     """`probe.py generation`: which continuations the grammar accepts, for every checkpoint not in the probe's file yet.
 
-    Args:
-        arguments: of the command.
-        argv: the command, for the probe's file.
-        setting: of the run.
-
     Raises:
         UserError: an argument is out of range, or the run was not trained to predict all tokens.
     """

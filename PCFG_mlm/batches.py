@@ -72,7 +72,7 @@ def mask_batch(
         task: what is masked, and how.
         seed: of the masks.
         stream: where the sentences are from.
-        sentences: consecutive ones of the stream.
+        sentences: consecutive ones of the stream; see `Chosen`.
         first: index of their first one in the stream.
         rows: which of them, in order.
     """

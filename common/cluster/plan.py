@@ -75,12 +75,7 @@ def check_teachers(runs: Sequence[PlannedRun]) -> None:
 
 
 def check_disk_space(runs: Sequence[PlannedRun], directory: Path, teacher_megabytes: int) -> None:
-    """Refuse to start if there is too little disk space for the missing runs.
-
-    Args:
-        runs: of the sweep, including complete ones.
-        directory: of the sweep, which may not exist yet.
-        teacher_megabytes: disk space for a run that others wait for.
+    """Refuse to start if there is too little disk space in the directory for the runs that are not complete.
 
     Raises:
         UserError: says how much is needed.

@@ -23,12 +23,6 @@ from common.teachers.discovery import find_checkpoints, local_path
 def train(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: Sequence[str] = ()) -> None:
     """Make the run that the arguments describe, or resume it.
 
-    Args:
-        arguments: of the setting's train.py.
-        presets: its presets by name.
-        setting: of the run.
-        argv: the command, for config.json.
-
     Raises:
         UserError: an argument is out of range, or the run's directory cannot be used.
         DivergedError: the loss or the weights are not finite; nothing of that is saved.
@@ -55,12 +49,6 @@ def train(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: Se
 
 def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: Sequence[str] = ()) -> None:
     """Make or resume one run for every method, size, seed and learning rate (and first checkpoint of two-shot).
-
-    Args:
-        arguments: of the setting's distill.py.
-        presets: its presets by name.
-        setting: of the students; the teacher may be a network of another.
-        argv: the command, for config.json.
 
     Raises:
         UserError: an argument is out of range, the teacher does not fit, or a run's directory cannot be used.

@@ -94,12 +94,7 @@ class Nothing(nn.Module):
 
 
 def configuration(shape: Shape, initial_std: float = 0.02) -> GPT2Config:
-    """The configuration in transformers of a shape; variants that GPT-2 lacks have entries of their own.
-
-    Args:
-        shape: of the network.
-        initial_std: standard deviation of the initial weights.
-    """
+    """The configuration of a shape in transformers; variants that GPT-2 lacks have entries of their own."""
     config = GPT2Config(
         vocab_size=shape.vocabulary,
         n_positions=shape.positions,
@@ -186,12 +181,6 @@ def initial_network(shape: Shape, initial_std: float, seed: int) -> Network:
 
 def checked_network(checkpoint: Path, config: dict[str, Any], tensors: Tensors, task: ParityTask) -> Network:
     """The content of a checkpoint as a network, if it is a GPT-2 for this task.
-
-    Args:
-        checkpoint: its directory, for messages.
-        config: of a GPT-2.
-        tensors: its weights.
-        task: gives d and the number of classes.
 
     Raises:
         UserError: it has another number of classes or too few positions, or its tensors are not those that its

@@ -23,12 +23,7 @@ class Network:
 
 
 def require_shapes(checkpoint: Path, expected: Mapping[str, tuple[int, ...]], tensors: Tensors) -> None:
-    """Refuse a checkpoint whose tensors are not those of its config.json.
-
-    Args:
-        checkpoint: its directory, for the message.
-        expected: shapes by the names of the tensors.
-        tensors: its own; further ones are ignored.
+    """Refuse a checkpoint whose tensors lack some of the expected names and shapes; further tensors are ignored.
 
     Raises:
         UserError: names the first that is missing or has another shape.

@@ -21,11 +21,6 @@ from common.runs.run import Run
 def probe(arguments: ProbeArguments, setting: Setting, argv: Sequence[str] = ()) -> None:
     """Probe every checkpoint that is not in the probe's file yet.
 
-    Args:
-        arguments: of the command; the run may be of either setting.
-        setting: whose command this is.
-        argv: the command, for the probe's file.
-
     Raises:
         UserError: an argument is out of range, the directory is not a run of a setting on parity, or it has no
             checkpoint.

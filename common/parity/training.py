@@ -78,7 +78,7 @@ def train_together(
         setting: of the students.
         arguments: that they have in common.
         students: at least one; the first process writes their runs.
-        stream_seed: of the samples.
+        stream_seed: of the samples, and of dropout.
         description: of the students, for the progress bar.
         device: of this process.
         processes: those that share each batch.

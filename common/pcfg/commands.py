@@ -35,12 +35,6 @@ def train(
 ) -> None:
     """Make the run that the arguments describe, or resume it.
 
-    Args:
-        arguments: of the setting's train.py.
-        presets: its presets by name.
-        setting: of the run.
-        argv: the command, for config.json.
-
     Raises:
         UserError: an argument is out of range, or the run's directory cannot be used.
         DivergedError: the loss or the weights are not finite; nothing of that is saved.
@@ -62,12 +56,6 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     """Make or resume one run for every method, size, number of steps and seed (and first checkpoint of two-shot).
 
     All students are checked before the first one is trained.
-
-    Args:
-        arguments: of the setting's distill.py.
-        presets: its presets by name.
-        setting: of the students and the teacher.
-        argv: the command, for config.json.
 
     Raises:
         UserError: an argument is out of range, the teacher does not fit, or a run's directory cannot be used.

@@ -4,10 +4,8 @@ This is the inside-outside algorithm (Baker 1979, Trainable grammars for speech 
 Computer Speech and Language 4). Evidence is a likelihood for every position and terminal, so that a token may be seen,
 masked, or seen through noise, and everything is conditional on the number of tokens.
 
-The chart. A right side of three or more symbols is built up from its left end, X1 X2 X3 -> (X1 X2) X3, and right sides
-that begin alike share what they begin with. So a chart has three kinds of nodes: terminals; products X C of a node and
-a symbol; and the nonterminals, sums over their weighted right sides. With inside(N, i, j) the probability of the
-evidence at positions i .. j - 1, and of this number of tokens, if node N derives exactly these positions,
+The chart. With the nodes of chart.py, and inside(N, i, j) the probability of the evidence at positions i .. j - 1, and
+of this number of tokens, if node N derives exactly these positions,
 
     inside(X C, i, j) = sum_k inside(X, i, k) inside(C, k, j),     inside(A, i, j) = sum_r p_r inside(N_r, i, j),
 
@@ -27,11 +25,9 @@ What is left out. Row i of a node is its numbers for all ends j. Three things ke
   position is ignored, and only there are outside numbers computed. These are at least the ends at which it is not zero.
 
 Range of numbers. The likelihood at each position is divided by a factor, which cancels in the end; `_factors` chooses
-them so that sentences typical of the grammar have numbers near 1. All numbers of a chart that are not zero are required
-to be between 2^-500 and 2^500. Then products of two of them are normal floating-point numbers, so that no zero is due
-to underflow, and as all numbers are non-negative, sums and products keep their relative precision. A chart that has
-numbers outside this range, or a grammar that has probabilities outside it, is computed with logarithms instead, which
-takes some twenty times as long.
+them so that sentences typical of the grammar have numbers near 1. A chart with numbers outside 2^-500 to 2^500 (see
+chart.py), or a grammar with such probabilities, is computed with logarithms instead, which takes about twenty times as
+long. All numbers are non-negative, so sums and products keep their relative precision.
 """
 
 import math

@@ -1,5 +1,4 @@
-"""Transformers for sentences of a grammar: whether sentences have room in them, and any checkpoint in the layout of
-Hugging Face, checked against the task."""
+"""Transformers for sentences of a grammar: any checkpoint in the layout of Hugging Face, checked against the task."""
 
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -33,9 +32,9 @@ def load_checked(path: Path, task: GrammarTask, model_class: type[Model], name: 
 
     Args:
         path: the checkpoint's directory.
-        task: what the model must be for.
-        model_class: of the model.
-        name: of such a model, for messages.
+        task: what the model must fit.
+        model_class: such as `BertForMaskedLM`.
+        name: of the architecture, for messages.
 
     Raises:
         UserError: it is another model, is damaged, or does not fit the task's vocabulary or sentences.

@@ -90,11 +90,7 @@ def nonterminals(
 ) -> None:
     """`probe.py nonterminals`: accuracy by level of every checkpoint that is not in the probe's file yet.
 
-    Args:
-        arguments: of the command.
-        argv: the command, for the probe's file.
-        setting: of the run.
-        encoder: from a model of the setting to its last hidden states.
+    `encoder` maps a model of the setting to a function that gives its last hidden states.
 
     Raises:
         UserError: an argument is out of range, or the directory is not a run of the setting.
@@ -141,11 +137,7 @@ def bayes_optimal(
 ) -> None:
     """`probe.py bayes-optimal`: the best possible values on the run's evaluation sentences, unless the file exists.
 
-    Args:
-        arguments: of the command.
-        argv: the command, for the probe's file.
-        setting: of the run.
-        values: from the task and the evaluation batches to JSON values.
+    `values` maps the task and the evaluation batches to JSON values.
 
     Raises:
         UserError: the directory is not a run of the setting.

@@ -28,7 +28,7 @@ EVALUATION_BATCH_SIZE = 128
 
 @dataclass(frozen=True)
 class Setting:
-    """A prediction task on a grammar and a model for it. All that training, distillation and probes need to know."""
+    """A prediction task on a grammar and a model for it."""
 
     name: str
     """As in config.json; also the setting's folder in runs/."""
@@ -41,14 +41,7 @@ class Setting:
 
 
 def task_of(arguments: Arguments, setting: Setting) -> Any:
-    """The task that a command's arguments describe.
-
-    Args:
-        arguments: of train.py or distill.py.
-        setting: whose command it is.
-
-    Returns:
-        The setting's kind of `GrammarTask`, with the grammar loaded.
+    """The setting's kind of `GrammarTask` that a command's arguments describe, with the grammar loaded.
 
     Raises:
         UserError: the grammar cannot be loaded, or an argument of the task is out of range.
@@ -80,13 +73,7 @@ def task_of_run(directory: Path, setting: Setting) -> Any:
 
 
 def trainer_arguments(arguments: Arguments, directory: Path, steps: int, seed: int) -> TrainingArguments:
-    """The arguments of transformers' Trainer for one run.
-
-    Args:
-        arguments: of the command.
-        directory: of the run.
-        steps: optimiser steps.
-        seed: of dropout.
+    """The arguments of transformers' Trainer for one run; the seed is that of dropout.
 
     Raises:
         UserError: the device or the precision cannot be used, or the batch cannot be split evenly.
@@ -113,16 +100,7 @@ def processes_of(trainer_args: TrainingArguments) -> Processes:
 
 
 def training_batches(arguments: Arguments, task: GrammarTask, steps: int, seed: int) -> TrainingBatches:
-    """The training batches of one run, sampled or from `--dataset`.
-
-    Args:
-        arguments: of the command.
-        task: what the batches are for.
-        steps: optimiser steps; a dataset must have this many batches, as each sentence is used once.
-        seed: of the sentences (unless they come from a dataset), of their masks and of the order of batches.
-
-    Returns:
-        Batch by step, from 0, each of `arguments.batch_size` sentences.
+    """The training batches of one run, sampled or from `--dataset`, which must have enough for `steps`.
 
     Raises:
         UserError: the dataset is of another grammar, lacks what the task needs, or is too small.
@@ -149,11 +127,11 @@ def train_to_end(
     An unfinished run is resumed from its resume state; of a complete one, only a line is printed.
 
     Args:
-        arguments: of the command; give the model's size, its dropout and the number of evaluation sentences.
+        arguments: of the command.
         setting: makes and loads models.
         run: opened for writing.
-        trainer_args: as `trainer_arguments` makes them for this run.
-        batches: training batches by step.
+        trainer_args: from `trainer_arguments` for this run.
+        batches: from `training_batches`.
         heads: attention heads.
         seed: of the initial weights.
         supervision: what the model learns from; `FROM_LABELS` for a teacher.

@@ -46,15 +46,7 @@ class ResumeClock:
 
 
 def save_resume(run: Path, step: int, tensors: Mapping[str, np.ndarray], state: Mapping[str, object]) -> None:
-    """Write the resume state of `step` into a run's directory, and remove those of other steps.
-
-    Args:
-        tensors: arrays by name, of any shape and memory order.
-        state: JSON values; numbers are restored exactly, tuples as lists.
-
-    Raises:
-        OSError: the state saved before is intact.
-    """
+    """`add_resume`, then `keep_resume`: write the resume state of `step`, and remove those of other steps."""
     add_resume(run, step, tensors, state)
     keep_resume(run, step)
 
