@@ -17,7 +17,7 @@ import torch
 from common.distillation.losses import IGNORED_LABEL
 from common.errors import UserError
 from common.pcfg.sampler import Stream
-from common.pcfg.task import Chosen, GrammarTask
+from common.pcfg.task import GrammarTask, Selection
 from PCFG_autoregressive.arguments import LabelLevel
 
 
@@ -41,8 +41,8 @@ class NextTokenTask(GrammarTask):
     def tree_levels(self) -> int:
         return 0 if self.label_level == "all" else self.label_level + 1
 
-    def batch(self, seed: int, stream: Stream, chosen: Chosen) -> "Batch":
-        return label_batch(self, chosen)
+    def batch(self, seed: int, stream: Stream, selection: Selection) -> "Batch":
+        return label_batch(self, selection)
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class Batch:
     """Token ids where there is a label, `IGNORED_LABEL` elsewhere."""
 
 
-def label_batch(task: NextTokenTask, chosen: Chosen) -> Batch:
+def label_batch(task: NextTokenTask, selection: Selection) -> Batch:
     """Sentences with BOS, EOS and labels, as one batch.
 
     Args:
         task: which tokens have labels.
-        chosen: the sentences, with `task.tree_levels` levels of `span_ends` or more.
+        selection: the sentences, with `task.tree_levels` levels of `span_ends` or more.
     """
-    sentences, _, rows = chosen
+    sentences, _, rows = selection
     lengths = sentences.lengths[rows]
     columns = np.arange(2 + int(lengths.max(initial=0)))
     inside = (columns >= 1) & (columns <= lengths[:, None])

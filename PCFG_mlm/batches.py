@@ -24,7 +24,7 @@ from common.distillation.losses import IGNORED_LABEL
 from common.errors import UserError
 from common.pcfg.philox import philox4x32
 from common.pcfg.sampler import Sentences, Stream
-from common.pcfg.task import Chosen, GrammarTask
+from common.pcfg.task import GrammarTask, Selection
 
 MAX_MASK_RATE = 0.99
 
@@ -48,8 +48,8 @@ class MaskedTask(GrammarTask):
         if not 0 < self.mask_rate <= MAX_MASK_RATE:
             raise UserError(f"the mask rate must be above 0 and at most {MAX_MASK_RATE}, got {self.mask_rate}")
 
-    def batch(self, seed: int, stream: Stream, chosen: Chosen) -> "Batch":
-        return mask_batch(self, seed, stream, *chosen)
+    def batch(self, seed: int, stream: Stream, selection: Selection) -> "Batch":
+        return mask_batch(self, seed, stream, *selection)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def mask_batch(
         task: what is masked, and how.
         seed: of the masks.
         stream: where the sentences are from.
-        sentences: consecutive ones of the stream; see `Chosen`.
+        sentences: consecutive ones of the stream; see `Selection`.
         first: index of their first one in the stream.
         rows: which of them, in order.
     """

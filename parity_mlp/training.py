@@ -47,7 +47,6 @@ SETTING = Setting(
     name="parity_mlp",
     size="width",
     sizes="widths",
-    check=lambda arguments: None,
     check_processes=check_processes,
     new_network=new_network,
     training_engine=training_engine,

@@ -68,18 +68,18 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
     load_network(local_path(teacher[-1]), task)
     teacher_id = _check_own_teacher(arguments, directory)
 
-    def error(record: Mapping[str, Any]) -> float:
+    def error_rate(record: Mapping[str, Any]) -> float:
         return 1 - record["accuracy"]
 
-    planned = [
-        (student, supervision(student, student.steps, teacher, directory, task.classes, error))
+    prepared = [
+        (student, supervision(student, student.steps, teacher, directory, task.classes, error_rate))
         for student in student_arguments(arguments, plural)
     ]
     processes, device = join_processes(arguments.device)
     setting.check_processes(arguments, processes)
     with ExitStack() as stack:
         students = []
-        for student, supervised in planned:
+        for student, supervised in prepared:
             config = {**asdict(student), "teacher_id": teacher_id}
             options = {"force": student.force, "wandb": student.wandb, "group": student.preset}
             run_directory = _run_directory(arguments, student, presets, setting)

@@ -146,7 +146,7 @@ def _first_block(shape: Shape, weights: Weights, embedded: Tensor, tokens: Tenso
     normalised = _normalise(shape, weights, "transformer.h.0.ln_1", embedded.flatten(1, 2))
     projected = _linear(weights, "transformer.h.0.attn.c_attn", normalised).chunk(3, -1)
     query, key, value = (_pick(part.view(embedded.shape), tokens) for part in projected)
-    return _after_queries(shape, weights, 0, _pick(embedded, tokens), query, key, value, 0.0)
+    return _finish_block(shape, weights, 0, _pick(embedded, tokens), query, key, value, 0.0)
 
 
 def _block(shape: Shape, weights: Weights, layer: int, hidden: Tensor, dropout: float) -> Tensor:
@@ -154,10 +154,10 @@ def _block(shape: Shape, weights: Weights, layer: int, hidden: Tensor, dropout: 
     normalised = _normalise(shape, weights, f"transformer.h.{layer}.ln_1", hidden.flatten(1, 2))
     projected = _linear(weights, f"transformer.h.{layer}.attn.c_attn", normalised).chunk(3, -1)
     query, key, value = (part.view(hidden.shape) for part in projected)
-    return _after_queries(shape, weights, layer, hidden, query, key, value, dropout)
+    return _finish_block(shape, weights, layer, hidden, query, key, value, dropout)
 
 
-def _after_queries(
+def _finish_block(
     shape: Shape,
     weights: Weights,
     layer: int,

@@ -48,8 +48,6 @@ class Setting:
     """Argument of train.py that is the size of a network."""
     sizes: str
     """Argument of distill.py with the sizes of the students."""
-    check: Callable[[Any], None]
-    """Refuses arguments that no run of the setting could have."""
     check_processes: Callable[[Any, Processes], None]
     """Refuses a number of processes that cannot share a batch."""
     new_network: Callable[[Any, int, int], Network]
@@ -60,6 +58,8 @@ class Setting:
     """The logits of any network, of this setting or another; arguments as `common.parity.frozen.frozen_logits`."""
     precision: Callable[[Any], Precision] = lambda arguments: "float32"
     """In which a run computes its teacher's logits."""
+    check: Callable[[Any], None] = lambda arguments: None
+    """Refuses arguments that no run of the setting could have."""
 
 
 @stop_at_a_safe_point()

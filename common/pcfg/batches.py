@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from common.pcfg.dataset import EVALUATION_SEED, SentenceDataset, too_few
 from common.pcfg.models import require_room
 from common.pcfg.sampler import Sentences, Stream, sample
-from common.pcfg.task import Batch, Chosen, GrammarTask
+from common.pcfg.task import Batch, GrammarTask, Selection
 
 GROUP_BATCHES = 16
 """Batches per group."""
@@ -52,8 +52,8 @@ class TrainingBatches:
             self._read(group)
         if self._dataset is not None and place >= len(self._batches):
             raise too_few(self._dataset, (step + 1) * self._batch_size)
-        chosen = Chosen(self._sentences, group * GROUP_BATCHES * self._batch_size, self._batches[place])
-        batch = self.task.batch(self._seed, "train", chosen)
+        selection = Selection(self._sentences, group * GROUP_BATCHES * self._batch_size, self._batches[place])
+        batch = self.task.batch(self._seed, "train", selection)
         require_room(batch.input_ids.shape[1], self.task)
         return batch
 
@@ -75,7 +75,7 @@ def evaluation_batches(task: GrammarTask, samples: int, batch_size: int) -> list
     sentences = _sample(task, EVALUATION_SEED, "evaluation", 0, samples)
     by_length = np.argsort(sentences.lengths, kind="stable")
     rows = [by_length[start : start + batch_size] for start in range(0, samples, batch_size)]
-    return [task.batch(EVALUATION_SEED, "evaluation", Chosen(sentences, 0, chosen)) for chosen in rows]
+    return [task.batch(EVALUATION_SEED, "evaluation", Selection(sentences, 0, chosen)) for chosen in rows]
 
 
 def _sample(task: GrammarTask, seed: int, stream: Stream, first: int, count: int) -> Sentences:

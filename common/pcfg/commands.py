@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from common.arguments import require_at_least, require_seed
 from common.distillation.arguments import require_distinct, resolve_teacher, student_arguments
@@ -73,28 +73,20 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     setting.load_model(local_path(teacher[-1]), task)
     teacher_id = _check_own_teacher(arguments, setting, task, directory)
 
-    def error(record: Mapping[str, Any]) -> float:
-        return record["loss"]
-
-    planned = []
+    prepared = []
     for student in student_arguments(arguments, PLURAL):
         (steps,) = student.steps
         batches = training_batches(student, task, steps, student.stream_seed)
-        planned.append((student, batches, supervision(student, steps, teacher, directory, task.vocabulary, error)))
+        supervised = supervision(student, steps, teacher, directory, task.vocabulary, lambda record: record["loss"])
+        prepared.append((student, batches, supervised))
     diverged: list[DivergedError] = []
-    for student, batches, supervised in planned:
+    for student, batches, supervised in prepared:
         (heads,), (steps,), (seed,) = student.student_heads, student.steps, student.seeds
         run_directory = _run_directory(arguments, student, presets, setting)
         trainer_args = trainer_arguments(student, run_directory, steps, seed)
         config = {**config_of(student, task), "teacher_id": teacher_id}
-        options = {
-            "setting": setting.name,
-            "argv": argv,
-            "force": student.force,
-            "wandb": student.wandb,
-            "group": student.preset,
-        }
-        with open_shared_run(run_directory, config, processes_of(trainer_args), **options) as run:
+        options = {"argv": argv, "force": student.force, "wandb": student.wandb, "group": student.preset}
+        with open_shared_run(run_directory, config, processes_of(trainer_args), setting=setting.name, **options) as run:
             try:
                 train_to_end(student, setting, run, trainer_args, batches, heads, seed, supervised)
             except DivergedError as divergence:

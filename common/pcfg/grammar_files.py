@@ -105,9 +105,7 @@ def _parse_alternative(left: str, text: str, where: str) -> Alternative:
 
 def _symbol(text: str, where: str) -> str:
     if "->" in text or set(text) & set("|[]"):
-        raise UserError(
-            f"{where}: {text} is not a symbol: write one rule per line, and a weight such as [0.5] after its alternative"
-        )
+        raise UserError(f"{where}: {text} is not a symbol: write one rule per line, and a weight such as [0.5] last")
     return text
 
 

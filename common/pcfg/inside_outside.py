@@ -248,13 +248,13 @@ def _contexts(grammar: Grammar, capacity: int) -> Contexts:
                 left, right = factors[node]
                 np.minimum(fewest[left], fewest[node] + shortest[right], out=fewest[left])
                 np.maximum(most[left], most[node] + longest[right], out=most[left])
-                np.minimum(fewest[right], -_moved(-fewest[node], shortest[left], longest[left]), out=fewest[right])
-                np.maximum(most[right], _moved(most[node], shortest[left], longest[left]), out=most[right])
+                np.minimum(fewest[right], -_window_max(-fewest[node], shortest[left], longest[left]), out=fewest[right])
+                np.maximum(most[right], _window_max(most[node], shortest[left], longest[left]), out=most[right])
     limits = (np.clip(numbers, -1, capacity + 1).astype(np.int32) for numbers in (fewest, most))
     return Contexts(*limits)
 
 
-def _moved(numbers: NDArray[np.int64], least: int, most: int) -> NDArray[np.int64]:
+def _window_max(numbers: NDArray[np.int64], least: int, most: int) -> NDArray[np.int64]:
     """At each index the largest of the numbers that are from `least` to `most` places before it."""
     padded = np.concatenate([np.full(most, -UNLIMITED), numbers])
     return sliding_window_view(padded, most - least + 1).max(axis=1)[: len(numbers)]
@@ -266,7 +266,7 @@ def _factors(grammar: Grammar, evidence: NDArray[np.float64]) -> NDArray[np.floa
     It is the largest likelihood where nothing is seen. Where a token is seen, log2 of its frequency u is shrunk so that
     it is on average minus the number of bits that the grammar spends on a token.
     """
-    frequency, shrinkage = _surprise(grammar)
+    frequency, shrinkage = _frequency_and_shrinkage(grammar)
     largest = evidence.max(axis=1, initial=0)
     largest[largest == 0] = 1
     expected = (evidence / largest[:, None]) @ frequency
@@ -275,7 +275,7 @@ def _factors(grammar: Grammar, evidence: NDArray[np.float64]) -> NDArray[np.floa
 
 
 @lru_cache(maxsize=64)
-def _surprise(grammar: Grammar) -> tuple[NDArray[np.float64], float]:
+def _frequency_and_shrinkage(grammar: Grammar) -> tuple[NDArray[np.float64], float]:
     """Frequency of each terminal, and the bits of choices per token as a share of the frequencies' entropy."""
     rules = grammar.compiled()
     left = np.repeat(np.arange(rules.nonterminals), np.diff(rules.first_rule))

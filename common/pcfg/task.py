@@ -15,8 +15,8 @@ UNBOUNDED_POSITIONS = 1024
 """Positions of a model for a grammar without a longest sentence."""
 
 
-class Chosen(NamedTuple):
-    """The sentences of a batch."""
+class Selection(NamedTuple):
+    """The sentences of a batch, selected from a stream."""
 
     sentences: Sentences
     """Consecutive ones of a stream."""
@@ -43,7 +43,7 @@ class GrammarTask(ABC):
     """Tokens that a task adds to a sentence, such as BOS."""
 
     @abstractmethod
-    def batch(self, seed: int, stream: Stream, chosen: Chosen) -> Any:
+    def batch(self, seed: int, stream: Stream, selection: Selection) -> Any:
         """Sentences of a stream as a `Batch`; the seed is that of what the task draws, such as masks."""
 
     @property

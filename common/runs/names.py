@@ -33,15 +33,15 @@ def default_name(
     Args:
         arguments: None, numbers, strings, paths, and lists or tuples of these.
         preset: the same dataclass with the preset's values; field names are in lower case.
-        name: the preset's, one word.
+        name: the preset's.
         exclude: arguments that are left out.
 
     Raises:
         TypeError: an argument has another type.
     """
     for field in dataclasses.fields(arguments):
-        value = _text(getattr(arguments, field.name))
-        if field.name not in exclude and value != _text(getattr(preset, field.name)):
+        value = _argument_text(getattr(arguments, field.name))
+        if field.name not in exclude and value != _argument_text(getattr(preset, field.name)):
             bare = value[0].isdigit() and not re.search("[0-9]", field.name)
             name += f"-{field.name}{'' if bare else '='}{value}"
     if len(name) <= 200:
@@ -49,15 +49,15 @@ def default_name(
     return f"{name[:167]}~{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 
-def _text(value: object) -> str:
+def _argument_text(value: object) -> str:
     """An argument within a run's name; sequences are joined by commas, with a trailing one if shorter than two."""
     if isinstance(value, (list, tuple)):
-        return ",".join(map(_word, value)) + ("," if len(value) < 2 else "")
-    return _word(value)
+        return ",".join(map(_value_text, value)) + ("," if len(value) < 2 else "")
+    return _value_text(value)
 
 
-def _word(value: Any) -> str:
-    """A single value within a run's name; different values give different words.
+def _value_text(value: Any) -> str:
+    """A single value within a run's name; different values give different texts.
 
     In strings `-` and `/` become `_` and `+`, and everything but a-z, 0-9 and `.` is written as %hex; so is the first
     letter of a string that would look like a number or a constant. The empty string is `%`.
