@@ -1,4 +1,4 @@
-"""Run a sweep on this machine, several runs at a time, each by a command of its own; or hand it to Slurm.
+"""Run a sweep on this machine, several runs at a time, each by its own command; or submit it to Slurm.
 
 Only runs that are not complete are started, a teacher before its students, so a sweep resumes when it is rerun. It may
 be killed at any moment: its commands are then told to stop (on Linux), and a rerun waits for those that still hold a
@@ -26,9 +26,9 @@ from common.errors import UserError
 from common.runs.files import is_locked, locked, write_file
 
 POLL_SECONDS = 0.05
-"""Time between two looks at the running commands."""
+"""Interval between checks of the running commands."""
 WAITING_POLL_SECONDS = 1.0
-"""Time between two looks at the waiting runs, unless a command ends in between."""
+"""Interval between checks of the waiting runs, unless a command ends in between."""
 STOPPED_EXIT_CODE = os.EX_TEMPFAIL
 """Of a command that was told to stop and resumes when it is rerun."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)

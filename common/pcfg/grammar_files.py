@@ -68,9 +68,7 @@ def parse_grammar(text: str, name: str, start: str | None = None) -> Grammar:
             keep the token ids that they have in the whole grammar.
 
     Raises:
-        UserError: names the line if the text cannot be parsed, an alternative is repeated, a weight is wrong, a symbol
-            cannot be reached or derives no sentence, unit rules form a cycle, derivations may never end, or `start`
-            has no rules.
+        UserError: names the line if the text cannot be parsed; or as `make_grammar`.
     """
     alternatives = [
         alternative

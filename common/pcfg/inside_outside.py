@@ -71,11 +71,7 @@ class Logarithms(NamedTuple):
 
 
 def log_probability(grammar: Grammar, tokens: ArrayLike) -> float:
-    """Logarithm of a sentence's probability, -inf if the grammar cannot make it.
-
-    Args:
-        grammar: its start derives the sentence.
-        tokens: (length,) token ids.
+    """Logarithm of the probability of a sentence, (length,) token ids; -inf if the grammar cannot make it.
 
     Raises:
         UserError: a token id that the grammar does not have.
@@ -112,12 +108,7 @@ def cavities(grammar: Grammar, likelihoods: Sequence[ArrayLike]) -> list[tuple[f
 def posterior(grammar: Grammar, likelihood: ArrayLike) -> NDArray[np.float64]:
     """P(x_p = a | evidence at all positions, length).
 
-    Args:
-        grammar: its start derives the sentence.
-        likelihood: (length, terminals), P(evidence at p | x_p = a); rows may have any scale.
-
-    Returns:
-        (length, terminals).
+    The likelihood is that of `cavity`, and the result has the same shape, (length, terminals).
 
     Raises:
         UserError: the likelihood is no such array, or the evidence is impossible.

@@ -116,8 +116,8 @@ def probe_nonterminals(
 
     Args:
         encoder: the frozen model.
-        training: sentences that the probe is trained on.
-        heldout: sentences that it is tested on.
+        training: sentences to train the probe on.
+        heldout: sentences to test it on.
         heads: number of pairs of position embeddings and linear maps.
         dimension: of the position embeddings.
         lr: peak learning rate.

@@ -50,7 +50,7 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
 """How results are shown; everything else is shown as it is."""
 
 MIN_COLUMN_WIDTH = 12
-"""Letters to which a column of text may be cut to fit a terminal."""
+"""Characters to which a column of text may be cut to fit a terminal."""
 
 Row = Mapping[str, Any]
 
@@ -146,7 +146,7 @@ def aligned(columns: Sequence[str], rows: Sequence[Row], width: int | None) -> l
     Args:
         columns: to show.
         rows: a value, or none, for each column.
-        width: of the terminal, in letters; the widest columns of text are cut until the lines fit, but not below
+        width: of the terminal, in characters; the widest columns of text are cut until the lines fit, but not below
             `MIN_COLUMN_WIDTH`; numbers are never cut. None cuts nothing.
     """
     texts = [list(columns), *([_shown(name, row.get(name)) for name in columns] for row in rows)]

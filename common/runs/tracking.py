@@ -26,9 +26,9 @@ def open_tracker(
 
     Args:
         directory: the run's; wandb writes its files there.
-        mode: over the network, or into files.
-        group: under which wandb shows it together with others.
-        silent: wandb prints nothing.
+        mode: over the network, or to files.
+        group: under which wandb shows it together with other runs.
+        silent: whether wandb prints nothing.
 
     Raises:
         UserError: wandb's reason.

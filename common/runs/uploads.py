@@ -32,7 +32,7 @@ class SyncArguments:
 
 @dataclass(frozen=True)
 class _Upload:
-    """What wandb is to get of a run."""
+    """What is uploaded of a run."""
 
     run: Run
     group: str | None
