@@ -7,7 +7,7 @@ import os
 import platform
 import secrets
 import subprocess
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,18 +144,18 @@ def open_run(
     setting: str,
     argv: Sequence[str] = (),
     force: bool = False,
-    exclude: Collection[str] = EXECUTION_ARGUMENTS,
     wandb: WandbMode = "disabled",
     group: str | None = None,
 ) -> Iterator[Run]:
     """Start a run, or resume one that was started with the same arguments; its directory is locked meanwhile.
+
+    `EXECUTION_ARGUMENTS` may differ from those that the run was started with.
 
     Args:
         directory: created if it does not exist.
         arguments: every argument of the command as resolved, by name.
         argv: the command as a list; empty if the run is not made by a command.
         force: start over; what the earlier run wrote there is removed, and nothing else.
-        exclude: arguments that may differ from those the run was started with.
         wandb: whether Weights & Biases gets the records as well.
         group: under which wandb shows this run together with others, unless WANDB_RUN_GROUP is set.
 
@@ -189,7 +189,7 @@ def open_run(
             }
             write_file(directory / "config.json", to_json(config))
         else:
-            _refuse_different_run(run, setting, plain, exclude)
+            _refuse_different_run(run, setting, plain)
             if not run.complete:
                 write_file(directory / "config.json", to_json({**run.config, "seconds": run.seconds}))
         if not (directory / "metrics.jsonl").exists():
@@ -225,12 +225,12 @@ def _refuse_foreign(directory: Path) -> None:
         raise UserError(f"{error}; for a new run give another --out") from None
 
 
-def _refuse_different_run(run: Run, setting: str, given: dict[str, Any], exclude: Collection[str]) -> None:
+def _refuse_different_run(run: Run, setting: str, given: dict[str, Any]) -> None:
     advice = "give another --out, or --force to remove that run and start over"
     if run.setting != setting:
         raise UserError(f"{run.directory} holds a run of {run.setting}, not of {setting}: {advice}")
     existing = run.config["arguments"]
-    names = [name for name in {**given, **existing} if name not in exclude]
+    names = [name for name in {**given, **existing} if name not in EXECUTION_ARGUMENTS]
     differences = [
         f"{name} is {existing.get(name, 'absent')} there and {given.get(name, 'absent')} here"
         for name in names
