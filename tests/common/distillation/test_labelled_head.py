@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from transformers import (
-    BertForMaskedLM,
-)
+from transformers import BertForMaskedLM
 
 from common.distillation.labelled_head import LabelledHead, labelled_logits
 from tests.trainers import BATCH, CLASSES, LENGTH, STUDENTS, Plain, bert, make_batch

@@ -285,9 +285,7 @@ def test_a_comparison_of_a_run_with_itself_and_of_runs_without_common_steps(tmp_
     assert curves[1:3] == ["loss: the same at all of them", "accuracy: the same at all of them"]
     assert curves[-1].split() == ["20", "0.75", "0.75", "0.0"]
     _, curves = compared(capsys, one, other)
-    assert curves == [
-        "no common step: A has 2 from step 10 to 20, B has 1 from step 15 to 15",
-    ]
+    assert curves == ["no common step: A has 2 from step 10 to 20, B has 1 from step 15 to 15"]
     _, curves = compared(capsys, begun, one)
     assert curves == ["no common step: A has none, B has 2 from step 10 to 20"]
 
