@@ -1,6 +1,6 @@
 """The Bayes-optimal predictor of masked tokens: no model can have a lower expected loss or a higher expected accuracy.
 
-What a token x_p shows in the input depends on it and on chance alone (see data.py), so the input is evidence on each
+What a token x_p shows in the input depends on it and on chance alone (see batches.py), so the input is evidence on each
 token apart, and inside-outside gives the posterior of every token exactly. The predictor knows the grammar, the masking
 and the sentence's length.
 

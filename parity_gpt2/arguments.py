@@ -29,7 +29,7 @@ class Arguments(arguments.Arguments):
     initial_std: float = 0.02
     """Standard deviation of the initial weights."""
     dropout: float = 0.0
-    """Dropout probability of embeddings, attention and what a block adds."""
+    """Dropout probability of embeddings, attention and residual branches."""
     causal: bool = True
     """Whether a position attends only to itself and those before it."""
     feed_forward: Literal["gelu", "linear", "skip"] = "gelu"
@@ -37,7 +37,7 @@ class Arguments(arguments.Arguments):
     average_heads: bool = False
     """Average the heads instead of concatenating them."""
     class_token: bool = False
-    """Append a token of its own, at which the class is predicted."""
+    """Append a class token, at whose position the class is predicted."""
     tie_embeddings: bool = False
     """Let the output share the weights of the token embedding."""
     beta1: float = 0.9
@@ -45,7 +45,7 @@ class Arguments(arguments.Arguments):
     beta2: float = 0.999
     """Adam's decay of the mean squared gradient."""
     accumulate: int = 1
-    """Micro-batches into which a batch is cut to save memory."""
+    """Micro-batches into which a batch is split to save memory."""
     precision: Precision = "float32"
     """bf16 computes matrix products in bfloat16; the weights stay in float32."""
     compile: bool = False
@@ -53,7 +53,7 @@ class Arguments(arguments.Arguments):
 
 
 def check(arguments: Arguments) -> None:
-    """Refuse arguments that no GPT-2 could have.
+    """Reject arguments that no GPT-2 could have.
 
     Raises:
         UserError: a number is out of range.

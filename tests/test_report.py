@@ -280,7 +280,7 @@ def drawn(report, tmp_path):
     make_figures = importlib.import_module("make_figures")
     settings = [name for name in report.TITLES if name != "PCFG_autoregressive"]
     found = make_figures.draw_settings(settings, "laptop", None, tmp_path / "figures")
-    reason = UserError("there is no <run> & no probe; make it by python -m x")
+    reason = UserError("there is no <run> & no probe; create it with python -m x")
     return [*found, make_figures.Drawn("PCFG_autoregressive", {}, {}, {"figure1": reason})]
 
 
@@ -347,7 +347,7 @@ def test_a_page_says_what_was_run_for_how_long_and_what_is_missing(page):
     assert sum("PCFG_mlm.probe nonterminals" in row[0] for row in found.rows) == 1
     assert "paper" not in text
     assert "2 x <Fast> CPU" in text
-    assert "figure1_PCFG_autoregressive_laptop: there is no <run> & no probe; make it by python -m x" in text
+    assert "figure1_PCFG_autoregressive_laptop: there is no <run> & no probe; create it with python -m x" in text
     assert "<run>" not in page
 
 

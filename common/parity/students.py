@@ -1,4 +1,4 @@
-"""What students minimise: learning rates, targets from the checkpoints of their schedule, or labels."""
+"""What students minimise: targets from the checkpoints of their schedule, or labels; and their learning rates."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from common.teachers.discovery import Checkpoint, local_path
 
 
 class Teachers:
-    """Frozen teacher checkpoints, each loaded when first needed; the students of a range share their logits.
+    """Frozen teacher checkpoints, each loaded when first needed; students in the same range share their logits.
 
     Args:
         task: of the students.
@@ -67,7 +67,7 @@ class Student:
     supervision: Supervision
     initial: Network
     lr: float
-    """Largest learning rate."""
+    """Peak learning rate."""
     step: int = 0
     """Steps taken."""
     records: list[dict[str, Any]] = field(default_factory=list)

@@ -33,7 +33,7 @@ Distill = TypeVar("Distill", bound=DistillArguments)
 def train(
     arguments: TrainArguments, presets: Mapping[str, TrainArguments], setting: Setting, argv: Sequence[str] = ()
 ) -> None:
-    """Make the run that the arguments describe, or resume it.
+    """Start the run that the arguments describe, or resume it.
 
     Args:
         arguments: of the setting's train.py.
@@ -43,7 +43,7 @@ def train(
 
     Raises:
         UserError: an argument is out of range, or the run's directory cannot be used.
-        DivergedError: the loss or the weights are not finite; nothing of that is saved.
+        DivergedError: the loss or the weights are not finite; nothing invalid is saved.
     """
     check(arguments)
     require_at_least(1, arguments, "heads", "steps")
@@ -59,7 +59,7 @@ def train(
 
 
 def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting, argv: Sequence[str] = ()) -> None:
-    """Make or resume one run for every method, size, number of steps and seed (and first checkpoint of two-shot).
+    """Start or resume one run for every method, size, number of steps and seed (and first checkpoint of two-shot).
 
     All students are checked before the first one is trained.
 

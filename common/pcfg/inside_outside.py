@@ -5,9 +5,9 @@ Computer Speech and Language 4). Evidence is a likelihood for every position and
 masked, or seen through noise, and everything is conditional on the number of tokens.
 
 The chart. A right side of three or more symbols is built up from its left end, X1 X2 X3 -> (X1 X2) X3, and right sides
-that begin alike share what they begin with. So a chart has three kinds of nodes: terminals; products X C of a node and
-a symbol; and the nonterminals, sums over their weighted right sides. With inside(N, i, j) the probability of the
-evidence at positions i .. j - 1, and of this number of tokens, if node N derives exactly these positions,
+with the same beginning share its nodes. So a chart has three kinds of nodes: terminals; products X C of a node and a
+symbol; and the nonterminals, sums over their weighted right sides. With inside(N, i, j) the probability of the evidence
+at positions i .. j - 1, and of this number of tokens, if node N derives exactly these positions,
 
     inside(X C, i, j) = sum_k inside(X, i, k) inside(C, k, j),     inside(A, i, j) = sum_r p_r inside(N_r, i, j),
 
