@@ -355,7 +355,8 @@ def test_the_report_of_a_folder_of_runs(tmp_path, report):
     """With a teacher alone, one figure is drawn, and the others are named with their commands."""
     nothing = python(ROOT / "figures" / "report.py", "--runs", tmp_path, "--preset", "smoke")
     assert nothing.returncode == 2
-    assert nothing.stderr.splitlines()[-1] == "error: there is nothing of the preset smoke to draw"
+    advice = "run scripts/reproduce.sh all smoke first"
+    assert nothing.stderr.splitlines()[-1] == f"error: there is nothing of the preset smoke to draw: {advice}"
     assert not (tmp_path / "report.html").exists()
 
     runs = tmp_path / "runs"
