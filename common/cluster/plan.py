@@ -92,7 +92,7 @@ def check_disk_space(runs: Sequence[PlannedRun], directory: Path, teacher_megaby
     free = shutil.disk_usage(existing).free // 10**6
     if free < needed:
         raise UserError(
-            f"{directory} has {free:,} MB of disk space, but {len(missing)} runs need about {needed:,} MB: "
+            f"{directory} has {free:,} MB of disk space, and {len(missing)} runs need about {needed:,} MB: "
             "free some space"
         )
 
