@@ -35,7 +35,7 @@ class Arguments(arguments.Arguments):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationArguments(arguments.ProbeArguments):
-    """Arguments of `probe.py generation`."""
+    """Measure which continuations by every checkpoint the grammar accepts."""
 
     continuations: int = 1000
     """Number of fresh sentences whose prefixes the model continues."""

@@ -49,7 +49,7 @@ PRESETS = {
 
 
 def distill(arguments: DistillArguments, argv: Sequence[str] = ()) -> None:
-    """Make or resume one run for every method, size, number of steps and seed (and first checkpoint of two-shot)."""
+    """Start or resume one run for every method, size, number of steps and seed (and first checkpoint of two-shot)."""
     from common.pcfg import commands  # these take seconds to import, and `command` prepares the process first
     from PCFG_autoregressive.training import SETTING
 

@@ -27,7 +27,7 @@ class Arguments(arguments.Arguments):
 
 @dataclass(frozen=True, kw_only=True)
 class NgramArguments(arguments.NgramArguments):
-    """Arguments of `probe.py ngrams`."""
+    """Measure how much every checkpoint relies on n-grams: M_robust and M_close."""
 
     exact: int = 64
     """Sentences for the Bayes-optimal values; 0 omits them."""

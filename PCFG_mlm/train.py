@@ -27,7 +27,7 @@ PRESETS = {
 
 
 def train(arguments: TrainArguments, argv: Sequence[str] = ()) -> None:
-    """Make the run that the arguments describe, or resume it."""
+    """Start the run that the arguments describe, or resume it."""
     from common.pcfg import commands  # these take seconds to import, and `command` prepares the process first
     from PCFG_mlm.training import SETTING
 

@@ -60,7 +60,7 @@ class Arguments(arguments.Arguments):
 
 
 def check(arguments: Arguments) -> None:
-    """Refuse arguments that no GPT-2 could have.
+    """Reject arguments that no GPT-2 could have.
 
     Raises:
         UserError: a number is out of range.

@@ -3,8 +3,8 @@
     python distill.py laptop --teacher ../runs/parity_gpt2/laptop
     python distill.py laptop --student-heads 2 4 --lr 1e-4 3e-4
 
-All students see the same stream of samples, so that the teacher's logits are computed once. The teacher may be any
-GPT-2 or MLP on parity.
+All students see the same stream of samples, so the teacher's logits are computed once. The teacher may be any GPT-2 or
+MLP on parity.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class DistillArguments(Arguments, DistillationArguments):
     student_heads: tuple[int, ...]
     """Attention heads of the students."""
     lr: tuple[float, ...]
-    """Largest learning rates, one run each."""
+    """Peak learning rates, one run each."""
     saturation_steps: int = 1_000
     """Student steps after which the next checkpoint takes over in any case (until-saturation)."""
 
@@ -47,7 +47,7 @@ PRESETS = {
 
 
 def distill(arguments: DistillArguments, argv: Sequence[str] = ()) -> None:
-    """Make or resume one run for every method, size, seed and learning rate (and first checkpoint of two-shot)."""
+    """Start or resume one run for every method, size, seed and learning rate (and first checkpoint of two-shot)."""
     from common.parity import commands  # these take seconds to import, and `command` prepares the process first
     from parity_gpt2.training import SETTING
 

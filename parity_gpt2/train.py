@@ -20,7 +20,7 @@ class TrainArguments(Arguments):
     heads: int
     """Attention heads."""
     lr: float
-    """Largest learning rate."""
+    """Peak learning rate."""
     seed: int = 0
     """Seed of the initial weights, of dropout and of the data stream."""
 
@@ -33,7 +33,7 @@ PRESETS = {
 
 
 def train(arguments: TrainArguments, argv: Sequence[str] = ()) -> None:
-    """Make the run that the arguments describe, or resume it."""
+    """Start the run that the arguments describe, or resume it."""
     from common.parity import commands  # these take seconds to import, and `command` prepares the process first
     from parity_gpt2.training import SETTING
 

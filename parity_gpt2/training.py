@@ -13,7 +13,7 @@ from parity_gpt2.models import new_network
 
 
 def check_processes(arguments: Arguments, processes: Processes) -> None:
-    """Refuse a batch that cannot be cut into equal parts.
+    """Reject a batch that cannot be cut into equal parts.
 
     Raises:
         UserError: the batch size is not a multiple of the processes times --accumulate.

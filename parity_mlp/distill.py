@@ -3,8 +3,8 @@
     python distill.py laptop --teacher ../runs/parity_mlp/laptop
     python distill.py laptop --methods two-shot --checkpoint before inside after --first-steps 100000
 
-All students see the same stream of samples, so that the teacher's logits and the products of inputs are computed once.
-The teacher may be any MLP or GPT-2 on parity.
+All students see the same stream of samples, so the teacher's logits and the products of inputs are computed once. The
+teacher may be any MLP or GPT-2 on parity.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ PRESETS = {
 
 
 def distill(arguments: DistillArguments, argv: Sequence[str] = ()) -> None:
-    """Make or resume one run for every method, width, seed and learning rate (and first checkpoint of two-shot)."""
+    """Start or resume one run for every method, width, seed and learning rate (and first checkpoint of two-shot)."""
     from common.parity import commands  # these take seconds to import, and `command` prepares the process first
     from parity_mlp.training import SETTING
 

@@ -33,7 +33,7 @@ PRESETS = {
 
 
 def train(arguments: TrainArguments, argv: Sequence[str] = ()) -> None:
-    """Make the run that the arguments describe, or resume it."""
+    """Start the run that the arguments describe, or resume it."""
     from common.parity import commands  # these take seconds to import, and `command` prepares the process first
     from parity_mlp.training import SETTING
 

@@ -19,7 +19,7 @@ from parity_mlp.sgd.engine import make_engine
 
 
 def check_processes(arguments: Arguments, processes: Processes) -> None:
-    """Refuse several processes.
+    """Reject several processes.
 
     Raises:
         UserError: torchrun started more than one.

@@ -507,7 +507,7 @@ MISSING_ON_PCFG = [
         r"python -m PCFG_mlm.probe nonterminals --run \S+/teacher",
     ),
     ("taught/ce_500_1/done.json", "students", "ce students .* 500 steps with seed 1; .* PCFG_mlm.distill laptop"),
-    ("taught/ce_500_*", "students", "ce students .* 500 steps; make it by python -m PCFG_mlm.distill laptop"),
+    ("taught/ce_500_*", "students", "ce students .* 500 steps; create it with python -m PCFG_mlm.distill laptop"),
     ("two-shot_inside_2", "two_shot", "distill laptop --methods two-shot --steps 1000 --checkpoint 200 inside 1000"),
     ("two-shot_*", "two_shot", "distill laptop --methods two-shot"),
 ]

@@ -262,7 +262,7 @@ def drawn(tmp_path):
     """The figures of the committed data, except those of one setting, which are missing."""
     settings = [name for name in report.TITLES if name != "PCFG_autoregressive"]
     found = make_figures.draw_settings(settings, "laptop", None, tmp_path / "figures")
-    reason = UserError("there is no <run> & no probe; make it by python -m x")
+    reason = UserError("there is no <run> & no probe; create it with python -m x")
     return [*found, make_figures.Drawn("PCFG_autoregressive", {}, {}, {"figure1": reason})]
 
 
@@ -329,7 +329,7 @@ def test_a_page_says_what_was_run_for_how_long_and_what_is_missing(page):
     assert sum("PCFG_mlm.probe nonterminals" in row[0] for row in found.rows) == 1
     assert "paper" not in text
     assert "2 x <Fast> CPU" in text
-    assert "figure1_PCFG_autoregressive_laptop: there is no <run> & no probe; make it by python -m x" in text
+    assert "figure1_PCFG_autoregressive_laptop: there is no <run> & no probe; create it with python -m x" in text
     assert "<run>" not in page
 
 
@@ -337,7 +337,8 @@ def test_the_report_of_a_folder_of_runs(tmp_path):
     """With a teacher alone, one figure is drawn, and the others are named with their commands."""
     nothing = python(ROOT / "figures" / "report.py", "--runs", tmp_path, "--preset", "smoke")
     assert nothing.returncode == 2
-    assert nothing.stderr.splitlines()[-1] == "error: there is nothing of the preset smoke to draw"
+    advice = "run scripts/reproduce.sh all smoke first"
+    assert nothing.stderr.splitlines()[-1] == f"error: there is nothing of the preset smoke to draw: {advice}"
     assert not (tmp_path / "report.html").exists()
 
     runs = tmp_path / "runs"

@@ -1,6 +1,6 @@
 """Arguments of the commands that both settings on parity share, and what they must satisfy.
 
-Importing this must stay cheap, as commands start by it: see `common.cli.prepare_process`.
+Importing this must stay cheap, as every command starts with it: see `common.cli.prepare_process`.
 """
 
 import math
@@ -33,9 +33,9 @@ class Arguments:
     steps: int
     """Optimiser steps."""
     eval_every: int
-    """Steps between two evaluations."""
+    """Steps between evaluations."""
     checkpoint_every: int
-    """Steps between two checkpoints; 0 saves the final one only."""
+    """Steps between checkpoints; 0 saves only the final one."""
     checkpoint_from: int = 0
     """Save no checkpoint before this step."""
     labels: int = 2
@@ -49,9 +49,9 @@ class Arguments:
     batch_size: int
     """Samples per step."""
     lr_schedule: LearningRateSchedule
-    """Learning rate after the warm-up; linear and cosine end at zero."""
+    """Learning rate schedule after the warm-up; linear and cosine decay to zero."""
     warmup: float
-    """Fraction of the steps in which the learning rate rises linearly."""
+    """Fraction of the steps used for linear warm-up of the learning rate."""
     weight_decay: float = 0.0
     """Weight decay."""
     label_temperature: float = 0.0
@@ -77,9 +77,9 @@ class ProbeArguments:
     """Arguments of `probe.py`."""
 
     run: Path
-    """Run directory of train.py or distill.py."""
+    """Directory of a run of train.py or distill.py."""
     samples: int = 100_000
-    """Fresh samples."""
+    """Number of fresh samples."""
     degrees: tuple[int, ...] = (1, 2, 3, 4, 5)
     """Degrees of the monomials."""
     outside: int = 100
@@ -95,7 +95,7 @@ class ProbeArguments:
 
 
 def check(arguments: Arguments, rates: tuple[float, ...]) -> None:
-    """Refuse arguments that no run could have.
+    """Reject arguments that are invalid for any run.
 
     Args:
         arguments: of the command.
@@ -120,10 +120,10 @@ def check(arguments: Arguments, rates: tuple[float, ...]) -> None:
 
 
 def check_device(device: str) -> None:
-    """Refuse a torch device that cannot be used.
+    """Reject a torch device that cannot be used.
 
     Raises:
-        UserError: torch's reason.
+        UserError: with torch's reason.
     """
     import torch
 

@@ -21,11 +21,11 @@ from common.teachers.discovery import find_checkpoints, local_path
 
 
 def train(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: Sequence[str] = ()) -> None:
-    """Make the run that the arguments describe, or resume it.
+    """Start the run that the arguments describe, or resume it.
 
     Raises:
         UserError: an argument is out of range, or the run's directory cannot be used.
-        DivergedError: the loss or the weights are not finite; nothing of that is saved.
+        DivergedError: the loss or the weights are not finite; nothing invalid is saved.
     """
     check(arguments, (arguments.lr,))
     setting.check(arguments)
@@ -48,7 +48,7 @@ def train(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: Se
 
 
 def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: Sequence[str] = ()) -> None:
-    """Make or resume one run for every method, size, seed and learning rate (and first checkpoint of two-shot).
+    """Start or resume one run for every method, size, seed and learning rate (and first checkpoint of two-shot).
 
     Raises:
         UserError: an argument is out of range, the teacher does not fit, or a run's directory cannot be used.

@@ -1,4 +1,4 @@
-"""Frozen networks of either kind: loaded from a checkpoint, and as a function from samples to logits.
+"""Frozen networks of either kind: loaded from a checkpoint, and turned into functions from samples to logits.
 
 GPT-2 is imported only when it is needed, as importing transformers takes seconds.
 """

@@ -6,7 +6,7 @@ skipped, heads that are averaged instead of concatenated, a class token at the e
 al. 2025, arXiv:2410.05464).
 
 A checkpoint is in Hugging Face's format of GPT-2. `GPT2LMHeadModel.from_pretrained` reads it as it is, unless
-feed-forward layers are skipped, heads averaged or the mask is left out; `load_model` reads all. `last_position`
+feed-forward layers are skipped, heads averaged or the mask is left out; `load_model` reads all of them. `last_position`
 computes the same logits with less work.
 """
 
@@ -52,7 +52,7 @@ class Shape:
     epsilon: float = 1e-5
     """Of the layer normalisations."""
     dropout: float = 0.0
-    """In training: dropout probability of embeddings, attention and what a block adds."""
+    """In training: dropout probability of embeddings, attention and residual branches."""
 
     @property
     def hidden(self) -> int:

@@ -1,6 +1,6 @@
 """GPT-2's logits at the last position, for several networks in one pass, with no unnecessary work.
 
-The result is that of `ParityGPT2`, up to rounding. Less work is done in three places:
+The result is that of `ParityGPT2`, up to rounding. Work is saved in three places:
 
 - A token is one of two, so the first block sees only 2 T different inputs (T positions): its layer normalisation,
   queries, keys and values are computed once for these, and every sample picks its own.
@@ -31,7 +31,7 @@ from common.parity.networks import Network
 from common.parity.task import unpack_bits
 
 LOGITS_BYTES = 2**22
-"""Activations of a feed-forward layer in one pass without gradients on a CPU: few enough to stay near the processor."""
+"""Activations of a feed-forward layer in one pass without gradients on a CPU: few enough to stay in the cache."""
 LOGITS_BATCH = 4096
 """Samples in such a pass on other devices."""
 

@@ -1,4 +1,4 @@
-"""What students minimise: learning rates, targets from the checkpoints of their schedule, or labels."""
+"""What students minimise: targets from the checkpoints of their schedule, or labels; and their learning rates."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -62,7 +62,7 @@ class Student:
     supervision: Supervision
     initial: Network
     lr: float
-    """Largest learning rate."""
+    """Peak learning rate."""
     step: int = 0
     """Steps taken."""
     records: list[dict[str, Any]] = field(default_factory=list)

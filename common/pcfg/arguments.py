@@ -1,6 +1,6 @@
 """Arguments of the commands that the settings on grammars share, and what they must satisfy.
 
-Importing this must stay cheap, as commands start by it: see `common.cli.prepare_process`.
+Importing this must stay cheap, as every command starts with it: see `common.cli.prepare_process`.
 """
 
 import math
@@ -34,13 +34,13 @@ class Arguments:
     lr: float
     """Peak learning rate."""
     eval_every: int
-    """Steps between two evaluations."""
+    """Steps between evaluations."""
     checkpoint_every: int
-    """Steps between two checkpoints; 0 saves the final one only."""
+    """Steps between checkpoints; 0 saves only the final one."""
     dropout: float = 0.1
     """Dropout rate of hidden states and attention."""
     warmup: float = 0.06
-    """Fraction of the steps in which the learning rate rises linearly; it then decays to zero as a cosine."""
+    """Fraction of the steps used for linear warm-up of the learning rate; a cosine decay to zero follows."""
     eval_samples: int = 4096
     """Held-out sentences per evaluation."""
     dataset: Path | None = None
@@ -52,7 +52,7 @@ class Arguments:
     compile: bool = False
     """Compile the model with torch.compile."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto is a GPU if there is one; several GPUs are used by torchrun."""
+    """auto is a GPU if there is one; to use several GPUs, start the command with torchrun."""
     out: Path | None = None
     """Run directory; by default one in runs/<setting>/, named after all arguments that differ from the preset."""
     wandb: WandbMode = "disabled"
@@ -86,10 +86,10 @@ class DistillArguments(Arguments, DistillationArguments):
 
 
 def check(arguments: Arguments) -> None:
-    """Refuse arguments that are out of range for any run.
+    """Reject arguments that are invalid for any run.
 
     Raises:
-        UserError: names the flag.
+        UserError: names the option.
     """
     require_at_least(1, arguments, "layers", "head_dim", "batch_size", "eval_every", "eval_samples", "accumulate")
     require_at_least(0, arguments, "checkpoint_every")
@@ -101,10 +101,10 @@ def check(arguments: Arguments) -> None:
 
 
 def require_positive_lr(lr: float) -> None:
-    """Refuse a learning rate that is not positive and finite.
+    """Reject a learning rate that is not positive and finite.
 
     Raises:
-        UserError: names the flag.
+        UserError: names the option.
     """
     if not 0 < lr < math.inf:
         raise UserError(f"--lr must be positive and finite, got {lr}")
@@ -112,7 +112,7 @@ def require_positive_lr(lr: float) -> None:
 
 @dataclass(frozen=True)
 class ExportArguments:
-    """Arguments of `data.py export`."""
+    """Write sentences of a grammar to a dataset on disk."""
 
     sentences: int
     """Training sentences."""
@@ -137,7 +137,7 @@ class ProbeArguments:
     """Shared by the probes of checkpoints."""
 
     run: Path
-    """Run directory of train.py or distill.py."""
+    """Directory of a run of train.py or distill.py."""
     seed: int = 0
     """Seed of the sentences and of everything else that is random."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -146,7 +146,7 @@ class ProbeArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class NgramArguments(ProbeArguments):
-    """Arguments of `probe.py ngrams`."""
+    """Measure how much every checkpoint relies on n-grams: M_robust and M_close."""
 
     sentences: int = 1024
     """Fresh sentences."""
@@ -166,12 +166,12 @@ class NgramArguments(ProbeArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class NonterminalArguments(ProbeArguments):
-    """Arguments of `probe.py nonterminals`."""
+    """Measure what every checkpoint knows about the nonterminals above each token."""
 
     training: int = 10_240
-    """Fresh sentences that the probe is trained on."""
+    """Fresh sentences to train the probe on."""
     heldout: int = 4096
-    """Fresh sentences that it is tested on."""
+    """Fresh sentences to test it on."""
     exact: int = 256
     """Held-out sentences for the Bayes-optimal values; 0 omits them."""
     levels: int | None = None
@@ -190,7 +190,7 @@ class NonterminalArguments(ProbeArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class BayesOptimalArguments:
-    """Arguments of `probe.py bayes-optimal`."""
+    """Loss and accuracy of the Bayes-optimal predictor on the run's evaluation sentences."""
 
     run: Path
     """Run directory of train.py or distill.py; checkpoints are not needed."""

@@ -3,8 +3,8 @@
 Sentences differ in length, and padding is wasted work. The training stream is therefore cut into groups of
 `GROUP_BATCHES` batches; a group's sentences are ordered by length and split into batches, which come in random order.
 
-Evaluation sentences come from a separate stream and do not depend on any run's seed. A grammar with few, short
-sentences of course repeats them in training.
+Evaluation sentences come from a separate stream and do not depend on any run's seed. Of course, a grammar with few,
+short sentences repeats them in training.
 """
 
 import numpy as np

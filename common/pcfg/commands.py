@@ -33,11 +33,11 @@ Distill = TypeVar("Distill", bound=DistillArguments)
 def train(
     arguments: TrainArguments, presets: Mapping[str, TrainArguments], setting: Setting, argv: Sequence[str] = ()
 ) -> None:
-    """Make the run that the arguments describe, or resume it.
+    """Start the run that the arguments describe, or resume it.
 
     Raises:
         UserError: an argument is out of range, or the run's directory cannot be used.
-        DivergedError: the loss or the weights are not finite; nothing of that is saved.
+        DivergedError: the loss or the weights are not finite; nothing invalid is saved.
     """
     check(arguments)
     require_at_least(1, arguments, "heads", "steps")
@@ -53,7 +53,7 @@ def train(
 
 
 def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting, argv: Sequence[str] = ()) -> None:
-    """Make or resume one run for every method, size, number of steps and seed (and first checkpoint of two-shot).
+    """Start or resume one run for every method, size, number of steps and seed (and first checkpoint of two-shot).
 
     All students are checked before the first one is trained.
 

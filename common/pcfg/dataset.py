@@ -124,8 +124,8 @@ def too_few(dataset: SentenceDataset, needed: int) -> UserError:
 def export(arguments: ExportArguments) -> None:
     """Write sentences as a Hugging Face dataset: parquet files, a dataset card, and a description for `open_dataset`.
 
-    The sentences are those that a run with this seed samples. The directory is made under a hidden name and renamed
-    once it is complete.
+    The sentences are the ones that a run with this seed would sample. The directory is made under a hidden name and
+    renamed once it is complete.
 
     Raises:
         UserError: an argument is out of range, the grammar cannot be loaded, or `--out` holds something else.

@@ -15,7 +15,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def require_room(width: int, task: GrammarTask) -> None:
-    """Refuse a batch that is wider than models of the task have positions.
+    """Reject a batch whose sentences are longer than a model of the task has positions.
 
     Raises:
         UserError: names the longest sentence.
@@ -23,7 +23,7 @@ def require_room(width: int, task: GrammarTask) -> None:
     if width > task.positions:
         raise UserError(
             f"{task.grammar.name} made a sentence of {width - task.added:,} tokens, and a model has "
-            f"{task.positions:,} positions: give a grammar with a longest sentence, or with shorter ones"
+            f"{task.positions:,} positions: give a grammar with shorter sentences, or with a longest one"
         )
 
 

@@ -111,7 +111,7 @@ def sample(
         if len(tokens) - width - offsets[done] >= MAX_TOKENS:
             raise UserError(
                 f"sentence {first + done} of {grammar.name} (seed {seed}, {stream}) has more than {MAX_TOKENS:,} "
-                "tokens: give less weight to alternatives with recursion"
+                "tokens: give less weight to recursive alternatives"
             )
         tokens.resize(2 * len(tokens), refcheck=False)
         done = _expand(tables, key, first, done, tokens, offsets, None, None)

@@ -138,7 +138,7 @@ def train_to_end(
 
     Raises:
         UserError: a sentence does not fit into the model, or a teacher's checkpoint cannot be loaded.
-        DivergedError: the loss or the weights are not finite; nothing of that is saved.
+        DivergedError: the loss or the weights are not finite; nothing invalid is saved.
     """
     task, processes = batches.task, processes_of(trainer_args)
     if run.complete:

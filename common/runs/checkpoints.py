@@ -12,7 +12,7 @@ from common.runs.files import read_json, read_safetensors, to_json, to_safetenso
 def save_checkpoint(run: Path, step: int, tensors: Mapping[str, np.ndarray], config: Mapping[str, object]) -> None:
     """Write `checkpoint-<step>` into a run's directory.
 
-    An existing one is replaced: the run was stopped after it and resumed from an earlier state.
+    An existing checkpoint is replaced; it is there if the run was stopped after it and resumed from an earlier state.
 
     Args:
         tensors: the model's weights by name, of any shape and memory order.

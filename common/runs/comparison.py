@@ -73,7 +73,7 @@ def curves(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]],
     for measure in MEASURES:
         different = [i for i, row in enumerate(rows) if row[f"{measure} A"] != row[f"{measure} B"]]
         if not different:
-            lines.append(f"{measure}: the same at all of them")
+            lines.append(f"{measure}: identical at all of them")
             continue
         line = f"{measure}: first differs at step {rows[different[0]]['step']}"
         finite = [row for row in rows if row[f"{measure} B-A"] is not None]

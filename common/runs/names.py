@@ -1,4 +1,4 @@
-"""Where runs are, and the default name of a run: its preset and every argument that differs from the preset."""
+"""Where runs are stored, and the default name of a run: its preset and every argument that differs from the preset."""
 
 import dataclasses
 import hashlib
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "runs"
 
 EXECUTION_ARGUMENTS = ("out", "force", "device", "wandb")
-"""Arguments that say where and how a run is executed, and not what it computes."""
+"""Arguments that say where and how a run is executed, rather than what it computes."""
 
 
 def default_name(
@@ -27,7 +27,7 @@ def default_name(
 ) -> str:
     """A run's name: the preset's, then each argument that differs from it; `laptop-lr0.01-method=one_shot-seed1`.
 
-    Different arguments never give the same name, nor names that differ in case only. A name longer than 200 bytes is
+    Different arguments never give the same name, nor names that differ only in case. A name longer than 200 bytes is
     cut and ends in a hash of all of it.
 
     Args:

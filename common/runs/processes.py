@@ -1,8 +1,8 @@
-"""The processes of one training, as torchrun starts them: the first one writes the run, the others read it.
+"""The processes that train one model, as torchrun starts them: the first one writes the run, the others read it.
 
 A stop signal may reach only one of them, or each at a different step. Before every safe point of a training loop they
-therefore agree on the largest signal number that any of them has. The numbers go over the hosts' network (gloo) even
-where gradients go from GPU to GPU, so that nothing waits for a GPU.
+therefore agree on the largest signal number that any of them has. They exchange these numbers over the hosts' network
+(gloo) even where gradients go from GPU to GPU, so that nothing waits for a GPU.
 """
 
 import atexit
@@ -25,10 +25,10 @@ from common.runs.stopping import Stopped, stop_requested
 
 @dataclass(frozen=True)
 class Processes:
-    """This process and the number of all processes of one training."""
+    """This process, and how many processes train one model together."""
 
     index: int = 0
-    """Number of this process, from 0."""
+    """Index of this process, from 0."""
     count: int = 1
     """Number of processes."""
 

@@ -1,7 +1,7 @@
 """Upload existing runs to Weights & Biases: the config, every record at its step, and the results.
 
 Each goes to the wandb run with the id in its config.json, so what was tracked while it ran, or uploaded before, is
-completed and not duplicated.
+completed rather than duplicated.
 """
 
 import os

@@ -172,7 +172,7 @@ def test_a_damaged_run_is_a_line_of_the_table(root, capsys):
     ("words", "line"),
     [
         (["absent"], "there is no directory absent"),
-        (["EMPTY"], "there is no run below EMPTY"),
+        (["EMPTY"], "there is no run in EMPTY"),
         (["RUNS", "--columns", "accuracy"], "unknown column 'accuracy': choose from checkpoint, "),
         (["RUNS", "--sort", "accuracy"], "unknown column 'accuracy': choose from checkpoint, "),
         (["RUNS", "--where", "accuracy=1"], "unknown column 'accuracy': choose from checkpoint, "),
@@ -282,7 +282,7 @@ def test_a_comparison_of_a_run_with_itself_and_of_runs_without_common_steps(tmp_
     make_up_run(begun, TEACHER, [], complete=False)
     facts, curves = compared(capsys, one, one)
     assert len(facts) == 4
-    assert curves[1:3] == ["loss: the same at all of them", "accuracy: the same at all of them"]
+    assert curves[1:3] == ["loss: identical at all of them", "accuracy: identical at all of them"]
     assert curves[-1].split() == ["20", "0.75", "0.75", "0.0"]
     _, curves = compared(capsys, one, other)
     assert curves == ["no common step: A has 2 from step 10 to 20, B has 1 from step 15 to 15"]
