@@ -1,11 +1,27 @@
 """Arguments of this setting's commands."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from common.pcfg import arguments
 
 LabelLevel = Literal[1, 2, 3, "all"]
+
+SMOKE: dict[str, Any] = dict(
+    preset="smoke", grammar="small", layers=1, batch_size=16, lr=5e-3, eval_every=5, eval_samples=128
+)
+LAPTOP: dict[str, Any] = dict(
+    preset="laptop",
+    grammar="cfg3f",
+    start="18",
+    label_level=1,
+    layers=2,
+    dropout=0.0,
+    batch_size=64,
+    eval_samples=1024,
+)
+PAPER: dict[str, Any] = dict(preset="paper", grammar="cfg3f", layers=4, batch_size=512, lr=5e-3, eval_every=100)
+"""What `train.py` and `distill.py` share of each preset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,13 +35,13 @@ class Arguments(arguments.Arguments):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationArguments(arguments.ProbeArguments):
-    """Arguments of `probe.py generation`."""
+    """Measure which continuations by every checkpoint the grammar accepts."""
 
     continuations: int = 1000
-    """Fresh sentences whose prefixes the model continues."""
+    """Number of fresh sentences whose prefixes the model continues."""
     given: int | None = None
-    """Tokens of each prefix; by default 50, or half the expected sentence length if that is less."""
+    """Tokens in each prefix; by default 50, or half the expected sentence length if that is less."""
     tokens: int = 100
-    """Largest number of tokens that the model writes."""
+    """Maximum number of tokens to generate."""
     batch_size: int = 250
     """Continuations per batch."""

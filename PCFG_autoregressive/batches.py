@@ -16,9 +16,8 @@ import torch
 
 from common.distillation.losses import IGNORED_LABEL
 from common.errors import UserError
-from common.pcfg.batches import Chosen, TrainingSentences, evaluation_sentences
-from common.pcfg.dataset import SentenceDataset
-from common.pcfg.task import GrammarTask
+from common.pcfg.sampler import Stream
+from common.pcfg.task import GrammarTask, Selection
 from PCFG_autoregressive.arguments import LabelLevel
 
 
@@ -40,8 +39,10 @@ class NextTokenTask(GrammarTask):
 
     @property
     def tree_levels(self) -> int:
-        """Levels of the tree that the labels depend on."""
         return 0 if self.label_level == "all" else self.label_level + 1
+
+    def batch(self, seed: int, stream: Stream, selection: Selection) -> "Batch":
+        return label_batch(self, selection)
 
 
 @dataclass(frozen=True)
@@ -56,43 +57,14 @@ class Batch:
     """Token ids where there is a label, `IGNORED_LABEL` elsewhere."""
 
 
-class TrainingBatches:
-    """The batches of a training run; each depends on the arguments and its step alone.
-
-    Args:
-        task: which tokens have labels.
-        seed: of the sentences (unless they come from a dataset) and of the order of batches.
-        batch_size: sentences per batch.
-        dataset: used instead of the sampler, see `TrainingSentences`.
-    """
-
-    def __init__(self, task: NextTokenTask, seed: int, batch_size: int, dataset: SentenceDataset | None = None) -> None:
-        self._task = task
-        self._sentences = TrainingSentences(task.grammar, seed, batch_size, dataset, task.tree_levels)
-
-    def batch(self, step: int) -> Batch:
-        """The batch of step `step`, from 0; cheap if the step before was of the same group.
-
-        Raises:
-            UserError: the dataset has too few sentences.
-        """
-        return label_batch(self._task, self._sentences.batch(step))
-
-
-def evaluation_batches(task: NextTokenTask, samples: int, batch_size: int) -> list[Batch]:
-    """The held-out sentences, ordered by length; the last batch may be smaller than the others."""
-    chosen = evaluation_sentences(task.grammar, samples, batch_size, task.tree_levels)
-    return [label_batch(task, sentences) for sentences in chosen]
-
-
-def label_batch(task: NextTokenTask, chosen: Chosen) -> Batch:
+def label_batch(task: NextTokenTask, selection: Selection) -> Batch:
     """Sentences with BOS, EOS and labels, as one batch.
 
     Args:
         task: which tokens have labels.
-        chosen: the sentences, with `task.tree_levels` levels of `span_ends` or more.
+        selection: the sentences, with `task.tree_levels` levels of `span_ends` or more.
     """
-    sentences, _, rows = chosen
+    sentences, _, rows = selection
     lengths = sentences.lengths[rows]
     columns = np.arange(2 + int(lengths.max(initial=0)))
     inside = (columns >= 1) & (columns <= lengths[:, None])

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.arguments import worker_threads
-from common.pcfg.bayes_optimal import BayesOptimal, means
+from common.pcfg.bayes_optimal import BayesOptimal, score
 from common.pcfg.prefix import next_token_posteriors, span_end_posteriors
 from PCFG_autoregressive.batches import Batch, NextTokenTask, sentences_of
 
@@ -37,7 +37,7 @@ def bayes_optimal(task: NextTokenTask, batches: Sequence[Batch], label_is_known:
         answers = pool.map(lambda sentence: posteriors(task, sentence[0], sentence[1], known), sentences)
         probabilities = np.concatenate(list(answers))
     truth = [np.append(tokens, task.terminals)[labelled] for tokens, labelled in sentences]
-    return means(probabilities, np.concatenate(truth))
+    return score(probabilities, np.concatenate(truth))
 
 
 def bayes_optimal_values(task: NextTokenTask, batches: Sequence[Batch]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from common.arguments import require_at_least, require_seed, worker_threads
 from common.errors import UserError
 from common.pcfg.grammar import Grammar
 from common.pcfg.prefix import possible_beginning
-from common.pcfg.probing import probe_checkpoints
+from common.pcfg.probing import probe_models
 from common.pcfg.sampler import sample
 from common.pcfg.training import Setting, task_of_run
 from PCFG_autoregressive.arguments import GenerationArguments
@@ -53,11 +53,6 @@ class Acceptance:
 def probe_generation(arguments: GenerationArguments, argv: Sequence[str], setting: Setting) -> None:
     """`probe.py generation`: which continuations the grammar accepts, for every checkpoint not in the probe's file yet.
 
-    Args:
-        arguments: of the command.
-        argv: the command, for the probe's file.
-        setting: of the run.
-
     Raises:
         UserError: an argument is out of range, or the run was not trained to predict all tokens.
     """
@@ -80,7 +75,7 @@ def probe_generation(arguments: GenerationArguments, argv: Sequence[str], settin
         written = continuations(model, task, prefixes, arguments.tokens, arguments.seed, arguments.batch_size)
         return asdict(acceptance(task, prefixes, written))
 
-    probe_checkpoints(arguments, argv, "generation", setting, task, measure, {"given": lambda: given})
+    probe_models(arguments, argv, "generation", setting, task, measure, {"given": lambda: given})
 
 
 def beginnings(grammar: Grammar, seed: int, length: int, count: int) -> NDArray[np.int64]:

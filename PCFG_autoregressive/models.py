@@ -18,13 +18,7 @@ def new_model(
 ) -> GPT2LMHeadModel:
     """GPT-2 with the weights that its Hugging Face class draws, from `seed` alone.
 
-    Args:
-        task: gives the vocabulary and the number of positions.
-        layers: Transformer blocks.
-        heads: attention heads; the hidden size is heads * head_dim, that of the feed-forward layers four times as much.
-        head_dim: dimensions per head.
-        dropout: dropout rate of the embeddings, of what each layer adds and of the attention.
-        seed: below 2^63.
+    The hidden size is heads * head_dim, the width of the feed-forward layers four times that; the seed is below 2^63.
     """
     config = GPT2Config(
         vocab_size=task.vocabulary,

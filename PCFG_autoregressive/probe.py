@@ -40,12 +40,7 @@ def probe(
     arguments: NgramArguments | NonterminalArguments | GenerationArguments | BayesOptimalArguments,
     argv: Sequence[str] = (),
 ) -> None:
-    """Measure what is not in the probe's file yet.
-
-    Args:
-        arguments: of one of the `PROBES`.
-        argv: the command, for the probe's file.
-    """
+    """Measure what is not in the probe's file yet."""
     # these take seconds to import, and `command` prepares the process first
     from common.pcfg import probing
     from common.probes.ngrams import CausalNgramVariants, gpt2_predictor

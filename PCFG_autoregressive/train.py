@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from common.cli import command, run_command
 from common.pcfg import arguments
-from PCFG_autoregressive.arguments import Arguments
+from PCFG_autoregressive.arguments import LAPTOP, PAPER, SMOKE, Arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,49 +20,14 @@ class TrainArguments(Arguments, arguments.TrainArguments):
 
 
 PRESETS = {
-    "smoke": TrainArguments(
-        preset="smoke",
-        grammar="small",
-        layers=1,
-        heads=4,
-        steps=60,
-        batch_size=16,
-        lr=5e-3,
-        eval_every=5,
-        checkpoint_every=10,
-        eval_samples=128,
-    ),
-    "laptop": TrainArguments(
-        preset="laptop",
-        grammar="cfg3f",
-        start="18",
-        label_level=1,
-        layers=2,
-        heads=8,
-        dropout=0.0,
-        steps=2000,
-        batch_size=64,
-        lr=5e-3,
-        eval_every=25,
-        checkpoint_every=25,
-        eval_samples=1024,
-    ),
-    "paper": TrainArguments(
-        preset="paper",
-        grammar="cfg3f",
-        layers=4,
-        heads=32,
-        steps=8_000,
-        batch_size=512,
-        lr=5e-3,
-        eval_every=100,
-        checkpoint_every=200,
-    ),
+    "smoke": TrainArguments(**SMOKE, heads=4, steps=60, checkpoint_every=10),
+    "laptop": TrainArguments(**LAPTOP, heads=8, steps=2_000, lr=5e-3, eval_every=25, checkpoint_every=25),
+    "paper": TrainArguments(**PAPER, heads=32, steps=8_000, checkpoint_every=200),
 }
 
 
 def train(arguments: TrainArguments, argv: Sequence[str] = ()) -> None:
-    """Make the run that the arguments describe, or resume it."""
+    """Start the run that the arguments describe, or resume it."""
     from common.pcfg import commands  # these take seconds to import, and `command` prepares the process first
     from PCFG_autoregressive.training import SETTING
 

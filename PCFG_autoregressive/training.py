@@ -5,7 +5,7 @@ from typing import Any
 
 from common.pcfg.grammar_files import load_grammar
 from common.pcfg.training import Setting
-from PCFG_autoregressive.batches import NextTokenTask, TrainingBatches, evaluation_batches
+from PCFG_autoregressive.batches import NextTokenTask
 from PCFG_autoregressive.models import load_model, new_model
 
 
@@ -17,9 +17,6 @@ def task_of(arguments: Mapping[str, Any]) -> NextTokenTask:
 SETTING = Setting(
     name="PCFG_autoregressive",
     task=task_of,
-    batches=TrainingBatches,
-    evaluation_batches=evaluation_batches,
     new_model=new_model,
     load_model=load_model,
-    needs_trees=lambda task: task.tree_levels > 0,
 )

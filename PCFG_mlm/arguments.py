@@ -1,8 +1,18 @@
 """Arguments of this setting's commands."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from common.pcfg import arguments
+
+SMOKE: dict[str, Any] = dict(
+    preset="smoke", grammar="small", layers=1, batch_size=16, lr=5e-3, eval_every=5, eval_samples=128
+)
+LAPTOP: dict[str, Any] = dict(
+    preset="laptop", grammar="cfg3b", start="16", layers=2, dropout=0.0, batch_size=64, eval_samples=1024
+)
+PAPER: dict[str, Any] = dict(preset="paper", grammar="cfg3b", layers=4, batch_size=512, lr=5e-3, eval_every=100)
+"""What `train.py` and `distill.py` share of each preset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +27,7 @@ class Arguments(arguments.Arguments):
 
 @dataclass(frozen=True, kw_only=True)
 class NgramArguments(arguments.NgramArguments):
-    """Arguments of `probe.py ngrams`."""
+    """Measure how much every checkpoint relies on n-grams: M_robust and M_close."""
 
     exact: int = 64
-    """Sentences for the Bayes-optimal values; 0 skips these."""
+    """Sentences for the Bayes-optimal values; 0 omits them."""

@@ -1,4 +1,4 @@
-"""Masked sentences of a grammar: masks and batches.
+"""Masked sentences of a grammar as batches.
 
 A sentence is BOS and the terminals that the grammar's sampler gives. Each of its positions, BOS included, is chosen
 with the mask rate, independently of the others; a sentence that has all of them chosen is drawn again, so that at least
@@ -22,11 +22,9 @@ from numpy.typing import NDArray
 
 from common.distillation.losses import IGNORED_LABEL
 from common.errors import UserError
-from common.pcfg.batches import TrainingSentences, evaluation_sentences
-from common.pcfg.dataset import EVALUATION_SEED, SentenceDataset
 from common.pcfg.philox import philox4x32
 from common.pcfg.sampler import Sentences, Stream
-from common.pcfg.task import GrammarTask
+from common.pcfg.task import GrammarTask, Selection
 
 MAX_MASK_RATE = 0.99
 
@@ -50,6 +48,9 @@ class MaskedTask(GrammarTask):
         if not 0 < self.mask_rate <= MAX_MASK_RATE:
             raise UserError(f"the mask rate must be above 0 and at most {MAX_MASK_RATE}, got {self.mask_rate}")
 
+    def batch(self, seed: int, stream: Stream, selection: Selection) -> "Batch":
+        return mask_batch(self, seed, stream, *selection)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -62,35 +63,6 @@ class Batch:
     """True token ids at chosen positions, `IGNORED_LABEL` elsewhere."""
 
 
-class TrainingBatches:
-    """The batches of a training run; each depends on the arguments and its step alone.
-
-    Args:
-        task: what is masked, and how.
-        seed: of the sentences (unless they come from a dataset), of their masks and of the order of batches.
-        batch_size: sentences per batch.
-        dataset: used instead of the sampler, see `TrainingSentences`.
-    """
-
-    def __init__(self, task: MaskedTask, seed: int, batch_size: int, dataset: SentenceDataset | None = None) -> None:
-        self._task, self._seed = task, seed
-        self._sentences = TrainingSentences(task.grammar, seed, batch_size, dataset)
-
-    def batch(self, step: int) -> Batch:
-        """The batch of step `step`, from 0; cheap if the step before was of the same group.
-
-        Raises:
-            UserError: the dataset has too few sentences.
-        """
-        return mask_batch(self._task, self._seed, "train", *self._sentences.batch(step))
-
-
-def evaluation_batches(task: MaskedTask, samples: int, batch_size: int) -> list[Batch]:
-    """The held-out sentences, ordered by length; the last batch may be smaller than the others."""
-    chosen = evaluation_sentences(task.grammar, samples, batch_size)
-    return [mask_batch(task, EVALUATION_SEED, "evaluation", *sentences) for sentences in chosen]
-
-
 def mask_batch(
     task: MaskedTask, seed: int, stream: Stream, sentences: Sentences, first: int, rows: NDArray[np.int64]
 ) -> Batch:
@@ -100,7 +72,7 @@ def mask_batch(
         task: what is masked, and how.
         seed: of the masks.
         stream: where the sentences are from.
-        sentences: consecutive ones of the stream.
+        sentences: consecutive ones of the stream; see `Selection`.
         first: index of their first one in the stream.
         rows: which of them, in order.
     """

@@ -1,14 +1,14 @@
 """The Bayes-optimal predictor of masked tokens: no model can have a lower expected loss or a higher expected accuracy.
 
-What a token x_p shows in the input depends on it and on chance alone (see data.py), so the input is evidence on each
+What a token x_p shows in the input depends on it and on chance alone (see batches.py), so the input is evidence on each
 token apart, and inside-outside gives the posterior of every token exactly. The predictor knows the grammar, the masking
 and the sentence's length.
 
 * A position that carries no information - MASK, or any chosen position while these are hidden - is no evidence for the
   others. With chosen positions hidden, every other position shows its token as it is.
-* Otherwise a terminal may be an unchosen token, or a chosen one that is kept or replaced. The predictor does not know
-  which, and treats it as noisy evidence.
-* A position to predict is known to be chosen: a terminal there is a token that was kept or replaced, equally often.
+* Otherwise a terminal may be an unchosen token, or a chosen one that is unchanged or replaced. The predictor does not
+  know which, and treats it as noisy evidence.
+* A position to predict is known to be chosen: a terminal there is as likely to be unchanged as to be replaced.
   This is the position's own evidence, which a model has as well, in its embedding.
 
 BOS is always at the first position, so that its prediction costs nothing.
@@ -21,13 +21,13 @@ import torch
 from numpy.typing import NDArray
 
 from common.distillation.losses import IGNORED_LABEL
-from common.pcfg.bayes_optimal import BayesOptimal, means
+from common.pcfg.bayes_optimal import BayesOptimal, score
 from common.pcfg.inside_outside import cavities
 from common.probes.ngrams import NgramQueries, Predictor
 from PCFG_mlm.batches import Batch, MaskedTask
 
-KEPT = REPLACED = 0.1
-"""Shares of the chosen positions that show their own token and a random terminal."""
+UNCHANGED_SHARE = RANDOM_SHARE = 0.1
+"""Of the chosen positions."""
 
 
 def bayes_optimal(task: MaskedTask, batches: Sequence[Batch]) -> BayesOptimal:
@@ -43,7 +43,7 @@ def bayes_optimal(task: MaskedTask, batches: Sequence[Batch]) -> BayesOptimal:
     of_predicted = np.concatenate([row[where] for row, where in zip(probabilities, predicted, strict=True)])
     truth = np.concatenate([row[where] for row, where in zip(labels, predicted, strict=True)])
     bos = sum(int((batch.labels == task.bos).sum()) for batch in batches)
-    return means(of_predicted, truth, certain=bos)
+    return score(of_predicted, truth, certain=bos)
 
 
 def bayes_optimal_predictor(task: MaskedTask) -> Predictor:
@@ -85,7 +85,7 @@ def posteriors(
     evidence = [_evidence(task, row, where) for row, where in zip(shown, predicted, strict=True)]
     results = []
     for (_, others), row, where in zip(cavities(task.grammar, evidence), shown, predicted, strict=True):
-        own = np.where(where[:, None], _likelihood(task, row, KEPT, REPLACED), 1.0)
+        own = np.where(where[:, None], _likelihood(task, row, UNCHANGED_SHARE, RANDOM_SHARE), 1.0)
         joint = others * own
         results.append(joint / joint.sum(axis=1, keepdims=True))
     return results
@@ -96,12 +96,12 @@ def _evidence(task: MaskedTask, shown: NDArray[np.int64], predicted: NDArray[np.
     if task.hide_masked:
         return np.where(predicted[:, None], 1.0, _likelihood(task, shown, 1.0, 0.0))
     chosen = task.mask_rate
-    return _likelihood(task, shown, 1 - chosen + chosen * KEPT, chosen * REPLACED)
+    return _likelihood(task, shown, 1 - chosen + chosen * UNCHANGED_SHARE, chosen * RANDOM_SHARE)
 
 
-def _likelihood(task: MaskedTask, shown: NDArray[np.int64], kept: float, replaced: float) -> NDArray[np.float64]:
-    """Probability that a token is kept and shown, or replaced by what is shown; 1 where MASK is shown."""
-    table = kept * np.eye(task.terminals) + replaced / task.terminals
+def _likelihood(task: MaskedTask, shown: NDArray[np.int64], unchanged: float, replaced: float) -> NDArray[np.float64]:
+    """Probability that a token is shown unchanged, or replaced by what is shown; 1 where MASK is shown."""
+    table = unchanged * np.eye(task.terminals) + replaced / task.terminals
     likelihood = np.ones((len(shown), task.terminals))
     is_terminal = shown < task.terminals
     likelihood[is_terminal] = table[shown[is_terminal]]

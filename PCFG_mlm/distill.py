@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from common.cli import command, run_command
 from common.pcfg import arguments
-from PCFG_mlm.arguments import Arguments
+from PCFG_mlm.arguments import LAPTOP, PAPER, SMOKE, Arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,47 +22,25 @@ class DistillArguments(Arguments, arguments.DistillArguments):
 
 PRESETS = {
     "smoke": DistillArguments(
-        preset="smoke",
-        grammar="small",
-        layers=1,
-        student_heads=(2,),
-        steps=(60,),
-        batch_size=16,
-        lr=5e-3,
-        eval_every=5,
-        checkpoint_every=0,
-        eval_samples=128,
-        first_steps=20,
-        saturation_steps=20,
+        **SMOKE, student_heads=(2,), steps=(60,), checkpoint_every=0, first_steps=20, saturation_steps=20
     ),
     "laptop": DistillArguments(
-        preset="laptop",
-        grammar="cfg3b",
-        start="16",
-        layers=2,
+        **LAPTOP,
         student_heads=(3,),
-        dropout=0.0,
         steps=(500, 700, 1_000),
-        batch_size=64,
         lr=1e-2,
         temperature=1.0,
-        eval_every=100,
-        checkpoint_every=0,
-        eval_samples=1024,
         teacher_range=(200, 600),
         teacher_every=40,
+        eval_every=100,
+        checkpoint_every=0,
         first_steps=300,
         saturation_steps=200,
     ),
     "paper": DistillArguments(
-        preset="paper",
-        grammar="cfg3b",
-        layers=4,
+        **PAPER,
         student_heads=(8,),
         steps=(2_000, 4_000, 8_000, 16_000),
-        batch_size=512,
-        lr=5e-3,
-        eval_every=100,
         checkpoint_every=0,
         first_steps=1_000,
         saturation_steps=1_000,
@@ -71,7 +49,7 @@ PRESETS = {
 
 
 def distill(arguments: DistillArguments, argv: Sequence[str] = ()) -> None:
-    """Make or resume one run for every method, size, number of steps and seed (and first checkpoint of two-shot)."""
+    """Start or resume one run for every method, size, number of steps and seed (and first checkpoint of two-shot)."""
     from common.pcfg import commands  # these take seconds to import, and `command` prepares the process first
     from PCFG_mlm.training import SETTING
 

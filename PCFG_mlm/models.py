@@ -16,13 +16,7 @@ from PCFG_mlm.batches import MaskedTask
 def new_model(task: MaskedTask, layers: int, heads: int, head_dim: int, dropout: float, seed: int) -> BertForMaskedLM:
     """BERT with the weights that its Hugging Face class draws, from `seed` alone.
 
-    Args:
-        task: gives the vocabulary and the number of positions.
-        layers: Transformer blocks.
-        heads: attention heads; the hidden size is heads * head_dim, that of the feed-forward layers four times as much.
-        head_dim: dimensions per head.
-        dropout: dropout rate of the hidden states and of the attention.
-        seed: below 2^63.
+    The hidden size is heads * head_dim, the width of the feed-forward layers four times that; the seed is below 2^63.
     """
     hidden = heads * head_dim
     config = BertConfig(

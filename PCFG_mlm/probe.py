@@ -36,12 +36,7 @@ PROBES: dict[str, Callable[..., Any]] = {
 
 
 def probe(arguments: NgramArguments | NonterminalArguments | BayesOptimalArguments, argv: Sequence[str] = ()) -> None:
-    """Measure what is not in the probe's file yet.
-
-    Args:
-        arguments: of one of the `PROBES`.
-        argv: the command, for the probe's file.
-    """
+    """Measure what is not in the probe's file yet."""
     # these take seconds to import, and `command` prepares the process first
     from common.pcfg import probing
     from common.probes.ngrams import NgramVariants, Predictor, bert_predictor

@@ -5,7 +5,7 @@ from typing import Any
 
 from common.pcfg.grammar_files import load_grammar
 from common.pcfg.training import Setting
-from PCFG_mlm.batches import MaskedTask, TrainingBatches, evaluation_batches
+from PCFG_mlm.batches import MaskedTask
 from PCFG_mlm.models import load_model, new_model
 
 
@@ -18,8 +18,6 @@ def task_of(arguments: Mapping[str, Any]) -> MaskedTask:
 SETTING = Setting(
     name="PCFG_mlm",
     task=task_of,
-    batches=TrainingBatches,
-    evaluation_batches=evaluation_batches,
     new_model=new_model,
     load_model=load_model,
 )

@@ -11,8 +11,8 @@ from training_speed import Subject, TrainingSpeedArguments, measure
 from transformers import GPT2LMHeadModel
 
 from common.cli import command
-from common.pcfg.batches import Chosen
 from common.pcfg.sampler import Sentences
+from common.pcfg.task import Selection
 from PCFG_autoregressive.batches import Batch, NextTokenTask, label_batch
 from PCFG_autoregressive.train import PRESETS
 from PCFG_autoregressive.training import SETTING
@@ -25,7 +25,7 @@ def head_multiply_adds(task: NextTokenTask, hidden: int) -> float:
 
 def padded(task: NextTokenTask, seed: int, sentences: Sentences) -> Batch:
     """All sentences as one batch."""
-    return label_batch(task, Chosen(sentences, 0, np.arange(len(sentences))))
+    return label_batch(task, Selection(sentences, 0, np.arange(len(sentences))))
 
 
 SUBJECT = Subject(SETTING, PRESETS, GPT2LMHeadModel, padded, head_multiply_adds, causal=True)

@@ -50,12 +50,11 @@ from common.distillation.losses import IGNORED_LABEL
 from common.distillation.schedules import one_shot
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.pcfg.arguments import TrainArguments
+from common.pcfg.batches import TrainingBatches, evaluation_batches
 from common.pcfg.sampler import Sentences, sample
-from common.pcfg.task import GrammarTask
+from common.pcfg.task import Batch, GrammarTask
 from common.pcfg.training import (
     EVALUATION_BATCH_SIZE,
-    Batch,
-    FittingBatches,
     Setting,
     task_of,
     trainer_arguments,
@@ -177,9 +176,9 @@ class Setup:
         preset = self.arguments
         return self.subject.setting.new_model(self.task, preset.layers, heads, preset.head_dim, preset.dropout, SEED)
 
-    def source(self) -> FittingBatches:
+    def source(self) -> TrainingBatches:
         """Batches of this project."""
-        return training_batches(self.arguments, self.subject.setting, self.task, self.steps, SEED)
+        return training_batches(self.arguments, self.task, self.steps, SEED)
 
     def padded(self) -> Batch:
         """The first sentences of the same stream, all padded to the longest of them."""
@@ -334,7 +333,7 @@ def _accuracies(subject: Subject, steps: int, directory: Path) -> dict[str, Any]
     """Held-out accuracy of the laptop preset after `steps` in both precisions."""
     setting, preset = subject.setting, replace(subject.presets["laptop"], device="cpu")
     task: GrammarTask = task_of(preset, setting)
-    held_out = ReadyBatches(setting.evaluation_batches(task, preset.eval_samples, EVALUATION_BATCH_SIZE))
+    held_out = ReadyBatches(evaluation_batches(task, preset.eval_samples, EVALUATION_BATCH_SIZE))
     found: dict[Precision, list[float]] = {"float32": [], "bf16": []}
     for precision, accuracies in found.items():
         for seed in SEEDS:
@@ -342,7 +341,7 @@ def _accuracies(subject: Subject, steps: int, directory: Path) -> dict[str, Any]
             trainer = ProgressiveDistillationTrainer(
                 setting.new_model(task, preset.layers, preset.heads, preset.head_dim, preset.dropout, seed),
                 _quiet(trainer_arguments(arguments, directory, steps, seed)),
-                train_dataset=training_batches(arguments, setting, task, steps, seed),
+                train_dataset=training_batches(arguments, task, steps, seed),
                 eval_dataset=held_out,
             )
             trainer.remove_callback(PrinterCallback)

@@ -1,4 +1,4 @@
-"""Checks of arguments and environment variables; error messages name the flag or the variable."""
+"""Checks of arguments and environment variables; error messages name the option or the variable."""
 
 import os
 import re
@@ -7,10 +7,10 @@ from common.errors import UserError
 
 
 def require_at_least(least: int, arguments: object, *names: str) -> None:
-    """Refuse arguments, numbers or tuples of numbers, below `least`.
+    """Reject arguments (numbers or tuples of numbers) below `least`.
 
     Raises:
-        UserError: names the flag.
+        UserError: names the option.
     """
     for name in names:
         value = getattr(arguments, name)
@@ -20,10 +20,10 @@ def require_at_least(least: int, arguments: object, *names: str) -> None:
 
 
 def require_seed(arguments: object, *names: str) -> None:
-    """Refuse seeds, numbers or tuples of numbers, that are negative or do not fit into 63 bits.
+    """Reject seeds (numbers or tuples of numbers) that are negative or do not fit into 63 bits.
 
     Raises:
-        UserError: names the flag.
+        UserError: names the option.
     """
     require_at_least(0, arguments, *names)
     for name in names:

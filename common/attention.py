@@ -24,7 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "written_out_on_cpu"
-"""The name by which transformers knows `attention`."""
+"""The name under which transformers knows `attention`."""
 
 LEVELS = 2**16
 """Dropout rates are rounded to multiples of 1 / `LEVELS`."""
@@ -58,7 +58,7 @@ def attention(
             queries of a causal layer see no later keys. The output of a query that sees no key is undefined.
         dropout: dropout rate of the weights, rounded to a multiple of 1 / `LEVELS`.
         scaling: factor of the products of queries and keys; by default dimensions^-1/2.
-        options: further arguments of transformers; `is_causal` overrides the layer's.
+        options: additional arguments of transformers; `is_causal` overrides the layer's.
 
     Returns:
         (samples, queries, heads, dimensions), and None instead of the weights.

@@ -1,4 +1,4 @@
-"""How a command starts and ends: presets on its command line, exit codes, and one line instead of a traceback."""
+"""How a command starts and ends: presets on its command line, exit codes, and one-line errors instead of tracebacks."""
 
 import errno
 import gc
@@ -67,8 +67,8 @@ def command(main: Callable[[], object]) -> None:
 def prepare_process() -> None:
     """Settings of the whole process, before the modules that do the work are imported.
 
-    torch and transformers create half a million objects that stay, and looking for garbage among them would take a
-    quarter of the time that a command needs to start; it is done after 10,000 new objects instead of 700.
+    torch and transformers create half a million long-lived objects, and looking for garbage among them would take a
+    quarter of a command's start-up time; this is done after every 10,000 new objects instead of 700.
 
     numba caches compiled code, but looks for changes only in the file of a compiled function and not in the files whose
     functions it calls. The cache is therefore kept under a hash of all sources that are compiled.

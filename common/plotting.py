@@ -92,7 +92,7 @@ def curve(axis: Axes, steps: ArrayLike, values_per_seed: ArrayLike, line: Line, 
         steps: of shape (evaluations,), common to all seeds.
         values_per_seed: of shape (seeds, evaluations).
         line: such as `METHODS["progressive"]`.
-        mark_every_point: put a marker at every point; for few steps, between which nothing was measured.
+        mark_every_point: put a marker at every point, for curves with few points.
     """
     values = np.asarray(values_per_seed, dtype=np.float64)
     axis.fill_between(steps, values.min(axis=0), values.max(axis=0), color=line.colour, alpha=0.2, linewidth=0)

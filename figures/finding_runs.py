@@ -21,7 +21,7 @@ from common.teachers.discovery import find_checkpoints
 
 
 class MissingError(UserError):
-    """A run or a probe result does not exist yet; the message names the command that makes it."""
+    """A run or a probe result does not exist yet; the message names the command that creates it."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def only_run(runs: Sequence[FoundRun], description: str, command: str) -> FoundR
         UserError: there are several.
     """
     if not runs:
-        raise MissingError(f"no complete run of {description}; make it by {command}")
+        raise MissingError(f"no complete run of {description}; create it with {command}")
     return runs_by_key(runs, lambda run: description, lambda key: key)[description]
 
 
@@ -164,7 +164,7 @@ def runs_by_seed(runs: Sequence[FoundRun], description: str, command: str) -> di
         UserError: two runs have the same seed.
     """
     if not runs:
-        raise MissingError(f"no complete run of {description}; make it by {command}")
+        raise MissingError(f"no complete run of {description}; create it with {command}")
     found = runs_by_key(runs, lambda run: run.arguments["seeds"][0], lambda seed: f"{description} with seed {seed}")
     return dict(sorted(found.items()))
 
@@ -190,7 +190,9 @@ def final_accuracies(
     seeds = sorted(set().union(*found.values()))
     for number, some in found.items():
         if missing := [seed for seed in seeds if seed not in some]:
-            raise MissingError(f"no complete run of {describe(number)} with seed {missing[0]}; make it by {command}")
+            raise MissingError(
+                f"no complete run of {describe(number)} with seed {missing[0]}; create it with {command}"
+            )
     final = [[some[seed].records()[-1]["accuracy"] for some in found.values()] for seed in seeds]
     return {"seeds": seeds, "accuracy": [[round(accuracy, 5) for accuracy in row] for row in final]}
 
@@ -258,9 +260,9 @@ def probe_result(run: FoundRun, name: str, command: str) -> dict[str, Any]:
     """
     path = probe_file(run, name)
     if path is None:
-        raise MissingError(f"{run.directory} has not been probed; do so by {command}")
+        raise MissingError(f"{run.directory} has not been probed; do so with {command}")
     content = json.loads(path.read_bytes())
     probed = [entry["step"] for entry in content.get("checkpoints", ())]
     if "checkpoints" in content and probed != [checkpoint.step for checkpoint in find_checkpoints(run.directory)]:
-        raise MissingError(f"{path} lacks checkpoints; add them by {command}")
+        raise MissingError(f"{path} lacks checkpoints; add them with {command}")
     return content

@@ -5,9 +5,9 @@
     python figures/make_figures.py --runs runs
 
 The first command draws the data in figures/data/. The second collects data from all complete runs in a directory, at
-any depth and whatever their names. The third does so for all settings. A figure is drawn if its runs exist; for each
-other figure, one line says what is missing and names the command that makes it. A missing figure is an error (exit code
-2) if a setting was given. If none was given, it is an error only if nothing can be drawn or the runs are ambiguous.
+any depth and under any name. The third does so for all settings. A figure is drawn if its runs exist; for every other
+figure, one line says which run is missing and names the command that creates it. A missing figure is an error (exit
+code 2) if a setting was given; otherwise it is an error only if nothing can be drawn or the runs are ambiguous.
 """
 
 import json
@@ -117,7 +117,7 @@ def report_missing(drawn: Sequence[Drawn], preset: Preset, required: bool) -> No
     if failed:
         raise UserError("; ".join(failed))
     if not any(figures.pictures for figures in drawn):
-        raise UserError(f"there is nothing of the preset {preset} to draw")
+        raise UserError(f"there is nothing of the preset {preset} to draw: run scripts/reproduce.sh all {preset} first")
 
 
 def draw_settings(

@@ -63,8 +63,8 @@ def overview(data: Mapping[str, Any]) -> Finding:
     return Finding(
         title="Which students pass the transition, and when",
         claim="A small student that learns from a teacher's checkpoints, one after another, passes the transition soon "
-        "after the teacher. Students of the same size that learn from the final teacher or from the labels stay at "
-        "chance, trained for as many steps.",
+        "after the teacher. Students of the same size that learn from the final teacher or from the labels for the "
+        "same number of steps stay at chance.",
         alt="Held-out accuracy over training, of the teacher and of students trained by three methods.",
         verdicts=[
             _passes_first("progressive", other, students, passed) for other in ("one-shot", "ce") if other in students
@@ -80,7 +80,7 @@ def overview(data: Mapping[str, Any]) -> Finding:
 
 
 def spike(data: Mapping[str, Any]) -> Finding:
-    """Figure 2: which checkpoint helps as the first of two, and what the teacher leaks there."""
+    """Figure 2: which checkpoint helps as the first of two, and what the teacher reveals there."""
     two_shot = data["two_shot"]
     final = {place: accuracy_by_seed(two_shot[place], -1) for place in PLACES}
     monomials = data["monomials"]
@@ -105,7 +105,7 @@ def spike(data: Mapping[str, Any]) -> Finding:
             ]
         )
     return Finding(
-        title="What a checkpoint inside the transition leaks",
+        title="What a checkpoint inside the transition reveals",
         claim="Inside the transition the teacher's output correlates with single coordinates of the hidden support. "
         "Two checkpoints are enough: one from inside the transition, then the final one. A first checkpoint from "
         "before or after the transition does not help.",
@@ -114,15 +114,16 @@ def spike(data: Mapping[str, Any]) -> Finding:
         verdicts=[
             *(
                 ends_above(
-                    f"Two-shot students of the checkpoint inside the transition end above those of the one {other} it, "
-                    "with every seed",
+                    "Two-shot students that learn first from the checkpoint inside the transition end above those that "
+                    f"learn first from the one {other} it, for every seed",
                     final["inside"],
                     final[other],
                 )
                 for other in ("before", "after")
             ),
             Verdict(
-                "At the checkpoint inside, the mean correlation with the support exceeds the largest of the others",
+                "At the checkpoint inside the transition, the mean correlation with the support exceeds the largest of "
+                "the others",
                 bool(inside[0] > inside[1][2]),
                 f"{inside[0]:.4f} and {inside[1][2]:.4f}",
             ),
@@ -166,12 +167,12 @@ def degrees(data: Mapping[str, Any]) -> Finding:
     peaks_inside = all(is_inside(step, phases) for step in peaks.values())
     return Finding(
         title="Correlations of every degree",
-        claim="Checkpoints inside the transition leak monomials on subsets of the hidden support: correlations of low "
-        "degree peak there.",
+        claim="Checkpoints inside the transition reveal monomials on subsets of the hidden support: correlations of "
+        "low degree peak there.",
         alt="One panel per degree: correlations of the teacher's output with monomials inside and outside the support.",
         verdicts=[
             Verdict(
-                "At every degree below k, the mean correlation with the support peaks inside the transition",
+                "For every degree below k, the mean correlation with the support peaks inside the transition",
                 peaks_inside,
                 f"{transition_text(phases)}, peaks at "
                 + ", ".join(f"{steps_text(step)} (degree {degree})" for degree, step in peaks.items()),
@@ -207,7 +208,7 @@ def _passes_first(
     before = sum(first[seed] < second[seed] for seed in seeds)
     return Verdict(
         f"{METHODS[upper].label.capitalize()} passes {TRANSITION_ACCURACY:.0%} before {METHODS[lower].label}, "
-        "with every seed",
+        "for every seed",
         bool(seeds) and before == len(seeds),
         f"{before} of {len(seeds)} seeds",
     )

@@ -236,7 +236,7 @@ def _two_shot(students: Sequence[FoundRun], preset: str, setting: SettingName, t
     command = f"python -m {setting}.distill {preset} --methods two-shot"
     if not found:
         raise MissingError(
-            f"no two-shot students of {teacher.directory}; make them by {command}, with the arguments in "
+            f"no two-shot students of {teacher.directory}; create them with {command}, with the arguments in "
             "scripts/reproduce.sh"
         )
     saved = [checkpoint.step for checkpoint in find_checkpoints(teacher.directory)]
@@ -313,7 +313,7 @@ def _nonterminal_summary(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _generation_summary(result: dict[str, Any]) -> dict[str, Any]:
-    """Share of accepted continuations by checkpoint."""
+    """Fraction of accepted continuations by checkpoint."""
     return {
         "steps": [entry["step"] for entry in result["checkpoints"]],
         "accepted": [round(entry["accepted"], 5) for entry in result["checkpoints"]],

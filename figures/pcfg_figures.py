@@ -150,7 +150,7 @@ def nonterminals(data: dict[str, Any]) -> Figure:
 
 
 def generation(data: dict[str, Any]) -> Figure:
-    """Share of the teacher's continuations that the grammar accepts, over its training."""
+    """Fraction of the teacher's continuations that the grammar accepts, over its training."""
     figure, axes = new_figure(height=2.5)
     axis, found = axes[0, 0], data["generation"]
     curve(axis, found["steps"], [found["accepted"]], replace(METHODS["teacher"], dashes="-"))

@@ -53,8 +53,9 @@ def overview(data: Mapping[str, Any]) -> Finding:
         )
     return Finding(
         title="Final accuracy by training steps",
-        claim="At every budget of steps, students that learn from the teacher's checkpoints, one after another, end "
-        "above students of the final teacher, and these end above students of the labels alone.",
+        claim="For every budget of steps, students that learn from the teacher's checkpoints, one after another, end "
+        "above students that learn from the final teacher, and these end above students that learn from the labels "
+        "alone.",
         alt="Final accuracy of students against their training steps for three methods, the teacher's accuracy, and "
         "the best possible.",
         verdicts=verdicts,
@@ -81,7 +82,7 @@ def curriculum(data: Mapping[str, Any]) -> Finding:
             f"largest at step {steps_text(peak)}: {max(medians):.3f}; {transition_text(phases)}",
         ),
         Verdict(
-            "The first checkpoint whose two-shot students end best, by their mean, is inside the transition",
+            "The first checkpoint that gives two-shot students the highest mean accuracy is inside the transition",
             is_inside(steps[best], phases),
             f"step {steps_text(steps[best])}; {transition_text(phases)}",
         ),
@@ -94,7 +95,7 @@ def curriculum(data: Mapping[str, Any]) -> Finding:
         if method != "progressive":
             statement = (
                 f"Two-shot students of checkpoint {steps_text(steps[best])} end above {METHODS[method].label}, "
-                "with every seed"
+                "for every seed"
             )
             upper, lower = accuracy_by_seed(two_shot, best), accuracy_by_seed(runs, at)
             verdicts.append(ends_above(statement, upper, lower))
@@ -132,7 +133,7 @@ def nonterminals(data: Mapping[str, Any]) -> Finding:
         for entry in found["levels"]
     ]
     return Finding(
-        title="What the hidden states encode of the parse tree",
+        title="What the hidden states encode about the parse tree",
         claim="Over training, the teacher's hidden states come to encode the nonterminals above each token.",
         alt="Accuracy of a probe for nonterminals over the teacher's training, one line per level of the tree.",
         verdicts=[
@@ -170,19 +171,19 @@ def generation(data: Mapping[str, Any]) -> Finding:
         shown |= {nearest(found["steps"], phases[name]): f"{name} of the transition" for name in ("start", "end")}
     return Finding(
         title="What the teacher generates",
-        claim="Over training, a teacher that predicts all tokens learns to continue sentences as the grammar does.",
-        alt="Share of the teacher's continuations that the grammar accepts, over its training.",
+        claim="Over training, a teacher that predicts all tokens learns to continue sentences as the grammar would.",
+        alt="Fraction of the teacher's continuations that the grammar accepts, over its training.",
         verdicts=[
             Verdict(
-                "The grammar accepts more continuations by the last checkpoint than by the first",
+                "The grammar accepts more continuations from the last checkpoint than from the first",
                 accepted[-1] > accepted[0],
                 f"{accepted[0]:.3f} and {accepted[-1]:.3f}",
             )
         ],
         tables=[
             Table(
-                f"Share of {found['continuations']:,} continuations that the grammar accepts, {found['given']} tokens "
-                f"given and up to {found['tokens']} generated",
+                f"Fraction of {found['continuations']:,} continuations that the grammar accepts, with {found['given']} "
+                f"tokens given and up to {found['tokens']} generated",
                 ["checkpoint", "step", "accepted"],
                 [[shown[i], steps_text(found["steps"][i]), f"{accepted[i]:.3f}"] for i in sorted(shown)],
             )
@@ -198,7 +199,7 @@ FINDINGS: dict[str, dict[str, Describe]] = {
 
 
 def _ends_above_at_every_budget(upper: str, lower: str, students: Mapping[str, Any], where: str) -> Verdict:
-    """Whether a method ends above another at every budget with every seed."""
+    """Whether a method ends above another at every budget for every seed."""
     first, second = students[upper], students[lower]
     pairs = [
         (first["accuracy"][first["seeds"].index(seed)][i], second["accuracy"][second["seeds"].index(seed)][i])
@@ -206,8 +207,7 @@ def _ends_above_at_every_budget(upper: str, lower: str, students: Mapping[str, A
     ]
     above = sum(one > other for one, other in pairs)
     return Verdict(
-        f"{METHODS[upper].label.capitalize()} ends above {METHODS[lower].label} at every budget, "
-        f"with every seed{where}",
+        f"{METHODS[upper].label.capitalize()} ends above {METHODS[lower].label} at every budget, for every seed{where}",
         bool(pairs) and above == len(pairs),
         f"{above} of {len(pairs)} pairs of students with the same seed and budget",
     )

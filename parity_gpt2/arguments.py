@@ -2,12 +2,19 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from common.arguments import require_at_least
 from common.errors import UserError
 from common.parity import arguments
 from common.parity.arguments import LearningRateSchedule, Precision
+
+SMOKE: dict[str, Any] = dict(preset="smoke", d=8, k=2, initial_std=0.1, steps=400, eval_every=20, eval_samples=512)
+LAPTOP: dict[str, Any] = dict(
+    preset="laptop", d=20, k=4, initial_std=0.1, steps=6_000, lr_schedule="constant", eval_every=50
+)
+PAPER: dict[str, Any] = dict(preset="paper", d=100, k=6, steps=250_000, eval_every=1_000)
+"""What `train.py` and `distill.py` share of each preset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,27 +32,27 @@ class Arguments(arguments.Arguments):
     head_dim: int = 8
     """Dimensions per attention head."""
     positions: int | None = None
-    """Positions that a network has; by default as many as the task needs."""
+    """Positions of a network; by default as many as the task needs."""
     initial_std: float = 0.02
     """Standard deviation of the initial weights."""
     dropout: float = 0.0
-    """Dropout probability of embeddings, attention and what a block adds."""
+    """Dropout probability of embeddings, attention and residual branches."""
     causal: bool = True
     """Whether a position attends only to itself and those before it."""
     feed_forward: Literal["gelu", "linear", "skip"] = "gelu"
-    """Feed-forward layers as in GPT-2, without their activation, or none."""
+    """Feed-forward layers as in GPT-2, without the activation, or omitted."""
     average_heads: bool = False
     """Average the heads instead of concatenating them."""
     class_token: bool = False
-    """Append a token of its own, at which the class is predicted."""
+    """Append a class token, at which the class is predicted."""
     tie_embeddings: bool = False
-    """Let the output share the weights of the token embedding."""
+    """Share the weights of the token embedding with the output layer."""
     beta1: float = 0.9
     """Adam's decay of the mean gradient."""
     beta2: float = 0.999
     """Adam's decay of the mean squared gradient."""
     accumulate: int = 1
-    """Micro-batches into which a batch is cut to save memory."""
+    """Gradient accumulation steps: micro-batches into which a batch is split to save memory."""
     precision: Precision = "float32"
     """bf16 computes matrix products in bfloat16; the weights stay in float32."""
     compile: bool = False
@@ -53,7 +60,7 @@ class Arguments(arguments.Arguments):
 
 
 def check(arguments: Arguments) -> None:
-    """Refuse arguments that no GPT-2 could have.
+    """Reject arguments that no GPT-2 could have.
 
     Raises:
         UserError: a number is out of range.

@@ -3,8 +3,8 @@
     python distill.py laptop --teacher ../runs/parity_gpt2/laptop
     python distill.py laptop --student-heads 2 4 --lr 1e-4 3e-4
 
-All students see the same stream of samples, so that the teacher's logits are computed once. The teacher may be any
-GPT-2 or MLP on parity.
+All students see the same stream of samples, so the teacher's logits are computed once. The teacher may be any GPT-2 or
+MLP on parity.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from common.cli import command, run_command
 from common.distillation.arguments import DistillationArguments
-from parity_gpt2.arguments import Arguments
+from parity_gpt2.arguments import LAPTOP, PAPER, SMOKE, Arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,48 +22,22 @@ class DistillArguments(Arguments, DistillationArguments):
     student_heads: tuple[int, ...]
     """Attention heads of the students."""
     lr: tuple[float, ...]
-    """Largest learning rates, one run each."""
+    """Peak learning rates, one run each."""
     saturation_steps: int = 1_000
     """Student steps after which the next checkpoint takes over in any case (until-saturation)."""
 
 
 PRESETS = {
     "smoke": DistillArguments(
-        preset="smoke",
-        d=8,
-        k=2,
-        student_heads=(1,),
-        initial_std=0.1,
-        steps=400,
-        lr=(1e-3,),
-        eval_every=20,
-        checkpoint_every=0,
-        eval_samples=512,
-        teacher_every=20,
-        first_steps=100,
+        **SMOKE, student_heads=(1,), lr=(1e-3,), checkpoint_every=0, teacher_every=20, first_steps=100
     ),
     "laptop": DistillArguments(
-        preset="laptop",
-        d=20,
-        k=4,
-        student_heads=(2,),
-        initial_std=0.1,
-        steps=6_000,
-        lr=(1e-3,),
-        lr_schedule="constant",
-        eval_every=50,
-        checkpoint_every=0,
-        teacher_every=50,
-        first_steps=2_000,
+        **LAPTOP, student_heads=(2,), lr=(1e-3,), checkpoint_every=0, teacher_every=50, first_steps=2_000
     ),
     "paper": DistillArguments(
-        preset="paper",
-        d=100,
-        k=6,
+        **PAPER,
         student_heads=(4,),
-        steps=250_000,
         lr=(3e-4,),
-        eval_every=1_000,
         checkpoint_every=0,
         teacher_every=10_000,
         first_steps=50_000,
@@ -73,7 +47,7 @@ PRESETS = {
 
 
 def distill(arguments: DistillArguments, argv: Sequence[str] = ()) -> None:
-    """Make or resume one run for every method, size, seed and learning rate (and first checkpoint of two-shot)."""
+    """Start or resume one run for every method, size, seed and learning rate (and first checkpoint of two-shot)."""
     from common.parity import commands  # these take seconds to import, and `command` prepares the process first
     from parity_gpt2.training import SETTING
 

@@ -277,14 +277,10 @@ def _loss(
     """Sum over the networks of the mean loss of a micro-batch; the forward KL lacks the term without a gradient.
 
     Args:
-        shape: of the networks.
-        weights: of the networks.
         tokens: (d, samples, 2).
         labels: (samples,).
         targets: (networks, samples, classes).
         alpha: (networks, samples).
-        divergence: one of `DIVERGENCE_CODES`.
-        beta: only for the Jensen-Shannon divergence.
     """
     logits = last_logits(shape, weights, tokens, shape.dropout).float()
     if divergence == FORWARD_KL:

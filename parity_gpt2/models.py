@@ -6,13 +6,7 @@ from parity_gpt2.arguments import Arguments
 
 
 def new_network(arguments: Arguments, heads: int, seed: int) -> Network:
-    """A freshly initialised network, which depends on its arguments alone.
-
-    Args:
-        arguments: of the run.
-        heads: attention heads.
-        seed: of the weights.
-    """
+    """A freshly initialised network, which depends on these arguments alone."""
     shape = Shape(
         layers=arguments.layers,
         heads=heads,

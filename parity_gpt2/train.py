@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.cli import command, run_command
-from parity_gpt2.arguments import Arguments
+from parity_gpt2.arguments import LAPTOP, PAPER, SMOKE, Arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,44 +20,20 @@ class TrainArguments(Arguments):
     heads: int
     """Attention heads."""
     lr: float
-    """Largest learning rate."""
+    """Peak learning rate."""
     seed: int = 0
     """Seed of the initial weights, of dropout and of the data stream."""
 
 
 PRESETS = {
-    "smoke": TrainArguments(
-        preset="smoke",
-        d=8,
-        k=2,
-        heads=2,
-        initial_std=0.1,
-        steps=400,
-        lr=1e-3,
-        eval_every=20,
-        checkpoint_every=20,
-        eval_samples=512,
-    ),
-    "laptop": TrainArguments(
-        preset="laptop",
-        d=20,
-        k=4,
-        heads=8,
-        initial_std=0.1,
-        steps=6_000,
-        lr=3e-5,
-        lr_schedule="constant",
-        eval_every=50,
-        checkpoint_every=50,
-    ),
-    "paper": TrainArguments(
-        preset="paper", d=100, k=6, heads=32, steps=250_000, lr=1e-4, eval_every=1_000, checkpoint_every=10_000
-    ),
+    "smoke": TrainArguments(**SMOKE, heads=2, lr=1e-3, checkpoint_every=20),
+    "laptop": TrainArguments(**LAPTOP, heads=8, lr=3e-5, checkpoint_every=50),
+    "paper": TrainArguments(**PAPER, heads=32, lr=1e-4, checkpoint_every=10_000),
 }
 
 
 def train(arguments: TrainArguments, argv: Sequence[str] = ()) -> None:
-    """Make the run that the arguments describe, or resume it."""
+    """Start the run that the arguments describe, or resume it."""
     from common.parity import commands  # these take seconds to import, and `command` prepares the process first
     from parity_gpt2.training import SETTING
 

@@ -13,7 +13,7 @@ from parity_gpt2.models import new_network
 
 
 def check_processes(arguments: Arguments, processes: Processes) -> None:
-    """Refuse a batch that cannot be cut into equal parts.
+    """Reject a batch that cannot be cut into equal parts.
 
     Raises:
         UserError: the batch size is not a multiple of the processes times --accumulate.
@@ -24,15 +24,7 @@ def check_processes(arguments: Arguments, processes: Processes) -> None:
 def training_engine(
     networks: Sequence[Network], arguments: Arguments, seed: int, device: str, processes: Processes
 ) -> Engine:
-    """The engine that trains a run's networks.
-
-    Args:
-        networks: new ones, or with the tensors of a resume state.
-        arguments: of the run.
-        seed: of dropout.
-        device: of this process.
-        processes: those that share each batch.
-    """
+    """The engine that trains a run's networks, new or resumed; the seed is that of dropout."""
     settings = AdamSettings(
         device=device,
         batch_size=arguments.batch_size // processes.count,

@@ -3,8 +3,8 @@
     python distill.py laptop --teacher ../runs/parity_mlp/laptop
     python distill.py laptop --methods two-shot --checkpoint before inside after --first-steps 100000
 
-All students see the same stream of samples, so that the teacher's logits and the products of inputs are computed once.
-The teacher may be any MLP or GPT-2 on parity.
+All students see the same stream of samples, so the teacher's logits and the products of inputs are computed once. The
+teacher may be any MLP or GPT-2 on parity.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from common.cli import command, run_command
 from common.distillation.arguments import DistillationArguments
-from parity_mlp.arguments import Arguments
+from parity_mlp.arguments import LAPTOP, PAPER, SMOKE, Arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,46 +29,19 @@ class DistillArguments(Arguments, DistillationArguments):
 
 PRESETS = {
     "smoke": DistillArguments(
-        preset="smoke",
-        d=24,
-        k=4,
-        widths=(16,),
-        steps=20_000,
-        lr=(0.02,),
-        eval_every=500,
-        checkpoint_every=0,
-        teacher_every=500,
-        first_steps=4_000,
+        **SMOKE, widths=(16,), lr=(0.02,), checkpoint_every=0, teacher_every=500, first_steps=4_000
     ),
     "laptop": DistillArguments(
-        preset="laptop",
-        d=100,
-        k=4,
-        widths=(10,),
-        steps=600_000,
-        lr=(0.01,),
-        eval_every=5_000,
-        checkpoint_every=0,
-        teacher_every=5_000,
-        first_steps=100_000,
+        **LAPTOP, widths=(10,), lr=(0.01,), checkpoint_every=0, teacher_every=5_000, first_steps=100_000
     ),
     "paper": DistillArguments(
-        preset="paper",
-        d=100,
-        k=6,
-        widths=(100,),
-        steps=8_000_000,
-        lr=(0.01,),
-        eval_every=20_000,
-        checkpoint_every=0,
-        teacher_every=100_000,
-        first_steps=1_000_000,
+        **PAPER, widths=(100,), lr=(0.01,), checkpoint_every=0, teacher_every=100_000, first_steps=1_000_000
     ),
 }
 
 
 def distill(arguments: DistillArguments, argv: Sequence[str] = ()) -> None:
-    """Make or resume one run for every method, width, seed and learning rate (and first checkpoint of two-shot)."""
+    """Start or resume one run for every method, width, seed and learning rate (and first checkpoint of two-shot)."""
     from common.parity import commands  # these take seconds to import, and `command` prepares the process first
     from parity_mlp.training import SETTING
 

@@ -6,12 +6,6 @@ from parity_mlp.arguments import Arguments
 
 
 def new_network(arguments: Arguments, width: int, seed: int) -> Network:
-    """A freshly initialised network, which depends on its arguments alone.
-
-    Args:
-        arguments: of the run.
-        width: neurons per hidden layer.
-        seed: of the weights.
-    """
+    """A freshly initialised network, which depends on these arguments alone."""
     tensors = initial_tensors(arguments.d, width, arguments.labels, arguments.layers, seed, arguments.dtype)
     return Network(architecture(tensors), tensors)

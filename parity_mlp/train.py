@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.cli import command, run_command
-from parity_mlp.arguments import Arguments
+from parity_mlp.arguments import LAPTOP, PAPER, SMOKE, Arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,27 +26,14 @@ class TrainArguments(Arguments):
 
 
 PRESETS = {
-    "smoke": TrainArguments(
-        preset="smoke", d=24, k=4, width=256, steps=20_000, lr=0.02, eval_every=500, checkpoint_every=500
-    ),
-    "laptop": TrainArguments(
-        preset="laptop", d=100, k=4, width=1_000, steps=600_000, lr=0.01, eval_every=5_000, checkpoint_every=5_000
-    ),
-    "paper": TrainArguments(
-        preset="paper",
-        d=100,
-        k=6,
-        width=50_000,
-        steps=8_000_000,
-        lr=0.02,
-        eval_every=20_000,
-        checkpoint_every=100_000,
-    ),
+    "smoke": TrainArguments(**SMOKE, width=256, lr=0.02, checkpoint_every=500),
+    "laptop": TrainArguments(**LAPTOP, width=1_000, lr=0.01, checkpoint_every=5_000),
+    "paper": TrainArguments(**PAPER, width=50_000, lr=0.02, checkpoint_every=100_000),
 }
 
 
 def train(arguments: TrainArguments, argv: Sequence[str] = ()) -> None:
-    """Make the run that the arguments describe, or resume it."""
+    """Start the run that the arguments describe, or resume it."""
     from common.parity import commands  # these take seconds to import, and `command` prepares the process first
     from parity_mlp.training import SETTING
 

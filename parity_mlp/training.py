@@ -19,7 +19,7 @@ from parity_mlp.sgd.engine import make_engine
 
 
 def check_processes(arguments: Arguments, processes: Processes) -> None:
-    """Refuse several processes.
+    """Reject several processes.
 
     Raises:
         UserError: torchrun started more than one.
@@ -47,7 +47,6 @@ SETTING = Setting(
     name="parity_mlp",
     size="width",
     sizes="widths",
-    check=lambda arguments: None,
     check_processes=check_processes,
     new_network=new_network,
     training_engine=training_engine,

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what is needed, train, probe, distil and draw.  scripts/reproduce.sh [setting|all] [preset]
+# Install what is needed, train, probe, distill and draw.  scripts/reproduce.sh [setting|all] [preset]
 # Figures and their data go to runs/figures, the time of each command to runs/figures/times.jsonl. Rerun it to resume.
 # With `all`, the settings are run one after another, and runs/report.html shows the results.
 set -euo pipefail

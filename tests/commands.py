@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import math
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from common.cli import command
+from common.runs import resume
 from common.runs.run import Run
 from common.runs.stopping import SIGNALS
 
@@ -81,6 +84,25 @@ def fail_in_one_line(capsys, main, *words, code=2):
     return line
 
 
+def assert_named(line, named):
+    """A refusal names each of these: a flag, a file, a value, or several words in quotes."""
+    for word in shlex.split(named):
+        assert re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", line), f"{word} is not in {line!r}"
+
+
+def refusals(*cases):
+    """Parametrise with arguments, and what the line that refuses them must name: they themselves, or another text."""
+    return pytest.mark.parametrize(
+        ("words", "named"), [case if isinstance(case, tuple) else (case, case) for case in cases]
+    )
+
+
+def save_often(patch):
+    """Write the resume state whenever that is possible."""
+    patch.setattr(resume, "RESUME_SECONDS", 0)
+    patch.setattr(resume, "RESUME_SHARE", math.inf)
+
+
 def python(*arguments, cwd=ROOT, **settings):
     """Run Python in a process of its own."""
     return subprocess.run(
@@ -100,13 +122,13 @@ from importlib import import_module
 from pathlib import Path
 
 from common.cli import command, prepare_process
+from common.runs import resume
 from common.runs.run import Run
 from common.runs.stopping import stop_requested
 
-signals, save_often, run, training, name, *arguments = sys.argv[1:]
+signals, save_often, run, name, *arguments = sys.argv[1:]
 if int(save_often):
-    training = import_module(training)
-    training.RESUME_SECONDS, training.RESUME_SHARE = 0, math.inf
+    resume.RESUME_SECONDS, resume.RESUME_SHARE = 0, math.inf
 main = import_module(name).main
 prepare_process()
 import_module(f"{name.split('.')[0]}.training")  # once, and not in every child
@@ -139,14 +161,13 @@ for sent in json.loads(signals):
 """
 
 
-def kill_again_and_again(times, run, training, name, *words):
+def kill_again_and_again(times, run, name, *words):
     """Kill a command each time that the metrics of `run` have grown by a random number of lines, and a bit later.
 
-    `training` is the module that decides when resume states are written, here as often as possible, and `name` that of
-    the command.
+    Resume states are written as often as possible. `name` is the command's module.
     """
     signals = json.dumps(times * [[signal.SIGKILL]])
-    done = python("-c", KILLED_AGAIN_AND_AGAIN, signals, 1, run, training.__name__, name, *words)
+    done = python("-c", KILLED_AGAIN_AND_AGAIN, signals, 1, run, name, *words)
     assert done.returncode == 0, done.stderr
     assert not Run(run).complete
     assert (run / "resume").is_dir()
@@ -159,7 +180,7 @@ STOPS = ([signal.SIGTERM], [signal.SIGUSR1], [signal.SIGTERM, signal.SIGUSR1])
 def stop_again_and_again(run, name, *words):
     """Tell a command to stop by each of `STOPS`, at moments like those of `kill_again_and_again`; here only a signal
     makes it write its state."""
-    done = python("-c", KILLED_AGAIN_AND_AGAIN, json.dumps(STOPS), 0, run, "", name, *words)
+    done = python("-c", KILLED_AGAIN_AND_AGAIN, json.dumps(STOPS), 0, run, name, *words)
     assert done.returncode == 0, done.stderr
     assert not Run(run).complete
     said = [line for line in done.stderr.splitlines() if not re.match("([^ ]+|[0-9]+ students): step ", line)]
@@ -188,3 +209,9 @@ def cut(path):
     """Leave the first half of a file."""
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
+
+
+def change_config(directory, **changes):
+    """Change the config.json of a run or a checkpoint."""
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, **changes}))

@@ -1,14 +1,19 @@
 """What tests of several folders share."""
 
+import sys
+from functools import cache
+
 import pytest
 import torch
 
 from common.cli import prepare_process
+from common.runs.names import ROOT
 
 
 def pytest_configure():
-    """Share numba's cache with the commands."""
+    """Share numba's cache with the commands, and let the scripts of figures be imported as they import each other."""
     prepare_process()
+    sys.path.append(str(ROOT / "figures"))
 
 
 def pytest_collection_modifyitems(items):
@@ -27,3 +32,9 @@ def one_torch_thread():
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def teacher_of(tmp_path_factory):
+    """A function that gives a setting's teacher, trained once."""
+    return cache(lambda setting: setting.train_teacher(tmp_path_factory.mktemp(setting.name) / "teacher"))

@@ -1,87 +1,37 @@
 """The two settings on parity, as the tests that are the same for both call them."""
 
 import itertools
-import math
-import shlex
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import import_module
+from types import ModuleType
 
 import numpy as np
 import pytest
+from transformers import GPT2LMHeadModel
 
-from common.parity import training
+from common.parity import mlp, training
 from common.parity.students import Student
 from common.parity.task import make_task
-from common.runs import resume
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
 from parity_mlp.distill import DistillArguments
 from parity_mlp.train import TrainArguments
-from tests.commands import Killed, exit_code, succeed
+from tests.commands import Killed, save_often
+from tests.settings import Setting
 
 
-@dataclass(frozen=True)
-class Case:
-    """Commands of a setting: a teacher with checkpoints at 10, 20 and 30 units, and students that take 12.
+@dataclass(frozen=True, kw_only=True)
+class Case(Setting):
+    """A setting on parity."""
 
-    A unit is a number of steps, and evaluations are 5 units apart.
-    """
-
-    setting: str
-    unit: int
     d: int
     k: int
-    sizes: str
-    teacher: str
-    student: str
-    student_name: str
-    long: str
-    """Arguments of train.py for a run that takes long enough to be killed."""
-    long_students: str
-    """The same for distill.py."""
-
-    def module(self, name):
-        return import_module(f"{self.setting}.{name}")
-
-    def main(self, words):
-        return self.module(words[0]).main
+    saver: ModuleType = training
+    trainer: str = "common.parity.commands.train_together"
 
     @property
     def task(self):
         return make_task(self.d, self.k)
-
-    @property
-    def train(self):
-        """Words of train.py."""
-        return [*self._command("train"), *shlex.split(self.teacher), *self.steps(steps=30, checkpoint_every=10)]
-
-    @property
-    def distill(self):
-        """Words of distill.py, without a teacher."""
-        steps = self.steps(steps=12, first_steps=5, teacher_every=4)
-        return [*self._command("distill"), *shlex.split(self.student), "--seeds", "0", *steps]
-
-    def _command(self, name):
-        return [name, "smoke", *shlex.split(self.sizes), *self.steps(eval_every=5)]
-
-    def steps(self, **units):
-        """Flags in units."""
-        return [
-            word for name, count in units.items() for word in (f"--{name.replace('_', '-')}", str(count * self.unit))
-        ]
-
-    def student_run(self, method):
-        return f"{method}-{self.student_name}-seed0"
-
-    def start(self, capsys, *words):
-        """Run a command in this process; its exit code and the lines that it wrote on stderr."""
-        capsys.readouterr()
-        code = exit_code(self.main(words), *words[1:])
-        return code, capsys.readouterr().err.splitlines()
-
-    def succeed(self, capsys, *words):
-        return succeed(capsys, self.main(words), *words[1:])
 
     def patch_engine(self, patch, change):
         """Let a function change what makes the engine that trains."""
@@ -90,58 +40,52 @@ class Case:
         patch.setattr(module, "SETTING", replace(module.SETTING, training_engine=engine))
 
 
-TEACHER = TrainArguments(
-    preset="smoke",
-    d=10,
-    k=2,
-    width=32,
-    steps=4000,
-    lr=0.05,
-    eval_every=500,
-    checkpoint_every=1000,
-    eval_samples=512,
-)
+SIZES = {"preset": "smoke", "d": 10, "k": 2, "eval_samples": 512}
+TEACHER = TrainArguments(**SIZES, width=32, steps=4000, lr=0.05, eval_every=500, checkpoint_every=1000)
 STUDENTS = DistillArguments(
-    preset="smoke",
-    d=10,
-    k=2,
-    widths=(8,),
-    seeds=(0,),
-    steps=3000,
-    lr=(0.05,),
-    eval_every=400,
-    checkpoint_every=0,
-    eval_samples=512,
-    teacher_every=700,
-    first_steps=900,
+    **{**SIZES, "widths": (8,), "seeds": (0,), "steps": 3000, "lr": (0.05,), "eval_every": 400},
+    **{"checkpoint_every": 0, "teacher_every": 700, "first_steps": 900},
 )
 
-CASES = {
-    "parity_mlp": Case(
-        "parity_mlp",
-        unit=100,
-        d=10,
-        k=3,
-        sizes="--d 10 --k 3 --lr 0.05 --eval-samples 512",
-        teacher="--width 40",
-        student="--widths 8",
-        student_name="width8",
-        long="--width 2000 --steps 45000 --eval-every 300 --checkpoint-every 1500",
-        long_students="--steps 4000 --eval-every 50 --teacher-every 333",
-    ),
-    "parity_gpt2": Case(
-        "parity_gpt2",
-        unit=1,
-        d=6,
-        k=2,
-        sizes="--d 6 --batch-size 8 --head-dim 3 --lr 0.01 --eval-samples 32",
-        teacher="--heads 2",
-        student="--student-heads 1",
-        student_name="heads1",
-        long="--steps 150 --eval-every 3 --checkpoint-every 15 --dropout 0.2 --accumulate 2",
-        long_students="--steps 100 --eval-every 3 --teacher-every 30 --dropout 0.2 --divergence reverse-kl",
-    ),
-}
+MLP = Case(
+    name="parity_mlp",
+    other="parity_gpt2",
+    unit=100,
+    d=10,
+    k=3,
+    sizes="--d 10 --k 3 --lr 0.05 --eval-samples 512",
+    teacher="--width 40",
+    student="--widths 8",
+    student_name="width8-seed{seed}",
+    long="--width 2000 --steps 45000 --eval-every 300 --checkpoint-every 1500 --adaptive-checkpoints",
+    long_students="--steps 4000 --eval-every 50 --teacher-every 333 --saturation-steps 600 "
+    "--methods ce progressive until-saturation",
+    kills=(6, 6),
+    wide="--width 4000",
+    width_of_student=lambda checkpoint: mlp.load_model(checkpoint).output.in_features,
+    width=8,
+    rounding=0,
+)
+GPT2 = Case(
+    name="parity_gpt2",
+    other="parity_mlp",
+    unit=1,
+    d=6,
+    k=2,
+    sizes="--d 6 --batch-size 8 --head-dim 3 --lr 0.01 --eval-samples 32",
+    teacher="--heads 2",
+    student="--student-heads 1",
+    student_name="heads1-seed{seed}",
+    long="--steps 150 --eval-every 3 --checkpoint-every 15 --dropout 0.2 --accumulate 2 --adaptive-checkpoints",
+    long_students="--steps 100 --eval-every 3 --teacher-every 30 --dropout 0.2 --divergence reverse-kl "
+    "--saturation-steps 6 --methods ce progressive until-saturation",
+    kills=(6, 6),
+    wide="--heads 10 --dropout 0.1",
+    width_of_student=lambda checkpoint: GPT2LMHeadModel.from_pretrained(checkpoint).config.n_embd,
+    width=3,
+    rounding=1e-6,
+)
+CASES = {case.name: case for case in (MLP, GPT2)}
 
 
 def steps_of(run):
@@ -175,12 +119,6 @@ def assert_taught(task, seen, logits_at, checkpoints, temperature, batch_size=8)
         batch = slice(batch_size * step, batch_size * (step + 1))
         odds = np.exp(logits_at(checkpoint, bits[batch]).numpy() / temperature)
         np.testing.assert_allclose(seen["targets"][batch], odds / odds.sum(1, keepdims=True), atol=1e-5)
-
-
-def save_often(patch):
-    """Write the resume state after every range."""
-    patch.setattr(resume, "RESUME_SECONDS", 0)
-    patch.setattr(resume, "RESUME_SHARE", math.inf)
 
 
 def writes_until_killed(patch, number):

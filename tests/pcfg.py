@@ -1,74 +1,57 @@
 """The two settings on grammars, for tests that both must pass."""
 
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import transformers
 
-import PCFG_autoregressive.data
-import PCFG_autoregressive.distill
-import PCFG_autoregressive.probe
-import PCFG_autoregressive.train
-import PCFG_autoregressive.training
-import PCFG_mlm.data
-import PCFG_mlm.distill
-import PCFG_mlm.probe
-import PCFG_mlm.train
-import PCFG_mlm.training
+from common.distillation import run_loop
 from common.pcfg.grammar_files import load_grammar
+from common.pcfg.training import EVALUATION_BATCH_SIZE, task_of
 from PCFG_autoregressive.batches import NextTokenTask
 from PCFG_mlm.batches import MaskedTask
-from tests import commands
-
-SIZES = "--batch-size 8 --eval-every 5 --eval-samples 32"
-TRAIN = shlex.split(f"train smoke {SIZES} --heads 2 --steps 30")
-DISTILL = shlex.split(f"distill smoke {SIZES} --steps 12 --student-heads 1 --seeds 0 --first-steps 5")
+from tests.settings import Setting
 
 
-@dataclass(frozen=True)
-class PCFGSetting:
-    """A setting and what tests need to know of it."""
+@dataclass(frozen=True, kw_only=True)
+class PCFGSetting(Setting):
+    """A setting on grammars."""
 
-    package: ModuleType
     task: Callable[..., Any]
     """From a grammar."""
-    model_class: type[transformers.PreTrainedModel]
     other_model: Callable[[], transformers.PreTrainedModel]
     """A small model of another type."""
-
-    @property
-    def name(self) -> str:
-        return self.package.__name__
+    unit: int = 1
+    sizes: str = "--batch-size 8 --eval-samples 32"
+    teacher: str = "--heads 2"
+    student: str = "--student-heads 1"
+    student_name: str = "heads1-steps{steps}-seed{seed}"
+    kills: tuple[int, int] = (4, 2)
+    wide: str = "--heads 8"
+    saver: ModuleType = run_loop
+    trainer: str = "common.pcfg.training.RunTrainer"
+    width: int = 8
+    rounding: float = 0
 
     @property
     def setting(self):
-        return self.package.training.SETTING
+        return self.module("training").SETTING
 
     @property
     def commands(self) -> dict[str, ModuleType]:
-        return {name: getattr(self.package, name) for name in ("train", "distill", "probe", "data")}
+        return {name: self.module(name) for name in ("train", "distill", "probe", "data")}
 
-    def main(self, name):
-        return self.commands[name].main
 
-    def succeed(self, capsys, name, *words):
-        """Run a command; what it wrote on stdout."""
-        return commands.succeed(capsys, self.main(name), *words)
-
-    def fail_in_one_line(self, capsys, name, *words):
-        """Run a command that must fail; the line that it writes."""
-        return commands.fail_in_one_line(capsys, self.main(name), *words)
-
-    def train_teacher(self, directory: Path) -> Path:
-        """A run of `TRAIN` on the smallest grammar of the package, with checkpoints at steps 10, 20 and 30."""
-        sizes = {"heads": 2, "batch_size": 8, "eval_every": 5, "eval_samples": 32, "steps": 30}
-        train = self.package.train
-        train.train(replace(train.PRESETS["smoke"], **sizes, out=directory))
-        return directory
+def train_plainly(model, rows, collate, directory):
+    """checkpoint-4 and checkpoint-8 of a transformers.Trainer that knows nothing of this project."""
+    arguments = transformers.TrainingArguments(
+        **{"output_dir": str(directory), "max_steps": 8, "save_steps": 4, "learning_rate": 0.01},
+        **{"per_device_train_batch_size": 8, "report_to": "none", "disable_tqdm": True, "use_cpu": True},
+    )
+    transformers.Trainer(model, arguments, train_dataset=rows, data_collator=collate).train()
+    return directory
 
 
 def small_bert():
@@ -81,7 +64,51 @@ def small_gpt2():
     return transformers.GPT2LMHeadModel(config)
 
 
-MLM = PCFGSetting(PCFG_mlm, MaskedTask, transformers.BertForMaskedLM, small_gpt2)
-AUTOREGRESSIVE = PCFGSetting(PCFG_autoregressive, NextTokenTask, transformers.GPT2LMHeadModel, small_bert)
+LONG = "--steps 100 --eval-every 3 --checkpoint-every 15 --accumulate 2 --dropout 0.2"
+LONG_STUDENTS = (
+    "--steps 60 --eval-every 2 --saturation-steps 26 --alpha 0.3 0 --alpha-steps 30 --dropout 0.2 "
+    "--methods progressive until-saturation"
+)
+MLM = PCFGSetting(
+    name="PCFG_mlm",
+    other="parity_mlp",
+    task=MaskedTask,
+    other_model=small_gpt2,
+    long=LONG,
+    long_students=LONG_STUDENTS,
+    width_of_student=lambda checkpoint: transformers.BertForMaskedLM.from_pretrained(checkpoint).config.hidden_size,
+)
+AUTOREGRESSIVE = PCFGSetting(
+    name="PCFG_autoregressive",
+    other="PCFG_mlm",
+    task=NextTokenTask,
+    other_model=small_bert,
+    long=f"{LONG} --label-level 2",
+    long_students=f"{LONG_STUDENTS} --label-level 2",
+    width_of_student=lambda checkpoint: transformers.GPT2LMHeadModel.from_pretrained(checkpoint).config.n_embd,
+)
 SETTINGS = (MLM, AUTOREGRESSIVE)
+TRAIN, DISTILL = MLM.train, MLM.distill
+"""Words of the commands, the same in both settings."""
 SMALL = load_grammar("small")
+
+UNCERTAIN = """
+S -> {}
+A -> D D
+B -> E E
+D -> x [0.8] | y [0.1] | z [0.1]
+E -> x [0.1] | y [0.1] | z [0.8]
+"""
+"""A grammar that leaves much to chance; A and B are short, and the root's right sides are to be filled in."""
+
+
+def train_long(pcfg, directory, rights, **arguments):
+    """Train a run on `UNCERTAIN` until it is near the best; its task and the evaluation batches."""
+    (directory / "uncertain.cfg").write_text(UNCERTAIN.format(rights))
+    train = pcfg.module("train")
+    own = {"grammar": str(directory / "uncertain.cfg"), "out": directory / "run", "dropout": 0.0, "batch_size": 128}
+    cadence = {"eval_every": arguments["steps"], "checkpoint_every": 0}
+    made = replace(train.PRESETS["smoke"], **own, **cadence, lr=1e-2, **arguments)
+    train.train(made)
+    task = task_of(made, pcfg.setting)
+    return task, pcfg.module("batches").evaluation_batches(task, made.eval_samples, EVALUATION_BATCH_SIZE)

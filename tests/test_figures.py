@@ -10,8 +10,13 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import export_runs
+import finding_runs
+import make_figures
 import nbformat
 import numpy as np
+import parity_figures
+import pcfg_figures
 import pytest
 from nbclient import NotebookClient
 
@@ -33,33 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PNG = b"\x89PNG\r\n"
 
 
-@pytest.fixture(autouse=True)
-def scripts_of_figures(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "figures")
-
-
-@pytest.fixture
-def make_figures():
-    return importlib.import_module("make_figures")
-
-
-@pytest.fixture
-def export_runs():
-    return importlib.import_module("export_runs")
-
-
-@pytest.fixture
-def parity_figures():
-    return importlib.import_module("parity_figures")
-
-
-@pytest.fixture
-def pcfg_figures():
-    return importlib.import_module("pcfg_figures")
-
-
 def collected(runs, setting):
-    make_figures, finding_runs = map(importlib.import_module, ("make_figures", "finding_runs"))
     collect, _ = make_figures.SETTINGS[setting]
     return collect(finding_runs.find_runs(runs), "laptop")
 
@@ -81,11 +60,11 @@ def what_is_missing(runs, setting):
 
 def is_missing(error):
     """Whether a run or a probe does not exist yet, rather than twice."""
-    return isinstance(error, importlib.import_module("finding_runs").MissingError)
+    return isinstance(error, finding_runs.MissingError)
 
 
 @pytest.mark.parametrize("data", sorted((ROOT / "figures" / "data").glob("*.json")), ids=lambda path: path.stem)
-def test_committed_data_make_the_committed_figures(data, tmp_path, make_figures):
+def test_committed_data_make_the_committed_figures(data, tmp_path):
     setting, preset = data.stem.rsplit("_", 1)
     assert json.loads(data.read_text())["setting"] == setting
     make_figures.main(make_figures.Arguments(setting, preset=preset, out=tmp_path))
@@ -159,7 +138,7 @@ def test_the_smoke_runs_become_figures(tmp_path, monkeypatch, setting):
     assert progressive["accuracy"][1][-1] == pytest.approx(accuracies(directory)[-1], abs=1e-5)
 
 
-def test_a_directory_without_runs_is_named(tmp_path, make_figures):
+def test_a_directory_without_runs_is_named(tmp_path):
     with pytest.raises(UserError, match="nothing of the preset laptop"):
         make_figures.main(make_figures.Arguments(runs=tmp_path))
     with pytest.raises(UserError, match=f"no directory {tmp_path / 'typo'}"):
@@ -299,7 +278,7 @@ def test_parity_data_are_those_of_the_runs(made_up_parity):
     assert data["commits"] == ["c0ffee"]
 
 
-def test_all_settings_are_drawn_as_far_as_their_runs_exist(made_up_parity, make_figures, capsys, tmp_path):
+def test_all_settings_are_drawn_as_far_as_their_runs_exist(made_up_parity, capsys, tmp_path):
     runs, parity = made_up_parity
     arguments = make_figures.Arguments(runs=runs, out=tmp_path / "figures")
     make_figures.main(arguments)
@@ -528,7 +507,7 @@ MISSING_ON_PCFG = [
         r"python -m PCFG_mlm.probe nonterminals --run \S+/teacher",
     ),
     ("taught/ce_500_1/done.json", "students", "ce students .* 500 steps with seed 1; .* PCFG_mlm.distill laptop"),
-    ("taught/ce_500_*", "students", "ce students .* 500 steps; make it by python -m PCFG_mlm.distill laptop"),
+    ("taught/ce_500_*", "students", "ce students .* 500 steps; create it with python -m PCFG_mlm.distill laptop"),
     ("two-shot_inside_2", "two_shot", "distill laptop --methods two-shot --steps 1000 --checkpoint 200 inside 1000"),
     ("two-shot_*", "two_shot", "distill laptop --methods two-shot"),
 ]
@@ -564,7 +543,7 @@ def shaded(axis):
     return [patch.get_x() for patch in axis.patches if patch.get_label() == "transition"]
 
 
-def test_the_parity_figures_draw_the_data(made_up_parity, parity_figures):
+def test_the_parity_figures_draw_the_data(made_up_parity):
     runs, parity = made_up_parity
     d, k = parity.made_with["d"], parity.made_with["k"]
     is_gpt2 = parity.setting == "parity_gpt2"
@@ -594,7 +573,7 @@ def test_the_parity_figures_draw_the_data(made_up_parity, parity_figures):
     assert {axis.get_xlabel() for axis in (teacher, correlations, students, *in_degrees)} == {label}
 
 
-def test_the_pcfg_overview_draws_the_data(made_up, pcfg_figures):
+def test_the_pcfg_overview_draws_the_data(made_up):
     data = collect(made_up, "PCFG_mlm")
     (axis,) = pcfg_figures.overview(data).axes
     lines = lines_of(axis)
@@ -605,7 +584,7 @@ def test_the_pcfg_overview_draws_the_data(made_up, pcfg_figures):
     assert [text.get_text() for text in axis.texts] == ["Bayes-optimal", "teacher, 1.2k steps"]
 
 
-def test_the_curriculum_draws_the_data(made_up, pcfg_figures):
+def test_the_curriculum_draws_the_data(made_up):
     data = collect(made_up, "PCFG_mlm")
     loss, robust, students = pcfg_figures.curriculum(data).axes
     np.testing.assert_allclose(lines_of(loss)["teacher"], TEACHER_LOSSES[2:])  # from the first checkpoint on
@@ -626,7 +605,7 @@ def test_the_curriculum_draws_the_data(made_up, pcfg_figures):
     assert not shaded(students)
 
 
-def test_nonterminals_are_drawn_level_by_level(made_up, pcfg_figures):
+def test_nonterminals_are_drawn_level_by_level(made_up):
     data = collect(made_up, "PCFG_mlm")
     (axis,) = pcfg_figures.nonterminals(data).axes
     for level in (1, 2):
@@ -741,7 +720,7 @@ def test_a_missing_run_or_probe_of_gpt2_is_named_with_its_command(made_up_gpt2, 
     assert re.search(command, str(error))
 
 
-def test_the_figures_of_gpt2_on_pcfg_draw_the_data(made_up_gpt2, pcfg_figures):
+def test_the_figures_of_gpt2_on_pcfg_draw_the_data(made_up_gpt2):
     data = collect(made_up_gpt2, "PCFG_autoregressive")
     depth, every = pcfg_figures.overview(data).axes
     titles = [axis.get_title(loc="left") for axis in (depth, every)]
@@ -761,7 +740,7 @@ def test_the_figures_of_gpt2_on_pcfg_draw_the_data(made_up_gpt2, pcfg_figures):
     assert axis.get_title(loc="left") == "cfg3f, 50 tokens given, 100 written"
 
 
-def test_exported_runs_are_those_of_a_setting_and_preset_with_fewer_records(made_up_parity, export_runs, tmp_path):
+def test_exported_runs_are_those_of_a_setting_and_preset_with_fewer_records(made_up_parity, tmp_path):
     runs, parity = made_up_parity
     make_up_run(runs / "another_preset", parity.setting, [0.5], preset="smoke")
     make_up_run(runs / "another_setting", "another", [0.5], preset="laptop")

@@ -1,7 +1,6 @@
 """The report: what its page says of made-up data, that it needs nothing from outside, and how it looks in a browser."""
 
 import base64
-import importlib
 import json
 import shutil
 import struct
@@ -10,7 +9,11 @@ from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
+import make_figures
+import parity_findings
+import pcfg_findings
 import pytest
+import report
 
 from common.errors import UserError
 from common.runs.files import write_file
@@ -21,26 +24,6 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 PASSES = [0.5, 0.5, 0.97, 1.0]
 NEVER = [0.5, 0.5, 0.5, 0.5]
 STEPS = [0, 100, 200, 300]
-
-
-@pytest.fixture(autouse=True)
-def scripts_of_figures(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "figures")
-
-
-@pytest.fixture
-def parity_findings():
-    return importlib.import_module("parity_findings")
-
-
-@pytest.fixture
-def pcfg_findings():
-    return importlib.import_module("pcfg_findings")
-
-
-@pytest.fixture
-def report():
-    return importlib.import_module("report")
 
 
 def parity_students(*accuracies):
@@ -68,13 +51,13 @@ def holds(finding):
         ([PASSES, PASSES], [[0.5, 0.96, 1, 1], NEVER], False),
     ],
 )
-def test_who_passes_first_is_said_seed_by_seed(parity_findings, progressive, one_shot, expected):
+def test_who_passes_first_is_said_seed_by_seed(progressive, one_shot, expected):
     data = parity_data(**{"one-shot": parity_students(*one_shot), "progressive": parity_students(*progressive)})
     finding = parity_findings.overview(data)
     assert holds(finding) == [expected]
 
 
-def test_the_table_of_parity_has_the_numbers_of_the_data(parity_findings):
+def test_the_table_of_parity_has_the_numbers_of_the_data():
     one_shot = parity_students([0.5, 0.5, 0.5, 0.96], NEVER)
     data = parity_data(**{"one-shot": one_shot, "progressive": parity_students(PASSES, PASSES)})
     (table,) = parity_findings.overview(data).tables
@@ -118,7 +101,7 @@ def two_shot_data(before, inside, correlation):
         ([0.5, 0.6], [0.9, 0.5], [0.2, 0.1, 0.01], [False, False, True, False]),
     ],
 )
-def test_what_a_checkpoint_inside_leaks_is_said_of_the_numbers(parity_findings, before, inside, correlation, expected):
+def test_what_a_checkpoint_inside_leaks_is_said_of_the_numbers(before, inside, correlation, expected):
     finding = parity_findings.spike(two_shot_data(before, inside, correlation))
     assert holds(finding) == expected
     (table,) = finding.tables
@@ -130,7 +113,7 @@ def test_what_a_checkpoint_inside_leaks_is_said_of_the_numbers(parity_findings, 
 
 
 @pytest.mark.parametrize(("correlation", "expected"), [([0, 0.1, 0.05], True), ([0, 0.1, 0.2], False)])
-def test_where_correlations_peak_is_said_of_the_numbers(parity_findings, correlation, expected):
+def test_where_correlations_peak_is_said_of_the_numbers(correlation, expected):
     finding = parity_findings.degrees(two_shot_data([0.5], [0.5], correlation))
     assert holds(finding) == [expected]
     at = "200" if expected else "300"
@@ -152,7 +135,7 @@ PCFG = {
 }
 
 
-def test_accuracies_by_budget_are_compared_seed_by_seed(pcfg_findings):
+def test_accuracies_by_budget_are_compared_seed_by_seed():
     finding = pcfg_findings.overview(PCFG)
     assert holds(finding) == [True, True, False]
     assert finding.verdicts[2].numbers == "3 of 4 pairs of students with the same seed and budget"
@@ -197,7 +180,7 @@ def curriculum_data(medians, two_shot):
         ([3, 2, 1], [[0.5, 0.9, 0.6], [0.5, 0.8, 0.6]], [False, True, True, False]),
     ],
 )
-def test_the_curriculum_is_said_of_the_numbers(pcfg_findings, medians, two_shot, expected):
+def test_the_curriculum_is_said_of_the_numbers(medians, two_shot, expected):
     finding = pcfg_findings.curriculum(curriculum_data(medians, two_shot))
     assert holds(finding) == expected
     (table,) = finding.tables
@@ -213,7 +196,7 @@ def test_the_curriculum_is_said_of_the_numbers(pcfg_findings, medians, two_shot,
 
 
 @pytest.mark.parametrize(("last", "expected"), [(0.9, True), (0.2, False)])
-def test_probes_over_training_are_said_of_the_numbers(pcfg_findings, last, expected):
+def test_probes_over_training_are_said_of_the_numbers(last, expected):
     levels = [
         {"level": level, "majority": 0.1, "bayes_optimal": None, "accuracy": [0.3, 0.5, final]}
         for level, final in ((1, 0.9), (2, last))
@@ -275,17 +258,16 @@ COMMANDS = [
 
 
 @pytest.fixture
-def drawn(report, tmp_path):
+def drawn(tmp_path):
     """The figures of the committed data, except those of one setting, which are missing."""
-    make_figures = importlib.import_module("make_figures")
     settings = [name for name in report.TITLES if name != "PCFG_autoregressive"]
     found = make_figures.draw_settings(settings, "laptop", None, tmp_path / "figures")
-    reason = UserError("there is no <run> & no probe; make it by python -m x")
+    reason = UserError("there is no <run> & no probe; create it with python -m x")
     return [*found, make_figures.Drawn("PCFG_autoregressive", {}, {}, {"figure1": reason})]
 
 
 @pytest.fixture
-def page(report, drawn):
+def page(drawn):
     log = [
         {"setting": setting, "preset": line.split()[-1] if "paper" in line else "laptop", "command": line}
         | {"seconds": seconds, "exit": 0, "processor": "2 x <Fast> CPU"}
@@ -313,7 +295,7 @@ def test_a_page_holds_all_that_it_shows(page, drawn):
         assert outside not in page
 
 
-def test_the_numbers_on_a_page_are_those_of_the_data(page, drawn, report):
+def test_the_numbers_on_a_page_are_those_of_the_data(page, drawn):
     rows = Page(page).rows
     data = {one.setting: one.data for one in drawn}
     parity = data["parity_mlp"]["students"]["progressive"]
@@ -347,15 +329,16 @@ def test_a_page_says_what_was_run_for_how_long_and_what_is_missing(page):
     assert sum("PCFG_mlm.probe nonterminals" in row[0] for row in found.rows) == 1
     assert "paper" not in text
     assert "2 x <Fast> CPU" in text
-    assert "figure1_PCFG_autoregressive_laptop: there is no <run> & no probe; make it by python -m x" in text
+    assert "figure1_PCFG_autoregressive_laptop: there is no <run> & no probe; create it with python -m x" in text
     assert "<run>" not in page
 
 
-def test_the_report_of_a_folder_of_runs(tmp_path, report):
+def test_the_report_of_a_folder_of_runs(tmp_path):
     """With a teacher alone, one figure is drawn, and the others are named with their commands."""
     nothing = python(ROOT / "figures" / "report.py", "--runs", tmp_path, "--preset", "smoke")
     assert nothing.returncode == 2
-    assert nothing.stderr.splitlines()[-1] == "error: there is nothing of the preset smoke to draw"
+    advice = "run scripts/reproduce.sh all smoke first"
+    assert nothing.stderr.splitlines()[-1] == f"error: there is nothing of the preset smoke to draw: {advice}"
     assert not (tmp_path / "report.html").exists()
 
     runs = tmp_path / "runs"
@@ -378,7 +361,7 @@ def test_the_report_of_a_folder_of_runs(tmp_path, report):
     assert "python -m parity_mlp.distill smoke" in text
 
 
-def test_reproduction_of_all_settings_knows_its_presets_and_the_settings_of_the_report(report):
+def test_reproduction_of_all_settings_knows_its_presets_and_the_settings_of_the_report():
     script = ROOT / "scripts" / "reproduce.sh"
     done = subprocess.run([script, "all", "huge"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")

@@ -272,10 +272,7 @@ def test_jobs_that_are_put_back_cancelled_or_lose_their_node_make_the_bits_of_pl
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (
-            {"SBATCH_PARTITION": "gpus"},
-            "there is no partition 'gpus': set SBATCH_PARTITION to one of these: tests",
-        ),
+        ({"SBATCH_PARTITION": "gpus"}, "there is no partition 'gpus': set SBATCH_PARTITION to one of these: tests"),
         ({"SBATCH_PARTITION": "tests,gpus"}, "there is no partition 'gpus'"),
         ({"SWEEP_CPUS": "many"}, "Slurm's sbatch failed: sbatch: error: "),
     ],

@@ -10,19 +10,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    TrainerCallback,
-)
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, TrainerCallback
 
 from common.distillation.batches import ReadyBatches
 from common.distillation.run_loop import RunTrainer, train_run, training_arguments
 from common.distillation.schedules import Segment
 from common.distillation.trainer import ProgressiveDistillationTrainer
-from common.runs import resume
 from common.runs.checkpoints import read_checkpoint
 from common.runs.processes import Processes, open_shared_run
 from tests.commands import Killed
@@ -91,11 +84,7 @@ def make_batch(step, size=BATCH):
     rate = torch.linspace(-0.3, 1, size).roll(size // 4)[:, None]
     labelled = visible & (torch.rand(size, LENGTH, generator=numbers) < rate)
     answers = (3 * tokens + 1) % CLASSES
-    return {
-        "input_ids": tokens,
-        "attention_mask": visible.long(),
-        "labels": torch.where(labelled, answers, -100),
-    }
+    return {"input_ids": tokens, "attention_mask": visible.long(), "labels": torch.where(labelled, answers, -100)}
 
 
 @dataclass(frozen=True)
@@ -251,12 +240,6 @@ def run_with_dropout(directory, teachers, callback=None, accumulate=2, schedule=
             callbacks=[callback or Draws()],
         )
         train_run(trainer, "test")
-
-
-def save_often(patch):
-    """Write the resume state at every evaluation."""
-    patch.setattr(resume, "RESUME_SECONDS", 0.0)
-    patch.setattr(resume, "RESUME_SHARE", math.inf)
 
 
 def content(run):

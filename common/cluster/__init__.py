@@ -1,1 +1,1 @@
-"""A sweep: its plan, and how its runs are launched on this machine or as Slurm jobs."""
+"""A sweep: `plan` reads the plan that scripts/sweep.sh writes, `launcher` runs it here, `slurm` submits it as jobs."""

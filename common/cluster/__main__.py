@@ -1,4 +1,4 @@
-"""Execute a sweep whose plan is given on stdin, as the scripts scripts/sweep_*.sh do.
+"""Execute a sweep whose plan is read from stdin; scripts/sweep_*.sh call this.
 
 python -m common.cluster runs/parity_mlp/sweeps/mine --jobs 2 < plan.tsv
 """

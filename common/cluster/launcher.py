@@ -1,6 +1,6 @@
-"""Run a sweep on this machine, several runs at a time, each by a command of its own; or hand it to Slurm.
+"""Run a sweep on this machine, several runs at a time, each by its own command; or submit it to Slurm.
 
-Only runs that are not complete are started, a teacher before its students, so a sweep resumes when it is rerun. It may
+Only incomplete runs are started, a teacher before its students, so a sweep resumes when it is rerun. The launcher may
 be killed at any moment: its commands are then told to stop (on Linux), and a rerun waits for those that still hold a
 lock.
 """
@@ -26,11 +26,11 @@ from common.errors import UserError
 from common.runs.files import is_locked, locked, write_file
 
 POLL_SECONDS = 0.05
-"""Time between two looks at the running commands."""
+"""Interval between checks of the running commands."""
 WAITING_POLL_SECONDS = 1.0
-"""Time between two looks at the waiting runs, unless a command ends in between."""
+"""Interval between checks of the waiting runs, unless a command ends in between."""
 STOPPED_EXIT_CODE = os.EX_TEMPFAIL
-"""Of a command that was told to stop and resumes when it is rerun."""
+"""Exit code of a command that was told to stop and resumes when it is rerun."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl."""
@@ -41,13 +41,13 @@ class SweepArguments:
     """Arguments of the launcher."""
 
     directory: tyro.conf.Positional[Path]
-    """Directory of the sweep's runs; their logs are in its folder `logs`."""
+    """Directory of the sweep; the logs of its runs are in its folder `logs`."""
     jobs: int | None = None
-    """Runs at a time on this machine; by default one per GPU, or one."""
+    """Concurrent runs on this machine; by default one per GPU, or one."""
     slurm: bool = False
     """Submit the runs as Slurm jobs."""
     teacher_megabytes: int = 100
-    """Disk space for a run that others wait for."""
+    """Disk space of a run that others wait for, in MB."""
 
 
 @dataclass
@@ -71,7 +71,7 @@ class _Process:
     run: PlannedRun
     process: subprocess.Popen[bytes]
     slot: int
-    """Its number among the commands that run at a time, from 0."""
+    """Its index, from 0, among the commands that run at the same time."""
 
 
 def launch(arguments: SweepArguments, lines: Sequence[str]) -> None:
@@ -105,14 +105,14 @@ def launch(arguments: SweepArguments, lines: Sequence[str]) -> None:
 
 
 class Launcher:
-    """Starts the commands of a sweep, `jobs` at a time, until no run is left that can be started.
+    """Starts the commands of a sweep, `jobs` at a time, until no more runs can be started.
 
-    A run that another process has open is waited for. After a stop signal no run is started, and the running commands
-    get SIGTERM and are waited for.
+    If another process has a run open, the launcher waits for it. After a stop signal it starts no more runs, sends
+    SIGTERM to the running commands and waits for them.
 
     Args:
         gpus: of the machine, as `find_gpus` gives them.
-        show: called with a line that says how far the sweep is.
+        show: called with a line about the sweep's progress.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Launcher:
         return self._outcome
 
     def _collect_ended(self) -> bool:
-        """Account for the commands that have ended; whether there are any."""
+        """Account for the commands that have ended; returns whether there are any."""
         ended = [command for command in self._running if command.process.poll() is not None]
         for command in ended:
             self._running.remove(command)
@@ -153,7 +153,7 @@ class Launcher:
         return bool(ended)
 
     def _look_at_waiting(self) -> None:
-        """Start what can be started of the waiting runs."""
+        """Start those of the waiting runs that can be started."""
         waiting, self._waiting = self._waiting, []
         for run in waiting:
             free = set(range(self._jobs)) - {command.slot for command in self._running}
@@ -202,7 +202,7 @@ def command_environment(slot: int, jobs: int, gpus: Sequence[str], group: str) -
     """The environment of a command: its share of the machine, and the group under which wandb shows it.
 
     Args:
-        slot: number of the command among those that run at a time, from 0.
+        slot: index of the command, from 0, among those that run at the same time.
         gpus: of the machine; commands take turns.
     """
     environment = {**os.environ, "WANDB_RUN_GROUP": group}
@@ -238,7 +238,7 @@ def _start(run: PlannedRun, log: Path, environment: Mapping[str, str]) -> subpro
 
 @contextmanager
 def _collect_stop_signals(received: list[signal.Signals]) -> Iterator[None]:
-    """Append stop signals to a list instead of being ended by them."""
+    """Append stop signals to a list instead of exiting on them."""
 
     def receive(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number))

@@ -15,7 +15,7 @@ from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
 
 RUN_MEGABYTES = 20
-"""Disk space for a run, unless others wait for it."""
+"""Disk space for a run that is not a teacher."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class PlannedRun:
     teacher: str | None
     """Directory or hub id of the teacher that must exist before the run starts."""
     command: str
-    """As a shell reads it."""
+    """As a line of shell."""
 
     @property
     def complete(self) -> bool:
@@ -62,7 +62,7 @@ def format_plan(runs: Sequence[PlannedRun]) -> str:
 
 
 def check_teachers(runs: Sequence[PlannedRun]) -> None:
-    """Refuse a plan with a teacher that neither exists nor is trained by it.
+    """Reject a plan with a teacher that neither exists nor is trained by it.
 
     Raises:
         UserError: names the teacher.
@@ -75,12 +75,7 @@ def check_teachers(runs: Sequence[PlannedRun]) -> None:
 
 
 def check_disk_space(runs: Sequence[PlannedRun], directory: Path, teacher_megabytes: int) -> None:
-    """Refuse to start if there is too little disk space for the missing runs.
-
-    Args:
-        runs: of the sweep, including complete ones.
-        directory: of the sweep, which may not exist yet.
-        teacher_megabytes: disk space for a run that others wait for.
+    """Refuse to start if there is too little disk space in the directory for the runs that are not complete.
 
     Raises:
         UserError: says how much is needed.
@@ -92,7 +87,8 @@ def check_disk_space(runs: Sequence[PlannedRun], directory: Path, teacher_megaby
     free = shutil.disk_usage(existing).free // 10**6
     if free < needed:
         raise UserError(
-            f"{directory} has {free:,} MB of disk space, and {len(missing)} runs need about {needed:,} MB: free some"
+            f"{directory} has {free:,} MB of disk space, and {len(missing)} runs need about {needed:,} MB: "
+            "free some space"
         )
 
 

@@ -19,7 +19,7 @@ SCRIPT = ROOT / "scripts" / "slurm" / "array.sbatch"
 
 
 def check() -> None:
-    """Refuse to submit where it is not possible.
+    """Check that jobs can be submitted.
 
     Raises:
         UserError: Slurm is not installed, its controller does not answer, or a partition does not exist.

@@ -1,6 +1,6 @@
 """Arguments of the commands that both settings on parity share, and what they must satisfy.
 
-Importing this must stay cheap, as commands start by it: see `common.cli.prepare_process`.
+Importing this must stay cheap, as every command starts with it: see `common.cli.prepare_process`.
 """
 
 import math
@@ -29,13 +29,13 @@ class Arguments:
     d: int
     """Number of coordinates."""
     k: int
-    """Coordinates in the hidden support (of each node, if there are more than two labels)."""
+    """Coordinates in the hidden support (of each node, with more than two labels)."""
     steps: int
     """Optimiser steps."""
     eval_every: int
-    """Steps between two evaluations."""
+    """Steps between evaluations."""
     checkpoint_every: int
-    """Steps between two checkpoints; 0 saves the final one only."""
+    """Steps between checkpoints; 0 saves only the final one."""
     checkpoint_from: int = 0
     """Save no checkpoint before this step."""
     labels: int = 2
@@ -49,27 +49,27 @@ class Arguments:
     batch_size: int
     """Samples per step."""
     lr_schedule: LearningRateSchedule
-    """Learning rate after the warm-up; linear and cosine end at zero."""
+    """Learning rate schedule after the warm-up; linear and cosine decay to zero."""
     warmup: float
-    """Fraction of the steps in which the learning rate rises linearly."""
+    """Fraction of the steps used for linear warm-up of the learning rate."""
     weight_decay: float = 0.0
     """Weight decay."""
     label_temperature: float = 0.0
     """Without a teacher, learn from softmax(one-hot label / temperature); 0 is the plain label."""
     end_label_temperature: float | None = None
-    """Label temperature at the last step, if it is annealed linearly."""
+    """Label temperature at the last step; it is annealed linearly."""
     adaptive_checkpoints: bool = False
-    """Save at the evaluations at which the loss has moved, and otherwise every --checkpoint-every steps."""
+    """Save checkpoints at evaluations where the loss has changed, and at least every --checkpoint-every steps."""
     eval_samples: int = 4096
     """Held-out samples per evaluation."""
     device: str = "cpu"
     """Torch device."""
     out: Path | None = None
-    """Run directory; by default a name made of all arguments that differ from the preset, in the setting's runs."""
+    """Run directory; by default one in runs/<setting>/, named after all arguments that differ from the preset."""
     wandb: WandbMode = "disabled"
     """Weights & Biases logging."""
     force: bool = False
-    """Remove an existing run in the directory and start over."""
+    """Remove an existing run and start over."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,13 @@ class ProbeArguments:
     """Arguments of `probe.py`."""
 
     run: Path
-    """Run directory of train.py or distill.py."""
+    """Directory of a run of train.py or distill.py."""
     samples: int = 100_000
-    """Fresh samples."""
+    """Number of fresh samples."""
     degrees: tuple[int, ...] = (1, 2, 3, 4, 5)
     """Degrees of the monomials."""
     outside: int = 100
-    """Random monomials of each degree that are not inside the support."""
+    """Random monomials of each degree outside the support."""
     seed: int = 0
     """Seed of the samples and of the random monomials."""
     output: int = 1
@@ -95,7 +95,7 @@ class ProbeArguments:
 
 
 def check(arguments: Arguments, rates: tuple[float, ...]) -> None:
-    """Refuse arguments that no run could have.
+    """Reject arguments that are invalid for any run.
 
     Args:
         arguments: of the command.
@@ -120,10 +120,10 @@ def check(arguments: Arguments, rates: tuple[float, ...]) -> None:
 
 
 def check_device(device: str) -> None:
-    """Refuse a torch device that cannot be used.
+    """Reject a torch device that cannot be used.
 
     Raises:
-        UserError: torch's reason.
+        UserError: with torch's reason.
     """
     import torch
 

@@ -21,17 +21,11 @@ from common.teachers.discovery import find_checkpoints, local_path
 
 
 def train(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: Sequence[str] = ()) -> None:
-    """Make the run that the arguments describe, or resume it.
-
-    Args:
-        arguments: of the setting's train.py.
-        presets: its presets by name.
-        setting: of the run.
-        argv: the command, for config.json.
+    """Start the run that the arguments describe, or resume it.
 
     Raises:
         UserError: an argument is out of range, or the run's directory cannot be used.
-        DivergedError: the loss or the weights are not finite; nothing of that is saved.
+        DivergedError: the loss or the weights are not finite; nothing invalid is saved.
     """
     check(arguments, (arguments.lr,))
     setting.check(arguments)
@@ -54,13 +48,7 @@ def train(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: Se
 
 
 def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: Sequence[str] = ()) -> None:
-    """Make or resume one run for every method, size, seed and learning rate (and first checkpoint of two-shot).
-
-    Args:
-        arguments: of the setting's distill.py.
-        presets: its presets by name.
-        setting: of the students; the teacher may be a network of another.
-        argv: the command, for config.json.
+    """Start or resume one run for every method, size, seed and learning rate (and first checkpoint of two-shot).
 
     Raises:
         UserError: an argument is out of range, the teacher does not fit, or a run's directory cannot be used.
@@ -80,18 +68,18 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
     load_network(local_path(teacher[-1]), task)
     teacher_id = _check_own_teacher(arguments, directory)
 
-    def error(record: Mapping[str, Any]) -> float:
+    def error_rate(record: Mapping[str, Any]) -> float:
         return 1 - record["accuracy"]
 
-    planned = [
-        (student, supervision(student, student.steps, teacher, directory, task.classes, error))
+    prepared = [
+        (student, supervision(student, student.steps, teacher, directory, task.classes, error_rate))
         for student in student_arguments(arguments, plural)
     ]
     processes, device = join_processes(arguments.device)
     setting.check_processes(arguments, processes)
     with ExitStack() as stack:
         students = []
-        for student, supervised in planned:
+        for student, supervised in prepared:
             config = {**asdict(student), "teacher_id": teacher_id}
             options = {"force": student.force, "wandb": student.wandb, "group": student.preset}
             run_directory = _run_directory(arguments, student, presets, setting)

@@ -1,4 +1,4 @@
-"""The interface of what trains networks: SGD in `parity_mlp.sgd`, Adam in `parity_gpt2.engine`."""
+"""The interface of the engines that train networks: SGD in `parity_mlp.sgd`, Adam in `parity_gpt2.engine`."""
 
 from typing import Protocol
 

@@ -1,4 +1,4 @@
-"""Frozen networks of either kind: loaded from a checkpoint, and as a function from samples to logits.
+"""Frozen networks of either kind: loaded from a checkpoint, and turned into functions from samples to logits.
 
 GPT-2 is imported only when it is needed, as importing transformers takes seconds.
 """
@@ -21,11 +21,7 @@ Logits = Callable[[NDArray[np.uint64]], NDArray[np.float64]]
 
 
 def load_network(checkpoint: Path, task: ParityTask) -> Network:
-    """The network of a checkpoint, checked to be one for this task.
-
-    Args:
-        checkpoint: its directory.
-        task: gives d and the number of classes.
+    """The network in a checkpoint's directory, checked to be one for this task.
 
     Raises:
         UserError: the directory is damaged, holds a model of another kind or one for another task, or its tensors are
@@ -43,13 +39,9 @@ def load_network(checkpoint: Path, task: ParityTask) -> Network:
 
 
 def frozen_logits(network: Network, d: int, device: str, precision: Precision = "float32") -> Logits:
-    """The logits of a network, by plain torch operations in batches.
+    """The logits of a network for inputs with d coordinates, by plain torch operations in batches.
 
-    Args:
-        network: as `load_network` gives it.
-        d: coordinates of the task.
-        device: a torch device.
-        precision: of a GPT-2's matrix products; an MLP computes in the precision of its weights.
+    The precision is that of a GPT-2's matrix products; an MLP computes in the precision of its weights.
     """
     if network.config["model_type"] == mlp.MODEL_TYPE:
         model = mlp.module_of(network.tensors, device)

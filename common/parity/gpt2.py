@@ -6,7 +6,7 @@ skipped, heads that are averaged instead of concatenated, a class token at the e
 al. 2025, arXiv:2410.05464).
 
 A checkpoint is in Hugging Face's format of GPT-2. `GPT2LMHeadModel.from_pretrained` reads it as it is, unless
-feed-forward layers are skipped, heads averaged or the mask is left out; `load_model` reads all. `last_position`
+feed-forward layers are skipped, heads averaged or the mask is left out; `load_model` reads all of them. `last_position`
 computes the same logits with less work.
 """
 
@@ -52,7 +52,7 @@ class Shape:
     epsilon: float = 1e-5
     """Of the layer normalisations."""
     dropout: float = 0.0
-    """In training: dropout probability of embeddings, attention and what a block adds."""
+    """In training: dropout probability of embeddings, attention and residual branches."""
 
     @property
     def hidden(self) -> int:
@@ -94,12 +94,7 @@ class Nothing(nn.Module):
 
 
 def configuration(shape: Shape, initial_std: float = 0.02) -> GPT2Config:
-    """The configuration in transformers of a shape; variants that GPT-2 lacks have entries of their own.
-
-    Args:
-        shape: of the network.
-        initial_std: standard deviation of the initial weights.
-    """
+    """The configuration of a shape in transformers; variants that GPT-2 lacks have entries of their own."""
     config = GPT2Config(
         vocab_size=shape.vocabulary,
         n_positions=shape.positions,
@@ -149,12 +144,12 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
             ("add_cross_attention", False),
         ):
             if full[name] is not wanted:
-                raise UserError(f"{name} must be {wanted}, it is {full[name]}")
+                raise UserError(f"{name} must be {wanted}, got {full[name]}")
         for name in ("n_layer", "n_head", "n_embd"):
             if full[name] < 1:
-                raise UserError(f"{name} must be at least 1, it is {full[name]}")
+                raise UserError(f"{name} must be at least 1, got {full[name]}")
         if full["n_embd"] % full["n_head"]:
-            raise UserError(f"{full['n_head']} heads do not divide a hidden size of {full['n_embd']}")
+            raise UserError(f"a hidden size of {full['n_embd']} is not divisible by {full['n_head']} heads")
         return Shape(
             layers=full["n_layer"],
             heads=full["n_head"],
@@ -186,12 +181,6 @@ def initial_network(shape: Shape, initial_std: float, seed: int) -> Network:
 
 def checked_network(checkpoint: Path, config: dict[str, Any], tensors: Tensors, task: ParityTask) -> Network:
     """The content of a checkpoint as a network, if it is a GPT-2 for this task.
-
-    Args:
-        checkpoint: its directory, for messages.
-        config: of a GPT-2.
-        tensors: its weights.
-        task: gives d and the number of classes.
 
     Raises:
         UserError: it has another number of classes or too few positions, or its tensors are not those that its

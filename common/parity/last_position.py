@@ -1,6 +1,6 @@
 """GPT-2's logits at the last position, for several networks in one pass, with no unnecessary work.
 
-The result is that of `ParityGPT2`, up to rounding. Less work is done in three places:
+The result is that of `ParityGPT2`, up to rounding. Work is saved in three places:
 
 - A token is one of two, so the first block sees only 2 T different inputs (T positions): its layer normalisation,
   queries, keys and values are computed once for these, and every sample picks its own.
@@ -31,7 +31,7 @@ from common.parity.networks import Network
 from common.parity.task import unpack_bits
 
 LOGITS_BYTES = 2**22
-"""Activations of a feed-forward layer in one pass without gradients on a CPU: few enough to stay near the processor."""
+"""Activations of a feed-forward layer in one pass without gradients on a CPU: few enough to stay in the cache."""
 LOGITS_BATCH = 4096
 """Samples in such a pass on other devices."""
 
@@ -146,7 +146,7 @@ def _first_block(shape: Shape, weights: Weights, embedded: Tensor, tokens: Tenso
     normalised = _normalise(shape, weights, "transformer.h.0.ln_1", embedded.flatten(1, 2))
     projected = _linear(weights, "transformer.h.0.attn.c_attn", normalised).chunk(3, -1)
     query, key, value = (_pick(part.view(embedded.shape), tokens) for part in projected)
-    return _after_queries(shape, weights, 0, _pick(embedded, tokens), query, key, value, 0.0)
+    return _finish_block(shape, weights, 0, _pick(embedded, tokens), query, key, value, 0.0)
 
 
 def _block(shape: Shape, weights: Weights, layer: int, hidden: Tensor, dropout: float) -> Tensor:
@@ -154,10 +154,10 @@ def _block(shape: Shape, weights: Weights, layer: int, hidden: Tensor, dropout: 
     normalised = _normalise(shape, weights, f"transformer.h.{layer}.ln_1", hidden.flatten(1, 2))
     projected = _linear(weights, f"transformer.h.{layer}.attn.c_attn", normalised).chunk(3, -1)
     query, key, value = (part.view(hidden.shape) for part in projected)
-    return _after_queries(shape, weights, layer, hidden, query, key, value, dropout)
+    return _finish_block(shape, weights, layer, hidden, query, key, value, dropout)
 
 
-def _after_queries(
+def _finish_block(
     shape: Shape,
     weights: Weights,
     layer: int,

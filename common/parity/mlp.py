@@ -72,12 +72,6 @@ def architecture(tensors: Tensors) -> dict[str, Any]:
 def checked_network(checkpoint: Path, config: dict[str, Any], tensors: Tensors, task: ParityTask) -> Network:
     """The content of a checkpoint as a network, if it is an MLP for this task.
 
-    Args:
-        checkpoint: its directory, for messages.
-        config: of an MLP.
-        tensors: its weights.
-        task: gives d and the number of classes.
-
     Raises:
         UserError: it has another d or number of classes, or its tensors are not those that its config.json describes,
             in float32 or float64.

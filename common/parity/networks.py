@@ -23,12 +23,7 @@ class Network:
 
 
 def require_shapes(checkpoint: Path, expected: Mapping[str, tuple[int, ...]], tensors: Tensors) -> None:
-    """Refuse a checkpoint whose tensors are not those of its config.json.
-
-    Args:
-        checkpoint: its directory, for the message.
-        expected: shapes by the names of the tensors.
-        tensors: its own; further ones are ignored.
+    """Refuse a checkpoint whose tensors lack some of the expected names and shapes; further tensors are ignored.
 
     Raises:
         UserError: names the first that is missing or has another shape.
@@ -36,4 +31,4 @@ def require_shapes(checkpoint: Path, expected: Mapping[str, tuple[int, ...]], te
     for name, shape in expected.items():
         if name not in tensors or tensors[name].shape != shape:
             found = tensors[name].shape if name in tensors else "missing"
-            raise UserError(f"{checkpoint}: the tensor {name} is {found}, its config.json means {shape}")
+            raise UserError(f"{checkpoint}: the tensor {name} is {found}, but its config.json implies {shape}")

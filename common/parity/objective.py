@@ -31,7 +31,7 @@ class Objective(NamedTuple):
     labels: NDArray[np.int64]
     """(n,) classes."""
     targets: NDArray[np.float64]
-    """(n, classes) teacher probabilities; without effect where alpha is 1, but finite."""
+    """(n, classes) teacher probabilities; unused where alpha is 1, but always finite."""
     alpha: NDArray[np.float64]
     """(n,) weight of the cross entropy with the label; 1 - alpha is that of the divergence from the teacher."""
     lr: NDArray[np.float64]

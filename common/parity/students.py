@@ -1,4 +1,4 @@
-"""What students minimise: learning rates, targets from the checkpoints of their schedule, or labels."""
+"""What students minimise: targets from the checkpoints of their schedule, or labels; and their learning rates."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,12 +21,7 @@ from common.teachers.discovery import Checkpoint, local_path
 
 
 class Teachers:
-    """Frozen teacher checkpoints, each loaded when first needed; the students of a range share their logits.
-
-    Args:
-        task: of the students.
-        frozen_logits: makes a function from samples to logits of a network.
-    """
+    """Frozen teacher checkpoints, each loaded when first needed; the students of a range share their logits."""
 
     def __init__(self, task: ParityTask, frozen_logits: Callable[[Network], Logits]) -> None:
         self._task, self._frozen_logits = task, frozen_logits
@@ -67,7 +62,7 @@ class Student:
     supervision: Supervision
     initial: Network
     lr: float
-    """Largest learning rate."""
+    """Peak learning rate."""
     step: int = 0
     """Steps taken."""
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -135,13 +130,7 @@ class Student:
 
 
 def learning_rates(arguments: Arguments, lr: float, steps: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Learning rate at each of some steps.
-
-    Args:
-        arguments: with the schedule, the warm-up and the total number of steps.
-        lr: the largest learning rate.
-        steps: counted from 0.
-    """
+    """Learning rates (steps,) at some steps, counted from 0; `lr` is the largest one."""
     warm = arguments.warmup * arguments.steps
     left = np.clip((arguments.steps - steps) / max(arguments.steps - warm, 1), 0, 1)
     decay = {"constant": np.ones_like(left), "linear": left, "cosine": 0.5 - 0.5 * np.cos(np.pi * left)}

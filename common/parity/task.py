@@ -121,10 +121,7 @@ def make_task(d: int, k: int, labels: int = 2, support: str = "first", seed: int
 
 
 def task_of(arguments: Mapping[str, Any]) -> ParityTask:
-    """The task of a run.
-
-    Args:
-        arguments: the run's, by name: `vars` of the command's, or what config.json says.
+    """The task of a run, from its arguments by name: `vars` of the command's, or those in config.json.
 
     Raises:
         UserError: no task has these sizes or this support.

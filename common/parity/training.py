@@ -1,10 +1,10 @@
 """The training loop of the settings on parity: several students, one stream of samples, one pass.
 
-The students' steps are cut into the same ranges whatever happens: at every evaluation, at every checkpoint and at
-multiples of `RANGE_STEPS` (fewer if a step has several samples). What an MLP computes in a range depends on its own
-weights and on the stream only, to the bit, so students can be trained together or apart; a GPT-2 depends on the others
-by rounding. Resume states are written so that students who are trained together are resumed together: a run that was
-killed ends bit-identical to an uninterrupted one. A signal to stop takes effect between two ranges, once the state
+The students' steps are always cut into the same ranges: at every evaluation, at every checkpoint and at multiples of
+`RANGE_STEPS` (fewer if a step has several samples). What an MLP computes in a range depends, to the bit, only on its
+own weights and on the stream, so students can be trained together or apart; a GPT-2 also depends on the others, but
+only by rounding. Resume states are written so that students that are trained together are resumed together: a run that
+was killed ends bit-identical to an uninterrupted one. A signal to stop takes effect between two ranges, once the state
 there is saved.
 """
 
@@ -48,10 +48,8 @@ class Setting:
     """Argument of train.py that is the size of a network."""
     sizes: str
     """Argument of distill.py with the sizes of the students."""
-    check: Callable[[Any], None]
-    """Refuses arguments that no run of the setting could have."""
     check_processes: Callable[[Any, Processes], None]
-    """Refuses a number of processes that cannot share a batch."""
+    """Rejects a number of processes that cannot share a batch."""
     new_network: Callable[[Any, int, int], Network]
     """From the arguments, the size and the seed."""
     training_engine: Callable[[Sequence[Network], Any, int, str, Processes], Engine]
@@ -60,6 +58,8 @@ class Setting:
     """The logits of any network, of this setting or another; arguments as `common.parity.frozen.frozen_logits`."""
     precision: Callable[[Any], Precision] = lambda arguments: "float32"
     """In which a run computes its teacher's logits."""
+    check: Callable[[Any], None] = lambda arguments: None
+    """Refuses arguments that no run of the setting could have."""
 
 
 @stop_at_a_safe_point()
@@ -78,13 +78,13 @@ def train_together(
         setting: of the students.
         arguments: that they have in common.
         students: at least one; the first process writes their runs.
-        stream_seed: of the samples.
+        stream_seed: of the samples, and of dropout.
         description: of the students, for the progress bar.
         device: of this process.
         processes: those that share each batch.
 
     Raises:
-        DivergedError: a student's loss or weights are not finite; nothing of that is saved, and the other students are
+        DivergedError: a student's loss or weights are not finite; nothing invalid is saved, and the other students are
             trained to their end first.
         Stopped: by a signal; the states of all students are saved.
     """
@@ -152,7 +152,7 @@ class _Training:
             self.save_states(0)  # so that there is always a step of which all that begin together have a state
 
     def train_range(self, start: int, stop: int) -> bool:
-        """Train, evaluate and save the students that have taken `start` steps; whether there are any."""
+        """Train, evaluate and save the students that have taken `start` steps; returns whether there are any."""
         arguments, students = self._arguments, self._students
         group = [i for i, student in enumerate(students) if student.step == start]
         if not group:
@@ -270,8 +270,9 @@ def score(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[float
 def _restore(students: Sequence[Student], processes: Processes) -> list[Network]:
     """Set all students to the last state of their runs and return their networks there.
 
-    That is a step at which all who were trained together have a state, so that they stay together: all whose states
-    have a step in common. A student that had diverged, or one that is added later, is resumed from its own.
+    That is a step at which all students that were trained together (whose states have a step in common) have a state,
+    so that they stay together. A student that had diverged, or one that is added later, is resumed from its own last
+    state.
     """
     states = [set(resume_steps(student.run.directory)) for student in students]
     networks = []

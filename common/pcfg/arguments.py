@@ -1,6 +1,6 @@
 """Arguments of the commands that the settings on grammars share, and what they must satisfy.
 
-Importing this must stay cheap, as commands start by it: see `common.cli.prepare_process`.
+Importing this must stay cheap, as every command starts with it: see `common.cli.prepare_process`.
 """
 
 import math
@@ -34,27 +34,27 @@ class Arguments:
     lr: float
     """Peak learning rate."""
     eval_every: int
-    """Steps between two evaluations."""
+    """Steps between evaluations."""
     checkpoint_every: int
-    """Steps between two checkpoints; 0 saves the final one only."""
+    """Steps between checkpoints; 0 saves only the final one."""
     dropout: float = 0.1
     """Dropout rate of hidden states and attention."""
     warmup: float = 0.06
-    """Fraction of the steps in which the learning rate rises linearly; it then decays to zero as a cosine."""
+    """Fraction of the steps used for linear warm-up of the learning rate; a cosine decay to zero follows."""
     eval_samples: int = 4096
     """Held-out sentences per evaluation."""
     dataset: Path | None = None
-    """Train on the sentences of a dataset written by `data.py export`, each used once, instead of sampling."""
+    """Dataset written by data.py export to train on, each sentence once, instead of sampling."""
     accumulate: int = 1
-    """Gradient accumulation steps: parts into which a batch is split to save memory."""
+    """Gradient accumulation steps: micro-batches into which a batch is split to save memory."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16 computes matrix products in bfloat16; the weights stay in float32."""
     compile: bool = False
     """Compile the model with torch.compile."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto is a GPU if there is one; several GPUs are used by torchrun."""
+    """auto is a GPU if there is one; to use several GPUs, start the command with torchrun."""
     out: Path | None = None
-    """Run directory; by default in the setting's runs, named by all arguments that differ from the preset."""
+    """Run directory; by default one in runs/<setting>/, named after all arguments that differ from the preset."""
     wandb: WandbMode = "disabled"
     """Weights & Biases logging."""
     force: bool = False
@@ -86,10 +86,10 @@ class DistillArguments(Arguments, DistillationArguments):
 
 
 def check(arguments: Arguments) -> None:
-    """Refuse arguments that are out of range for any run.
+    """Reject arguments that are invalid for any run.
 
     Raises:
-        UserError: names the flag.
+        UserError: names the option.
     """
     require_at_least(1, arguments, "layers", "head_dim", "batch_size", "eval_every", "eval_samples", "accumulate")
     require_at_least(0, arguments, "checkpoint_every")
@@ -101,10 +101,10 @@ def check(arguments: Arguments) -> None:
 
 
 def require_positive_lr(lr: float) -> None:
-    """Refuse a learning rate that is not positive and finite.
+    """Reject a learning rate that is not positive and finite.
 
     Raises:
-        UserError: names the flag.
+        UserError: names the option.
     """
     if not 0 < lr < math.inf:
         raise UserError(f"--lr must be positive and finite, got {lr}")
@@ -112,7 +112,7 @@ def require_positive_lr(lr: float) -> None:
 
 @dataclass(frozen=True)
 class ExportArguments:
-    """Arguments of `data.py export`."""
+    """Write sentences of a grammar to a dataset on disk."""
 
     sentences: int
     """Training sentences."""
@@ -123,11 +123,11 @@ class ExportArguments:
     start: str | None = None
     """Start symbol; by default the grammar's own."""
     validation: int = 4096
-    """Held-out sentences: the first ones that runs are evaluated on."""
+    """Held-out sentences, the first of those that runs are evaluated on."""
     seed: int = 0
     """Seed of the training sentences."""
     trees: bool = False
-    """Add which tokens end spans of nonterminals, for labels at one depth of the tree."""
+    """Also write which tokens end a span of a nonterminal, for labels at one depth of the tree."""
     shard: int = 100_000
     """Sentences per file."""
 
@@ -137,45 +137,45 @@ class ProbeArguments:
     """Shared by the probes of checkpoints."""
 
     run: Path
-    """Run directory of train.py or distill.py."""
+    """Directory of a run of train.py or distill.py."""
     seed: int = 0
-    """Seed of the sentences and of all else that a probe draws."""
+    """Seed of the sentences and of everything else that is random."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is a GPU if there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NgramArguments(ProbeArguments):
-    """Arguments of `probe.py ngrams`."""
+    """Measure how much every checkpoint relies on n-grams: M_robust and M_close."""
 
     sentences: int = 1024
     """Fresh sentences."""
     positions: int = 1
-    """Positions per sentence, drawn from the multiples of the spacing; 0 takes all of them."""
+    """Positions per sentence, drawn from the multiples of --spacing; 0 takes all of them."""
     spacing: int | None = None
-    """Distance of these multiples; by default 30, or half the expected sentence length if that is less."""
+    """Distance between positions; by default 30, or half the expected sentence length if that is less."""
     limit: int = 420
     """Largest position."""
     sizes: tuple[int, ...] = (2, 3, 4, 5)
     """Lengths of the n-grams."""
     values: bool = False
-    """Write the value at every position as well, in the order of `positions`: sentence, position."""
+    """Also write the value at every position, in the order of the (sentence, position) pairs in `positions`."""
     columns: int = 8192
     """Tokens per batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NonterminalArguments(ProbeArguments):
-    """Arguments of `probe.py nonterminals`."""
+    """Measure what every checkpoint knows about the nonterminals above each token."""
 
     training: int = 10_240
-    """Fresh sentences that the probe is trained on."""
+    """Fresh sentences to train the probe on."""
     heldout: int = 4096
-    """Fresh sentences that it is tested on."""
+    """Fresh sentences to test it on."""
     exact: int = 256
-    """Held-out sentences for the Bayes-optimal values; 0 skips these."""
+    """Held-out sentences for the Bayes-optimal values; 0 omits them."""
     levels: int | None = None
-    """Levels of the tree, from the root; by default all, for a grammar with all tokens at one depth."""
+    """Levels of the tree, from the root; by default all, if the grammar has all tokens at one depth."""
     heads: int = 16
     """Pairs of position embeddings and linear maps."""
     dimension: int = 256
@@ -190,7 +190,7 @@ class NonterminalArguments(ProbeArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class BayesOptimalArguments:
-    """Arguments of `probe.py bayes-optimal`."""
+    """Loss and accuracy of the Bayes-optimal predictor on the run's evaluation sentences."""
 
     run: Path
-    """Run directory of train.py or distill.py; it needs no checkpoint."""
+    """Run directory of train.py or distill.py; checkpoints are not needed."""

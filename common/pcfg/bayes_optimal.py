@@ -18,11 +18,11 @@ class BayesOptimal:
     """Mean probability of the most probable token: the accuracy without the luck of the draw."""
 
 
-def means(probabilities: NDArray[np.float64], truth: NDArray[np.integer], certain: int = 0) -> BayesOptimal:
-    """Loss and accuracy.
+def score(probabilities: NDArray[np.float64], truth: NDArray[np.integer], certain: int = 0) -> BayesOptimal:
+    """Loss and accuracy of exact probabilities.
 
     Args:
-        probabilities: (predicted, tokens), the exact ones.
+        probabilities: (predicted, tokens).
         truth: (predicted,), the tokens.
         certain: number of further positions, whose token is certain.
     """

@@ -1,9 +1,9 @@
-"""A grammar as the nodes of a chart, and sums of its numbers: what exact inference in prefix.py and inside_outside.py
-has in common.
+"""A grammar as the nodes of a chart, and sums of its numbers, as shared by the exact inference in prefix.py and
+inside_outside.py.
 
-A right side of three or more symbols is built up from its left end, X1 X2 X3 -> (X1 X2) X3, and right sides that begin
-alike share what they begin with. So a chart has three kinds of nodes: terminals; products X C of a node and a symbol;
-and the nonterminals, sums over their weighted right sides.
+A right side of three or more symbols is built up from its left end, X1 X2 X3 -> (X1 X2) X3, and right sides with the
+same beginning share its nodes. So a chart has three kinds of nodes: terminals; products X C of a node and a symbol; and
+the nonterminals, sums over their weighted right sides.
 
 Numbers are taken as they are or as logarithms. Products of two numbers between 1 / LARGEST and LARGEST are normal
 floating-point numbers, so that no zero is due to underflow.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from common.arguments import require_at_least, require_seed
 from common.distillation.arguments import require_distinct, resolve_teacher, student_arguments
@@ -33,23 +33,17 @@ Distill = TypeVar("Distill", bound=DistillArguments)
 def train(
     arguments: TrainArguments, presets: Mapping[str, TrainArguments], setting: Setting, argv: Sequence[str] = ()
 ) -> None:
-    """Make the run that the arguments describe, or resume it.
-
-    Args:
-        arguments: of the setting's train.py.
-        presets: its presets by name.
-        setting: of the run.
-        argv: the command, for config.json.
+    """Start the run that the arguments describe, or resume it.
 
     Raises:
         UserError: an argument is out of range, or the run's directory cannot be used.
-        DivergedError: the loss or the weights are not finite; nothing of that is saved.
+        DivergedError: the loss or the weights are not finite; nothing invalid is saved.
     """
     check(arguments)
     require_at_least(1, arguments, "heads", "steps")
     require_seed(arguments, "seed")
     task = task_of(arguments, setting)
-    batches = training_batches(arguments, setting, task, arguments.steps, arguments.seed)
+    batches = training_batches(arguments, task, arguments.steps, arguments.seed)
     name = default_name(arguments, presets[arguments.preset], arguments.preset)
     directory = arguments.out or RUNS / setting.name / name
     trainer_args = trainer_arguments(arguments, directory, arguments.steps, arguments.seed)
@@ -59,15 +53,9 @@ def train(
 
 
 def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting, argv: Sequence[str] = ()) -> None:
-    """Make or resume one run for every method, size, number of steps and seed (and first checkpoint of two-shot).
+    """Start or resume one run for every method, size, number of steps and seed (and first checkpoint of two-shot).
 
     All students are checked before the first one is trained.
-
-    Args:
-        arguments: of the setting's distill.py.
-        presets: its presets by name.
-        setting: of the students and the teacher.
-        argv: the command, for config.json.
 
     Raises:
         UserError: an argument is out of range, the teacher does not fit, or a run's directory cannot be used.
@@ -85,28 +73,20 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     setting.load_model(local_path(teacher[-1]), task)
     teacher_id = _check_own_teacher(arguments, setting, task, directory)
 
-    def error(record: Mapping[str, Any]) -> float:
-        return record["loss"]
-
-    planned = []
+    prepared = []
     for student in student_arguments(arguments, PLURAL):
         (steps,) = student.steps
-        batches = training_batches(student, setting, task, steps, student.stream_seed)
-        planned.append((student, batches, supervision(student, steps, teacher, directory, task.vocabulary, error)))
+        batches = training_batches(student, task, steps, student.stream_seed)
+        supervised = supervision(student, steps, teacher, directory, task.vocabulary, lambda record: record["loss"])
+        prepared.append((student, batches, supervised))
     diverged: list[DivergedError] = []
-    for student, batches, supervised in planned:
+    for student, batches, supervised in prepared:
         (heads,), (steps,), (seed,) = student.student_heads, student.steps, student.seeds
         run_directory = _run_directory(arguments, student, presets, setting)
         trainer_args = trainer_arguments(student, run_directory, steps, seed)
         config = {**config_of(student, task), "teacher_id": teacher_id}
-        options = {
-            "setting": setting.name,
-            "argv": argv,
-            "force": student.force,
-            "wandb": student.wandb,
-            "group": student.preset,
-        }
-        with open_shared_run(run_directory, config, processes_of(trainer_args), **options) as run:
+        options = {"argv": argv, "force": student.force, "wandb": student.wandb, "group": student.preset}
+        with open_shared_run(run_directory, config, processes_of(trainer_args), setting=setting.name, **options) as run:
             try:
                 train_to_end(student, setting, run, trainer_args, batches, heads, seed, supervised)
             except DivergedError as divergence:

@@ -7,7 +7,6 @@ A dataset has the columns
                 span of a nonterminal at depth L of the tree, the root being at depth 0
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -22,13 +21,14 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from common.arguments import require_at_least, require_seed
 from common.errors import UserError
 from common.pcfg.arguments import ExportArguments
 from common.pcfg.grammar import Grammar
 from common.pcfg.grammar_files import load_grammar
 from common.pcfg.sampler import Sentences, Stream, sample
 from common.pcfg.task import rules_of
-from common.runs.files import write_file
+from common.runs.files import locked, to_json, write_file
 from common.runs.progress import progress
 
 EVALUATION_SEED = 0
@@ -39,11 +39,6 @@ ROW_GROUP = 1024
 
 LEVELS = 8
 """Depths of the tree, from 0, in a dataset with trees."""
-
-TREES = """ Column `span_ends`: for each token
-a number whose bit L is set if the token is the last of a span of a nonterminal at depth L of the tree; the root is at
-depth 0."""
-"""In the dataset's card."""
 
 
 @dataclass(frozen=True)
@@ -129,17 +124,15 @@ def too_few(dataset: SentenceDataset, needed: int) -> UserError:
 def export(arguments: ExportArguments) -> None:
     """Write sentences as a Hugging Face dataset: parquet files, a dataset card, and a description for `open_dataset`.
 
-    The sentences are those that a run with this seed samples. The directory is made under a hidden name and renamed
-    once it is complete.
+    The sentences are the ones that a run with this seed would sample. The directory is made under a hidden name and
+    renamed once it is complete.
 
     Raises:
         UserError: an argument is out of range, the grammar cannot be loaded, or `--out` holds something else.
     """
-    for name, least in (("sentences", 1), ("validation", 0), ("seed", 0), ("shard", 1)):
-        if getattr(arguments, name) < least:
-            raise UserError(f"--{name} must be at least {least}, got {getattr(arguments, name)}")
-    if arguments.seed >= 2**63:
-        raise UserError(f"--seed must be below 2^63, got {arguments.seed}")
+    require_at_least(1, arguments, "sentences", "shard")
+    require_at_least(0, arguments, "validation")
+    require_seed(arguments, "seed")
     grammar = load_grammar(arguments.grammar, arguments.start)
     description = {
         "name": Path(grammar.name).stem,
@@ -157,13 +150,7 @@ def export(arguments: ExportArguments) -> None:
         return
     unfinished = arguments.out.with_name(f".{arguments.out.name}.unfinished")
     unfinished.mkdir(parents=True, exist_ok=True)
-    with (unfinished / ".lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is writing {arguments.out}: wait until it ends, or give another --out"
-            ) from None
+    with locked(unfinished, f"another process is writing {arguments.out}: wait until it ends, or give another --out"):
         shutil.rmtree(unfinished / "data", ignore_errors=True)
         (unfinished / "data").mkdir()
         splits: tuple[tuple[str, int, Stream, int], ...] = (
@@ -178,7 +165,7 @@ def export(arguments: ExportArguments) -> None:
                     _write_shard(unfinished / "data" / file, grammar, seed, stream, first, last, arguments.trees)
                     done += last - first
                     show(done)
-        write_file(unfinished / "description.json", (json.dumps(description, indent=2) + "\n").encode())
+        write_file(unfinished / "description.json", to_json(description))
         write_file(unfinished / "README.md", _card(arguments, grammar).encode())
         (unfinished / ".lock").unlink()
         os.rename(unfinished, arguments.out)
@@ -248,7 +235,7 @@ def _read_description(directory: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         description = None
     if not isinstance(description, dict) or not {"name", "grammar", "sentences"} <= set(description):
-        raise UserError(f"{directory} is not a dataset that data.py export wrote: it has no description.json of one")
+        raise UserError(f"{directory} is not a dataset that data.py export wrote: it has no valid description.json")
     return description
 
 
@@ -259,7 +246,12 @@ def _card(arguments: ExportArguments, grammar: Grammar) -> str:
     table = "\n".join(f"| {token} | {symbol} |" for token, symbol in enumerate(grammar.terminals))
     start = f" --start {arguments.start}" if arguments.start else ""
     validation = f"{arguments.validation:,} held-out ones" if arguments.validation else "no held-out ones"
-    trees, flag = (TREES, " --trees") if arguments.trees else ("", "")
+    trees, flag = "", ""
+    if arguments.trees:
+        flag = " --trees"
+        trees = """ Column `span_ends`: for each token
+a number whose bit L is set if the token is the last of a span of a nonterminal at depth L of the tree; the root is at
+depth 0."""
     return f"""---
 configs:
 - config_name: default

@@ -195,14 +195,14 @@ def make_grammar(name: str, alternatives: Sequence[Alternative], start: str | No
     finite = _shortest(rules)
     if cycle := _cycle({left: symbols - finite.keys() for left, symbols in _symbols_below(rules).items()}):
         first = next(symbol for symbol in where if symbol in cycle)
-        raise UserError(f"{where[first]}: {first} derives no finite sentence: give it an alternative without recursion")
+        raise UserError(f"{where[first]}: {first} derives no finite sentence: give it a non-recursive alternative")
     nonterminals = tuple(where)
     for members, growth in _recursions(_expectations(rules, nonterminals)):
         if growth > 1 + CRITICAL:
             first, names = nonterminals[members[0]], ", ".join(nonterminals[i] for i in members)
             raise UserError(
                 f"{where[first]}: derivations from {first} may never end (the expected number of {names} grows "
-                f"{growth:.10g} times with each rule): give less weight to alternatives with recursion"
+                f"{growth:.10g} times with each rule): give less weight to recursive alternatives"
             )
     return Grammar(name, reached[0].left, reached, terminals)
 
@@ -228,7 +228,10 @@ def _normalised(alternatives: Sequence[Alternative], where: dict[str, str]) -> t
         for alternative, weight in zip(side, scaled, strict=True):
             probability = weight / math.fsum(scaled)
             if probability == 0:
-                raise UserError(f"{alternative.where}: the weights of {alternative.left} are too far apart")
+                raise UserError(
+                    f"{alternative.where}: the weights of {alternative.left} are too far apart: "
+                    "give weights of similar size"
+                )
             rules.append(Rule(alternative.left, alternative.right, probability))
     return tuple(rules)
 
@@ -246,7 +249,7 @@ def _reachable(name: str, rules: Sequence[Rule], start: str) -> tuple[Rule, ...]
     """The rules that derivations from `start` use, those of `start` first."""
     below = _symbols_below(rules)
     if start not in below:
-        raise UserError(f"{start} has no rules in {name}: give a start that has, one of {', '.join(below)}")
+        raise UserError(f"{start} has no rules in {name}: choose one of {', '.join(below)}")
     reached, waiting = {start}, [start]
     while waiting:
         new = {symbol for symbol in below[waiting.pop()] if symbol in below} - reached

@@ -68,9 +68,7 @@ def parse_grammar(text: str, name: str, start: str | None = None) -> Grammar:
             keep the token ids that they have in the whole grammar.
 
     Raises:
-        UserError: names the line if the text cannot be parsed, an alternative is repeated, a weight is wrong, a symbol
-            cannot be reached or derives no sentence, unit rules form a cycle, derivations may never end, or `start`
-            has no rules.
+        UserError: names the line if the text cannot be parsed; or as `make_grammar`.
     """
     alternatives = [
         alternative
@@ -105,7 +103,7 @@ def _parse_alternative(left: str, text: str, where: str) -> Alternative:
 
 def _symbol(text: str, where: str) -> str:
     if "->" in text or set(text) & set("|[]"):
-        raise UserError(f"{where}: {text} is not a symbol: write one rule per line, a weight as [0.5] at its very end")
+        raise UserError(f"{where}: {text} is not a symbol: write one rule per line, and a weight such as [0.5] last")
     return text
 
 
@@ -147,5 +145,5 @@ def _from_json(text: str, name: str) -> list[Alternative]:
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise UserError(
             f"{name} is not a grammar of Allen-Zhu and Li ({type(error).__name__}: {error}): "
-            "give one of their JSON files, or a text file with another ending"
+            "give one of their JSON files, or a text file with another suffix"
         ) from error

@@ -4,10 +4,8 @@ This is the inside-outside algorithm (Baker 1979, Trainable grammars for speech 
 Computer Speech and Language 4). Evidence is a likelihood for every position and terminal, so that a token may be seen,
 masked, or seen through noise, and everything is conditional on the number of tokens.
 
-The chart. A right side of three or more symbols is built up from its left end, X1 X2 X3 -> (X1 X2) X3, and right sides
-that begin alike share what they begin with. So a chart has three kinds of nodes: terminals; products X C of a node and
-a symbol; and the nonterminals, sums over their weighted right sides. With inside(N, i, j) the probability of the
-evidence at positions i .. j - 1, and of this number of tokens, if node N derives exactly these positions,
+The chart. With the nodes of chart.py, and inside(N, i, j) the probability of the evidence at positions i .. j - 1, and
+of this number of tokens, if node N derives exactly these positions,
 
     inside(X C, i, j) = sum_k inside(X, i, k) inside(C, k, j),     inside(A, i, j) = sum_r p_r inside(N_r, i, j),
 
@@ -27,11 +25,9 @@ What is left out. Row i of a node is its numbers for all ends j. Three things ke
   position is ignored, and only there are outside numbers computed. These are at least the ends at which it is not zero.
 
 Range of numbers. The likelihood at each position is divided by a factor, which cancels in the end; `_factors` chooses
-them so that sentences typical of the grammar have numbers near 1. All numbers of a chart that are not zero are required
-to be between 2^-500 and 2^500. Then products of two of them are normal floating-point numbers, so that no zero is due
-to underflow, and as all numbers are non-negative, sums and products keep their relative precision. A chart that has
-numbers outside this range, or a grammar that has probabilities outside it, is computed with logarithms instead, which
-takes some twenty times as long.
+them so that sentences typical of the grammar have numbers near 1. A chart with numbers outside 2^-500 to 2^500 (see
+chart.py), or a grammar with such probabilities, is computed with logarithms instead, which takes about twenty times as
+long. All numbers are non-negative, so sums and products keep their relative precision.
 """
 
 import math
@@ -75,11 +71,7 @@ class Logarithms(NamedTuple):
 
 
 def log_probability(grammar: Grammar, tokens: ArrayLike) -> float:
-    """Logarithm of a sentence's probability, -inf if the grammar cannot make it.
-
-    Args:
-        grammar: its start derives the sentence.
-        tokens: (length,) token ids.
+    """Logarithm of the probability of a sentence, (length,) token ids; -inf if the grammar cannot make it.
 
     Raises:
         UserError: a token id that the grammar does not have.
@@ -116,12 +108,7 @@ def cavities(grammar: Grammar, likelihoods: Sequence[ArrayLike]) -> list[tuple[f
 def posterior(grammar: Grammar, likelihood: ArrayLike) -> NDArray[np.float64]:
     """P(x_p = a | evidence at all positions, length).
 
-    Args:
-        grammar: its start derives the sentence.
-        likelihood: (length, terminals), P(evidence at p | x_p = a); rows may have any scale.
-
-    Returns:
-        (length, terminals).
+    The likelihood is that of `cavity`, and the result has the same shape, (length, terminals).
 
     Raises:
         UserError: the likelihood is no such array, or the evidence is impossible.
@@ -252,13 +239,13 @@ def _contexts(grammar: Grammar, capacity: int) -> Contexts:
                 left, right = factors[node]
                 np.minimum(fewest[left], fewest[node] + shortest[right], out=fewest[left])
                 np.maximum(most[left], most[node] + longest[right], out=most[left])
-                np.minimum(fewest[right], -_moved(-fewest[node], shortest[left], longest[left]), out=fewest[right])
-                np.maximum(most[right], _moved(most[node], shortest[left], longest[left]), out=most[right])
+                np.minimum(fewest[right], -_window_max(-fewest[node], shortest[left], longest[left]), out=fewest[right])
+                np.maximum(most[right], _window_max(most[node], shortest[left], longest[left]), out=most[right])
     limits = (np.clip(numbers, -1, capacity + 1).astype(np.int32) for numbers in (fewest, most))
     return Contexts(*limits)
 
 
-def _moved(numbers: NDArray[np.int64], least: int, most: int) -> NDArray[np.int64]:
+def _window_max(numbers: NDArray[np.int64], least: int, most: int) -> NDArray[np.int64]:
     """At each index the largest of the numbers that are from `least` to `most` places before it."""
     padded = np.concatenate([np.full(most, -UNLIMITED), numbers])
     return sliding_window_view(padded, most - least + 1).max(axis=1)[: len(numbers)]
@@ -270,7 +257,7 @@ def _factors(grammar: Grammar, evidence: NDArray[np.float64]) -> NDArray[np.floa
     It is the largest likelihood where nothing is seen. Where a token is seen, log2 of its frequency u is shrunk so that
     it is on average minus the number of bits that the grammar spends on a token.
     """
-    frequency, shrinkage = _surprise(grammar)
+    frequency, shrinkage = _frequency_and_shrinkage(grammar)
     largest = evidence.max(axis=1, initial=0)
     largest[largest == 0] = 1
     expected = (evidence / largest[:, None]) @ frequency
@@ -279,7 +266,7 @@ def _factors(grammar: Grammar, evidence: NDArray[np.float64]) -> NDArray[np.floa
 
 
 @lru_cache(maxsize=64)
-def _surprise(grammar: Grammar) -> tuple[NDArray[np.float64], float]:
+def _frequency_and_shrinkage(grammar: Grammar) -> tuple[NDArray[np.float64], float]:
     """Frequency of each terminal, and the bits of choices per token as a share of the frequencies' entropy."""
     rules = grammar.compiled()
     left = np.repeat(np.arange(rules.nonterminals), np.diff(rules.first_rule))

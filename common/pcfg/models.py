@@ -1,5 +1,4 @@
-"""Transformers for sentences of a grammar: whether sentences have room in them, and any checkpoint in the layout of
-Hugging Face, checked against the task."""
+"""Transformers for sentences of a grammar: any checkpoint in the layout of Hugging Face, checked against the task."""
 
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -16,7 +15,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def require_room(width: int, task: GrammarTask) -> None:
-    """Refuse a batch that is wider than models of the task have positions.
+    """Reject a batch whose sentences are longer than a model of the task has positions.
 
     Raises:
         UserError: names the longest sentence.
@@ -24,7 +23,7 @@ def require_room(width: int, task: GrammarTask) -> None:
     if width > task.positions:
         raise UserError(
             f"{task.grammar.name} made a sentence of {width - task.added:,} tokens, and a model has "
-            f"{task.positions:,} positions: give a grammar with a longest sentence, or with shorter ones"
+            f"{task.positions:,} positions: give a grammar with shorter sentences, or with a longest one"
         )
 
 
@@ -33,9 +32,9 @@ def load_checked(path: Path, task: GrammarTask, model_class: type[Model], name: 
 
     Args:
         path: the checkpoint's directory.
-        task: what the model must be for.
-        model_class: of the model.
-        name: of such a model, for messages.
+        task: what the model must fit.
+        model_class: such as `BertForMaskedLM`.
+        name: of the architecture, for messages.
 
     Raises:
         UserError: it is another model, is damaged, or does not fit the task's vocabulary or sentences.
@@ -72,7 +71,7 @@ def load_checked(path: Path, task: GrammarTask, model_class: type[Model], name: 
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        raise UserError(f"the weights in {path} are missing or damaged ({_line(error)}): make it again") from error
+        raise UserError(f"the weights in {path} are missing or damaged ({_line(error)}): save it again") from error
     model, found = loaded
     lacking = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
     if lacking:

@@ -1,12 +1,9 @@
-"""Probes of runs on grammars: their sentences, and the JSON files that they write.
-
-A probe's file, in the run's directory, has one entry for each checkpoint, and what is measured without one. It is
-written after each measurement, so that an interrupted probe resumes and only new checkpoints are probed.
-"""
+"""`probe.py` of the settings on grammars."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,17 +19,16 @@ from common.pcfg.arguments import (
     ProbeArguments,
     require_positive_lr,
 )
+from common.pcfg.batches import evaluation_batches
 from common.pcfg.inside_outside import ancestor_posteriors
 from common.pcfg.sampler import Sentences, sample
 from common.pcfg.task import GrammarTask
 from common.pcfg.training import EVALUATION_BATCH_SIZE, Setting, task_of_run
+from common.probes.checkpoints import probe_checkpoints
 from common.probes.ngrams import CausalNgramVariants, NgramVariants, Predictor, probe_ngrams
 from common.probes.nonterminals import NO_SYMBOL, Encoder, LabelledSentences, probe_nonterminals
 from common.runs.files import write_file
-from common.runs.names import default_name
-from common.runs.progress import progress
 from common.runs.run import Run
-from common.teachers.discovery import find_checkpoints, local_path
 
 SPACING = 30
 """Default distance of n-gram positions, in tokens; less for a grammar of short sentences."""
@@ -86,7 +82,7 @@ def ngrams(
         once["positions"] = shown.pairs.tolist
     if optimal is not None:
         once["bayes_optimal"] = lambda: statistics(*optimal(task, sequences, **options))
-    probe_checkpoints(arguments, argv, "ngrams", setting, task, lambda model: statistics(shown, predictor(model)), once)
+    probe_models(arguments, argv, "ngrams", setting, task, lambda model: statistics(shown, predictor(model)), once)
 
 
 def nonterminals(
@@ -94,11 +90,7 @@ def nonterminals(
 ) -> None:
     """`probe.py nonterminals`: accuracy by level of every checkpoint that is not in the probe's file yet.
 
-    Args:
-        arguments: of the command.
-        argv: the command, for the probe's file.
-        setting: of the run.
-        encoder: from a model of the setting to its last hidden states.
+    `encoder` maps a model of the setting to a function that gives its last hidden states.
 
     Raises:
         UserError: an argument is out of range, or the directory is not a run of the setting.
@@ -134,7 +126,7 @@ def nonterminals(
 
     exact = arguments.exact > 0 and task.grammar.depth is not None
     once = {"bayes_optimal": optimal} if exact else {}
-    probe_checkpoints(arguments, argv, "nonterminals", setting, task, measure, once)
+    probe_models(arguments, argv, "nonterminals", setting, task, measure, once)
 
 
 def bayes_optimal(
@@ -145,11 +137,7 @@ def bayes_optimal(
 ) -> None:
     """`probe.py bayes-optimal`: the best possible values on the run's evaluation sentences, unless the file exists.
 
-    Args:
-        arguments: of the command.
-        argv: the command, for the probe's file.
-        setting: of the run.
-        values: from the task and the evaluation batches to JSON values.
+    `values` maps the task and the evaluation batches to JSON values.
 
     Raises:
         UserError: the directory is not a run of the setting.
@@ -158,7 +146,7 @@ def bayes_optimal(
     path = arguments.run / "probes" / "bayes_optimal.json"
     if not path.exists():
         samples = Run(arguments.run).config["arguments"]["eval_samples"]
-        result = values(task, setting.evaluation_batches(task, samples, EVALUATION_BATCH_SIZE))
+        result = values(task, evaluation_batches(task, samples, EVALUATION_BATCH_SIZE))
         write_file(path, json.dumps({"argv": list(argv), "eval_samples": samples, **result}).encode())
     print(path)
 
@@ -215,7 +203,7 @@ def with_bos(task: GrammarTask, sentences: Sentences) -> list[NDArray[np.integer
     return [np.concatenate([[task.bos], sentences.sentence(i)]) for i in range(len(sentences))]
 
 
-def probe_checkpoints(
+def probe_models(
     arguments: ProbeArguments,
     argv: Sequence[str],
     name: str,
@@ -224,16 +212,7 @@ def probe_checkpoints(
     measure: Callable[[Any], dict[str, Any]],
     once: Mapping[str, Callable[[], object]],
 ) -> None:
-    """Measure what is not in the probe's file yet, and print the file's name.
-
-    Args:
-        arguments: of the command.
-        argv: the command, for the probe's file.
-        name: of the probe.
-        setting: of the run.
-        task: that the run was trained on.
-        measure: from a checkpoint's model to JSON values.
-        once: what is measured without a checkpoint, by name.
+    """`probe_checkpoints` with `measure` called on the model of each checkpoint, on the device.
 
     Raises:
         UserError: the device cannot be used, or the run has no checkpoint.
@@ -241,27 +220,10 @@ def probe_checkpoints(
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda cannot be used: torch finds no GPU")
     device = "cuda" if arguments.device != "cpu" and torch.cuda.is_available() else "cpu"
-    checkpoints = find_checkpoints(arguments.run)
-    unnamed = ("run", "device", "columns")
-    defaults = type(arguments)(run=arguments.run)
-    path = arguments.run / "probes" / f"{default_name(arguments, defaults, name, exclude=unnamed)}.json"
-    settings = {key: value for key, value in asdict(arguments).items() if key not in unnamed}
-    content: dict[str, Any] = (
-        json.loads(path.read_text()) if path.exists() else {"argv": list(argv), "settings": settings, "checkpoints": []}
-    )
-    done = {entry["step"]: entry for entry in content["checkpoints"]}
-    for key, value in once.items():
-        if key not in content:
-            content[key] = value()
-            write_file(path, json.dumps(content).encode())
-    with progress(len(checkpoints), len(done), f"probing {arguments.run.name}", 1) as show:
-        for checkpoint in checkpoints:
-            if checkpoint.step in done:
-                continue
-            model = setting.load_model(local_path(checkpoint), task)
-            model.to(device)  # type: ignore[arg-type]
-            done[checkpoint.step] = {"step": checkpoint.step, **measure(model)}
-            content["checkpoints"] = [done[step] for step in sorted(done)]
-            write_file(path, json.dumps(content).encode())
-            show(len(done), checkpoint=checkpoint.step)
-    print(path)
+
+    def measure_checkpoint(checkpoint: Path) -> dict[str, Any]:
+        model = setting.load_model(checkpoint, task)
+        model.to(device)  # type: ignore[arg-type]
+        return measure(model)
+
+    probe_checkpoints(arguments, argv, name, measure_checkpoint, once)

@@ -111,7 +111,7 @@ def sample(
         if len(tokens) - width - offsets[done] >= MAX_TOKENS:
             raise UserError(
                 f"sentence {first + done} of {grammar.name} (seed {seed}, {stream}) has more than {MAX_TOKENS:,} "
-                "tokens: give less weight to alternatives with recursion"
+                "tokens: give less weight to recursive alternatives"
             )
         tokens.resize(2 * len(tokens), refcheck=False)
         done = _expand(tables, key, first, done, tokens, offsets, None, None)
@@ -141,7 +141,7 @@ _RULE = np.dtype([("length", np.int64), ("choices", np.int64), ("first_outcome",
 
 
 class _Tables(NamedTuple):
-    """What `_derive` reads of a grammar. Rows are filled up to multiples of 16 bytes."""
+    """What `_derive` reads of a grammar. Rows are padded to multiples of 16 bytes."""
 
     nonterminals: int
     choices_per_word: int
@@ -195,18 +195,18 @@ def _tables(grammar: Grammar) -> _Tables:
         sides=sides,
         rules=rules,
         threshold=np.array([min(int(c * 2**64), 2**64 - 1) for c in compiled.cumulative.tolist()], np.uint64),
-        right=_filled([right[::-1] for right in rights], np.int32),
-        outcome=_filled(outcomes, np.uint8),
+        right=_padded([right[::-1] for right in rights], np.int32),
+        outcome=_padded(outcomes, np.uint8),
         outcome_length=np.array([len(outcome) for outcome in outcomes], np.int64),
     )
 
 
-def _filled(rows: list[list[int]], dtype: type[np.generic]) -> NDArray:
-    """The rows as an array, filled up with zeros to a multiple of 16 bytes."""
+def _padded(rows: list[list[int]], dtype: type[np.generic]) -> NDArray:
+    """The rows as an array, padded with zeros to a multiple of 16 bytes."""
     step = 16 // np.dtype(dtype).itemsize
     array = np.zeros((len(rows), -(-max(map(len, rows), default=1) // step) * step), dtype)
-    for filled, row in zip(array, rows, strict=True):
-        filled[: len(row)] = row
+    for padded, row in zip(array, rows, strict=True):
+        padded[: len(row)] = row
     return array
 
 

@@ -3,12 +3,11 @@
 A `Setting` is a prediction task on the sentences of a grammar and a model for it; each setting's folder defines one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from transformers import PreTrainedModel, TrainingArguments
 
 from common.distillation.batches import ReadyBatches
@@ -16,7 +15,8 @@ from common.distillation.run_loop import RunTrainer, train_run, training_argumen
 from common.distillation.supervision import Supervision
 from common.errors import UserError
 from common.pcfg.arguments import Arguments
-from common.pcfg.dataset import SentenceDataset, open_dataset
+from common.pcfg.batches import TrainingBatches, evaluation_batches
+from common.pcfg.dataset import open_dataset
 from common.pcfg.models import require_room
 from common.pcfg.task import GrammarTask, rules_of
 from common.runs.processes import Processes
@@ -26,50 +26,22 @@ EVALUATION_BATCH_SIZE = 128
 """Sentences per evaluation batch."""
 
 
-class Batch(Protocol):
-    """A dataclass of tensors, named as the model's arguments, and `labels`; all (sentences, longest)."""
-
-    @property
-    def input_ids(self) -> torch.Tensor:
-        """(sentences, longest) token ids."""
-
-
-class Batches(Protocol):
-    """Training batches as a function of the step."""
-
-    def batch(self, step: int) -> Batch:
-        """The batch of step `step`, from 0."""
-
-
 @dataclass(frozen=True)
 class Setting:
-    """A prediction task on a grammar and a model for it. All that training, distillation and probes need to know."""
+    """A prediction task on a grammar and a model for it."""
 
     name: str
     """As in config.json; also the setting's folder in runs/."""
     task: Callable[[Mapping[str, Any]], Any]
     """From a run's arguments, by name, to a `GrammarTask`."""
-    batches: Callable[[Any, int, int, SentenceDataset | None], Batches]
-    """Training batches, from the task, the seed, the batch size and an optional dataset."""
-    evaluation_batches: Callable[[Any, int, int], Sequence[Batch]]
-    """Held-out batches, from the task, the number of sentences and the batch size."""
     new_model: Callable[[Any, int, int, int, float, int], PreTrainedModel]
     """From the task, layers, heads, dimensions per head, dropout rate and seed."""
     load_model: Callable[[Path, Any], PreTrainedModel]
     """From a checkpoint's directory and the task; raises `UserError` if it does not fit the task."""
-    needs_trees: Callable[[Any], bool] = lambda task: False
-    """Whether the batches of a task depend on which tokens end spans of nonterminals."""
 
 
 def task_of(arguments: Arguments, setting: Setting) -> Any:
-    """The task that a command's arguments describe.
-
-    Args:
-        arguments: of train.py or distill.py.
-        setting: whose command it is.
-
-    Returns:
-        The setting's kind of `GrammarTask`, with the grammar loaded.
+    """The setting's kind of `GrammarTask` that a command's arguments describe, with the grammar loaded.
 
     Raises:
         UserError: the grammar cannot be loaded, or an argument of the task is out of range.
@@ -101,13 +73,7 @@ def task_of_run(directory: Path, setting: Setting) -> Any:
 
 
 def trainer_arguments(arguments: Arguments, directory: Path, steps: int, seed: int) -> TrainingArguments:
-    """The arguments of transformers' Trainer for one run.
-
-    Args:
-        arguments: of the command.
-        directory: of the run.
-        steps: optimiser steps.
-        seed: of dropout.
+    """The arguments of transformers' Trainer for one run; the seed is that of dropout.
 
     Raises:
         UserError: the device or the precision cannot be used, or the batch cannot be split evenly.
@@ -133,38 +99,8 @@ def processes_of(trainer_args: TrainingArguments) -> Processes:
     return Processes(trainer_args.process_index, trainer_args.world_size)
 
 
-@dataclass(frozen=True)
-class FittingBatches:
-    """Training batches whose sentences are checked to fit into a model."""
-
-    batches: Batches
-    task: GrammarTask
-
-    def batch(self, step: int) -> Batch:
-        """The batch of step `step`, from 0.
-
-        Raises:
-            UserError: a sentence is longer than models of the task have positions.
-        """
-        batch = self.batches.batch(step)
-        require_room(batch.input_ids.shape[1], self.task)
-        return batch
-
-
-def training_batches(
-    arguments: Arguments, setting: Setting, task: GrammarTask, steps: int, seed: int
-) -> FittingBatches:
-    """The training batches of one run, sampled or from `--dataset`.
-
-    Args:
-        arguments: of the command.
-        setting: makes the batches.
-        task: what the batches are for.
-        steps: optimiser steps; a dataset must have this many batches, as each sentence is used once.
-        seed: of the sentences (unless they come from a dataset), of their masks and of the order of batches.
-
-    Returns:
-        Batch by step, from 0, each of `arguments.batch_size` sentences.
+def training_batches(arguments: Arguments, task: GrammarTask, steps: int, seed: int) -> TrainingBatches:
+    """The training batches of one run, sampled or from `--dataset`, which must have enough for `steps`.
 
     Raises:
         UserError: the dataset is of another grammar, lacks what the task needs, or is too small.
@@ -172,8 +108,8 @@ def training_batches(
     dataset = None
     if arguments.dataset is not None:
         needed = steps * arguments.batch_size
-        dataset = open_dataset(arguments.dataset, task.grammar, needed, setting.needs_trees(task))
-    return FittingBatches(setting.batches(task, seed, arguments.batch_size, dataset), task)
+        dataset = open_dataset(arguments.dataset, task.grammar, needed, task.tree_levels > 0)
+    return TrainingBatches(task, seed, arguments.batch_size, dataset)
 
 
 def train_to_end(
@@ -181,7 +117,7 @@ def train_to_end(
     setting: Setting,
     run: Run,
     trainer_args: TrainingArguments,
-    batches: FittingBatches,
+    batches: TrainingBatches,
     heads: int,
     seed: int,
     supervision: Supervision,
@@ -191,24 +127,24 @@ def train_to_end(
     An unfinished run is resumed from its resume state; of a complete one, only a line is printed.
 
     Args:
-        arguments: of the command; give the model's size, its dropout and the number of evaluation sentences.
-        setting: makes and loads models and evaluation batches.
+        arguments: of the command.
+        setting: makes and loads models.
         run: opened for writing.
-        trainer_args: as `trainer_arguments` makes them for this run.
-        batches: training batches by step.
+        trainer_args: from `trainer_arguments` for this run.
+        batches: from `training_batches`.
         heads: attention heads.
         seed: of the initial weights.
         supervision: what the model learns from; `FROM_LABELS` for a teacher.
 
     Raises:
         UserError: a sentence does not fit into the model, or a teacher's checkpoint cannot be loaded.
-        DivergedError: the loss or the weights are not finite; nothing of that is saved.
+        DivergedError: the loss or the weights are not finite; nothing invalid is saved.
     """
     task, processes = batches.task, processes_of(trainer_args)
     if run.complete:
         processes.print(f"{run.directory} is complete")
         return
-    held_out = setting.evaluation_batches(task, arguments.eval_samples, EVALUATION_BATCH_SIZE)
+    held_out = evaluation_batches(task, arguments.eval_samples, EVALUATION_BATCH_SIZE)
     for batch in held_out:
         require_room(batch.input_ids.shape[1], task)
     trainer = RunTrainer(

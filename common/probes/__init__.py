@@ -1,1 +1,1 @@
-"""Probes: what a frozen model has learned of the sub-structure that the curriculum leaks."""
+"""Probes: what a frozen model has learned of the sub-structure that makes up the curriculum."""

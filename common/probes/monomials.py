@@ -55,9 +55,10 @@ def probe_monomials(
     outside: int = 100,
     seed: int = 0,
 ) -> MonomialProbe:
-    """Correlations of a model's output with all monomials on the support and with random ones that leave it.
+    """Correlations of a model's output with all monomials on the support and with random ones that are not inside it.
 
-    The mean of `values` is subtracted first: as E[chi_A] = 0 no expectation changes, only sampling noise goes.
+    The mean of `values` is subtracted first: as E[chi_A] = 0, this changes no expectation and only reduces sampling
+    noise.
 
     Args:
         bits: packed inputs of shape (samples, words).
@@ -126,7 +127,7 @@ def support_correlations(
 def monomial_correlations(
     bits: NDArray[np.uint64], values: NDArray[np.floating], subsets: Sequence[Sequence[int]]
 ) -> NDArray[np.float64]:
-    """E[chi_A(x) p(x)], signed, for each given subset A; memory for one subset at a time.
+    """E[chi_A(x) p(x)], signed, for each given subset A; needs memory for only one subset at a time.
 
     Args:
         bits: packed inputs of shape (samples, words).

@@ -120,10 +120,7 @@ class NgramVariants:
         """Queries per pair: p_0, then p_n for each n, then q_n for each n."""
 
     def batches(self, columns: int) -> Iterator[tuple[NDArray[np.int64], NgramQueries]]:
-        """The queries in batches, by length.
-
-        Args:
-            columns: largest number of tokens per batch, padding included (a single row may have more).
+        """The queries by length, in batches of at most `columns` tokens, padding included (a single row may have more).
 
         Yields:
             The queries' indices, pair * variants + variant, and the queries.
@@ -175,16 +172,10 @@ class CausalNgramVariants:
     """All variants of some sequences, up to the position before the predicted one, as queries to causal models.
 
     Args:
-        sequences: token ids, BOS first, of shape (length,) each.
         terminals: number of terminals; replacements are drawn from token ids below it.
-        spacing: positions are multiples of this.
-        limit: the largest position.
-        positions: number of positions per sequence, drawn at random; by default all.
-        sizes: the n.
         seed: of the positions and of the replacements.
 
-    Raises:
-        UserError: as `NgramVariants`.
+    All other arguments, and the errors, are those of `NgramVariants`.
     """
 
     def __init__(
@@ -283,14 +274,7 @@ def _pairs(
 def probe_ngrams(
     variants: NgramVariants | CausalNgramVariants, predictor: Predictor, columns: int = 8192, values: bool = False
 ) -> NgramProbe:
-    """M_robust and M_close of one model.
-
-    Args:
-        variants: the queries.
-        predictor: the model.
-        columns: batch size in tokens.
-        values: whether to return the value of every pair.
-    """
+    """M_robust and M_close of one model, in batches of so many tokens; optionally with the value of every pair."""
     probabilities: torch.Tensor | None = None
     for indices, queries in variants.batches(columns):
         predictions = predictor(queries).double().cpu()

@@ -27,6 +27,8 @@ from transformers import BertForMaskedLM, GPT2LMHeadModel, get_cosine_schedule_w
 
 from common.errors import UserError
 
+WARMUP = 0.06
+
 NO_SYMBOL = -1
 """Label where a token has no ancestor at a level."""
 
@@ -101,7 +103,6 @@ def probe_nonterminals(
     heads: int = 16,
     dimension: int = 256,
     lr: float = 1e-2,
-    warmup: float = 0.06,
     epochs: int = 4,
     batch_size: int = 64,
     seed: int = 0,
@@ -110,18 +111,17 @@ def probe_nonterminals(
 ) -> list[LevelAccuracy]:
     """Train a probe on a frozen model and test it; one entry for each level of the labels.
 
-    Adam without weight decay; the learning rate rises over the fraction `warmup` of the steps and decays to zero as a
+    Adam without weight decay; the learning rate rises over the fraction `WARMUP` of the steps and decays to zero as a
     cosine. The loss is the mean cross entropy over all tokens and levels. A batch has sentences of similar length, the
     same ones in each epoch; the order of batches is redrawn.
 
     Args:
         encoder: the frozen model.
-        training: sentences that the probe is trained on.
-        heldout: sentences that it is tested on.
+        training: sentences to train the probe on.
+        heldout: sentences to test it on.
         heads: number of pairs of position embeddings and linear maps.
         dimension: of the position embeddings.
         lr: peak learning rate.
-        warmup: fraction of the steps in which it rises.
         epochs: passes over the training sentences.
         batch_size: sentences per step.
         seed: of the probe's initial values and of the order of batches.
@@ -147,7 +147,7 @@ def probe_nonterminals(
         probe = PositionProbe(states.size, levels * symbols, longest, heads, dimension).to(device)
     optimizer = torch.optim.Adam(probe.parameters(), lr)
     steps = epochs * len(batches)
-    schedule = get_cosine_schedule_with_warmup(optimizer, round(warmup * steps), steps)
+    schedule = get_cosine_schedule_with_warmup(optimizer, round(WARMUP * steps), steps)
     generator = np.random.Generator(np.random.Philox(seed))
     for _ in range(epochs):
         for i in generator.permutation(len(batches)):

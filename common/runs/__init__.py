@@ -7,7 +7,7 @@
     probes/  wandb/     written by a probe or by Weights & Biases, if requested
     done.json           written last: the run is complete
 
-A script that keeps to this order resumes, bit-identical to an uninterrupted run, after being killed at any moment:
+A script that keeps to this order may be killed at any moment; it resumes bit-identical to an uninterrupted run:
 
     with open_run(directory, arguments, setting=..., argv=...) as run:
         resume = load_resume(run.directory)

@@ -12,7 +12,7 @@ from common.runs.files import read_json, read_safetensors, to_json, to_safetenso
 def save_checkpoint(run: Path, step: int, tensors: Mapping[str, np.ndarray], config: Mapping[str, object]) -> None:
     """Write `checkpoint-<step>` into a run's directory.
 
-    An existing one is replaced: the run was stopped after it and resumed from an earlier state.
+    An existing checkpoint is replaced; it is there if the run was stopped after it and resumed from an earlier state.
 
     Args:
         tensors: the model's weights by name, of any shape and memory order.
@@ -31,14 +31,5 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     Raises:
         UserError: a file is missing, truncated, damaged, or of a type that NumPy does not have (bfloat16).
     """
-    advice = f"remove {path} and make it again"
-    return read_config(path), read_safetensors(path / "model.safetensors", advice)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Config of the checkpoint in directory `path`.
-
-    Raises:
-        UserError: it is missing, truncated or damaged.
-    """
-    return read_json(path / "config.json", f"remove {path} and make it again")
+    advice = f"remove {path} and save the checkpoint again"
+    return read_json(path / "config.json", advice), read_safetensors(path / "model.safetensors", advice)

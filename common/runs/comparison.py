@@ -22,9 +22,9 @@ class CompareArguments:
     run: Annotated[Path, tyro.conf.Positional]
     """Directory of a run, complete or not."""
     other_run: Annotated[Path, tyro.conf.Positional]
-    """Directory of another."""
+    """Directory of another run."""
     lines: int = 20
-    """Largest number of lines of curves to show, evenly spaced."""
+    """Maximum number of evaluations to show, evenly spaced."""
 
 
 def compare(arguments: CompareArguments) -> None:
@@ -69,11 +69,11 @@ def curves(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]],
         return [f"no common step: A has {_steps(one)}, B has {_steps(other)}"]
     lines = [f"{len(common)} evaluations at common steps; A has {_steps(one)}, B has {_steps(other)}"]
     rows = [_compared(step, by_step[0][step], by_step[1][step]) for step in common]
-    shown = _spread(range(len(rows)), most)
+    shown = _evenly_spaced(range(len(rows)), most)
     for measure in MEASURES:
         different = [i for i, row in enumerate(rows) if row[f"{measure} A"] != row[f"{measure} B"]]
         if not different:
-            lines.append(f"{measure}: the same at all of them")
+            lines.append(f"{measure}: identical at all of them")
             continue
         line = f"{measure}: first differs at step {rows[different[0]]['step']}"
         finite = [row for row in rows if row[f"{measure} B-A"] is not None]
@@ -95,8 +95,8 @@ def _compared(step: int, one: Mapping[str, Any], other: Mapping[str, Any]) -> di
     return row
 
 
-def _spread(indices: range, most: int) -> list[int]:
-    """At most so many of the indices, from the first to the last, evenly."""
+def _evenly_spaced(indices: range, most: int) -> list[int]:
+    """At most `most` of the indices, from the first to the last."""
     if len(indices) <= most:
         return list(indices)
     return [indices[round(i * (len(indices) - 1) / (most - 1))] for i in range(most)]

@@ -1,8 +1,8 @@
 """Files on disk: written atomically, read back, locked.
 
-Files and directories are written under a hidden name next to their place, flushed to the disk and then renamed, so that
-a reader finds all of it or nothing, however the writer ended. What a killed writer leaves behind ends in `.unfinished`;
-no reader looks at it. Only JSON and safetensors are read, never a pickle.
+Files and directories are written under a hidden name in the same folder, flushed to disk and then renamed, so that a
+reader finds either all of the content or none of it, however the writer ended. What a killed writer leaves behind is
+named `*.unfinished`, and readers ignore it. Only JSON and safetensors are read, never a pickle.
 """
 
 import fcntl
@@ -25,10 +25,10 @@ NUMBER = "(0|[1-9][0-9]*)"
 
 @contextmanager
 def locked(directory: Path, message: str) -> Iterator[None]:
-    """Hold the lock of an existing directory: no other process can.
+    """Hold the lock of an existing directory, which only one process can hold.
 
     Raises:
-        UserError: another process holds it; with this message.
+        UserError: another process holds it; the error has this message.
     """
     with (directory / ".lock").open("a") as lock:
         try:
@@ -51,7 +51,7 @@ def is_locked(directory: Path) -> bool:
 
 
 def append_to_file(path: Path, content: bytes) -> None:
-    """Append `content` to a file and flush it to the disk; the file is created if it does not exist.
+    """Append `content` to a file and flush it to disk; the file is created if it does not exist.
 
     Raises:
         OSError: names the file, which then has its old length.
@@ -140,7 +140,7 @@ def _discard(path: Path) -> None:
 
 
 def _sync_directory(path: Path) -> None:
-    """Flush new and changed names in a directory to the disk."""
+    """Flush new and changed names in a directory to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

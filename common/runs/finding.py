@@ -15,7 +15,7 @@ TRANSITION_ACCURACY = 0.95
 
 
 def find_runs(directory: Path) -> list[Run]:
-    """All runs in a directory, itself or at any depth, in the order of their paths; links are not followed.
+    """All runs at or below a directory, at any depth, in the order of their paths; links are not followed.
 
     Runs whose config.json is damaged are included.
 

@@ -1,4 +1,4 @@
-"""Where runs are, and the default name of a run: its preset and every argument that differs from the preset."""
+"""Where runs are stored, and the default name of a run: its preset and every argument that differs from the preset."""
 
 import dataclasses
 import hashlib
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "runs"
 
 EXECUTION_ARGUMENTS = ("out", "force", "device", "wandb")
-"""Arguments that say where and how a run is executed, and not what it computes."""
+"""Arguments that say where and how a run is executed, rather than what it computes."""
 
 
 def default_name(
@@ -27,21 +27,21 @@ def default_name(
 ) -> str:
     """A run's name: the preset's, then each argument that differs from it; `laptop-lr0.01-method=one_shot-seed1`.
 
-    Different arguments never give the same name, nor names that differ in case only. A name longer than 200 bytes is
+    Different arguments never give the same name, nor names that differ only in case. A name longer than 200 bytes is
     cut and ends in a hash of all of it.
 
     Args:
         arguments: None, numbers, strings, paths, and lists or tuples of these.
         preset: the same dataclass with the preset's values; field names are in lower case.
-        name: the preset's, one word.
+        name: the preset's.
         exclude: arguments that are left out.
 
     Raises:
         TypeError: an argument has another type.
     """
     for field in dataclasses.fields(arguments):
-        value = _text(getattr(arguments, field.name))
-        if field.name not in exclude and value != _text(getattr(preset, field.name)):
+        value = _argument_text(getattr(arguments, field.name))
+        if field.name not in exclude and value != _argument_text(getattr(preset, field.name)):
             bare = value[0].isdigit() and not re.search("[0-9]", field.name)
             name += f"-{field.name}{'' if bare else '='}{value}"
     if len(name) <= 200:
@@ -49,15 +49,15 @@ def default_name(
     return f"{name[:167]}~{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 
-def _text(value: object) -> str:
+def _argument_text(value: object) -> str:
     """An argument within a run's name; sequences are joined by commas, with a trailing one if shorter than two."""
     if isinstance(value, (list, tuple)):
-        return ",".join(map(_word, value)) + ("," if len(value) < 2 else "")
-    return _word(value)
+        return ",".join(map(_value_text, value)) + ("," if len(value) < 2 else "")
+    return _value_text(value)
 
 
-def _word(value: Any) -> str:
-    """A single value within a run's name; different values give different words.
+def _value_text(value: Any) -> str:
+    """A single value within a run's name; different values give different texts.
 
     In strings `-` and `/` become `_` and `+`, and everything but a-z, 0-9 and `.` is written as %hex; so is the first
     letter of a string that would look like a number or a constant. The empty string is `%`.

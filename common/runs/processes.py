@@ -1,8 +1,8 @@
-"""The processes of one training, as torchrun starts them: the first one writes the run, the others read it.
+"""The processes that train one model, as torchrun starts them: the first one writes the run, the others read it.
 
 A stop signal may reach only one of them, or each at a different step. Before every safe point of a training loop they
-therefore agree on the largest signal number that any of them has. The numbers go over the hosts' network (gloo) even
-where gradients go from GPU to GPU, so that nothing waits for a GPU.
+therefore agree on the largest signal number that any of them has. They exchange these numbers over the hosts' network
+(gloo) even where gradients go from GPU to GPU, so that nothing waits for a GPU.
 """
 
 import atexit
@@ -25,10 +25,10 @@ from common.runs.stopping import Stopped, stop_requested
 
 @dataclass(frozen=True)
 class Processes:
-    """This process and the number of all processes of one training."""
+    """This process, and how many processes train one model together."""
 
     index: int = 0
-    """Number of this process, from 0."""
+    """Index of this process, from 0."""
     count: int = 1
     """Number of processes."""
 
@@ -57,11 +57,7 @@ class Processes:
         return int(number)
 
     def stop(self, number: int, step: int) -> NoReturn:
-        """End all processes, once the first one has saved the state of `step`.
-
-        Args:
-            number: of the signal, from `agree_to_stop`.
-            step: current step, the same in all processes.
+        """End all processes by the signal of this number, once the first one has saved the state of `step`.
 
         Raises:
             Stopped: always.
@@ -71,11 +67,7 @@ class Processes:
         raise Stopped(number, step)
 
     def micro_batch_size(self, batch_size: int, accumulate: int) -> int:
-        """Samples that one process computes at a time.
-
-        Args:
-            batch_size: samples per step, over all processes.
-            accumulate: gradient accumulation steps.
+        """Samples of a batch that one process computes at a time, in each gradient accumulation step.
 
         Raises:
             UserError: the batch cannot be divided equally.
@@ -97,11 +89,8 @@ class Processes:
 def join_processes(device: str) -> tuple[Processes, str]:
     """Join the processes that torchrun started, if any, and leave them at exit.
 
-    Args:
-        device: a torch device; `cuda` becomes one GPU for each process.
-
     Returns:
-        This process, and its device.
+        This process, and its torch device: of `cuda`, one GPU for each process.
     """
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:
@@ -133,15 +122,7 @@ def leave_process_group() -> None:
 def open_shared_run(
     directory: Path, arguments: Mapping[str, object], processes: Processes, **options: Any
 ) -> Iterator[Run]:
-    """`open_run` for all processes of a training.
-
-    Args:
-        arguments: every argument of the command as resolved, by name.
-        options: further arguments of `open_run`.
-
-    Raises:
-        UserError: as `open_run`.
-    """
+    """`open_run` for all processes of a training; `options` are its further arguments."""
     with ExitStack() as stack:
         with processes.main_process_first():
             run = stack.enter_context(open_run(directory, arguments, **options)) if processes.first else Run(directory)

@@ -1,4 +1,4 @@
-"""How far a command is: a progress bar, or lines in a log file, and an estimate of the remaining time."""
+"""The progress of a command: a bar on a terminal or lines in a log file, and an estimate of the remaining time."""
 
 import datetime
 import sys
@@ -14,7 +14,7 @@ ESTIMATE_SECONDS = 5.0
 
 @contextmanager
 def progress(total: int, initial: int, description: str, batch_size: int) -> Iterator[Callable[..., None]]:
-    """Show how far a run is: a bar on a terminal; in a log file a line at every tenth.
+    """Show the progress of a run: a bar on a terminal, or a line in a log file at every tenth of the run.
 
     Args:
         total: steps of the whole run.

@@ -13,9 +13,9 @@ import numpy as np
 from common.runs.files import NUMBER, read_json, read_safetensors, remove, to_json, to_safetensors, write_directory
 
 RESUME_SECONDS = 10.0
-"""Least time between two writes of the resume state. It never changes a result, only how much a killed run repeats."""
+"""Least time between two writes of the resume state. It only affects how much a killed run repeats, not results."""
 RESUME_SHARE = 0.02
-"""Largest share of the time that these writes may take."""
+"""Largest fraction of the time that these writes may take."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,12 @@ class ResumeClock:
         return time.monotonic() - self._saved >= max(RESUME_SECONDS, self._cost / RESUME_SHARE)
 
     def saved(self, seconds: float) -> None:
-        """To be called after a state was written, with the time that took."""
+        """To be called after a state was written, with the time it took."""
         self._saved, self._cost = time.monotonic(), seconds
 
 
 def save_resume(run: Path, step: int, tensors: Mapping[str, np.ndarray], state: Mapping[str, object]) -> None:
-    """Write the resume state of `step` into a run's directory, and remove those of other steps.
-
-    Args:
-        tensors: arrays by name, of any shape and memory order.
-        state: JSON values; numbers are restored exactly, tuples as lists.
-
-    Raises:
-        OSError: the state saved before is intact.
-    """
+    """`add_resume`, then `keep_resume`: write the resume state of `step`, and remove those of other steps."""
     add_resume(run, step, tensors, state)
     keep_resume(run, step)
 
@@ -63,7 +55,7 @@ def add_resume(run: Path, step: int, tensors: Mapping[str, np.ndarray], state: M
     """Write the resume state of `step`, next to those of other steps, which `keep_resume` removes.
 
     Runs that share a pass first add their states, one after another, and then remove the earlier ones, so that at any
-    moment there is a step of which all of them have a state.
+    moment there is a step for which all of them have a state.
 
     Args:
         run: its directory.
@@ -72,7 +64,7 @@ def add_resume(run: Path, step: int, tensors: Mapping[str, np.ndarray], state: M
         state: JSON values; numbers are restored exactly, tuples as lists.
 
     Raises:
-        OSError: the states saved before are intact.
+        OSError: the previous states are intact.
     """
     files = {"state.json": to_json(state), "tensors.safetensors": to_safetensors(tensors)}
     write_directory(run / "resume" / str(step), files)
@@ -86,7 +78,7 @@ def keep_resume(run: Path, step: int) -> None:
 
 
 def resume_steps(run: Path) -> list[int]:
-    """Steps of which there is a complete resume state, increasing."""
+    """Steps with a complete resume state, in increasing order."""
     complete = {"state.json", "tensors.safetensors"}
     return sorted(int(path.name) for path in _resume_directories(run) if complete <= set(os.listdir(path)))
 

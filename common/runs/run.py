@@ -7,7 +7,7 @@ import os
 import platform
 import secrets
 import subprocess
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ PACKAGES = ("torch", "numpy", "numba", "transformers", "progressive-distillation
 
 @dataclass(frozen=True)
 class Run:
-    """A run's directory. `Run(directory)` reads one; `open_run` gives one to write."""
+    """A run's directory. `Run(directory)` reads one; `open_run` opens one for writing."""
 
     directory: Path
     tracker: Any = None
@@ -47,7 +47,7 @@ class Run:
         except (FileNotFoundError, NotADirectoryError, ValueError):
             config = None
         if not isinstance(config, dict) or "arguments" not in config:
-            raise UserError(f"{self.directory} is not a run: it has no config.json of one")
+            raise UserError(f"{self.directory} is not a run: it has no valid config.json")
         if "setting" not in config or "argv" not in config:
             raise UserError(
                 f'{self.directory / "config.json"} was written by an earlier version: add "setting", such as '
@@ -74,9 +74,9 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Wall time of all sessions, each up to its last record or state; runs that share a pass have the same.
+        """Total wall time of all sessions, up to the last record or state of each; the same for runs that share a pass.
 
-        It is computed from modification times, as config.json is written when a session begins; copies must keep them.
+        It is computed from modification times, which copies must preserve: a session begins by writing config.json.
         """
         ends = [self.directory / name for name in (("done.json",) if self.complete else ("metrics.jsonl", "resume"))]
         begin = (self.directory / "config.json").stat().st_mtime
@@ -84,7 +84,7 @@ class Run:
         return self.config.get("seconds", 0.0) + max(end - begin, 0.0)
 
     def records(self) -> list[dict[str, Any]]:
-        """Every complete record, in the order of logging.
+        """Every complete record, in the order in which they were logged.
 
         Raises:
             UserError: the directory is not a run, or a record is damaged.
@@ -92,7 +92,7 @@ class Run:
         return [record for _, record in self._lines()]
 
     def log(self, record: Mapping[str, object]) -> None:
-        """Append a record; it is on the disk when this returns.
+        """Append a record; it is on disk when this returns.
 
         Args:
             record: `step` and what was measured there. Numbers that are not finite are written as null.
@@ -105,12 +105,12 @@ class Run:
         self.track(plain)
 
     def track(self, record: Mapping[str, Any]) -> None:
-        """Send a record to the tracker, if there is one that does not have it from an earlier session."""
+        """Send a record to the tracker, if there is one, unless it has the record from an earlier session."""
         if self.tracker is not None and record["step"] >= self.tracker.starting_step:
             self.tracker.log(dict(record), step=record["step"])
 
     def truncate_records(self, step: int) -> None:
-        """Drop the records after `step` and a last one that is cut off; -1 drops all. The tracker gets the rest."""
+        """Drop the records after `step`, and a last line that was cut off; -1 drops all. The tracker gets the rest."""
         kept = [(line, record) for line, record in self._lines() if record["step"] <= step]
         write_file(self.directory / "metrics.jsonl", b"".join(line for line, _ in kept))
         for _, record in kept:
@@ -144,20 +144,20 @@ def open_run(
     setting: str,
     argv: Sequence[str] = (),
     force: bool = False,
-    exclude: Collection[str] = EXECUTION_ARGUMENTS,
     wandb: WandbMode = "disabled",
     group: str | None = None,
 ) -> Iterator[Run]:
     """Start a run, or resume one that was started with the same arguments; its directory is locked meanwhile.
+
+    `EXECUTION_ARGUMENTS` may differ from those that the run was started with.
 
     Args:
         directory: created if it does not exist.
         arguments: every argument of the command as resolved, by name.
         argv: the command as a list; empty if the run is not made by a command.
         force: start over; what the earlier run wrote there is removed, and nothing else.
-        exclude: arguments that may differ from those the run was started with.
         wandb: whether Weights & Biases gets the records as well.
-        group: under which wandb shows this run together with others, unless WANDB_RUN_GROUP is set.
+        group: wandb's group, under which it shows this run together with others, unless WANDB_RUN_GROUP is set.
 
     Raises:
         UserError: another process has the run open, the directory holds something that is not a run or a run of
@@ -189,7 +189,7 @@ def open_run(
             }
             write_file(directory / "config.json", to_json(config))
         else:
-            _refuse_different_run(run, setting, plain, exclude)
+            _refuse_different_run(run, setting, plain)
             if not run.complete:
                 write_file(directory / "config.json", to_json({**run.config, "seconds": run.seconds}))
         if not (directory / "metrics.jsonl").exists():
@@ -214,7 +214,7 @@ def _plain_arguments(arguments: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _refuse_foreign(directory: Path) -> None:
-    """A run that was killed before it wrote config.json left nothing but the lock and unfinished files."""
+    """Reject a directory that holds anything but a run, or the leftovers of one killed before it wrote config.json."""
     if not directory.exists():
         return
     if directory.is_dir() and all(path.name == ".lock" or path.suffix == ".unfinished" for path in directory.iterdir()):
@@ -225,12 +225,12 @@ def _refuse_foreign(directory: Path) -> None:
         raise UserError(f"{error}; for a new run give another --out") from None
 
 
-def _refuse_different_run(run: Run, setting: str, given: dict[str, Any], exclude: Collection[str]) -> None:
+def _refuse_different_run(run: Run, setting: str, given: dict[str, Any]) -> None:
     advice = "give another --out, or --force to remove that run and start over"
     if run.setting != setting:
         raise UserError(f"{run.directory} holds a run of {run.setting}, not of {setting}: {advice}")
     existing = run.config["arguments"]
-    names = [name for name in {**given, **existing} if name not in exclude]
+    names = [name for name in {**given, **existing} if name not in EXECUTION_ARGUMENTS]
     differences = [
         f"{name} is {existing.get(name, 'absent')} there and {given.get(name, 'absent')} here"
         for name in names

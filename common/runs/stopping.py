@@ -35,7 +35,7 @@ class Stopped(BaseException):
 
 @dataclass
 class _State:
-    """Of this process, like its signal handlers."""
+    """The state of this process, like its signal handlers."""
 
     received: int = 0
     """Number of the first signal; 0 if none came."""

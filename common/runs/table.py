@@ -1,8 +1,8 @@
 """A table of runs, one line each: its arguments, when it passed its transition, its results and its time.
 
 Runs are identified by their config.json, whatever their directories are called. A column is a result, or any argument
-of the runs' commands by its name; an argument of which each run has one value has its name in the singular: `method`,
-`width`, `heads`, `seed`.
+of the runs' commands by its name; an argument that takes several values, of which each run has one, is named in the
+singular: `method`, `width`, `heads`, `seed`.
 """
 
 import csv
@@ -50,14 +50,14 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
 """How results are shown; everything else is shown as it is."""
 
 MIN_COLUMN_WIDTH = 12
-"""Letters to which a column of text may be cut to fit a terminal."""
+"""Characters to which a column of text may be cut to fit a terminal."""
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableArguments:
-    """A table of all runs below a directory, complete or not.
+    """A table of all runs in a directory, at any depth, complete or not.
 
     Columns: run (its directory), setting, method (train for train.py), steps (its budget), passed_at (first evaluated
     step with accuracy above 95%), final_accuracy, final_loss, time (wall time; seconds in CSV), state (complete,
@@ -67,12 +67,12 @@ class TableArguments:
     runs: Annotated[Path, tyro.conf.Positional]
     """Directory that contains runs, at any depth."""
     where: tuple[str, ...] = ()
-    """Keep the runs with these values, such as method=progressive heads=2; several values of one column are
+    """Keep only runs with these values, such as method=progressive heads=2; several values of one column are
     alternatives, and != excludes a value."""
     sort: tuple[str, ...] = ()
     """Columns to sort by; by default all, from left to right."""
     reverse: bool = False
-    """Sort from large to small."""
+    """Sort in descending order."""
     columns: tuple[str, ...] = ()
     """Columns to show; by default those with a value for any of these runs."""
     csv: str | None = None
@@ -87,7 +87,7 @@ def table(arguments: TableArguments) -> None:
     """
     rows = [table_row(run) for run in find_runs(arguments.runs)]
     if not rows:
-        raise UserError(f"there is no run below {arguments.runs}")
+        raise UserError(f"there is no run in {arguments.runs}")
     columns = arguments.columns or (*COLUMNS, *RESULTS)
     known = {*COLUMNS, *RESULTS}.union(*rows)
     conditions = [_condition(text) for text in arguments.where]
@@ -108,9 +108,9 @@ def table(arguments: TableArguments) -> None:
 
 
 def table_row(run: Run) -> dict[str, Any]:
-    """A run's results and arguments by the names of their columns; what it lacks or does not use is None.
+    """A run's results and arguments by column name; None where it lacks or does not use one.
 
-    The row of a damaged run, or of an earlier version, has its state only; what is wrong is printed on stderr.
+    The row of a run that is damaged or of an earlier version has only its state; the reason is printed on stderr.
     """
     try:
         config, records = run.config, run.records()
@@ -146,7 +146,7 @@ def aligned(columns: Sequence[str], rows: Sequence[Row], width: int | None) -> l
     Args:
         columns: to show.
         rows: a value, or none, for each column.
-        width: of the terminal, in letters; the widest columns of text are cut until the lines fit, but not below
+        width: of the terminal, in characters; the widest columns of text are cut until the lines fit, but not below
             `MIN_COLUMN_WIDTH`; numbers are never cut. None cuts nothing.
     """
     texts = [list(columns), *([_shown(name, row.get(name)) for name in columns] for row in rows)]
@@ -169,7 +169,7 @@ def _columns_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A list of one element as this element, of several as on a command line, and an empty one as None."""
+    """A list of one element as that element, one of several as on a command line, and an empty one as None."""
     if not isinstance(value, list):
         return value
     return (value[0] if len(value) == 1 else " ".join(map(str, value))) if value else None
@@ -192,7 +192,7 @@ def _meets(row: Row, conditions: Sequence[tuple[str, bool, str]]) -> bool:
 
 
 def _equals(value: Any, text: str) -> bool:
-    """Whether a value equals a text: numbers by their value, everything else by its letters, None as empty."""
+    """Whether a value equals a text: numbers by their value, all else as text regardless of case, None as empty."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         try:
             return float(text) == value

@@ -19,19 +19,19 @@ def open_tracker(
     group: str | None,
     silent: bool = False,
 ) -> AbstractContextManager[Any]:
-    """The wandb run of a run, identified by the id in its config; it must be given every record from the first.
+    """The wandb run that mirrors a run, identified by the id in its config; it needs every record from the first on.
 
     Online, wandb keeps what it has, and `starting_step` is the first step that it lacks. An offline run replaces
     everything when it is uploaded, so there must be a single, complete one: those of earlier sessions are removed.
 
     Args:
         directory: the run's; wandb writes its files there.
-        mode: over the network, or into files.
-        group: under which wandb shows it together with others.
-        silent: wandb prints nothing.
+        mode: over the network, or to files.
+        group: under which wandb shows it together with other runs.
+        silent: whether wandb prints nothing.
 
     Raises:
-        UserError: wandb's reason.
+        UserError: with wandb's reason.
     """
     import wandb
 

@@ -1,7 +1,7 @@
 """Upload existing runs to Weights & Biases: the config, every record at its step, and the results.
 
 Each goes to the wandb run with the id in its config.json, so what was tracked while it ran, or uploaded before, is
-completed and not duplicated.
+completed rather than duplicated.
 """
 
 import os
@@ -27,12 +27,12 @@ class SyncArguments:
     wandb: Literal["online", "offline"] = "online"
     """offline writes files into the runs' directories, for `wandb sync`."""
     group: str | None = None
-    """Under which wandb shows the runs together; by default WANDB_RUN_GROUP, or what their own command would give."""
+    """Weights & Biases group; by default WANDB_RUN_GROUP, or the one that the runs' own command would set."""
 
 
 @dataclass(frozen=True)
 class _Upload:
-    """What wandb is to get of a run."""
+    """What is uploaded of a run."""
 
     run: Run
     group: str | None

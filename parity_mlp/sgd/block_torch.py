@@ -41,13 +41,7 @@ class _Targets:
 
 
 class TorchBlockEngine:
-    """An engine for one-hidden-layer networks, on any torch device.
-
-    Args:
-        networks: of equal d, number of classes and dtype, of any widths.
-        device: a torch device.
-        block: steps per block.
-    """
+    """An engine for one-hidden-layer networks of equal d, number of classes and dtype, on any torch device."""
 
     def __init__(self, networks: list[Tensors], device: str, block: int = 64) -> None:
         self._device = device

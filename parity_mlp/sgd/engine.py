@@ -55,14 +55,7 @@ class CPUBlockEngine:
 
 
 def make_engine(networks: list[Tensors], device: str, batch_size: int, threads: int) -> Engine:
-    """The fastest engine for these networks, which share d, the number of classes and the dtype.
-
-    Args:
-        networks: their initial weights.
-        device: a torch device, such as `cpu` or `cuda`.
-        batch_size: samples per step.
-        threads: processor threads of the CPU block engine.
-    """
+    """The fastest engine on a torch device for these networks, which share d, the number of classes and the dtype."""
     deep = any(architecture(network)["layers"] > 1 for network in networks)
     if deep or batch_size > 1:
         return PlainEngine(networks, device, batch_size)

@@ -13,13 +13,7 @@ from common.parity.task import unpack_signs
 
 
 class PlainEngine:
-    """An engine for networks of any depth.
-
-    Args:
-        networks: of equal d, number of classes and dtype.
-        device: a torch device.
-        batch_size: samples per step, on whose mean loss it is taken.
-    """
+    """An engine for networks of any depth, with equal d, number of classes and dtype; the loss is a batch's mean."""
 
     def __init__(self, networks: list[Tensors], device: str, batch_size: int) -> None:
         self._device = device

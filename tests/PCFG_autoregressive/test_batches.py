@@ -10,11 +10,11 @@ import torch
 from common.distillation.losses import IGNORED_LABEL
 from common.errors import UserError
 from common.pcfg import dataset as module
-from common.pcfg.batches import GROUP_BATCHES
+from common.pcfg.batches import GROUP_BATCHES, TrainingBatches, evaluation_batches
 from common.pcfg.dataset import open_dataset
 from common.pcfg.grammar_files import load_grammar, parse_grammar
 from common.pcfg.sampler import sample
-from PCFG_autoregressive.batches import NextTokenTask, TrainingBatches, evaluation_batches, sentences_of
+from PCFG_autoregressive.batches import NextTokenTask, sentences_of
 
 SMALL = load_grammar("small")
 UNEVEN = parse_grammar("S -> A S [0.4] | a [0.6]\nA -> b | B b\nB -> a b", "uneven")

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,14 +9,13 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from common.distillation.losses import IGNORED_LABEL
+from common.pcfg.batches import evaluation_batches
 from common.pcfg.grammar_files import load_grammar, parse_grammar
-from common.pcfg.training import EVALUATION_BATCH_SIZE, task_of
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
-from PCFG_autoregressive import train
-from PCFG_autoregressive.batches import Batch, NextTokenTask, evaluation_batches, sentences_of
+from PCFG_autoregressive.batches import Batch, NextTokenTask, sentences_of
 from PCFG_autoregressive.bayes_optimal import bayes_optimal, posteriors
-from PCFG_autoregressive.training import SETTING
+from tests.pcfg import AUTOREGRESSIVE, train_long
 
 GRAMMAR = parse_grammar("S -> A B [2] | B A [1] | A A A [1]\nA -> C D | D C | C\nB -> D [3] | C C [1]\n"
                         "C -> 1 2 | 2 [3]\nD -> 3 | 2 2".replace("1 2 | 2 [3]", "1 2 [1] | 2 [3]"), "test")  # fmt: skip
@@ -82,15 +80,6 @@ def test_to_know_that_a_span_ends_helps():
     assert told.expected_accuracy > untold.expected_accuracy + 0.05
 
 
-UNCERTAIN = """
-S -> A A A [0.4] | A A [0.1] | B B B [0.1] | B B [0.4]
-A -> D D
-B -> E E
-D -> x [0.8] | y [0.1] | z [0.1]
-E -> x [0.1] | y [0.1] | z [0.8]
-"""
-
-
 def differences(directory, task, batches):
     """For each sentence the model's loss and right answers less the Bayes-optimal ones: (sentences, 2)."""
     model = GPT2LMHeadModel.from_pretrained(find_checkpoints(directory)[-1].location).eval()
@@ -114,23 +103,8 @@ def test_a_long_trained_model_comes_within_2_percent_and_not_above(tmp_path, lev
     """On a sample a model may be luckier than the best one: what it gains is compared with the standard error of a sum
     over sentences, which are independent of each other.
     """
-    (tmp_path / "uncertain.cfg").write_text(UNCERTAIN)
-    arguments = replace(
-        train.PRESETS["smoke"],
-        grammar=str(tmp_path / "uncertain.cfg"),
-        label_level=level,
-        dropout=0.0,
-        steps=500,
-        batch_size=128,
-        lr=1e-2,
-        eval_every=500,
-        checkpoint_every=0,
-        eval_samples=4000,
-        out=tmp_path / "run",
-    )
-    train.train(arguments)
-    task = task_of(arguments, SETTING)
-    batches = evaluation_batches(task, arguments.eval_samples, EVALUATION_BATCH_SIZE)
+    rights = "A A A [0.4] | A A [0.1] | B B B [0.1] | B B [0.4]"
+    task, batches = train_long(AUTOREGRESSIVE, tmp_path, rights, label_level=level, steps=500, eval_samples=4000)
     best, trained = bayes_optimal(task, batches), Run(tmp_path / "run").records()[-1]
     assert best.accuracy < 0.95
     assert trained["loss"] < 1.02 * best.loss

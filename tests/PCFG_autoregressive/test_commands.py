@@ -13,15 +13,16 @@ from common.distillation.batches import ReadyBatches
 from common.distillation.losses import IGNORED_LABEL
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.pcfg import training
+from common.pcfg.batches import TrainingBatches, evaluation_batches
 from common.pcfg.grammar_files import load_grammar
 from common.pcfg.task import rules_of
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
 from PCFG_autoregressive import train
-from PCFG_autoregressive.batches import NextTokenTask, TrainingBatches, evaluation_batches
+from PCFG_autoregressive.batches import NextTokenTask
 from PCFG_autoregressive.models import new_model
 from tests.commands import files, results, start
-from tests.pcfg import AUTOREGRESSIVE, DISTILL, TRAIN
+from tests.pcfg import AUTOREGRESSIVE, DISTILL, TRAIN, train_plainly
 
 TASK = NextTokenTask(load_grammar("small"))
 
@@ -92,20 +93,6 @@ def test_no_evaluation_sentence_is_trained_on(tmp_path, monkeypatch):
 # Other people's teachers
 
 
-class PlainSentences(torch.utils.data.Dataset):
-    """Sentences for a Trainer that knows nothing of this project."""
-
-    def __init__(self):
-        batches = TrainingBatches(TASK, 5, 8)
-        self.rows = [row[row != TASK.pad] for step in range(4) for row in batches.batch(step).input_ids]
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, i):
-        return self.rows[i]
-
-
 def pad(rows):
     input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=TASK.pad)
     there = input_ids != TASK.pad
@@ -114,23 +101,12 @@ def pad(rows):
 
 @pytest.fixture(scope="module")
 def plain_teacher(tmp_path_factory):
-    """checkpoint-4 and checkpoint-8 of a transformers.Trainer."""
-    directory = tmp_path_factory.mktemp("plain") / "output"
-    config = GPT2Config(vocab_size=8, n_embd=12, n_layer=1, n_head=3, n_positions=40, bos_token_id=3, eos_token_id=4)
-    arguments = transformers.TrainingArguments(
-        output_dir=str(directory),
-        max_steps=8,
-        save_steps=4,
-        learning_rate=0.01,
-        per_device_train_batch_size=8,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-    )
+    batches = TrainingBatches(TASK, 5, 8)
+    rows = [row[row != TASK.pad] for step in range(4) for row in batches.batch(step).input_ids]
     transformers.set_seed(0)
-    plain = transformers.Trainer(GPT2LMHeadModel(config), arguments, train_dataset=PlainSentences(), data_collator=pad)
-    plain.train()
-    return directory
+    sizes = {"vocab_size": 8, "n_embd": 12, "n_layer": 1, "n_head": 3, "n_positions": 40}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=3, eos_token_id=4))
+    return train_plainly(model, rows, pad, tmp_path_factory.mktemp("plain") / "output")
 
 
 @pytest.mark.parametrize("level", [1, "all"])

@@ -1,19 +1,18 @@
 """GPT-2 of the sizes asked for, from a seed alone; who sees whom; checkpoints that load, and those that cannot."""
 
-import json
-
 import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, GPT2LMHeadModel
 
 from common.distillation.state import configuration, weights
 from common.errors import UserError
+from common.pcfg.batches import evaluation_batches
 from common.pcfg.grammar_files import load_grammar, parse_grammar
 from common.pcfg.task import UNBOUNDED_POSITIONS
 from common.runs.checkpoints import save_checkpoint
-from PCFG_autoregressive.batches import NextTokenTask, evaluation_batches
+from PCFG_autoregressive.batches import NextTokenTask
 from PCFG_autoregressive.models import load_model, new_model
-from tests.commands import cut
+from tests.commands import change_config, cut
 
 SMALL = NextTokenTask(load_grammar("small"))
 
@@ -97,11 +96,6 @@ def test_a_checkpoint_loads_in_transformers_and_here(saved):
         assert (loaded.config.n_embd, loaded.config.n_layer, loaded.config.n_head) == (8, 2, 2)
         assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
         torch.testing.assert_close(logits(loaded.eval(), batch.input_ids), logits(model, batch.input_ids))
-
-
-def change_config(path, **changes):
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, **changes}))
 
 
 def make_bert(path):

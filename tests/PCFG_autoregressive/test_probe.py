@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,19 +10,18 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from common.pcfg import probing
+from common.pcfg.batches import evaluation_batches
 from common.pcfg.grammar_files import load_grammar
 from common.pcfg.sampler import sample
 from common.pcfg.training import task_of_run
-from common.runs.run import open_run
 from common.teachers.discovery import find_checkpoints
-from PCFG_autoregressive import probe, train, training
-from PCFG_autoregressive.batches import NextTokenTask, evaluation_batches
+from PCFG_autoregressive import train
+from PCFG_autoregressive.batches import NextTokenTask
 from PCFG_autoregressive.bayes_optimal import bayes_optimal
 from PCFG_autoregressive.generation import acceptance, beginnings, continuations
 from PCFG_autoregressive.training import SETTING
-from tests import commands
-from tests.commands import ROOT, Killed, files, python, start
+from tests.commands import assert_named, files, refusals
+from tests.pcfg import AUTOREGRESSIVE
 
 TASK = NextTokenTask(load_grammar("small"))
 PROBES = {
@@ -35,7 +33,7 @@ PROBES = {
 
 def succeed(capsys, *words):
     """Run probe.py and read the file that it names."""
-    return json.loads(Path(commands.succeed(capsys, probe.main, *words).strip()).read_text())
+    return json.loads(Path(AUTOREGRESSIVE.succeed(capsys, "probe", *words).strip()).read_text())
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +51,6 @@ def labelled(tmp_path_factory):
     sizes = {"steps": 2, "checkpoint_every": 0, "eval_every": 2, "eval_samples": 50}
     train.train(replace(train.PRESETS["smoke"], label_level=2, **sizes, out=directory))
     return directory
-
-
-@pytest.fixture
-def run(trained, tmp_path):
-    return shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("probes"))
 
 
 def test_ngrams_are_those_of_sequences_with_random_tokens(trained, capsys):
@@ -128,72 +121,19 @@ def test_the_best_evaluation_is_on_the_run_s_own_sentences(trained, labelled, ca
     assert untold == pytest.approx({"loss": expected.loss, "accuracy": expected.accuracy})
 
 
-# Files
-
-
-@pytest.mark.parametrize("name", sorted(PROBES))
-def test_only_checkpoints_that_are_new_are_probed_and_a_probe_that_is_cut_off_goes_on(run, capsys, name, monkeypatch):
-    words, loaded, write = PROBES[name], [], probing.write_file
-    load = SETTING.load_model
-    counting = replace(SETTING, load_model=lambda *arguments: loaded.append(1) or load(*arguments))
-    monkeypatch.setattr(training, "SETTING", counting)
-
-    def write_until_killed(path, content):
-        if len(loaded) == 2:
-            raise Killed
-        write(path, content)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(probing, "write_file", write_until_killed)
-        with pytest.raises(Killed):
-            start(capsys, probe.main, *words, run)
-    content = succeed(capsys, *words, run)
-    assert len(loaded) == 4
-    assert [entry["step"] for entry in content["checkpoints"]] == [10, 20, 30]
-    before = files(run)
-    succeed(capsys, *words, run)
-    assert len(loaded) == 4
-    assert files(run) == before
-    shutil.rmtree(run / "probes")
-    assert succeed(capsys, *words, run) == content
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("ngrams --sentences 0", "--sentences must be at least 1, got 0"),
-        ("ngrams --sizes 3 1", "--sizes must be at least 2, got 1"),
-        ("ngrams --spacing 40", "no sequence has a whole 5-gram around a multiple of 40"),
-        ("nonterminals --levels 5", "--levels must be at most 4, as small has no more; got 5"),
-        ("generation --continuations 0", "--continuations must be at least 1, got 0"),
-        ("generation --tokens 0", "--tokens must be at least 1, got 0"),
-        ("generation --given -1", "--given must be at least 0, got -1"),
-        ("generation --given 40", "--given must be below 33"),
-        ("generation --seed -1", "--seed must be at least 0, got -1"),
-    ],
+@refusals(
+    ("generation --continuations 0", "--continuations 0"),
+    ("generation --tokens 0", "--tokens 0"),
+    ("generation --given -1", "--given -1"),
+    ("generation --given 40", "--given 33"),
+    ("generation --seed -1", "--seed -1"),
 )
-def test_a_probe_that_cannot_be_is_one_line_and_writes_nothing(run, capsys, words, message):
-    before = files(run)
-    assert message in commands.fail_in_one_line(capsys, probe.main, *words.split(), "--run", run)
-    assert files(run) == before
+def test_generation_that_cannot_be_is_one_line_and_writes_nothing(trained, capsys, words, named):
+    before = files(trained)
+    assert_named(AUTOREGRESSIVE.fail_in_one_line(capsys, "probe", *words.split(), "--run", trained), named)
+    assert files(trained) == before
 
 
 def test_a_model_of_some_tokens_cannot_write(labelled, capsys):
-    line = commands.fail_in_one_line(capsys, probe.main, *PROBES["generation"], labelled)
+    line = AUTOREGRESSIVE.fail_in_one_line(capsys, "probe", *PROBES["generation"], labelled)
     assert "was trained on the tokens that close a span at depth 2 only and cannot generate sentences" in line
-
-
-def test_a_probe_of_something_else_than_a_run_is_one_line(tmp_path, capsys):
-    with open_run(tmp_path / "parity", {"d": 10, "k": 3}, setting="parity_mlp"):
-        pass
-    for words in PROBES.values():
-        line = commands.fail_in_one_line(capsys, probe.main, *words, tmp_path / "parity")
-        assert "is a run of parity_mlp, not of PCFG_autoregressive" in line
-        assert "is not a run" in commands.fail_in_one_line(capsys, probe.main, *words, tmp_path / "missing")
-
-
-def test_it_starts_from_the_folder_of_the_setting(run):
-    done = python("probe.py", *PROBES["generation"], run, cwd=ROOT / "PCFG_autoregressive")
-    assert done.returncode == 0, done.stderr
-    (path,) = (run / "probes").iterdir()
-    assert done.stdout == f"{path}\n"

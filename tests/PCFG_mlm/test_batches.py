@@ -11,11 +11,11 @@ from hypothesis import given, settings, strategies as st
 from common.distillation.losses import IGNORED_LABEL
 from common.errors import UserError
 from common.pcfg import dataset as module
-from common.pcfg.batches import GROUP_BATCHES
+from common.pcfg.batches import GROUP_BATCHES, TrainingBatches, evaluation_batches
 from common.pcfg.dataset import open_dataset
 from common.pcfg.grammar_files import load_grammar, parse_grammar
 from common.pcfg.sampler import Sentences, sample
-from PCFG_mlm.batches import MaskedTask, TrainingBatches, evaluation_batches, mask_batch
+from PCFG_mlm.batches import MaskedTask, mask_batch
 
 SMALL = load_grammar("small")
 LETTERS = parse_grammar("S -> S S [0.4] | a [0.2] | b [0.2] | c [0.1] | d [0.1]", "letters")

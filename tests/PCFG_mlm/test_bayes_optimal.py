@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,14 +10,13 @@ from hypothesis import given, settings, strategies as st
 from transformers import BertForMaskedLM
 
 from common.distillation.losses import IGNORED_LABEL
+from common.pcfg.batches import evaluation_batches
 from common.pcfg.grammar_files import load_grammar, parse_grammar
-from common.pcfg.training import EVALUATION_BATCH_SIZE, task_of
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
-from PCFG_mlm import train
-from PCFG_mlm.batches import Batch, MaskedTask, evaluation_batches
+from PCFG_mlm.batches import Batch, MaskedTask
 from PCFG_mlm.bayes_optimal import bayes_optimal, posteriors
-from PCFG_mlm.training import SETTING
+from tests.pcfg import MLM, train_long
 
 GRAMMAR = parse_grammar("S -> A B [2] | B A [1] | A A A [1]\nA -> 1 2 | 2 1 | 3 1\nB -> 3 | 2 2", "test")
 
@@ -113,13 +111,6 @@ def test_accuracy_and_loss_are_those_expected_within_the_error_of_the_sample(hid
     assert 0 < result.loss < math.log(3)
 
 
-UNCERTAIN = """
-S -> {}
-A -> D D
-B -> E E
-D -> x [0.8] | y [0.1] | z [0.1]
-E -> x [0.1] | y [0.1] | z [0.8]
-"""
 ONE_LENGTH, TWO_LENGTHS = "A A A | B B B", "A A A [0.4] | A A [0.1] | B B B [0.1] | B B [0.4]"
 
 
@@ -161,23 +152,8 @@ def test_a_long_trained_model_comes_within_1_percent_and_not_above(tmp_path, rig
 
     A model from which positions are hidden is not told the length, so that sentences have the same one there.
     """
-    (tmp_path / "uncertain.cfg").write_text(UNCERTAIN.format(rights))
-    arguments = replace(
-        train.PRESETS["smoke"],
-        grammar=str(tmp_path / "uncertain.cfg"),
-        hide_masked=hide_masked,
-        dropout=0.0,
-        steps=600,
-        batch_size=128,
-        lr=1e-2,
-        eval_every=600,
-        checkpoint_every=0,
-        eval_samples=10_000,
-        out=tmp_path / "run",
-    )
-    train.train(arguments)
-    task = task_of(arguments, SETTING)
-    batches = evaluation_batches(task, arguments.eval_samples, EVALUATION_BATCH_SIZE)
+    sizes = {"steps": 600, "eval_samples": 10_000}
+    task, batches = train_long(MLM, tmp_path, rights, hide_masked=hide_masked, **sizes)
     best, trained = bayes_optimal(task, batches), Run(tmp_path / "run").records()[-1]
     assert best.accuracy < 0.85
     assert trained["loss"] < 1.01 * best.loss

@@ -10,13 +10,14 @@ from torch.nn.functional import cross_entropy, log_softmax
 from transformers import BertConfig, BertForMaskedLM
 
 from common.distillation.losses import IGNORED_LABEL
+from common.pcfg.batches import TrainingBatches, evaluation_batches
 from common.pcfg.grammar_files import load_grammar
 from common.pcfg.task import rules_of
 from common.runs.run import Run
-from PCFG_mlm.batches import MaskedTask, TrainingBatches, evaluation_batches
+from PCFG_mlm.batches import MaskedTask
 from PCFG_mlm.models import new_model
 from tests.commands import files
-from tests.pcfg import DISTILL, MLM, TRAIN
+from tests.pcfg import DISTILL, MLM, TRAIN, train_plainly
 
 TASK = MaskedTask(load_grammar("small"))
 
@@ -72,24 +73,6 @@ def test_a_teacher_is_a_directory_that_transformers_reads(tmp_path, capsys):
 # Other people's teachers
 
 
-class PlainSentences(torch.utils.data.Dataset):
-    """Sentences for a Trainer that knows nothing of this project."""
-
-    def __init__(self):
-        source = TrainingBatches(TASK, 5, 8)
-        self.rows = [
-            dict(zip(("input_ids", "attention_mask", "labels"), row, strict=True))
-            for step in range(4)
-            for row in zip(*vars(source.batch(step)).values(), strict=True)
-        ]
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, i):
-        return self.rows[i]
-
-
 def pad(rows):
     fill = {"input_ids": TASK.pad, "attention_mask": 0, "labels": IGNORED_LABEL}
     return {
@@ -100,31 +83,16 @@ def pad(rows):
 
 @pytest.fixture(scope="module")
 def plain_teacher(tmp_path_factory):
-    """checkpoint-4 and checkpoint-8 of a transformers.Trainer."""
-    directory = tmp_path_factory.mktemp("plain") / "output"
-    config = BertConfig(
-        vocab_size=8,
-        hidden_size=12,
-        num_hidden_layers=1,
-        num_attention_heads=3,
-        intermediate_size=20,
-        max_position_embeddings=40,
-        pad_token_id=TASK.pad,
-    )
-    arguments = transformers.TrainingArguments(
-        output_dir=str(directory),
-        max_steps=8,
-        save_steps=4,
-        learning_rate=0.01,
-        per_device_train_batch_size=8,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-    )
+    batches = [TrainingBatches(TASK, 5, 8).batch(step) for step in range(4)]
+    rows = [
+        dict(zip(("input_ids", "attention_mask", "labels"), row, strict=True))
+        for batch in batches
+        for row in zip(*vars(batch).values(), strict=True)
+    ]
     transformers.set_seed(0)
-    plain = transformers.Trainer(BertForMaskedLM(config), arguments, train_dataset=PlainSentences(), data_collator=pad)
-    plain.train()
-    return directory
+    sizes = {"vocab_size": 8, "hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 3}
+    config = BertConfig(**sizes, intermediate_size=20, max_position_embeddings=40, pad_token_id=TASK.pad)
+    return train_plainly(BertForMaskedLM(config), rows, pad, tmp_path_factory.mktemp("plain") / "output")
 
 
 def test_a_teacher_of_a_plain_trainer_works_as_it_is(tmp_path, capsys, plain_teacher):

@@ -1,6 +1,5 @@
 """BERT of the sizes asked for, from a seed alone; who sees whom; checkpoints that load, and those that cannot."""
 
-import json
 import logging
 
 import pytest
@@ -18,7 +17,7 @@ from common.pcfg.task import UNBOUNDED_POSITIONS
 from common.runs.checkpoints import save_checkpoint
 from PCFG_mlm.batches import Batch, MaskedTask, mask_batch
 from PCFG_mlm.models import load_model, new_model
-from tests.commands import cut
+from tests.commands import change_config, cut
 
 SMALL = MaskedTask(load_grammar("small"))
 UNBOUNDED = MaskedTask(parse_grammar("S -> S S [0.4] | a [0.3] | b [0.3]", "unbounded"))
@@ -172,11 +171,6 @@ def test_weights_in_half_precision_are_loaded_in_float32(saved):
     for name, value in model.state_dict().items():
         assert state[name].dtype == torch.float32
         assert torch.equal(state[name], value.bfloat16().float())
-
-
-def change_config(path, **changes):
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, **changes}))
 
 
 def change_weights(path, change):

@@ -12,20 +12,20 @@ import pytest
 import torch
 
 from common.pcfg import probing
+from common.pcfg.batches import evaluation_batches
 from common.pcfg.grammar_files import load_grammar
 from common.pcfg.probing import bayes_optimal_levels, labelled_sentences
 from common.pcfg.sampler import sample
 from common.pcfg.training import task_of_run
-from common.probes import ngrams, nonterminals
 from common.probes.ngrams import ngram
-from common.runs.run import open_run
 from common.teachers.discovery import find_checkpoints
-from PCFG_mlm import bayes_optimal as optimum, probe, train
-from PCFG_mlm.batches import MaskedTask, evaluation_batches
+from PCFG_mlm import bayes_optimal as optimum, train
+from PCFG_mlm.batches import MaskedTask
 from PCFG_mlm.bayes_optimal import bayes_optimal
 from PCFG_mlm.models import load_model
 from PCFG_mlm.training import SETTING
-from tests.commands import ROOT, Killed, and_signal, files, python, start, stopped
+from tests.commands import change_config, files
+from tests.pcfg import MLM
 
 TINY = """
 S -> A B [0.4] | B A C [0.6]
@@ -46,16 +46,11 @@ NONTERMINALS = shlex.split("nonterminals --training 64 --heldout 20 --epochs 1 -
 
 def succeed(capsys, *words):
     """Run probe.py and read the file that it names."""
-    code, stdout, stderr = start(capsys, probe.main, *words)
-    assert code == 0, stderr
-    return json.loads(Path(stdout.strip()).read_text())
+    return json.loads(Path(MLM.succeed(capsys, "probe", *words).strip()).read_text())
 
 
 def fail_in_one_line(capsys, *words):
-    code, _, stderr = start(capsys, probe.main, *words)
-    assert code == 2
-    assert stderr.count("\n") == 1
-    return stderr
+    return MLM.fail_in_one_line(capsys, "probe", *words)
 
 
 @pytest.fixture(scope="module")
@@ -329,129 +324,13 @@ def test_the_best_evaluation_is_on_the_run_s_own_sentences_and_needs_no_checkpoi
 
 
 def test_the_best_evaluation_of_something_else_is_one_line(tiny, tmp_path, capsys):
-    config = json.loads((tiny / "config.json").read_text())
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "setting": "PCFG_autoregressive"}))
+    shutil.copy(tiny / "config.json", tmp_path / "run")
+    change_config(tmp_path / "run", setting="PCFG_autoregressive")
     message = fail_in_one_line(capsys, "bayes-optimal", "--run", tmp_path / "run")
     assert "is a run of PCFG_autoregressive, not of PCFG_mlm" in message
     assert "is not a run" in fail_in_one_line(capsys, "bayes-optimal", "--run", tmp_path / "missing")
     assert not (tmp_path / "run" / "probes").exists()
-
-
-# Files
-
-
-@pytest.fixture(params=["ngrams", "nonterminals"])
-def counted(request, monkeypatch):
-    """A probe's words, and the list of calls that measure a checkpoint."""
-    calls = []
-    for module, name in ((ngrams, "bert_predictor"), (nonterminals, "bert_encoder")):
-        real = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda model, real=real: calls.append(1) or real(model))
-    return {"ngrams": NGRAMS, "nonterminals": NONTERMINALS}[request.param], calls
-
-
-def test_only_checkpoints_that_are_new_are_probed(run, capsys, counted):
-    words, calls = counted
-    succeed(capsys, *words, run)
-    first = files(run)
-    assert len(calls) == 3
-    succeed(capsys, *words, run)
-    assert len(calls) == 3
-    assert files(run) == first
-
-    shutil.copytree(run / "checkpoint-10", run / "checkpoint-15")
-    content = succeed(capsys, *words, run)
-    assert len(calls) == 4
-    entries = content["checkpoints"]
-    assert [entry["step"] for entry in entries] == [10, 15, 20, 30]
-    assert {**entries[1], "step": 10} == entries[0]
-
-    other = succeed(capsys, *words, run, "--seed", 1)
-    assert len(calls) == 8
-    assert len(list((run / "probes").iterdir())) == 2
-    assert other["settings"]["seed"] == 1
-    assert other["checkpoints"] != entries
-    succeed(capsys, *words, run, "--device", "cpu")
-    assert len(calls) == 8
-
-
-def test_a_probe_told_to_stop_leaves_at_once_and_goes_on(run, capsys, counted, monkeypatch):
-    words, _ = counted
-    whole = succeed(capsys, *words, run)
-    (path,) = (run / "probes").iterdir()
-    path.unlink()
-    with monkeypatch.context() as patch:
-        patch.setattr(probing, "local_path", and_signal(probing.local_path, 2))
-        assert stopped(capsys, probe.main, *words, run) is None
-    assert json.loads(path.read_text()) == {**whole, "checkpoints": whole["checkpoints"][:1]}
-    assert succeed(capsys, *words, run) == whole
-
-
-def test_a_probe_that_is_cut_off_goes_on(run, capsys, counted, monkeypatch):
-    words, calls = counted
-    write = probing.write_file
-
-    def write_until_killed(path, content):
-        if len(calls) == 2:
-            raise Killed
-        write(path, content)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(probing, "write_file", write_until_killed)
-        with pytest.raises(Killed):
-            start(capsys, probe.main, *words, run)
-    exact = []
-    for module, name in ((optimum, "cavities"), (probing, "ancestor_posteriors")):
-        real = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *arguments, real=real: exact.append(1) or real(*arguments))
-    content = succeed(capsys, *words, run)
-    assert len(calls) == 4
-    assert not exact
-    assert [entry["step"] for entry in content["checkpoints"]] == [10, 20, 30]
-    shutil.rmtree(run / "probes")
-    assert succeed(capsys, *words, run) == content
-    assert exact
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("ngrams --sentences 0", "--sentences must be at least 1, got 0"),
-        ("ngrams --sizes 3 1", "--sizes must be at least 2, got 1"),
-        ("ngrams --positions -1", "--positions must be at least 0, got -1"),
-        ("ngrams --spacing 40", "no sequence has a whole 5-gram around a multiple of 40"),
-        ("ngrams --spacing 0", "positions are at least 1 apart"),
-        ("ngrams --seed -1", "--seed must be at least 0, got -1"),
-        ("nonterminals --training 0", "--training must be at least 1, got 0"),
-        ("nonterminals --lr nan", "--lr must be positive and finite, got nan"),
-        ("nonterminals --levels 1", "no nonterminal below the root to probe"),
-        ("nonterminals --levels 5", "--levels must be at most 4, as small has no more; got 5"),
-        ("nonterminals --exact -1", "--exact must be at least 0, got -1"),
-    ],
-)
-def test_a_probe_that_cannot_be_is_one_line_and_writes_nothing(run, capsys, words, message):
-    before = files(run)
-    assert message in fail_in_one_line(capsys, *words.split(), "--run", run)
-    assert files(run) == before
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused(run, capsys):
-    assert "--device cuda cannot be used" in fail_in_one_line(capsys, *NGRAMS, run, "--device", "cuda")
-
-
-def test_a_probe_of_something_else_than_a_run_is_one_line(tmp_path, capsys, tiny):
-    (tmp_path / "thesis").mkdir()
-    for name in ("thesis", "missing"):
-        assert "is not a run" in fail_in_one_line(capsys, *NGRAMS, tmp_path / name)
-    with open_run(tmp_path / "parity", {"d": 10, "k": 3}, setting="parity_mlp"):
-        pass
-    assert "is a run of parity_mlp, not of PCFG_mlm" in fail_in_one_line(capsys, *NGRAMS, tmp_path / "parity")
-    moved = shutil.copytree(tiny, tmp_path / "without")
-    shutil.rmtree(moved / "checkpoint-10")
-    message = fail_in_one_line(capsys, *NGRAMS, moved, *shlex.split("--spacing 2 --sizes 2"))
-    assert "has no checkpoint-<step>" in message
 
 
 def test_a_grammar_that_has_changed_is_refused(tmp_path, capsys, tiny):
@@ -464,10 +343,3 @@ def test_a_grammar_that_has_changed_is_refused(tmp_path, capsys, tiny):
     assert "has changed since" in fail_in_one_line(capsys, *NGRAMS, tmp_path / "run")
     changed.write_text(TINY)
     succeed(capsys, *NGRAMS, tmp_path / "run", "--exact", 0, "--sizes", 2, 3, "--spacing", 2)
-
-
-def test_it_starts_from_the_folder_of_the_setting(run):
-    done = python("probe.py", *NGRAMS[:-1], "--exact", 0, "--run", run, cwd=ROOT / "PCFG_mlm")
-    assert done.returncode == 0, done.stderr
-    (path,) = (run / "probes").iterdir()
-    assert done.stdout == f"{path}\n"

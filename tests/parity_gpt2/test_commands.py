@@ -1,6 +1,5 @@
 """What is special in this setting's commands: checkpoints that transformers reads, other teachers, passes, dropout."""
 
-import itertools
 import shlex
 from dataclasses import replace
 
@@ -14,36 +13,28 @@ from common.parity.gpt2 import Shape, configuration, load_model, shape_of
 from common.parity.mlp import load_model as load_mlp
 from common.runs.checkpoints import read_checkpoint
 from common.runs.run import Run
-from common.teachers.discovery import find_checkpoints
 from parity_gpt2 import training
 from parity_mlp.data import signs
-from tests.commands import Killed, exit_code, fail_in_one_line, files, results, start
+from tests.commands import Killed, assert_named, files, refusals, results
 from tests.gpt2 import last_logits, tokens_of
-from tests.parity import CASES, assert_taught, recorded_objectives, writes_until_killed
+from tests.parity import GPT2, MLP, assert_taught, recorded_objectives, writes_until_killed
 
-GPT2, MLP = CASES["parity_gpt2"], CASES["parity_mlp"]
 TRAIN, DISTILL, TASK = GPT2.train, GPT2.distill, GPT2.task
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
-def succeed(capsys, *words):
-    return GPT2.succeed(capsys, *words)
-
-
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
+def teacher(teacher_of):
     """A run with checkpoints at steps 10, 20 and 30."""
-    directory = tmp_path_factory.mktemp("parity") / "teacher"
-    assert exit_code(GPT2.main(["train"]), *TRAIN[1:], "--out", directory) == 0
-    return directory
+    return teacher_of(GPT2)
 
 
 # What a run is
 
 
 def test_a_teacher_is_a_directory_that_transformers_reads(tmp_path, capsys):
-    stdout = succeed(capsys, *TRAIN, "--out", tmp_path / "run")
+    stdout = GPT2.succeed(capsys, *TRAIN, "--out", tmp_path / "run")
     run = Run(tmp_path / "run")
     assert {path.name for path in run.directory.iterdir()} == {
         *("config.json", "metrics.jsonl", "done.json", ".lock"),
@@ -69,7 +60,7 @@ def test_a_teacher_is_a_directory_that_transformers_reads(tmp_path, capsys):
 def test_the_stream_is_that_of_adamw_on_the_labels(tmp_path, capsys):
     """The whole of a run against a loop on the full model; float32 here and there."""
     words = ["--warmup", 0.25, "--lr-schedule", "linear", "--weight-decay", 0.1, "--beta2", 0.99, "--steps", 20]
-    succeed(capsys, *TRAIN, *words, "--checkpoint-every", 10, "--seed", 3, "--out", tmp_path / "run")
+    GPT2.succeed(capsys, *TRAIN, *words, "--checkpoint-every", 10, "--seed", 3, "--out", tmp_path / "run")
     torch.manual_seed(3)
     model = GPT2LMHeadModel(configuration(Shape(2, 2, 3, 2, 6), 0.1)).double()
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.1)
@@ -85,42 +76,6 @@ def test_the_stream_is_that_of_adamw_on_the_labels(tmp_path, capsys):
     for name, parameter in model.named_parameters():
         if not name.endswith("c_attn.bias"):  # no key's bias has a gradient, and Adam makes steps of its rounding
             np.testing.assert_allclose(tensors[name], parameter.detach().numpy(), atol=1e-3, err_msg=name)
-
-
-def test_every_method_learns_from_the_checkpoints_of_its_schedule(tmp_path, capsys, teacher):
-    words = shlex.split(
-        "--eval-every 1 --eval-samples 8 --checkpoint 10 --segments 10:5 30:4 20 --speed 4 "
-        "--saturation-window 1 --saturation-threshold 1 --saturation-steps 100 --methods"
-    )
-    expected = {
-        "ce": [None] * 12,
-        "one-shot": [30] * 12,
-        "progressive": [10] * 4 + [20] * 4 + [30] * 4,
-        "two-shot-10": [10] * 5 + [30] * 7,
-        "until-saturation": [10] * 2 + [20] * 2 + [30] * 8,  # no accuracy is 1 above the one before it
-        "accelerated": [10] * 5 + [20] * 3 + [30] * 4,
-        "refreshed": [10] * 4 + [30] * 8,
-        "custom": [10] * 5 + [30] * 4 + [20] * 3,
-    }
-    methods = [name.removesuffix("-10") for name in expected]
-    succeed(capsys, *DISTILL, "--teacher", teacher, *words, *methods, "--out", tmp_path / "students")
-    assert {path.name for path in (tmp_path / "students").iterdir()} == {f"{name}-heads1-seed0" for name in expected}
-    identity, losses = Run(teacher).config["id"], {}
-    for name, teachers in expected.items():
-        run = Run(tmp_path / "students" / f"{name}-heads1-seed0")
-        assert run.complete
-        assert [checkpoint.step for checkpoint in find_checkpoints(run.directory)] == [12]
-        assert GPT2LMHeadModel.from_pretrained(run.directory / "checkpoint-12").config.n_embd == 3
-        _, *records = run.records()
-        assert [record["teacher"] for record in records] == teachers  # of the step before each evaluation
-        assert run.config["arguments"]["teacher_id"] == identity
-        losses[name] = [record["loss"] for record in run.records()]
-    for one, other in itertools.combinations(expected, 2):
-        parted = False
-        taught = zip(expected[one], expected[other], losses[one][1:], losses[other][1:], strict=True)
-        for step, (mine, yours, my_loss, your_loss) in enumerate(taught):
-            parted = parted or mine != yours
-            assert (my_loss != pytest.approx(your_loss, rel=1e-6)) == parted, (one, other, step)
 
 
 # Teachers
@@ -188,7 +143,7 @@ def test_students_share_the_logits_of_a_teacher(tmp_path, capsys, monkeypatch, t
 
     monkeypatch.setattr(training, "SETTING", replace(training.SETTING, frozen_logits=counted))
     words = ["--methods", "one-shot", "--seeds", 0, 1, "--student-heads", 1, 2, "--teacher", teacher]
-    succeed(capsys, *DISTILL, *words, "--out", tmp_path / "students")
+    GPT2.succeed(capsys, *DISTILL, *words, "--out", tmp_path / "students")
     assert len(list((tmp_path / "students").iterdir())) == 4
     assert len(computed) == 3  # ranges of 5, 5 and 2 steps
 
@@ -223,7 +178,7 @@ def test_a_student_that_diverges_keeps_its_records_and_the_others_of_its_stack_a
     assert not Run(diverged).complete
     assert [record["step"] for record in Run(diverged).records()] == [0, 5]
     assert not list(diverged.glob("checkpoint-*"))
-    succeed(capsys, *DIVERGING, teacher, "--out", tmp_path / "whole")
+    GPT2.succeed(capsys, *DIVERGING, teacher, "--out", tmp_path / "whole")
     for lr in (0.01, 0.03):  # bit-identical to a stack in which no one diverges
         name = f"one-shot-heads1-seed0-lr{lr}"
         assert Run(tmp_path / "runs" / name).complete
@@ -247,41 +202,40 @@ def results_of_complete(directory):
 
 # Wrongly called
 
-WRONG = [
-    ("--head-dim 0", "--head-dim must be at least 1, got 0"),
-    ("--accumulate 0", "--accumulate must be at least 1, got 0"),
-    ("--dropout 1", "--dropout must be at least 0 and below 1, got 1"),
-    ("--dropout -0.1", "--dropout must be at least 0 and below 1, got -0.1"),
-    ("--dropout nan", "--dropout must be at least 0 and below 1, got nan"),
-    ("--beta1 1", "--beta1 must be at least 0 and below 1, got 1"),
-    ("--beta2 -0.1", "--beta2 must be at least 0 and below 1, got -0.1"),
-    ("--initial-std 0", "--initial-std must be positive and finite, got 0"),
-    ("--initial-std nan", "--initial-std must be positive and finite, got nan"),
-    ("--positions 5", "--positions must be at least 6, one for each token; got 5"),
-    ("--positions 6 --class-token", "--positions must be at least 7, one for each token; got 6"),
-    ("--positions 0", "--positions must be at least 6, one for each token; got 0"),
-    ("--batch-size 6 --accumulate 4", "--batch-size 6 cannot be divided into 4 equal parts (1 processes times"),
-]
-WRONG_DISTILL = [
-    ("--student-heads 0", "--student-heads must be at least 1, got 0"),
-    ("--student-heads 2 4 2", "--student-heads needs at least one value and none twice, got [2, 4, 2]"),
-    ("--d 7", "has 6 positions, but d = 7 needs 7"),
-    ("--d 9 --labels 4", "has 2 classes (vocabulary 2), but this task has 4"),
-]
+WRONG = (
+    "--head-dim 0",
+    "--accumulate 0",
+    "--dropout 1",
+    "--dropout -0.1",
+    "--dropout nan",
+    "--beta1 1",
+    "--beta2 -0.1",
+    "--initial-std 0",
+    "--initial-std nan",
+    ("--positions 5", "--positions 6 5"),
+    ("--positions 6 --class-token", "--positions 7 6"),
+    ("--positions 0", "--positions 6 0"),
+    ("--batch-size 6 --accumulate 4", "--batch-size 6 4 1"),
+)
+WRONG_DISTILL = (
+    "--student-heads 0",
+    ("--student-heads 2 4 2", "--student-heads 2 4"),
+    ("--d 7", "'6 positions' d 7"),
+    ("--d 9 --labels 4", "'2 classes' 4"),
+)
 
 
-@pytest.mark.parametrize(("words", "message"), [*WRONG, ("--heads 0", "--heads must be at least 1, got 0")])
-def test_a_run_that_cannot_be_is_refused_before_anything_is_made(tmp_path, capsys, words, message):
-    words = [*TRAIN[1:], "--out", tmp_path / "run", *words.split()]
-    assert message in fail_in_one_line(capsys, GPT2.main(["train"]), *words)
+@refusals(*WRONG, "--heads 0")
+def test_a_run_that_cannot_be_is_refused_before_anything_is_made(tmp_path, capsys, words, named):
+    assert_named(GPT2.fail_in_one_line(capsys, *TRAIN, "--out", tmp_path / "run", *words.split()), named)
     assert files(tmp_path) == {}
 
 
-@pytest.mark.parametrize(("words", "message"), [*WRONG, *WRONG_DISTILL])
-def test_students_that_cannot_be_are_refused_before_anything_is_made(tmp_path, capsys, teacher, words, message):
+@refusals(*WRONG, *WRONG_DISTILL)
+def test_students_that_cannot_be_are_refused_before_anything_is_made(tmp_path, capsys, teacher, words, named):
     before = files(teacher)
-    words = [*DISTILL[1:], "--teacher", teacher, "--out", tmp_path / "students", *words.split()]
-    assert message in fail_in_one_line(capsys, GPT2.main(["distill"]), *words)
+    words = [*DISTILL, "--teacher", teacher, "--out", tmp_path / "students", *words.split()]
+    assert_named(GPT2.fail_in_one_line(capsys, *words), named)
     assert files(tmp_path) == {}
     assert files(teacher) == before
 
@@ -297,8 +251,7 @@ def test_students_that_cannot_be_are_refused_before_anything_is_made(tmp_path, c
     ],
 )
 def test_usage_errors_name_the_argument_and_exit_with_two(tmp_path, capsys, words, named):
-    name, *arguments = words.split()
-    code, _, stderr = start(capsys, GPT2.main([name]), *arguments, "--out", tmp_path / "run")
+    code, stderr = GPT2.start(capsys, *words.split(), "--out", tmp_path / "run")
     assert code == 2
-    assert named in stderr
+    assert named in "\n".join(stderr)
     assert files(tmp_path) == {}

@@ -12,18 +12,14 @@ from common.parity import gpt2
 from common.parity.mlp import architecture, initial_tensors, load_model
 from common.runs.checkpoints import save_checkpoint
 from common.runs.run import Run
-from tests.commands import exit_code, fail_in_one_line, files, python, start
+from tests.commands import files, python
 from tests.gpt2 import last_logits
-from tests.parity import CASES, assert_taught, recorded_objectives
-
-MLP, GPT2 = CASES["parity_mlp"], CASES["parity_gpt2"]
+from tests.parity import GPT2, MLP, assert_taught, recorded_objectives
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("parity") / "teacher"
-    assert exit_code(MLP.main(["train"]), *MLP.train[1:], "--out", directory) == 0
-    return directory
+def teacher(teacher_of):
+    return teacher_of(MLP)
 
 
 @pytest.mark.parametrize(
@@ -35,15 +31,14 @@ def teacher(tmp_path_factory):
     ],
 )
 def test_arguments_of_gpt2_are_usage_errors(capsys, words, named):
-    name, *arguments = words.split()
-    code, _, stderr = start(capsys, MLP.main([name]), *arguments)
+    code, stderr = MLP.start(capsys, *words.split())
     assert code == 2
-    assert named in stderr
+    assert named in "\n".join(stderr)
 
 
 def test_a_width_below_one_is_refused_before_anything_is_made(tmp_path, capsys, teacher):
     for words in ([*MLP.train, "--width", 0], [*MLP.distill, "--teacher", teacher, "--widths", 0]):
-        line = fail_in_one_line(capsys, MLP.main(words), *words[1:], "--out", tmp_path / "run")
+        line = MLP.fail_in_one_line(capsys, *words, "--out", tmp_path / "run")
         assert "--width" in line
     assert files(tmp_path) == {}
 
@@ -53,8 +48,8 @@ def test_a_width_below_one_is_refused_before_anything_is_made(tmp_path, capsys, 
     [("--d 11", "has d = 10, but this task has 11"), ("--labels 4", "has classes = 2, but this task has 4")],
 )
 def test_a_teacher_of_another_size_is_one_line(tmp_path, capsys, teacher, words, message):
-    words = [*MLP.distill[1:], "--teacher", teacher, "--out", tmp_path / "run", *words.split()]
-    assert message in fail_in_one_line(capsys, MLP.main(["distill"]), *words)
+    words = [*MLP.distill, "--teacher", teacher, "--out", tmp_path / "run", *words.split()]
+    assert message in MLP.fail_in_one_line(capsys, *words)
     assert files(tmp_path) == {}
 
 
@@ -69,8 +64,8 @@ def test_a_teacher_of_another_size_is_one_line(tmp_path, capsys, teacher, words,
 def test_tensors_that_are_not_the_network_that_the_config_describes_are_one_line(tmp_path, capsys, tensors, message):
     shape = architecture(initial_tensors(10, 16, 2, 1, 0, "float32"))
     save_checkpoint(tmp_path / "teacher", 100, tensors, shape)
-    words = [*MLP.distill[1:], "--teacher", tmp_path / "teacher", "--out", tmp_path / "run"]
-    assert message in fail_in_one_line(capsys, MLP.main(["distill"]), *words)
+    words = [*MLP.distill, "--teacher", tmp_path / "teacher", "--out", tmp_path / "run"]
+    assert message in MLP.fail_in_one_line(capsys, *words)
     assert not (tmp_path / "run").exists()
 
 
@@ -114,21 +109,10 @@ def test_an_error_in_a_process_of_its_own_is_one_line(tmp_path, teacher):
 
 
 def test_wandb_offline_keeps_every_run_in_its_own_folder(tmp_path, teacher):
-    words = [
-        *MLP.distill[1:],
-        "--methods",
-        "one-shot",
-        "--seeds",
-        0,
-        1,
-        "--teacher",
-        teacher,
-        "--out",
-        tmp_path / "runs",
-    ]
+    words = [*MLP.distill[1:], "--methods", "one-shot", "--seeds", 0, 1, "--teacher", teacher]
     folders = {name: str(tmp_path) for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR")}
     environment = {**os.environ, **folders, "WANDB_SILENT": "true"}
-    done = python("-m", "parity_mlp.distill", *words, "--wandb", "offline", env=environment)
+    done = python("-m", "parity_mlp.distill", *words, "--out", tmp_path / "runs", "--wandb", "offline", env=environment)
     assert done.returncode == 0, done.stderr
     for seed in range(2):
         run = Run(tmp_path / "runs" / f"one-shot-width8-seed{seed}")

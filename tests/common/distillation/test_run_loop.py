@@ -6,10 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    BertForMaskedLM,
-    TrainerCallback,
-)
+from transformers import BertForMaskedLM, TrainerCallback
 
 from common.distillation import run_loop, state
 from common.distillation.batches import ReadyBatches

@@ -16,9 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    BertForMaskedLM,
-)
+from transformers import BertForMaskedLM
 
 from common.distillation.batches import ReadyBatches
 from common.distillation.run_loop import train_run

@@ -372,11 +372,7 @@ def test_until_saturation_follows_the_evaluations():
         ("one-shot", {"alpha": (0.5, 0.1, 0.0), "alpha_steps": (5, 5)}, "--alpha-steps must increase"),
         ("one-shot", {"temperature": -1.0}, "--temperature must be 0 or more"),
         ("one-shot", {"end_temperature": -1.0}, "--temperature must be 0 or more"),
-        (
-            "one-shot",
-            {"end_temperature": 0.0, "annealing": "logarithmic"},
-            "--temperature must be above 0",
-        ),
+        ("one-shot", {"end_temperature": 0.0, "annealing": "logarithmic"}, "--temperature must be above 0"),
         ("one-shot", {"top_k": 0}, "--top-k must be between 1 and the number of classes, 8, got 0"),
         ("one-shot", {"top_k": 9}, "--top-k must be between 1 and the number of classes, 8, got 9"),
         ("one-shot", {"divergence": "jensen-shannon", "beta": 0.0}, "--beta must be between 0 and 1"),

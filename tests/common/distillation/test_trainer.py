@@ -10,13 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import (
-    BertForMaskedLM,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import BertForMaskedLM, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from common.distillation.batches import ReadyBatches
 from common.distillation.schedules import Segment, custom, progressive, until_saturation
@@ -102,14 +96,7 @@ def test_the_loss_is_that_of_the_arg_max_a_low_temperature_or_the_labels(tmp_pat
 
 @pytest.mark.parametrize("annealing", ["linear", "logarithmic"])
 def test_alpha_and_temperature_change_at_their_steps(tmp_path, teachers, annealing):
-    trainer = distil(
-        tmp_path,
-        teachers,
-        alpha=(0.8, 0.1),
-        alpha_steps=[5],
-        temperature=(0.5, 4.0),
-        annealing=annealing,
-    )
+    trainer = distil(tmp_path, teachers, alpha=(0.8, 0.1), alpha_steps=[5], temperature=(0.5, 4.0), annealing=annealing)
     trainer.train()
     temperatures = {"linear": 0.5 + 0.5 * np.arange(STEPS), "logarithmic": 0.5 * 8 ** (np.arange(STEPS) / 7)}[annealing]
     alphas = [0.8, 0.8, 0.8, 0.8, 0.8, 0.1, 0.1, 0.1]

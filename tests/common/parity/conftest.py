@@ -2,7 +2,6 @@
 
 import pytest
 
-from tests.commands import exit_code
 from tests.parity import CASES
 
 
@@ -12,9 +11,6 @@ def case(request, one_torch_thread):
 
 
 @pytest.fixture(scope="module")
-def teacher(case, tmp_path_factory):
+def teacher(case, teacher_of):
     """A run with checkpoints at 10, 20 and 30 units."""
-    directory = tmp_path_factory.mktemp(case.setting) / "teacher"
-    arguments = [*case.train[1:], "--out", directory]
-    assert exit_code(case.main(["train"]), *arguments) == 0
-    return directory
+    return teacher_of(case)

@@ -145,7 +145,7 @@ WRONG = {
     "layers": (lambda path: remake(path, {"n_layer": 3}), "the tensor transformer.h.2.ln_1.weight is missing"),
     "shape": (
         lambda path: remake(path, **{"transformer.ln_f.bias": np.zeros(7, np.float32)}),
-        "the tensor transformer.ln_f.bias is (7,), its config.json means (6,)",
+        "the tensor transformer.ln_f.bias is (7,), but its config.json implies (6,)",
     ),
     "transposed": (
         lambda path: remake(path, **{"transformer.h.0.attn.c_attn.weight": np.zeros((18, 6), np.float32)}),

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from common.parity import gpt2, mlp, probing
+from common.probes import checkpoints
 from common.runs.checkpoints import read_checkpoint, save_checkpoint
 from common.runs.run import open_run
 from parity_mlp.data import signs
-from tests.commands import Killed, and_signal, fail_in_one_line, files, stopped
+from tests.commands import Killed, and_signal, fail_in_one_line, files
 from tests.gpt2 import last_logits
 from tests.parity import CASES
 
@@ -35,7 +36,7 @@ def entries(run):
 
 def probabilities(case, checkpoint, bits):
     """Of each class, by the full model in float64."""
-    if case.setting == "parity_gpt2":
+    if case.name == "parity_gpt2":
         return last_logits(gpt2.load_model(checkpoint), bits, case.d).softmax(1).numpy()
     with torch.no_grad():
         return mlp.load_model(checkpoint).double()(torch.from_numpy(signs(bits, case.d, np.float64))).softmax(1).numpy()
@@ -49,7 +50,7 @@ VARIANT = "--class-token --no-causal --feed-forward skip --average-heads --tie-e
 def test_probed_correlations_are_means_over_the_samples(case, tmp_path, capsys, probed, output, words, by):
     """Whichever setting's command it is."""
     run, _ = probed
-    if words and case.setting == "parity_mlp":
+    if words and case.name == "parity_mlp":
         words = "--layers 2"
     if words:
         run = tmp_path / "variant"
@@ -101,7 +102,7 @@ def test_only_checkpoints_that_are_new_are_probed(case, probed, capsys):
 
 def test_a_killed_probe_resumes(case, probed, capsys, monkeypatch):
     run, calls = probed
-    write = probing.write_file
+    write = checkpoints.write_file
 
     def write_until_killed(path, content):
         if len(calls) == 3:
@@ -109,7 +110,7 @@ def test_a_killed_probe_resumes(case, probed, capsys, monkeypatch):
         write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(probing, "write_file", write_until_killed)
+        patch.setattr(checkpoints, "write_file", write_until_killed)
         with pytest.raises(Killed):
             case.start(capsys, *PROBE, run)
     assert len(entries(run)) == 2
@@ -125,7 +126,7 @@ def test_a_probe_stopped_by_a_signal_leaves_at_once_and_resumes(case, probed, ca
     shutil.rmtree(run / "probes")
     with monkeypatch.context() as patch:
         patch.setattr(probing, "load_network", and_signal(probing.load_network, 3))
-        assert stopped(capsys, case.main(PROBE), *PROBE[1:], run) is None
+        assert case.stopped(capsys, *PROBE, run) is None
     assert entries(run) == whole[:2]
     case.succeed(capsys, *PROBE, run)
     assert entries(run) == whole
@@ -156,7 +157,7 @@ def test_a_probe_that_cannot_be_is_one_line_and_writes_nothing(case, probed, cap
 def test_a_probe_of_something_else_than_a_run_is_one_line(case, tmp_path, capsys):
     (tmp_path / "thesis").mkdir()
     arguments = {"d": 10, "k": 3, "labels": 2, "support": "first", "support_seed": 0}
-    for name, setting in (("run", case.setting), ("sentences", "PCFG_mlm")):
+    for name, setting in (("run", case.name), ("sentences", "PCFG_mlm")):
         with open_run(tmp_path / name, arguments, setting=setting):
             pass
     before = files(tmp_path)
@@ -168,3 +169,9 @@ def test_a_probe_of_something_else_than_a_run_is_one_line(case, tmp_path, capsys
     ):
         assert message in fail_in_one_line(capsys, case.main(PROBE), *PROBE[1:], tmp_path / name)
     assert files(tmp_path) == before
+
+
+def test_a_probe_without_a_run_is_a_usage_error(case, capsys):
+    code, stderr = case.start(capsys, "probe")
+    assert code == 2
+    assert "--run" in "\n".join(stderr)

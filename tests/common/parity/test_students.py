@@ -29,6 +29,11 @@ def teacher(tmp_path_factory):
     return directory
 
 
+def taught(teacher: Path, *methods: str, **changes) -> DistillArguments:
+    """Arguments of students of a teacher."""
+    return replace(STUDENTS, teacher=str(teacher), methods=methods, **changes)
+
+
 def final_weights(run: Path) -> bytes:
     return (run / f"checkpoint-{steps_of(run)[-1]}" / "model.safetensors").read_bytes()
 
@@ -125,9 +130,7 @@ METHODS = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_students_learn_from_the_checkpoints_of_their_schedule_and_record_them(tmp_path, teacher, name):
-    arguments = replace(
-        STUDENTS, teacher=str(teacher), methods=(name.removesuffix("-2"),), out=tmp_path / "run", **METHODS[name]
-    )
+    arguments = taught(teacher, name.removesuffix("-2"), out=tmp_path / "run", **METHODS[name])
     seen = objectives(arguments)
     records = Run(tmp_path / "run").records()
     schedule = schedule_of(arguments, steps_of(teacher), records)
@@ -146,16 +149,8 @@ def test_students_learn_from_the_checkpoints_of_their_schedule_and_record_them(t
 
 
 def test_every_sample_of_a_batch_has_the_checkpoint_of_its_step(tmp_path, teacher):
-    arguments = replace(
-        STUDENTS,
-        teacher=str(teacher),
-        methods=("progressive",),
-        out=tmp_path / "run",
-        batch_size=3,
-        steps=100,
-        teacher_every=30,
-        eval_every=40,
-    )
+    sizes = {"batch_size": 3, "steps": 100, "teacher_every": 30, "eval_every": 40}
+    arguments = taught(teacher, "progressive", **sizes, out=tmp_path / "run")
     targets = objectives(arguments)["targets"]
     schedule = schedules.progressive(steps_of(teacher), 30)
     assert [record["teacher"] for record in Run(tmp_path / "run").records()] == [1000, 2000, 3000, 4000]
@@ -167,16 +162,8 @@ def test_every_sample_of_a_batch_has_the_checkpoint_of_its_step(tmp_path, teache
 
 @pytest.mark.parametrize("annealing", ["linear", "logarithmic"])
 def test_the_temperature_has_its_first_value_at_the_first_step_and_its_last_at_the_last(tmp_path, teacher, annealing):
-    arguments = replace(
-        STUDENTS,
-        teacher=str(teacher),
-        methods=("one-shot",),
-        out=tmp_path / "run",
-        steps=200,
-        temperature=8.0,
-        end_temperature=2.0,
-        annealing=annealing,
-    )
+    temperature = {"temperature": 8.0, "end_temperature": 2.0, "annealing": annealing}
+    arguments = taught(teacher, "one-shot", **temperature, steps=200, out=tmp_path / "run")
     targets = objectives(arguments)["targets"]
     logits = teacher_logits(teacher, 4000, arguments, arguments.stream_seed)
     temperatures = (logits[:, 0] - logits[:, 1]).numpy() / np.log(targets[:, 0] / targets[:, 1])
@@ -186,28 +173,15 @@ def test_the_temperature_has_its_first_value_at_the_first_step_and_its_last_at_t
 
 
 def test_alpha_moves_at_its_steps(tmp_path, teacher):
-    arguments = replace(
-        STUDENTS,
-        teacher=str(teacher),
-        methods=("one-shot",),
-        out=tmp_path / "run",
-        alpha=(0.75, 0.25, 0.0),
-        alpha_steps=(450, 1000),
-    )
+    alphas = {"alpha": (0.75, 0.25, 0.0), "alpha_steps": (450, 1000)}
+    arguments = taught(teacher, "one-shot", **alphas, out=tmp_path / "run")
     alpha = objectives(arguments)["alpha"]
     assert alpha.tolist() == [0.75] * 450 + [0.25] * 550 + [0.0] * 2000
 
 
 @pytest.mark.parametrize("divergence", ["forward-kl", "reverse-kl", "jensen-shannon"])
 def test_alpha_one_is_cross_entropy_bit_for_bit(tmp_path, teacher, divergence):
-    arguments = replace(
-        STUDENTS,
-        teacher=str(teacher),
-        methods=("ce", "progressive"),
-        alpha=(1.0,),
-        divergence=divergence,
-        out=tmp_path / "runs",
-    )
+    arguments = taught(teacher, "ce", "progressive", alpha=(1.0,), divergence=divergence, out=tmp_path / "runs")
     distill(arguments)
     ce, progressive = (tmp_path / "runs" / f"{method}-width8-seed0" for method in arguments.methods)
     assert final_weights(ce) == final_weights(progressive)
@@ -215,23 +189,15 @@ def test_alpha_one_is_cross_entropy_bit_for_bit(tmp_path, teacher, divergence):
 
 def test_a_teacher_of_temperature_zero_that_is_always_right_teaches_as_the_labels_do(tmp_path, teacher):
     assert Run(teacher).records()[-1]["accuracy"] == 1
-    arguments = replace(
-        STUDENTS, teacher=str(teacher), methods=("ce", "one-shot"), temperature=0.0, out=tmp_path / "runs"
-    )
+    arguments = taught(teacher, "ce", "one-shot", temperature=0.0, out=tmp_path / "runs")
     distill(arguments)
     ce, one_shot = (tmp_path / "runs" / f"{method}-width8-seed0" for method in arguments.methods)
     assert final_weights(ce) == final_weights(one_shot)
 
 
 def test_students_do_not_depend_on_each_other(tmp_path, teacher):
-    together = replace(
-        STUDENTS,
-        teacher=str(teacher),
-        methods=("ce", "progressive", "until-saturation"),
-        widths=(8, 70),
-        seeds=(0, 1),
-        out=tmp_path / "together",
-    )
+    methods, sizes = ("ce", "progressive", "until-saturation"), {"widths": (8, 70), "seeds": (0, 1)}
+    together = taught(teacher, *methods, **sizes, out=tmp_path / "together")
     distill(together)
     students = sorted((tmp_path / "together").iterdir())
     assert len(students) == 12
@@ -248,15 +214,8 @@ def test_checkpoints_before_inside_and_after_the_transition_are_those_of_its_pha
     teacher = tmp_path / "teacher"
     cadence = {"steps": 6000, "eval_every": 100, "checkpoint_every": 100, "eval_samples": 4096}
     train(replace(TEACHER, k=3, width=64, lr=0.03, **cadence, out=teacher))
-    arguments = replace(
-        STUDENTS,
-        k=3,
-        teacher=str(teacher),
-        methods=("two-shot",),
-        checkpoint=("before", "inside", "after"),
-        steps=1200,
-        out=tmp_path / "runs",
-    )
+    places = ("before", "inside", "after")
+    arguments = taught(teacher, "two-shot", k=3, checkpoint=places, steps=1200, out=tmp_path / "runs")
     distill(arguments)
     records = Run(teacher).records()
     phases = find_phases([record["step"] for record in records], [1 - record["accuracy"] for record in records])

@@ -22,14 +22,6 @@ from parity_mlp.distill import distill
 from parity_mlp.train import train
 from tests.parity import STUDENTS, TEACHER, steps_of
 
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("parity") / "teacher"
-    train(replace(TEACHER, out=directory))
-    return directory
-
-
 # Adaptive checkpoints
 
 EVALUATIONS = st.lists(st.tuples(st.integers(1, 50), st.floats(0, 0.2)), min_size=1, max_size=40).map(
@@ -176,7 +168,7 @@ def test_adaptive_checkpoints_are_those_of_the_recorded_losses(tmp_path):
     assert 10 < len(expected) < len(evaluations) - 10
 
 
-def test_deep_networks_and_batches_run_the_same_commands(tmp_path, teacher):
+def test_deep_networks_and_batches_run_the_same_commands(tmp_path):
     sizes = {"layers": 2, "batch_size": 4, "steps": 120, "eval_every": 50, "out": tmp_path / "deep"}
     train(replace(TEACHER, **sizes, checkpoint_every=60))
     assert [record["samples"] for record in Run(tmp_path / "deep").records()] == [0, 200, 400, 480]

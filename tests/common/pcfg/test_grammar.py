@@ -204,11 +204,7 @@ def test_compiled_arrays_hold_the_same_rules(sides, data):
         ("S -> T a\nT -> T b", 2, "T derives no finite sentence"),
         ("S -> S a", 1, "S derives no finite sentence"),
         ("S -> a | T b\nT -> U b\nU -> T b", 2, "T derives no finite sentence"),
-        (
-            "S -> a | T\nT -> S S S S S | b",
-            1,
-            "derivations from S may never end .* number of S, T grows 1.118033989 ",
-        ),
+        ("S -> a | T\nT -> S S S S S | b", 1, "derivations from S may never end .* number of S, T grows 1.118033989 "),
         ("S -> a | T\nT -> T T [51] | b [49]", 2, "derivations from T may never end .* number of T grows 1.02 "),
         ("S -> a S a | S", 1, "the rules S -> S lead back to S"),
     ],

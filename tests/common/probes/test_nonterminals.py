@@ -9,13 +9,7 @@ from transformers import BertConfig, BertForMaskedLM
 from common.errors import UserError
 from common.pcfg.grammar_files import load_grammar
 from common.pcfg.sampler import sample
-from common.probes.nonterminals import (
-    NO_SYMBOL,
-    LabelledSentences,
-    PositionProbe,
-    bert_encoder,
-    probe_nonterminals,
-)
+from common.probes.nonterminals import NO_SYMBOL, LabelledSentences, PositionProbe, bert_encoder, probe_nonterminals
 
 SMALL = load_grammar("small")
 SIZES = {"heads": 4, "dimension": 32, "epochs": 6, "batch_size": 16}

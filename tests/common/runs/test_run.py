@@ -388,24 +388,15 @@ def test_other_arguments_are_refused_by_name(tmp_path):
     with open_run(tmp_path / "run", {"lr": 0.1, "seed": 0, "out": "b"}):
         pass
     message = r"^.*\(lr is 0.1 there and 0.2 here, seed is 0 there and absent here\): .*--out, or --force .*$"
-    with (
-        pytest.raises(UserError, match=message),
-        open_run(tmp_path / "run", {"lr": 0.2, "out": "a"}),
-    ):
+    with pytest.raises(UserError, match=message), open_run(tmp_path / "run", {"lr": 0.2, "out": "a"}):
         pass
     many = {"lr": 0.1, "seed": 0, **dict.fromkeys("defgh", 1)}
-    with (
-        pytest.raises(UserError, match=r"d is absent there and 1 here.* and 2 more"),
-        open_run(tmp_path / "run", many),
-    ):
+    with pytest.raises(UserError, match=r"d is absent there and 1 here.* and 2 more"), open_run(tmp_path / "run", many):
         pass
     assert content(tmp_path / "run") == before
     with open_run(tmp_path / "other", {"seed": None}):
         pass
-    with (
-        pytest.raises(UserError, match="seed is None there and absent"),
-        open_run(tmp_path / "other", {}),
-    ):
+    with pytest.raises(UserError, match="seed is None there and absent"), open_run(tmp_path / "other", {}):
         pass
 
 
@@ -433,10 +424,7 @@ def test_force_removes_what_the_run_made_and_nothing_else(tmp_path):
 @pytest.mark.parametrize("name", ["notes.txt", "metrics.jsonl", "config.json"])
 def test_a_directory_that_is_not_a_run_is_left_alone(tmp_path, name, force):
     (tmp_path / name).write_text('{"model_type": "gpt2"}')
-    with (
-        pytest.raises(UserError, match=r"is not a run.*--out$"),
-        open_run(tmp_path, {}, force=force),
-    ):
+    with pytest.raises(UserError, match=r"is not a run.*--out$"), open_run(tmp_path, {}, force=force):
         pass
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, '{"model_type": "gpt2"}')]
 
@@ -482,10 +470,7 @@ def test_a_refusal_of_wandb_is_one_line_and_a_complete_run_does_not_ask_it(tmp_p
         raise wandb.Error("no key")
 
     monkeypatch.setattr(wandb, "init", refuse)
-    with (
-        pytest.raises(UserError, match=r"^wandb: no key; --wandb offline"),
-        open_run(tmp_path, {}, wandb="online"),
-    ):
+    with pytest.raises(UserError, match=r"^wandb: no key; --wandb offline"), open_run(tmp_path, {}, wandb="online"):
         pass
     with open_run(tmp_path, {}) as run:
         run.finish({})

@@ -172,7 +172,7 @@ def test_a_damaged_run_is_a_line_of_the_table(root, capsys):
     ("words", "line"),
     [
         (["absent"], "there is no directory absent"),
-        (["EMPTY"], "there is no run below EMPTY"),
+        (["EMPTY"], "there is no run in EMPTY"),
         (["RUNS", "--columns", "accuracy"], "unknown column 'accuracy': choose from checkpoint, "),
         (["RUNS", "--sort", "accuracy"], "unknown column 'accuracy': choose from checkpoint, "),
         (["RUNS", "--where", "accuracy=1"], "unknown column 'accuracy': choose from checkpoint, "),
@@ -282,12 +282,10 @@ def test_a_comparison_of_a_run_with_itself_and_of_runs_without_common_steps(tmp_
     make_up_run(begun, TEACHER, [], complete=False)
     facts, curves = compared(capsys, one, one)
     assert len(facts) == 4
-    assert curves[1:3] == ["loss: the same at all of them", "accuracy: the same at all of them"]
+    assert curves[1:3] == ["loss: identical at all of them", "accuracy: identical at all of them"]
     assert curves[-1].split() == ["20", "0.75", "0.75", "0.0"]
     _, curves = compared(capsys, one, other)
-    assert curves == [
-        "no common step: A has 2 from step 10 to 20, B has 1 from step 15 to 15",
-    ]
+    assert curves == ["no common step: A has 2 from step 10 to 20, B has 1 from step 15 to 15"]
     _, curves = compared(capsys, begun, one)
     assert curves == ["no common step: A has none, B has 2 from step 10 to 20"]
 
@@ -310,8 +308,8 @@ def test_a_long_comparison_shows_the_ends_and_where_the_runs_part(tmp_path, caps
 @pytest.mark.parametrize(
     ("other", "line"),
     [
-        ("absent", "absent is not a run: it has no config.json of one"),
-        ("model", "model is not a run: it has no config.json of one"),
+        ("absent", "absent is not a run: it has no valid config.json"),
+        ("model", "model is not a run: it has no valid config.json"),
         ("damaged", "metrics.jsonl is damaged: start over with --force"),
     ],
 )

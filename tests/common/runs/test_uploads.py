@@ -158,8 +158,7 @@ def test_sync_gives_past_runs_to_wandb_and_twice_is_as_once(tmp_path, home):
 
 
 @pytest.mark.parametrize(
-    ("words", "sweep", "group"),
-    [([], None, "smoke"), ([], "sweep", "sweep"), (["--group", "given"], "sweep", "given")],
+    ("words", "sweep", "group"), [([], None, "smoke"), ([], "sweep", "sweep"), (["--group", "given"], "sweep", "given")]
 )
 def test_the_group_of_a_synced_run(tmp_path, home, monkeypatch, capsys, words, sweep, group):
     make_run(tmp_path / "run", STUDENT)
