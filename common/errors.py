@@ -1,4 +1,6 @@
-"""Errors that a command reports in one line instead of a traceback."""
+"""Errors that a command reports in one line instead of a traceback, and how such a line lists things."""
+
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -11,3 +13,11 @@ class DivergedError(UserError):
     """The loss or a weight is not finite. Exit code 3."""
 
     exit_code = 3
+
+
+def listed(items: Iterable[object], limit: int = 8) -> str:
+    """Items as a line of text lists them: "a", "a and b", or "a, b, c and 12 more" with the first `limit`."""
+    names = [str(item) for item in items]
+    more = [f"{len(names) - limit:,} more"] if len(names) > limit else []
+    shown = names[:limit] + more
+    return " and ".join(filter(None, (", ".join(shown[:-1]), *shown[-1:])))

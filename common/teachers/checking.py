@@ -1,0 +1,56 @@
+"""The command that checks whether a teacher's checkpoints are the trajectory that their names say."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from common.errors import UserError, listed
+from common.teachers.discovery import named_checkpoints
+from common.teachers.trajectory import Contents, findings, read_contents
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckArguments:
+    """Check a teacher's checkpoints without loading or downloading them: cut or missing files, an architecture that
+    changes, weights that belong to another step.
+
+    Exit code 0 if there is nothing to report, else 2.
+    """
+
+    teacher: Annotated[str, tyro.conf.Positional]
+    """A directory, or a model's id on the Hugging Face hub."""
+    full: bool = False
+    """Compare all values of the tensors in directories, not only samples of each."""
+    teacher_pattern: str | None = None
+    """Regular expression of the checkpoints' names, with a group step."""
+
+
+def check(arguments: CheckArguments) -> None:
+    """Print a summary and the findings.
+
+    Raises:
+        UserError: there are findings, or no checkpoints.
+    """
+    contents = read_contents(named_checkpoints(arguments.teacher, arguments.teacher_pattern), arguments.full)
+    found = findings(contents)
+    print("\n".join([*summary(contents), *(finding.line for finding in found)]), flush=True)
+    if found:
+        raise UserError(f"{arguments.teacher}: {len(found):,} finding{'s' * (len(found) > 1)} in its checkpoints")
+
+
+def summary(contents: Sequence[Contents]) -> list[str]:
+    """Lines that describe the checkpoints, and the model by the last of them that can be read."""
+    last = next((entry for entry in reversed(contents) if not entry.problem), Contents(contents[-1].step))
+    architectures = last.config.get("architectures") or [last.config.get("model_type", "unknown")]
+    parameters = sum(last.parameters.values())
+    described = {
+        "checkpoints": f"{len(contents):,}",
+        "steps": f"{contents[0].step} to {contents[-1].step}",
+        "architecture": listed(architectures),
+        "dtype": listed(last.parameters) or "unknown",
+        "parameters": f"{parameters:,}" if parameters else "unknown",
+        "vocabulary": str(last.config.get("vocab_size", "none")),
+    }
+    return [f"{name:12}  {value}" for name, value in described.items()]

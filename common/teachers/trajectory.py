@@ -1,0 +1,272 @@
+"""Whether a teacher's checkpoints are the trajectory that their names say, as far as one can see without loading them.
+
+Published checkpoints are not always: in several models of https://github.com/EleutherAI/pythia (issues 83, 108, 205 and
+206), revisions hold the weights of another step, often the final ones, or share some of their files. Directories are
+compared by digests of samples of every tensor, or of all of it; revisions by the hub's digests of their files.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from common.errors import UserError, listed
+from common.runs.files import read_json
+from common.teachers import hub
+from common.teachers.discovery import Checkpoint, local_path, saved_step
+from common.teachers.weights import FLOATS, StoredTensor, digest, read_header, same_up_to_rounding, weight_files
+
+NOT_ARCHITECTURE = {"_name_or_path", "_commit_hash", "transformers_version", "torch_dtype", "dtype", "use_cache"}
+"""Entries of config.json that may change; the dtype is compared by the tensors."""
+LARGE = 256
+"""Elements of a tensor whose values do not return by chance."""
+SHOWN = 3
+"""Findings that an error names."""
+THREADS = 8
+"""Checkpoints that are read or asked for at a time."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a trajectory should not have."""
+
+    steps: tuple[int, ...]
+    """Teacher steps that are concerned."""
+    line: str
+    """What it is; names the steps."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is known of a checkpoint without loading it."""
+
+    step: int
+    config: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, StoredTensor] = field(default_factory=dict)
+    """Empty if it is on the hub."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """By tensor, or by file if it is on the hub or in its cache; equal ones mean equal weights."""
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    """Their number by dtype."""
+    saved_step: int | None = None
+    """That of its trainer_state.json."""
+    problem: str = ""
+    """Why it cannot be used."""
+
+
+def check_trajectory(checkpoints: Sequence[Checkpoint], full: bool = False) -> list[Finding]:
+    """What is wrong with a teacher's checkpoints; nothing is downloaded but configs.
+
+    Args:
+        checkpoints: in the order of their steps.
+        full: compare all values of tensors in directories, not samples of each.
+    """
+    return findings(read_contents(checkpoints, full))
+
+
+def require_trajectory(checkpoints: Sequence[Checkpoint], trust: bool, full: bool = False) -> list[Finding]:
+    """As `check_trajectory`, but findings are an error, unless the checkpoints are trusted.
+
+    Raises:
+        UserError: names the first findings, and the number of others.
+    """
+    found = check_trajectory(checkpoints, full)
+    if found and not trust:
+        more = [f"and {len(found) - SHOWN:,} more"] if len(found) > SHOWN else []
+        lines = "; ".join([finding.line for finding in found[:SHOWN]] + more)
+        raise UserError(
+            f"the teacher's checkpoints are not what their steps say: {lines}; leave those steps out (--teacher-range, "
+            "--segments or --teacher-pattern), or --trust-trajectory (trust_trajectory=True) uses them regardless"
+        )
+    return found
+
+
+def read_contents(checkpoints: Sequence[Checkpoint], full: bool = False) -> list[Contents]:
+    """What is known of each checkpoint, in the order given."""
+    configs = Configs()
+    with ThreadPoolExecutor(THREADS, "check") as threads:
+        return list(threads.map(partial(_read, full=full, configs=configs), checkpoints))
+
+
+class Configs:
+    """Configs on the hub, of which equal ones are downloaded once."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._known: dict[str, Mapping[str, Any]] = {}
+
+    def read(self, name: str, revision: hub.Revision) -> Mapping[str, Any]:
+        """The config of a revision."""
+        digest = revision.files["config.json"].digest
+        with self._lock:
+            if digest not in self._known:
+                path = hub.download_file(name, revision.commit, "config.json")
+                self._known[digest] = read_json(path, "download it again")
+            return self._known[digest]
+
+
+def findings(contents: Sequence[Contents]) -> list[Finding]:
+    """All that is wrong with these checkpoints together."""
+    found = list(_order([entry.step for entry in contents]))
+    for entry in contents:
+        if entry.problem:
+            found.append(Finding((entry.step,), f"step {entry.step}: {entry.problem}"))
+        if entry.saved_step not in (None, entry.step):
+            found.append(
+                Finding((entry.step,), f"trainer_state.json of step {entry.step} says step {entry.saved_step}")
+            )
+    usable = sorted((entry for entry in contents if not entry.problem), key=lambda entry: entry.step)
+    usable = list({entry.step: entry for entry in reversed(usable)}.values())[::-1]
+    if usable:
+        found += _changes(usable, "another config", _architecture, of_both=True)
+        found += _changes(
+            usable, "other tensors", lambda entry: {k: tensor.kind for k, tensor in entry.tensors.items()}
+        )
+        found += _repeats(usable)
+    return found
+
+
+def named(steps: Sequence[int]) -> str:
+    """Steps as a line of text names them."""
+    return f"step{'s' if len(steps) > 1 else ''} {listed(steps)}"
+
+
+def _read(checkpoint: Checkpoint, full: bool, configs: Configs) -> Contents:
+    try:
+        if isinstance(checkpoint.location, Path) or hub.is_offline():
+            return _read_directory(checkpoint, full)
+    except UserError as error:
+        return Contents(checkpoint.step, problem=str(error))
+    return _ask_hub(checkpoint, configs)
+
+
+def _read_directory(checkpoint: Checkpoint, full: bool) -> Contents:
+    directory = local_path(checkpoint)
+    files = weight_files(directory)
+    config = read_json(directory / "config.json", "complete it by a copy or a download")
+    tensors = {name: tensor for file in files for name, tensor in read_header(file).items()}
+    blobs = {file.name: file.resolve() for file in files if file.is_symlink()}
+    is_cached = len(blobs) == len(files) and all(blob.parent.name == "blobs" for blob in blobs.values())
+    if is_cached and not full:  # blobs are called by their SHA-256
+        digests = {name: blob.name for name, blob in blobs.items()}
+    else:
+        digests = {name: digest(tensor, full) for name, tensor in tensors.items()}
+    parameters: dict[str, int] = defaultdict(int)
+    for tensor in tensors.values():
+        if tensor.dtype in FLOATS:
+            parameters[tensor.dtype] += tensor.elements
+    return Contents(checkpoint.step, config, tensors, digests, parameters, saved_step(directory))
+
+
+def _ask_hub(checkpoint: Checkpoint, configs: Configs) -> Contents:
+    name, _, revision = str(checkpoint.location).partition("@")
+    known = hub.describe(name, revision)
+    if not known.weights:
+        return Contents(checkpoint.step, problem=hub.without_weights(name, revision, known))
+    if "config.json" not in known.files:
+        return Contents(checkpoint.step, problem=f"{name}@{revision} has no config.json")
+    digests = {path: file.digest for path, file in known.weights.items()}
+    return Contents(checkpoint.step, configs.read(name, known), {}, digests, known.parameters)
+
+
+def _order(steps: Sequence[int]) -> Iterator[Finding]:
+    """Steps that come twice or not in order."""
+    for step in sorted({step for step in steps if steps.count(step) > 1}):
+        yield Finding((step,), f"step {step} is given {steps.count(step)} times")
+    for before, step in pairwise(steps):
+        if step < before:
+            yield Finding((before, step), f"step {step} is given after step {before}")
+
+
+def _architecture(entry: Contents) -> dict[str, object]:
+    return {key: value for key, value in entry.config.items() if key not in NOT_ARCHITECTURE}
+
+
+def _changes(
+    contents: Sequence[Contents],
+    what: str,
+    entries: Callable[[Contents], Mapping[str, object]],
+    of_both: bool = False,
+) -> Iterator[Finding]:
+    """Checkpoints that are built otherwise than the last one; those that are so in the same way, together.
+
+    Args:
+        contents: all checkpoints.
+        what: the last one has that others have not.
+        entries: what a checkpoint has of it.
+        of_both: compare only entries that both have: other versions of transformers write other ones.
+    """
+    last = contents[-1]
+    wanted = entries(last)
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for entry in contents[:-1]:
+        has = entries(entry)
+        names = sorted(has.keys() & wanted.keys() if of_both else has.keys() | wanted.keys())
+        pairs = ((name, has.get(name, "absent"), wanted.get(name, "absent")) for name in names)
+        groups[tuple(f"{name} is {one}, then {other}" for name, one, other in pairs if one != other)].append(entry.step)
+    for differences, steps in groups.items():
+        if differences:
+            line = f"the last step, {last.step}, has {what} than {named(steps)}: {listed(differences, 3)}"
+            yield Finding((*steps, last.step), line)
+
+
+def _repeats(contents: Sequence[Contents]) -> Iterator[Finding]:
+    """Steps that hold the weights of another one, all of them or some."""
+    last = contents[-1]
+    equal = _grouped((frozenset(entry.digests.items()), entry) for entry in contents)
+    for group in equal:
+        steps = [entry.step for entry in group if entry is not last]
+        if last in group and steps:
+            yield _repeat(steps, last, "")
+        elif len(steps) > 1:
+            yield Finding(tuple(steps), f"{named(steps)} hold the same weights")
+    different = [group[0] for group in equal]
+    if rounded := [entry.step for entry in different if _is_rounded(entry, last)]:
+        yield _repeat(rounded, last, ", rounded to another dtype")
+    yield from _returns(different)
+
+
+def _repeat(steps: Sequence[int], last: Contents, how: str) -> Finding:
+    hold = "hold" if len(steps) > 1 else "holds"
+    return Finding((*steps, last.step), f"{named(steps)} {hold} the weights of the last step, {last.step}{how}")
+
+
+def _is_rounded(entry: Contents, last: Contents) -> bool:
+    """Whether the weights are the last ones up to rounding, although their dtypes differ."""
+    if not entry.tensors or entry.tensors.keys() != last.tensors.keys():
+        return False
+    pairs = [(tensor, last.tensors[name]) for name, tensor in entry.tensors.items()]
+    return any(one.dtype != other.dtype for one, other in pairs) and all(same_up_to_rounding(*pair) for pair in pairs)
+
+
+def _returns(contents: Sequence[Contents]) -> Iterator[Finding]:
+    """Tensors, or files on the hub, that have a value again after another one: they are of another step."""
+    names = {name for entry in contents for name in entry.digests}
+    again: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for name in sorted(names):
+        having = [entry for entry in contents if name in entry.digests and _is_large(entry, name)]
+        places = {entry.step: place for place, entry in enumerate(having)}
+        for group in _grouped((entry.digests[name], entry) for entry in having):
+            if places[group[-1].step] - places[group[0].step] >= len(group):
+                again[tuple(entry.step for entry in group)].append(name)
+    what = "tensors" if names & contents[-1].tensors.keys() else "files"
+    for steps, having_again in again.items():
+        share = f"{len(having_again)} of {len(names)} {what} ({listed(having_again, 3)})"
+        yield Finding(steps, f"{named(steps)} hold the same values in {share}, and steps between them hold others")
+
+
+def _is_large(entry: Contents, name: str) -> bool:
+    return name not in entry.tensors or entry.tensors[name].elements >= LARGE
+
+
+def _grouped(pairs: Iterable[tuple[Hashable, Contents]]) -> list[list[Contents]]:
+    """Checkpoints with the same key together, in the order given."""
+    groups: dict[Hashable, list[Contents]] = defaultdict(list)
+    for key, entry in pairs:
+        groups[key].append(entry)
+    return list(groups.values())
