@@ -7,11 +7,13 @@ from typing import Any
 
 from common.distillation import schedules
 from common.distillation.arguments import DistillationArguments
+from common.distillation.choosing import find_transition
 from common.distillation.losses import LossArguments, check_loss_arguments
 from common.distillation.phases import choose_checkpoints, find_phases
 from common.errors import UserError
 from common.runs.files import read_json
 from common.runs.run import Run
+from common.teachers.curves import find_log, read_curve
 from common.teachers.discovery import Checkpoint
 
 Schedule = Callable[[list[tuple[int, float]]], list[schedules.Segment]]
@@ -177,22 +179,25 @@ def first_checkpoint(
     Args:
         name: a teacher step, which is returned as it is, or "before", "inside" or "after" the teacher's transition.
         steps: teacher steps at which checkpoints exist, increasing.
-        directory: the teacher's, with its training curve in metrics.jsonl.
-        loss_of_record: from a record of that file to the value whose drop is the transition.
+        directory: the teacher's, with its training curve in metrics.jsonl or in another log.
+        loss_of_record: from a record of metrics.jsonl to the value whose drop is the transition.
 
     Raises:
         UserError: `name` is none of these, or the curve is missing or has no transition.
     """
     if name.isdecimal():
         return int(name)
-    phases = ("before", "inside", "after")
-    if name not in phases:
+    places = ("before", "inside", "after")
+    if name not in places:
         raise UserError(f"--checkpoint must be a teacher step, before, inside or after; got {name!r}")
-    if not (directory / "metrics.jsonl").exists():
-        raise UserError(f"{directory} has no metrics.jsonl to find a transition in: give --checkpoint a teacher step")
-    records = Run(directory).records()
-    found = find_phases([record["step"] for record in records], [loss_of_record(record) for record in records])
-    return choose_checkpoints(found, steps)[phases.index(name)]
+    if (directory / "metrics.jsonl").exists():
+        records = Run(directory).records()
+        phases = find_phases([record["step"] for record in records], [loss_of_record(record) for record in records])
+    elif directory.is_dir() and (log := find_log(directory)):
+        phases = find_transition(read_curve(log)).phases
+    else:
+        raise UserError(f"{directory} has no training log to find a transition in: give --checkpoint a teacher step")
+    return choose_checkpoints(phases, steps)[places.index(name)]
 
 
 def custom_schedule(segments: Sequence[str], steps: Sequence[int]) -> list[schedules.Segment]:

@@ -314,10 +314,20 @@ def test_the_first_checkpoint_is_chosen_from_the_teachers_curve(directory, loss_
     assert runs_of(fixed_schedule(student, 5, steps, directory, loss_of_record), 5) == [(390, 3), (500, 2)]
 
 
+def test_the_first_checkpoint_is_chosen_from_any_log(directory, tmp_path_factory):
+    steps = [20, 90, 150, 250, 310, 390, 470, 500]
+    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    other = tmp_path_factory.mktemp("other")
+    (other / "trainer_state.json").write_text(json.dumps({"log_history": records}))
+    for named, expected in {"before": 90, "inside": 250, "after": 390}.items():
+        assert first_checkpoint(named, steps, other, loss_of) == expected
+
+
 def test_a_teacher_without_a_curve_or_without_a_transition_is_refused(directory, tmp_path_factory):
     empty = tmp_path_factory.mktemp("plain")
-    with pytest.raises(UserError, match=r"has no metrics\.jsonl to find a transition in: give --checkpoint a teacher"):
-        first_checkpoint("inside", STEPS, empty, loss_of)
+    for path in (empty, empty / "missing"):
+        with pytest.raises(UserError, match="has no training log to find a transition in: give --checkpoint a teacher"):
+            first_checkpoint("inside", STEPS, path, loss_of)
     with pytest.raises(UserError, match="no teacher checkpoint inside the transition"):
         first_checkpoint("inside", STEPS, directory, loss_of)
     with pytest.raises(UserError, match="has no transition"):

@@ -1,0 +1,113 @@
+"""A teacher on the student's data: the curve of its checkpoints, and whether it is better than chance."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from common.distillation.batches import batch_tensors
+from common.distillation.labelled_head import labelled_logits, labelled_positions
+from common.distillation.losses import IGNORED_LABEL, label_cross_entropy
+from common.errors import UserError
+from common.runs.progress import progress
+from common.teachers.curves import Curve
+from common.teachers.discovery import Checkpoint, local_path
+
+
+def evaluate_checkpoints(
+    checkpoints: Sequence[Checkpoint],
+    load: Callable[[Path], nn.Module],
+    batches: Sequence[Any],
+    objective: Literal["causal", "masked"],
+    device: torch.device | str,
+) -> Curve:
+    """The training curve of a teacher without a log: cross entropy and accuracy per label on the student's data.
+
+    One model is in memory at a time.
+
+    Args:
+        checkpoints: of the teacher, in any order.
+        load: makes a model from a checkpoint's directory.
+        batches: a few held-out batches, each a mapping or a dataclass of tensors by the names of the model's arguments,
+            and `labels`.
+        objective: whether logits predict the label of the next position (causal) or of their own.
+        device: of the model.
+
+    Raises:
+        UserError: there is no label, or a checkpoint's loss is not finite.
+    """
+    device = torch.device(device)
+    checkpoints = sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
+    tensors = [batch_tensors(batch) for batch in batches]
+    samples = sum(len(batch["labels"]) for batch in tensors)
+    losses, accuracies = [], []
+    with progress(len(checkpoints), 0, "evaluating the teacher", samples) as show:
+        for i, checkpoint in enumerate(checkpoints):
+            model = load(local_path(checkpoint)).to(device).eval()
+            loss, accuracy = _evaluate(model, tensors, objective == "causal", device)
+            del model  # before the next one is loaded
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"the loss of teacher step {checkpoint.step} on the student's data is {loss}: leave it out"
+                )
+            losses.append(loss)
+            accuracies.append(accuracy)
+            show(i + 1, teacher=checkpoint.step, loss=loss, accuracy=accuracy)
+    return Curve(
+        steps=tuple(checkpoint.step for checkpoint in checkpoints),
+        losses=tuple(losses),
+        source=f"of the checkpoints on {samples:,} samples of the student's data",
+        accuracies=tuple(accuracies),
+    )
+
+
+def chance_accuracy(labels: Sequence[Tensor]) -> float:
+    """The accuracy of always predicting the most frequent label.
+
+    Args:
+        labels: of any shapes, with `IGNORED_LABEL` where there is no label.
+
+    Raises:
+        UserError: there is no label.
+    """
+    flat = torch.cat([tensor.flatten().cpu() for tensor in labels]) if labels else torch.empty(0)
+    _, counts = flat[flat != IGNORED_LABEL].unique(return_counts=True)
+    if not len(counts):
+        raise UserError("the evaluation data has no labels: give data with labels")
+    return int(counts.max()) / int(counts.sum())
+
+
+def is_at_chance(accuracy: float, chance: float, count: int) -> bool:
+    """Whether an accuracy is at the level of chance, or below: at most three standard errors above it.
+
+    Args:
+        accuracy: in [0, 1].
+        chance: `chance_accuracy` of the same labels.
+        count: of these labels.
+    """
+    return accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / count)
+
+
+@torch.no_grad()
+def _evaluate(
+    model: nn.Module, batches: Sequence[dict[str, Tensor]], shift: bool, device: torch.device
+) -> tuple[float, float]:
+    """Cross entropy and accuracy per label."""
+    sums = torch.zeros(2, dtype=torch.float64)
+    count = 0
+    for batch in batches:
+        inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+        labels = inputs.pop("labels")
+        positions = labelled_positions(labels, shift)
+        labels = labels.flatten()[positions + shift]
+        logits = labelled_logits(model, inputs, positions, None)
+        losses, correct = label_cross_entropy(logits, labels), logits.argmax(-1) == labels
+        sums += torch.stack([losses.double().sum(), correct.double().sum()]).cpu()
+        count += len(labels)
+    if not count:
+        raise UserError("the student's evaluation data has no labels: give batches with labels")
+    loss, accuracy = (sums / count).tolist()
+    return loss, accuracy

@@ -1,0 +1,190 @@
+"""A teacher's training curve, read from the log of its training.
+
+Three kinds of logs are known: `metrics.jsonl` of a run of this project, `trainer_state.json` of a
+`transformers.Trainer`, and a CSV with a header, such as an export from Weights & Biases. Each is a list of rows, from
+which the curve takes a step, a loss and, if every row with that loss has one, an accuracy. The loss is the first of
+`LOSSES` that has at least 8 values, or else the one that has most: held-out losses come first.
+"""
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.runs.files import NUMBER, read_json
+
+STEPS = ("step", "global_step", "train_global_step", "iteration", "_step")
+LOSSES = ("eval_loss", "val_loss", "loss", "train_loss")
+"""Names in order of preference. In the header of a CSV capitals do not matter, and `eval/loss` is `eval_loss`."""
+ENOUGH = 8
+"""Evaluations in which phases can be found."""
+ADVICE = "correct it or give another log"
+
+Rows = list[tuple[str, Mapping[str, Any]]]
+"""Where each row is, for messages, and its values by name."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A teacher's training curve."""
+
+    steps: tuple[int, ...]
+    """Teacher steps of the evaluations, increasing."""
+    losses: tuple[float, ...]
+    """Finite, one per step."""
+    source: str
+    """Where the losses are from, for messages."""
+    accuracies: tuple[float, ...] | None = None
+    """Finite, one per step, if they were logged."""
+
+
+def read_curve(path: str | Path) -> Curve:
+    """The curve in a log, or in the log of a directory as `find_log` finds it.
+
+    Where a step was logged twice, as by a run that was killed and resumed, the last value counts.
+
+    Args:
+        path: a .jsonl, .json or .csv file, or a directory.
+
+    Raises:
+        UserError: there is no log, it is empty or damaged, a number is not finite, or steps do not increase; the
+            message names the file and the line.
+    """
+    log = find_log(Path(path)) if Path(path).is_dir() else Path(path)
+    if log is None:
+        raise UserError(
+            f"{path} has no metrics.jsonl, trainer_state.json or CSV file with a training curve: give a log"
+        )
+    if not log.is_file():
+        raise UserError(f"{log} does not exist: give another log")
+    readers = {".jsonl": _json_lines, ".json": _trainer_state, ".csv": _csv}
+    if log.suffix not in readers:
+        raise UserError(f"{log} is no log of a known kind: give a metrics.jsonl, trainer_state.json or CSV file")
+    try:
+        return _curve(log, readers[log.suffix](log))
+    except UnicodeDecodeError:
+        raise UserError(f"{log} is damaged, as it is not text: {ADVICE}") from None
+
+
+def find_log(directory: Path) -> Path | None:
+    """The log of a teacher's directory, or None.
+
+    It is the first that exists of metrics.jsonl; trainer_state.json, in the directory or in its last
+    `checkpoint-<step>`, whichever is longer; and a CSV file.
+
+    Raises:
+        UserError: there are several CSV files and no other log, or a trainer_state.json is damaged.
+    """
+    if (directory / "metrics.jsonl").is_file():
+        return directory / "metrics.jsonl"
+    steps = [
+        int(match[1]) for path in directory.iterdir() if (match := re.fullmatch(f"checkpoint-{NUMBER}", path.name))
+    ]
+    folders = [directory, *(directory / f"checkpoint-{step}" for step in sorted(steps)[-1:])]
+    states = [state for folder in folders if (state := folder / "trainer_state.json").is_file()]
+    if states:
+        return max(states, key=lambda state: len(_trainer_state(state)))
+    tables = sorted(directory.glob("*.csv"))
+    if len(tables) > 1:
+        raise UserError(
+            f"{directory} has {len(tables)} CSV files, such as {tables[0].name}: give one of them as the log"
+        )
+    return tables[0] if tables else None
+
+
+def _curve(path: Path, rows: Rows) -> Curve:
+    counts = {name: sum(name in values for _, values in rows) for name in LOSSES}
+    loss = next((name for name in LOSSES if counts[name] >= ENOUGH), max(LOSSES, key=lambda name: counts[name]))
+    rows = [(place, values) for place, values in rows if loss in values]
+    if not rows:
+        raise UserError(f"{path} has no row with a loss ({', '.join(LOSSES)}): give another log")
+    counter = next((name for name in STEPS if any(name in values for _, values in rows)), "step")
+    accuracy = loss.replace("loss", "accuracy")
+    has_accuracy = all(accuracy in values for _, values in rows)
+
+    points: dict[int, tuple[float, float]] = {}
+    last = -1
+    for place, values in rows:
+        number = _number(values.get(counter), counter, place)
+        step = int(number)
+        if step != number or step < 0:
+            raise UserError(f"{place}: {counter} is {values[counter]!r:.40}, not a whole number of steps: {ADVICE}")
+        if step <= last and step not in points:
+            raise UserError(f"{place}: {counter} {step} comes after {last}, so steps do not increase: {ADVICE}")
+        last = step
+        value = _number(values[loss], loss, place)
+        points[step] = value, _number(values[accuracy], accuracy, place) if has_accuracy else math.nan
+
+    steps = tuple(sorted(points))
+    return Curve(
+        steps=steps,
+        losses=tuple(points[step][0] for step in steps),
+        source=f"{loss} in {path}",
+        accuracies=tuple(points[step][1] for step in steps) if has_accuracy else None,
+    )
+
+
+def _number(value: object, name: str, place: str) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{place}: {name} is {value!r:.40}, not a finite number: {ADVICE}")
+    return number
+
+
+def _json_lines(path: Path) -> Rows:
+    """A last line that a killed writer cut off does not count."""
+    lines = path.read_text("utf-8").split("\n")
+    rows: Rows = []
+    for i, line in enumerate(lines):
+        place = f"{path}, line {i + 1}"
+        try:
+            record = json.loads(line) if line.strip() else {}
+        except ValueError:
+            if i == len(lines) - 1:
+                break
+            record = None
+        if not isinstance(record, dict):
+            raise UserError(f"{place}: not a JSON object: {ADVICE}")
+        rows.append((place, record))
+    return rows
+
+
+def _trainer_state(path: Path) -> Rows:
+    history = read_json(path, ADVICE).get("log_history")
+    if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
+        raise UserError(f"{path} has no log_history, so it is no trainer_state.json: give another log")
+    return [(f"{path}, entry {i} of log_history", entry) for i, entry in enumerate(history)]
+
+
+def _csv(path: Path) -> Rows:
+    """Empty cells are values that were not logged."""
+    reader = csv.reader(io.StringIO(path.read_text("utf-8-sig"), newline=""), strict=True)
+    rows: Rows = []
+    header: list[str] = []
+    try:
+        for cells in reader:
+            if not header:
+                header = [name.strip().lower().replace("/", "_") for name in cells]
+            elif cells:
+                place = f"{path}, line {reader.line_num}"
+                if len(cells) != len(header):
+                    raise UserError(f"{place}: {len(cells)} cells under a header of {len(header)}: {ADVICE}")
+                rows.append((place, {name: cell for name, cell in zip(header, cells, strict=True) if cell.strip()}))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {error}: {ADVICE}") from None
+    if not set(header) & set(STEPS) or not set(header) & set(LOSSES):
+        names = ", ".join(header)[:80] if header else "nothing"
+        raise UserError(
+            f"{path}, line 1: the header has {names}, but needs a step ({', '.join(STEPS)}) and a loss "
+            f"({', '.join(LOSSES)}): rename its columns or give another log"
+        )
+    return rows
