@@ -150,8 +150,7 @@ def choose_schedule(
     Raises:
         UserError: the teacher has no checkpoints, its log is missing or damaged, or a number is out of its range.
     """
-    options: tuple[str, ...] = () if pattern is None else (pattern,)
-    checkpoints = find_checkpoints(teacher, *options)
+    checkpoints = find_checkpoints(teacher, pattern)
     if log is None and Path(teacher).is_dir():
         log = find_log(Path(teacher))
     if log is None:

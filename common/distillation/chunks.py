@@ -12,9 +12,60 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.distillation.labelled_head import LabelledOutput, chunks
+from common.distillation.losses import LossArguments, label_cross_entropy, objective
+from common.errors import UserError
 
 ChunkObjective = Callable[[Tensor, slice], Tensor]
 """From a chunk's logits (rows, classes) and its rows to sums over them; the first one is minimised."""
+
+
+def objective_sums(
+    student: LabelledOutput,
+    labels: Tensor,
+    teacher: LabelledOutput | None,
+    arguments: LossArguments,
+    step: int,
+    last: int,
+) -> Tensor:
+    """What the student minimises at `step`, the divergence from the teacher, and correct predictions, summed: (3,).
+
+    Args:
+        student: its output at the labels.
+        labels: (labelled,).
+        teacher: its output at the labels; without one the student minimises the labels' cross entropy.
+        arguments: of the loss.
+        step: from 0.
+        last: step at which the temperature reaches its last value.
+
+    Raises:
+        UserError: student and teacher predict different numbers of classes.
+    """
+    if teacher is not None and teacher.number_of_classes != student.number_of_classes:
+        raise UserError(
+            f"the student predicts {student.number_of_classes:,} classes and the teacher "
+            f"{teacher.number_of_classes:,}: give classes=N if the first N are the same tokens"
+        )
+
+    def sums(logits: Tensor, rows: slice) -> Tensor:
+        if teacher is None:
+            loss = label_cross_entropy(logits, labels[rows])
+            kl = torch.zeros_like(loss)
+        else:
+            loss, kl = objective(logits, labels[rows], teacher.logits(rows), arguments, step, last)
+        correct = (logits.argmax(-1) == labels[rows]).float()
+        return torch.stack([loss.sum(), kl.sum(), correct.sum()])
+
+    return summed_over_chunks(student, sums)
+
+
+def evaluation_values(output: LabelledOutput, labels: Tensor) -> Tensor:
+    """Cross entropy and whether the prediction is correct at each label (labelled,): (labelled, 2)."""
+    values = [
+        torch.stack([label_cross_entropy(logits, labels[rows]), logits.argmax(-1) == labels[rows]], -1)
+        for rows in output.chunks()
+        for logits in [output.logits(rows)]
+    ]
+    return torch.cat(values) if values else labels.new_zeros(0, 2, dtype=torch.float32)
 
 
 def summed_over_chunks(student: LabelledOutput, objective: ChunkObjective) -> Tensor:

@@ -3,25 +3,27 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from common.distillation.batches import batch_tensors
-from common.distillation.labelled_head import labelled_logits, labelled_positions
-from common.distillation.losses import IGNORED_LABEL, label_cross_entropy
+from common.distillation.chunks import evaluation_values
+from common.distillation.labelled_head import LabelledHead, argument_names, labelled_positions
+from common.distillation.losses import IGNORED_LABEL
 from common.errors import UserError
 from common.runs.progress import progress
 from common.teachers.curves import Curve
 from common.teachers.discovery import Checkpoint, local_path
+from common.teachers.objective import Objective
 
 
 def evaluate_checkpoints(
     checkpoints: Sequence[Checkpoint],
     load: Callable[[Path], nn.Module],
     batches: Sequence[Any],
-    objective: Literal["causal", "masked"],
+    objective: Objective,
     device: torch.device | str,
 ) -> Curve:
     """The training curve of a teacher without a log: cross entropy and accuracy per label on the student's data.
@@ -91,21 +93,41 @@ def is_at_chance(accuracy: float, chance: float, count: int) -> bool:
     return accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / count)
 
 
+def teacher_report(step: int, correct: float, labels: Sequence[Tensor]) -> str:
+    """A line on a teacher's accuracy on the student's evaluation data, which says so if that is at chance.
+
+    Args:
+        step: of the checkpoint.
+        correct: number of correct predictions.
+        labels: of any shapes, with `IGNORED_LABEL` where there is no label.
+
+    Raises:
+        UserError: there is no label.
+    """
+    chance = chance_accuracy(labels)
+    count = sum(int((tensor != IGNORED_LABEL).sum()) for tensor in labels)
+    line = f"teacher step {step:,}: accuracy {correct / count:.3f} on the student's evaluation data"
+    if is_at_chance(correct / count, chance, count):
+        return f"warning: {line}, at chance ({chance:.3f}): is it a teacher of this task?"
+    return f"{line} (chance {chance:.3f})"
+
+
 @torch.no_grad()
 def _evaluate(
     model: nn.Module, batches: Sequence[dict[str, Tensor]], shift: bool, device: torch.device
 ) -> tuple[float, float]:
     """Cross entropy and accuracy per label."""
+    head, names = LabelledHead(model), argument_names(model)
     sums = torch.zeros(2, dtype=torch.float64)
     count = 0
-    for batch in batches:
-        inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-        labels = inputs.pop("labels")
-        positions = labelled_positions(labels, shift)
-        labels = labels.flatten()[positions + shift]
-        logits = labelled_logits(model, inputs, positions, None)
-        losses, correct = label_cross_entropy(logits, labels), logits.argmax(-1) == labels
-        sums += torch.stack([losses.double().sum(), correct.double().sum()]).cpu()
+    for i, batch in enumerate(batches):
+        positions = labelled_positions(batch["labels"], shift).to(device)
+        labels = batch["labels"].flatten().to(device)[positions + shift]
+        taken = batch.keys() - {"labels"} if names is None else batch.keys() & names - {"labels"}
+        inputs = {name: batch[name].to(device) for name in taken}
+        if i == 0:
+            head.check(inputs)
+        sums += evaluation_values(head(model, inputs, positions, chunked=True), labels).double().sum(0).cpu()
         count += len(labels)
     if not count:
         raise UserError("the student's evaluation data has no labels: give batches with labels")

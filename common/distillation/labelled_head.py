@@ -7,6 +7,7 @@ its inputs, or replace it by the identity, so that logits can be made of the hid
 model permits that, and does nothing with its logits afterwards, is tried on a sample (`LabelledHead.check`).
 """
 
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -201,6 +202,13 @@ def chunks(positions: int, classes: int) -> Iterator[slice]:
     """Consecutive rows of logits (positions, classes), `CHUNK` logits at a time."""
     size = max(1, CHUNK // classes)
     return (slice(start, min(start + size, positions)) for start in range(0, positions, size))
+
+
+def argument_names(model: nn.Module) -> frozenset[str] | None:
+    """Names of the arguments that a model takes; None if it takes any."""
+    parameters = inspect.signature(model.forward).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return None if takes_any and not isinstance(model, PreTrainedModel) else frozenset(parameters)
 
 
 def labelled_positions(labels: Tensor, shift: bool) -> Tensor:

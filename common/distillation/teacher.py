@@ -1,7 +1,6 @@
 """The teacher during training: what its current checkpoint predicts on the student's batches."""
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from common.distillation.labelled_head import LabelledHead, LabelledOutput
+from common.distillation.chunks import evaluation_values
+from common.distillation.evaluation import teacher_report
+from common.distillation.labelled_head import LabelledHead, LabelledOutput, argument_names, labelled_positions
 from common.distillation.vocabulary import classes_of, shared_classes, tokenizer_of
 from common.errors import UserError
 from common.teachers.discovery import Checkpoint, local_path
@@ -97,12 +98,31 @@ class Teacher:
         model = self._models.load(step, then, device)
         with torch.no_grad(), self._autocast():
             if changes:
-                self._names = _argument_names(model)
+                self._names = argument_names(model)
                 self._head = LabelledHead(model, self.classes, self._autocast_dtype)
                 _require_room(model, inputs, self._checkpoints[step])
                 self._head.check(self._arguments(inputs))
             assert self._head is not None
             return self._head(model, self._arguments(inputs), positions, chunked=True)
+
+    def report(self, batches: Iterable[Mapping[str, Any]], step: int, shift: bool) -> str:
+        """A line on the accuracy of the checkpoint of teacher step `step`, which says so if that is at chance.
+
+        Args:
+            batches: of evaluation data, on the device: the model's arguments and `labels`.
+            step: teacher step.
+            shift: whether logits predict the label of the next position.
+        """
+        sums, all_labels = torch.zeros(2, dtype=torch.float64), []
+        for batch in batches:
+            inputs = dict(batch)
+            labels = inputs.pop("labels")
+            positions = labelled_positions(labels, shift)
+            labels = labels.flatten()[positions + shift]
+            values = evaluation_values(self.output(inputs, positions, step, None, labels.device), labels)
+            sums += values.double().sum(0).cpu()
+            all_labels.append(labels.cpu())
+        return teacher_report(step, float(sums[1]), all_labels)
 
     def release(self) -> None:
         """Free the models."""
@@ -123,13 +143,6 @@ class Teacher:
 
     def _arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in inputs.items() if self._names is None or name in self._names}
-
-
-def _argument_names(model: nn.Module) -> frozenset[str] | None:
-    """Names of the arguments that a model takes; None if it takes any."""
-    parameters = inspect.signature(model.forward).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    return None if takes_any and not isinstance(model, PreTrainedModel) else frozenset(parameters)
 
 
 def _require_room(model: nn.Module, inputs: Mapping[str, Any], checkpoint: Checkpoint) -> None:

@@ -12,6 +12,7 @@ time. The loss is the mean over all labelled positions of the global batch, howe
 accumulation steps and processes. run_loop.py has the trainer that writes a run.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -25,7 +26,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from common.distillation import losses
 from common.distillation.arguments import Annealing, Divergence
 from common.distillation.batches import ReadyBatches, Source, SourceLoader, batch_tensors, is_source
-from common.distillation.chunks import summed_over_chunks
+from common.distillation.chunks import evaluation_values, objective_sums
 from common.distillation.labelled_head import LabelledHead, LabelledOutput, labelled_positions
 from common.distillation.metrics import TrainingSums, evaluation_sums
 from common.distillation.schedules import Segment, check_schedule, checkpoint_at, next_checkpoint
@@ -34,9 +35,13 @@ from common.distillation.vocabulary import student_tokenizer
 from common.errors import UserError
 from common.teachers.discovery import Checkpoint, find_checkpoints
 from common.teachers.objective import Objective, objective_of, unwrap
+from common.teachers.trajectory import require_trajectory
 
 Schedule = Sequence[Segment] | Callable[[list[tuple[int, float]]], Sequence[Segment]]
 """Segments, or a function from the student's evaluations so far, (step, accuracy), to segments."""
+
+TEACHER_REPORT_BATCHES = 8
+"""Evaluation batches on which the teacher is tried before training."""
 
 
 class ProgressiveDistillationTrainer(Trainer):
@@ -67,6 +72,9 @@ class ProgressiveDistillationTrainer(Trainer):
             is called in a background thread, so that it must not draw random numbers.
         teacher_dtype: of the teacher's weights; by default that of the checkpoint.
         prefetch: read the next checkpoint while the current one is in use; False for teachers that fit once only.
+        check_teacher: before training, check the checkpoints as `python -m common.teachers check` does, and print the
+            final one's accuracy on the evaluation data.
+        trust_trajectory: warn of what is wrong with the checkpoints instead of refusing them.
         trainer_arguments: anything else that a Trainer takes.
 
     Raises:
@@ -99,6 +107,8 @@ class ProgressiveDistillationTrainer(Trainer):
         load_teacher: Callable[[Path], nn.Module] | None = None,
         teacher_dtype: torch.dtype | None = None,
         prefetch: bool = True,
+        check_teacher: bool = True,
+        trust_trajectory: bool = False,
         **trainer_arguments: Any,
     ) -> None:
         args._n_gpu = min(args.n_gpu, 1)  # DataParallel would separate batches from their positions
@@ -120,6 +130,10 @@ class ProgressiveDistillationTrainer(Trainer):
         losses.check_loss_arguments(self._loss_arguments)
 
         checkpoints = find_checkpoints(teacher) if isinstance(teacher, str | Path) else list(teacher or ())
+        if check_teacher and load_teacher is None:
+            for finding in require_trajectory(checkpoints, trust_trajectory):
+                warnings.warn(str(finding), stacklevel=2)
+        self._reports_teacher = check_teacher
         autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
         self._teacher = Teacher(
             checkpoints,
@@ -175,6 +189,11 @@ class ProgressiveDistillationTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in a Trainer; afterwards no teacher is in memory or being loaded, whether or not training failed."""
         try:
+            if self._reports_teacher and self._segments and self.eval_dataset is not None:
+                batches = islice(self.get_eval_dataloader(), TEACHER_REPORT_BATCHES)
+                report = self._teacher.report(map(self._prepare_inputs, batches), max(self._teacher.steps), self._shift)
+                if self.is_world_process_zero():
+                    print(report)
             return super().train(*args, **kwargs)
         finally:
             self._teacher.release()
@@ -262,7 +281,8 @@ class ProgressiveDistillationTrainer(Trainer):
             loss = student.values.sum() * 0
         else:
             teacher = self._teacher_output(arguments, positions) if model.training else None
-            means = self._sums_over_labels(student, labels, teacher) / len(labels)
+            at = self.state.global_step, self.state.max_steps - 1
+            means = objective_sums(student, labels, teacher, self._loss_arguments, *at) / len(labels)
             loss = means[0]
             if model.training:
                 self._sums.add(means.detach(), len(labels))
@@ -277,35 +297,6 @@ class ProgressiveDistillationTrainer(Trainer):
                 self._head.check(inputs)
             self._head_is_checked = True
         return self._head(model, inputs, positions)
-
-    def _sums_over_labels(self, student: LabelledOutput, labels: Tensor, teacher: LabelledOutput | None) -> Tensor:
-        """What the student minimises at this step, the divergence from the teacher, and correct predictions, summed.
-
-        Args:
-            student: its output at the labels.
-            labels: (labelled,).
-            teacher: its output at the labels; without one the student minimises the labels' cross entropy.
-
-        Returns:
-            (3,), of which the first has a gradient.
-        """
-        at = (self._loss_arguments, self.state.global_step, self.state.max_steps - 1)
-        if teacher is not None and teacher.number_of_classes != student.number_of_classes:
-            raise UserError(
-                f"the student predicts {student.number_of_classes:,} classes and the teacher "
-                f"{teacher.number_of_classes:,}: give classes=N if the first N are the same tokens"
-            )
-
-        def sums(logits: Tensor, rows: slice) -> Tensor:
-            if teacher is None:
-                loss = losses.label_cross_entropy(logits, labels[rows])
-                kl = torch.zeros_like(loss)
-            else:
-                loss, kl = losses.objective(logits, labels[rows], teacher.logits(rows), *at)
-            correct = (logits.argmax(-1) == labels[rows]).float()
-            return torch.stack([loss.sum(), kl.sum(), correct.sum()])
-
-        return summed_over_chunks(student, sums)
 
     # Metrics
 
@@ -383,14 +374,8 @@ class ProgressiveDistillationTrainer(Trainer):
         samples, length = len(labels), labels.numel() // len(labels)
         labels = labels.flatten()[positions + self._shift]
         with self.accelerator.autocast():
-            student = self._student_output(self.model, inputs, positions)
-            values = [_cross_entropy_and_hits(student.logits(rows), labels[rows]) for rows in student.chunks()]
-        return evaluation_sums(torch.cat(values), positions, samples, length)
-
-
-def _cross_entropy_and_hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """(labelled, 2)"""
-    return torch.stack([losses.label_cross_entropy(logits, labels), logits.argmax(-1) == labels], -1)
+            values = evaluation_values(self._student_output(self.model, inputs, positions), labels)
+        return evaluation_sums(values, positions, samples, length)
 
 
 class _RestoreRecords(TrainerCallback):

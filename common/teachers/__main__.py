@@ -1,13 +1,15 @@
-"""Commands on a teacher: check its checkpoints, download them ahead of time.
+"""Commands on a teacher: check its checkpoints, download them ahead of time, choose those to learn from.
 
 python -m common.teachers check runs/parity_mlp/laptop
 python -m common.teachers check EleutherAI/pythia-70m
 python -m common.teachers cache EleutherAI/pythia-70m --steps 0 10000 --dry-run
+python -m common.teachers choose runs/PCFG_mlm/laptop
 """
 
 import tyro
 
 from common.cli import command
+from common.distillation.choosing import ChooseArguments, choose_command
 from common.teachers.caching import CacheArguments, cache
 from common.teachers.checking import CheckArguments, check
 
@@ -15,14 +17,17 @@ from common.teachers.checking import CheckArguments, check
 def main() -> None:
     """Parse the command line."""
     arguments = tyro.extras.subcommand_cli_from_dict(
-        {"check": CheckArguments, "cache": CacheArguments},
+        {"check": CheckArguments, "cache": CacheArguments, "choose": ChooseArguments},
         prog="python -m common.teachers",
-        description=__doc__,
+        description=(__doc__ or "").splitlines()[0],
     )
-    if isinstance(arguments, CheckArguments):
-        check(arguments)
-    else:
-        cache(arguments)
+    match arguments:
+        case CheckArguments():
+            check(arguments)
+        case CacheArguments():
+            cache(arguments)
+        case ChooseArguments():
+            choose_command(arguments)
 
 
 if __name__ == "__main__":
