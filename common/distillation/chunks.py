@@ -131,7 +131,7 @@ class _SummedOverChunks(torch.autograd.Function):
         return totals
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The kept gradients, times that of the first sum; the other sums have none."""
         scaled = [kept if kept is None else kept.mul_(gradients[0][0]) for kept in ctx.gradients]
         ctx.gradients = ()

@@ -101,7 +101,7 @@ class LabelledHead:
         self._probe: Tensor | None = None
         self._skips_layer = False
         self._model = inner = unwrap(model)
-        self._layer = inner.get_output_embeddings() if isinstance(inner, PreTrainedModel) else None
+        self._layer: Any = inner.get_output_embeddings() if isinstance(inner, PreTrainedModel) else None
         name = TRANSFORMS.get(type(inner))
         entry = self._layer if name is None else getattr(inner, name)
         self._hooks = []

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from common.distillation.chunks import evaluation_values
 from common.distillation.evaluation import teacher_report
 from common.distillation.labelled_head import LabelledHead, LabelledOutput, argument_names, labelled_positions
-from common.distillation.vocabulary import classes_of, shared_classes, tokenizer_of
+from common.distillation.vocabulary import classes_of, shared_classes, student_tokenizer, tokenizer_of
 from common.errors import UserError
 from common.teachers.discovery import Checkpoint, local_path
 from common.teachers.loading import StoredModel, Teachers, build_model, read_config, read_model
@@ -63,12 +63,12 @@ class Teacher:
         """Teacher steps of the checkpoints."""
         return self._models.steps
 
-    def share_classes(self, step: int, students: PreTrainedTokenizerBase | None, given: int | None) -> None:
+    def share_classes(self, step: int, processing_class: Any, given: int | None) -> None:
         """Find the classes that student and teacher share.
 
         Args:
             step: of the checkpoint to look at.
-            students: the student's tokenizer, if it has one.
+            processing_class: the student's tokenizer, if it is one.
             given: classes, as the caller knows them.
 
         Raises:
@@ -78,7 +78,8 @@ class Teacher:
         if given is None and self._loads_itself and isinstance(self._student, PreTrainedModel):
             path = local_path(self._checkpoints[step])
             sizes = classes_of(self._student.config), classes_of(read_config(path))
-            self.classes = shared_classes(*sizes, students, tokenizer_of(path))
+            tokenizer = student_tokenizer(self._student, processing_class)
+            self.classes = shared_classes(*sizes, tokenizer, tokenizer_of(path))
 
     def output(
         self, inputs: Mapping[str, Any], positions: Tensor, step: int, then: int | None, device: torch.device
@@ -131,15 +132,10 @@ class Teacher:
 
     def _build(self, stored: StoredModel) -> nn.Module:
         """The stored model, with the student's attention if it is of the student's architecture."""
-        student = self._student
-        own = isinstance(student, PreTrainedModel) and student.config.model_type == stored.config.model_type
-        return build_model(
-            stored,
-            self._objective,
-            dtype=self._dtype,
-            attention=student.config._attn_implementation if own else None,  # type: ignore[union-attr]
-            own_class=type(student) if own else None,  # type: ignore[arg-type]
-        )
+        attention, own_class = None, None
+        if isinstance(self._student, PreTrainedModel) and self._student.config.model_type == stored.config.model_type:
+            attention, own_class = self._student.config._attn_implementation, type(self._student)
+        return build_model(stored, self._objective, dtype=self._dtype, attention=attention, own_class=own_class)
 
     def _arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in inputs.items() if self._names is None or name in self._names}

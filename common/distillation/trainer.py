@@ -31,7 +31,6 @@ from common.distillation.labelled_head import LabelledHead, LabelledOutput, labe
 from common.distillation.metrics import TrainingSums, evaluation_sums
 from common.distillation.schedules import Segment, check_schedule, checkpoint_at, next_checkpoint
 from common.distillation.teacher import Teacher
-from common.distillation.vocabulary import student_tokenizer
 from common.errors import UserError
 from common.teachers.discovery import Checkpoint, find_checkpoints
 from common.teachers.objective import Objective, objective_of, unwrap
@@ -130,10 +129,6 @@ class ProgressiveDistillationTrainer(Trainer):
         losses.check_loss_arguments(self._loss_arguments)
 
         checkpoints = find_checkpoints(teacher) if isinstance(teacher, str | Path) else list(teacher or ())
-        if check_teacher and load_teacher is None:
-            for finding in require_trajectory(checkpoints, trust_trajectory):
-                warnings.warn(str(finding), stacklevel=2)
-        self._reports_teacher = check_teacher
         autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
         self._teacher = Teacher(
             checkpoints,
@@ -145,14 +140,20 @@ class ProgressiveDistillationTrainer(Trainer):
             autocast=self.accelerator.autocast,
             autocast_dtype=autocast_dtype,
         )
+        self._schedule_is_fixed = not callable(schedule)
         self._schedule = schedule if callable(schedule) else lambda evaluations: schedule
         self.records: list[dict[str, Any]] = []
         """One for each evaluation during training. Those made before the Trainer's checkpoint that training resumed
         from have step, loss and accuracy only."""
         self._update_schedule()
+        self._reports_teacher = check_teacher and bool(self._segments)
         if self._segments:
-            tokenizer = student_tokenizer(unwrap(model), self.processing_class)
-            self._teacher.share_classes(self._segments[0].checkpoint, tokenizer, classes)
+            if check_teacher and load_teacher is None:
+                used = {segment.checkpoint for segment in self._segments}
+                checked = [entry for entry in checkpoints if entry.step in used or not self._schedule_is_fixed]
+                for finding in require_trajectory(checked, trust_trajectory):
+                    warnings.warn(finding.line, stacklevel=2)
+            self._teacher.share_classes(self._segments[0].checkpoint, self.processing_class, classes)
         self._head = LabelledHead(model, self._teacher.classes, autocast_dtype)
         self._head_is_checked = False
 
@@ -186,14 +187,19 @@ class ProgressiveDistillationTrainer(Trainer):
         following = next_checkpoint(self._segments, self.state.global_step)
         return self._teacher.output(inputs, positions, step, following, self.args.device)
 
+    def _report_teacher(self) -> None:
+        """Print the accuracy on some evaluation data of the last checkpoint that the student learns from."""
+        step = self._segments[-1].checkpoint if self._schedule_is_fixed else max(self._teacher.steps)
+        batches = islice(self.get_eval_dataloader(), TEACHER_REPORT_BATCHES)
+        report = self._teacher.report(map(self._prepare_inputs, batches), step, self._shift)
+        if self.is_world_process_zero():
+            print(report)
+
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in a Trainer; afterwards no teacher is in memory or being loaded, whether or not training failed."""
         try:
-            if self._reports_teacher and self._segments and self.eval_dataset is not None:
-                batches = islice(self.get_eval_dataloader(), TEACHER_REPORT_BATCHES)
-                report = self._teacher.report(map(self._prepare_inputs, batches), max(self._teacher.steps), self._shift)
-                if self.is_world_process_zero():
-                    print(report)
+            if self._reports_teacher and self.eval_dataset is not None:
+                self._report_teacher()
             return super().train(*args, **kwargs)
         finally:
             self._teacher.release()

@@ -72,7 +72,7 @@ def student_tokenizer(student: PreTrainedModel, processing_class: Any) -> PreTra
     """The tokenizer given to the trainer, or else that of the checkpoint that the student was loaded from."""
     if isinstance(processing_class, PreTrainedTokenizerBase):
         return processing_class
-    return tokenizer_of(student.config.name_or_path)
+    return tokenizer_of(student.config.name_or_path or "")
 
 
 def classes_of(config: PretrainedConfig) -> int:
