@@ -19,16 +19,20 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from common.distillation import losses
+from common.distillation.adapters import is_adapted
 from common.distillation.arguments import Annealing, Divergence
 from common.distillation.batches import ReadyBatches, Source, SourceLoader, batch_tensors, is_source
+from common.distillation.dataset_source import EvaluationBatches, is_streaming
 from common.distillation.labelled_head import LabelledHead, labelled_logits, labelled_positions
 from common.distillation.metrics import TrainingSums, evaluation_sums
 from common.distillation.schedules import Segment, check_schedule, checkpoint_at, next_checkpoint
+from common.distillation.state import load_weights, save_weights
 from common.errors import UserError
 from common.teachers.discovery import Checkpoint, find_checkpoints
 from common.teachers.loading import Teachers, load_like
@@ -170,10 +174,14 @@ class ProgressiveDistillationTrainer(Trainer):
         return super().get_train_dataloader()
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """This process's share of `ReadyBatches`; else as in a Trainer."""
+        """This process's share of `ReadyBatches` or of a map-style dataset; else as in a Trainer."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = cast(Any, self.eval_dataset)[dataset]
         if isinstance(dataset, ReadyBatches):
             return [batch_tensors(batch) for batch in dataset.batches[self.args.process_index :: self.args.world_size]]
+        if self.compute_metrics is None and not is_streaming(dataset):
+            return EvaluationBatches(dataset, self, self.args.process_index, self.args.world_size)
         return super().get_eval_dataloader(eval_dataset)
 
     def get_batch_samples(
@@ -205,6 +213,19 @@ class ProgressiveDistillationTrainer(Trainer):
                 if isinstance(value, Tensor):
                     batch[name] = value.to(device, non_blocking=True)
         return batches, count
+
+    # Checkpoints of a Trainer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As in a Trainer, but with every tensor of the model, under the name that it has in the model."""
+        is_whole = state_dict is None and not is_adapted(self.model)
+        super()._save(output_dir, {} if is_whole else state_dict)
+        if is_whole and self.args.should_save:
+            save_weights(self.model, Path(output_dir or str(self.args.output_dir)))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """As in a Trainer, but every tensor must be there."""
+        load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
 
     # Loss
 
@@ -321,7 +342,7 @@ class ProgressiveDistillationTrainer(Trainer):
             return super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-        is_shared_out = isinstance(dataloader, list)
+        is_shared_out = not isinstance(dataloader, DataLoader)
         self.model.eval()
         totals = torch.zeros(4, dtype=torch.float64, device=self.args.device)
         with torch.no_grad():
