@@ -86,7 +86,8 @@ def source_of(trainer: Trainer) -> Source:
     Raises:
         UserError: it is no dataset, has fewer samples than a batch, or is to be sampled in a way that is not known.
     """
-    dataset, args = trainer.train_dataset, trainer.args
+    dataset: Any = trainer.train_dataset
+    args = trainer.args
     if is_source(dataset):
         return dataset
     if args.train_sampling_strategy not in ("random", "sequential"):

@@ -146,7 +146,7 @@ class DatasetSource:
             with reproducible(self._seed, step, READING):
                 self._samples.seek(position, reread)
             self._latest = None
-            if checksum(self.batch(step)) == position["checksum"]:
+            if checksum(self.batch(step)) == position.get("checksum"):
                 return
         raise UserError(
             f"the training data is not the same as before at step {step:,}: give the same dataset (with a seed, if "
@@ -245,12 +245,12 @@ class _Stream:
 
     def seek(self, position: Mapping[str, Any], reread: bool) -> None:
         self._step = -1
-        state = None if reread else position["state"]
-        self._start(position["epoch"], state)
+        state, number = None if reread else position.get("state"), position.get("number", 0)
+        self._start(position.get("epoch", 0), state)
         if state is None:
-            for _ in itertools.islice(self._iterator or (), position["number"]):
+            for _ in itertools.islice(self._iterator or (), number):
                 pass
-        self._number = position["number"]
+        self._number = number
 
     def _next(self) -> Any:
         if self._iterator is None:

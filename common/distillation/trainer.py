@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from common.distillation import losses
-from common.distillation.adapters import is_adapted
+from common.distillation.adapters import adapter_tensors, is_adapted
 from common.distillation.arguments import Annealing, Divergence
 from common.distillation.batches import ReadyBatches, Source, SourceLoader, batch_tensors, is_source
 from common.distillation.dataset_source import EvaluationBatches, is_streaming
@@ -219,13 +219,17 @@ class ProgressiveDistillationTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As in a Trainer, but with every tensor of the model, under the name that it has in the model."""
         is_whole = state_dict is None and not is_adapted(self.model)
+        if is_adapted(self.model):
+            adapter_tensors(self.model)  # raises if something else is trained
         super()._save(output_dir, {} if is_whole else state_dict)
         if is_whole and self.args.should_save:
-            save_weights(self.model, Path(output_dir or str(self.args.output_dir)))
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            save_weights(model, Path(output_dir or str(self.args.output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """As in a Trainer, but every tensor must be there."""
-        load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
+        model = self.accelerator.unwrap_model(model or self.model, keep_torch_compile=False)
+        load_weights(model, Path(resume_from_checkpoint))
 
     # Loss
 

@@ -2,23 +2,21 @@
 
 import json
 import random
-from itertools import islice
+from itertools import pairwise
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
 from common.distillation.batches import source_of
 from common.distillation.dataset_source import DatasetSource, EvaluationBatches
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.errors import UserError
-from tests.trainers import CLASSES, arguments, bert, collate, make_batch, samples
+from tests.datasets import SAMPLES, Stateful, Stream, masking, token_rows
+from tests.trainers import arguments, bert, collate, make_batch, samples
 
-SAMPLES, SIZE, SEED = 20, 8, 3
+SIZE, SEED = 8, 3
 STEPS = range(8)
 """Three epochs and more."""
 
@@ -40,40 +38,6 @@ class Map(torch.utils.data.Dataset):
 
     def __getitem__(self, i):
         return self.rows[i]
-
-
-class Stream(torch.utils.data.IterableDataset):
-    """Begins each epoch at another sample."""
-
-    def __init__(self, rows):
-        self.rows, self.epoch, self.read = rows, 0, 0
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def __iter__(self):
-        for i in range(len(self.rows)):
-            self.read += 1
-            yield self.rows[(i + 3 * self.epoch) % len(self.rows)]
-
-
-class Stateful(Stream):
-    """Its position is where it continues, and is left at the end."""
-
-    def __init__(self, rows):
-        super().__init__(rows)
-        self.position = {"at": 0}
-
-    def state_dict(self):
-        return self.position
-
-    def load_state_dict(self, state):
-        self.position = state
-
-    def __iter__(self):
-        for i in range(self.position["at"], len(self.rows)):
-            self.position["at"], self.read = i + 1, self.read + 1
-            yield self.rows[(i + 3 * self.epoch) % len(self.rows)]
 
 
 class NoJson(Stateful):
@@ -110,8 +74,12 @@ def source(dataset, collate=number_collate, **options):
     return DatasetSource(dataset, collate, options.pop("size", SIZE), options.pop("seed", SEED), **options)
 
 
-def numbers(source, steps=STEPS):
+def batches_of(source, steps=STEPS):
     return [source.batch(step)["labels"].tolist() for step in steps]
+
+
+def numbers(source):
+    return [number for batch in batches_of(source) for number in batch]
 
 
 # Order
@@ -119,7 +87,7 @@ def numbers(source, steps=STEPS):
 
 @pytest.mark.parametrize("kind", MAPS)
 def test_a_map_style_dataset_is_shuffled_by_seed_and_epoch_across_the_ends_of_epochs(kind):
-    seen = sum(numbers(source(MAPS[kind](rows_of()))), [])
+    seen = numbers(source(MAPS[kind](rows_of())))
     expected = []
     for epoch in range(4):
         philox = np.random.Philox(key=np.array([SEED, epoch], np.uint64))
@@ -132,7 +100,7 @@ def test_a_map_style_dataset_is_shuffled_by_seed_and_epoch_across_the_ends_of_ep
 
 
 def test_a_map_style_dataset_can_be_in_order():
-    assert sum(numbers(source(rows_of(), shuffle=False)), [])[: 2 * SAMPLES] == 2 * list(range(SAMPLES))
+    assert numbers(source(rows_of(), shuffle=False))[: 2 * SAMPLES] == 2 * list(range(SAMPLES))
 
 
 @pytest.mark.parametrize("kind", STREAMS)
@@ -143,7 +111,7 @@ def test_a_stream_is_in_its_order_and_starts_again_with_the_next_epoch(kind):
         if hasattr(dataset, "set_epoch"):
             dataset.set_epoch(epoch)
         expected += [int(row["labels"]) for row in dataset]
-    seen = sum(numbers(source(STREAMS[kind](rows_of()))), [])
+    seen = numbers(source(STREAMS[kind](rows_of())))
     assert seen == expected[: len(seen)]
 
 
@@ -160,34 +128,18 @@ def test_a_restored_position_continues_with_the_same_batches(kind, taken):
     for step in STEPS:
         rest = source(make(rows_of()))
         rest.restore(step, json.loads(json.dumps(positions[step])))
-        assert numbers(rest, STEPS[step:]) == expected[step:]
+        assert batches_of(rest, STEPS[step:]) == expected[step:]
 
 
 def test_a_stream_that_saves_its_position_is_not_read_again():
     whole, dataset = source(Stateful(rows_of())), Stateful(rows_of())
-    numbers(whole, range(2))
+    batches_of(whole, range(2))
     rest = source(dataset)
     rest.restore(2, whole.position(2))
     assert dataset.read == SAMPLES - 2 * SIZE + (3 * SIZE - SAMPLES)
 
 
 # Random numbers
-
-
-def tokenizer():
-    words = {word: i for i, word in enumerate(["[PAD]", "[MASK]", "[UNK]", *map(str, range(3, CLASSES))])}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(words, "[UNK]")), pad_token="[PAD]", mask_token="[MASK]"
-    )
-
-
-def masking(**options):
-    return DataCollatorForLanguageModeling(tokenizer(), mlm_probability=0.5, **options)
-
-
-def token_rows(count=SAMPLES, seed=0):
-    drawn = np.random.default_rng(seed)
-    return [{"input_ids": drawn.integers(3, CLASSES, length).tolist()} for length in drawn.integers(2, 7, count)]
 
 
 class Jittered(Map):
@@ -215,7 +167,7 @@ def test_random_numbers_follow_from_seed_and_step_and_training_s_own_are_untouch
     other = source(dataset(token_rows()), masking(), seed=4, shuffle=True).batch(0)
     assert other["labels"].tolist() != batches[0]["labels"].tolist()
     masks = [[row[:2].tolist() for row in batch["labels"] == -100] for batch in batches]
-    assert all(mask != other for mask, other in zip(masks, masks[1:], strict=False))
+    assert all(mask != other for mask, other in pairwise(masks))
 
 
 def test_a_collator_with_a_generator_of_its_own_is_refused():
@@ -249,7 +201,7 @@ def trainer_of(directory, dataset, **options):
 def test_columns_that_the_model_does_not_take_are_removed_as_by_a_trainer(tmp_path):
     rows = [{**row, "text": "many words"} for row in samples(make_batch(0, SAMPLES))]
     assert set(source_of(trainer_of(tmp_path, rows)).batch(0)) == {"input_ids", "attention_mask", "labels"}
-    with pytest.raises(UserError, match="cannot be collated .*str"):
+    with pytest.raises(UserError, match=r"cannot be collated .*str"):
         source_of(trainer_of(tmp_path, rows, remove=False, data_collator=collate)).batch(0)
 
 
@@ -276,11 +228,14 @@ def test_columns_that_the_model_does_not_take_are_removed_as_by_a_trainer(tmp_pa
     ids=lambda value: None if isinstance(value, dict | list) else type(value).__name__,
 )
 def test_data_that_cannot_be_trained_on_is_refused(tmp_path, dataset, options, message):
-    with pytest.raises(UserError, match=message):
-        trainer = trainer_of(tmp_path, [], **options)
-        trainer.train_dataset = dataset
+    def read():
         made = source_of(trainer)
-        list(islice(made.batches(range(3), trainer.args), 3))
+        return [made.batch(step) for step in range(3)]
+
+    trainer = trainer_of(tmp_path, [], **options)
+    trainer.train_dataset = dataset
+    with pytest.raises(UserError, match=message):
+        read()
 
 
 @pytest.mark.parametrize(
@@ -290,6 +245,14 @@ def test_other_data_is_refused(changed):
     position = source(rows_of()).position(0)
     with pytest.raises(UserError, match="training data is not the same as before at step 0"):
         source(**{"dataset": rows_of(), **changed}).restore(0, position)
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, Stream), (None, list), (list, Stream), (Stream, list)])
+def test_data_of_another_kind_is_refused(before, after):
+    """None stands for a `Source`."""
+    position = source(before(rows_of())).position(1) if before else {}
+    with pytest.raises(UserError, match="training data is not the same as before at step 1"):
+        source(after(rows_of())).restore(1, position)
 
 
 def test_a_stream_that_is_shuffled_without_a_seed_is_refused():
