@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from transformers import Trainer
 
+from common.distillation.dataset_source import DatasetSource, collator_of
 from common.errors import UserError
 
 
@@ -30,7 +31,10 @@ class ReadyBatches:
 
 
 class SourceLoader:
-    """A source's batches in micro-batches, from the trainer's step on; the next one is made while the model computes.
+    """A source's batches in micro-batches, from the trainer's step on.
+
+    The next one is made while the model computes. Those of a `DatasetSource`, which may draw random numbers, are made
+    by other processes, or without any (`dataloader_num_workers` 0) in turn with the model.
 
     A global batch is cut into equal parts, one for each gradient accumulation step and process.
     """
@@ -42,22 +46,30 @@ class SourceLoader:
         args = self._trainer.args
         size = args.per_device_train_batch_size
         total = self._trainer.get_total_train_batch_size(args)
+        for batch in self._batches(range(self._trainer.state.global_step, self._trainer.state.max_steps)):
+            if any(len(tensor) != total for tensor in batch.values()):
+                raise UserError(f"the source gives batches of {len(batch['labels'])} samples, not of {total}")
+            for i in range(args.gradient_accumulation_steps):
+                start = (i * args.world_size + args.process_index) * size
+                yield {name: tensor[start : start + size] for name, tensor in batch.items()}
+
+    def _batches(self, steps: range) -> Iterator[dict[str, Tensor]]:
+        if isinstance(self._source, DatasetSource):
+            yield from map(self._pinned, self._source.batches(steps, self._trainer.args))
+            return
         with ThreadPoolExecutor(1, "batches") as thread:
-            steps = range(self._trainer.state.global_step, self._trainer.state.max_steps)
             following = thread.submit(self._batch, steps.start)
             for step in steps:
                 batch = following.result()
                 if step + 1 < steps.stop:
                     following = thread.submit(self._batch, step + 1)
-                if any(len(tensor) != total for tensor in batch.values()):
-                    raise UserError(f"the source gives batches of {len(batch['labels'])} samples, not of {total}")
-                for i in range(args.gradient_accumulation_steps):
-                    start = (i * args.world_size + args.process_index) * size
-                    yield {name: tensor[start : start + size] for name, tensor in batch.items()}
+                yield batch
 
     def _batch(self, step: int) -> dict[str, Tensor]:
+        return self._pinned(batch_tensors(self._source.batch(step)))
+
+    def _pinned(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """In pinned memory if it is for a GPU."""
-        batch = batch_tensors(self._source.batch(step))
         if self._trainer.args.device.type == "cuda":
             return {name: tensor.pin_memory() for name, tensor in batch.items()}
         return batch
@@ -66,6 +78,23 @@ class SourceLoader:
 def is_source(dataset: Any) -> bool:
     """Whether training data is a `Source`. A dataset may have a `batch`, too, which is something else."""
     return hasattr(dataset, "batch") and not hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__")
+
+
+def source_of(trainer: Trainer) -> Source:
+    """A trainer's training data as a `Source`.
+
+    Raises:
+        UserError: it is no dataset, has fewer samples than a batch, or is to be sampled in a way that is not known.
+    """
+    dataset: Any = trainer.train_dataset
+    args = trainer.args
+    if is_source(dataset):
+        return dataset
+    if args.train_sampling_strategy not in ("random", "sequential"):
+        raise UserError(f'train_sampling_strategy {args.train_sampling_strategy}: give "random" or "sequential"')
+    seed = args.seed if args.data_seed is None else args.data_seed
+    size, shuffle = trainer.get_total_train_batch_size(args), args.train_sampling_strategy == "random"
+    return DatasetSource(dataset, collator_of(trainer, "training"), size, seed, shuffle)
 
 
 def batch_tensors(batch: Any) -> dict[str, Tensor]:

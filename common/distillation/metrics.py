@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
 class TrainingSums:
@@ -54,3 +55,20 @@ def evaluation_sums(values: Tensor, positions: Tensor, samples: int, length: int
 def _means(sums: Tensor) -> tuple[float, float, float]:
     loss, kl, correct, labels = sums.tolist()
     return (loss / labels, kl / labels, correct / labels) if labels else (math.nan, math.nan, math.nan)
+
+
+class RestoreRecords(TrainerCallback):
+    """Restores the records of the evaluations before the Trainer's checkpoint that training resumes from."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._trainer.records = [
+            {"step": entry["step"], "loss": entry["eval_loss"], "accuracy": entry["eval_accuracy"]}
+            for entry in state.log_history
+            if "eval_accuracy" in entry and "eval_loss" in entry
+        ]
+        self._trainer.update_schedule()

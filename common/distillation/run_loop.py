@@ -18,17 +18,28 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import SaveStrategy
 
-from common.distillation.batches import is_source
+from common.distillation.adapters import adapter_files, adapter_tensors, is_adapted
+from common.distillation.batches import source_of
+from common.distillation.dataset_source import DatasetSource
+from common.distillation.run_arguments import require_run_arguments
 from common.distillation.state import configuration, restore_training_state, save_training_state, weights
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.errors import DivergedError, UserError
 from common.runs.checkpoints import save_checkpoint
+from common.runs.files import write_directory
 from common.runs.processes import Processes, leave_process_group
 from common.runs.progress import RemainingTime, progress
-from common.runs.resume import ResumeClock, load_resume
+from common.runs.resume import Resume, ResumeClock, load_resume
 from common.runs.run import Run
 from common.runs.stopping import stop_at_a_safe_point
 
@@ -107,22 +118,36 @@ def training_arguments(
 class RunTrainer(ProgressiveDistillationTrainer):
     """A ProgressiveDistillationTrainer that records, saves and resumes a run, whose files replace the Trainer's own.
 
+        args = training_arguments(directory, steps=1000, ...)  # or TrainingArguments(...)
+        processes = Processes(args.process_index, args.world_size)
+        with open_shared_run(directory, {"lr": 1e-3}, processes, setting="mine") as run:
+            trainer = RunTrainer(student, args, run=run, train_dataset=..., data_collator=..., eval_dataset=...)
+            train_run(trainer, "my student")
+
+    A student with an adapter, such as LoRA, has checkpoints of the adapter alone, for `PeftModel.from_pretrained`.
+
     Args:
         model: the student.
-        args: from `training_arguments`.
+        args: a Trainer's arguments.
         run: open for writing in the first process.
-        options: further arguments of ProgressiveDistillationTrainer. The training data must be a `Source`.
+        options: further arguments of ProgressiveDistillationTrainer. The training data may be a `Source` or any
+            map-style or streaming dataset, with a `data_collator`; see dataset_source.py for the order of samples. The
+            evaluation data is `ReadyBatches` or a map-style dataset.
 
     Raises:
-        UserError: as a ProgressiveDistillationTrainer, or the training data is not a `Source`.
+        UserError: as a ProgressiveDistillationTrainer; the data is not of this kind; or an argument excludes a run that
+            resumes bit-identically, or is not given.
     """
 
     def __init__(self, model: nn.Module, args: TrainingArguments, *, run: Run, **options: Any) -> None:
+        require_run_arguments(args, options)
         super().__init__(model, args, **options)
-        if not is_source(self.train_dataset):
-            raise UserError("a run needs a Source as training data, to be able to resume at any step")
+        if args.save_strategy == SaveStrategy.STEPS:
+            (adapter_tensors if is_adapted(self.model) else configuration)(self.model)  # raises if there is none
+        self.train_dataset = source_of(self)
         self.run = run
-        self.remove_callback(PrinterCallback)
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
         self.add_callback(_RunCallback(self))
 
     def add_record(self, loss: float, accuracy: float) -> None:
@@ -142,29 +167,51 @@ class RunTrainer(ProgressiveDistillationTrainer):
         step, every = self.state.global_step, self.state.save_steps
         at_end = step == self.state.max_steps
         if self.args.save_strategy == SaveStrategy.STEPS and (at_end or (every > 0 and step % every == 0)):
-            tensors = weights(self.model)
+            adapted = is_adapted(self.model)
+            tensors = weights(self.model, trained_only=adapted)
             if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
                 raise self._diverged()
-            if self.is_world_process_zero():
+            if self.is_world_process_zero() and adapted:
+                write_directory(self.run.directory / f"checkpoint-{step}", adapter_files(self.model))
+            elif self.is_world_process_zero():
                 save_checkpoint(self.run.directory, step, tensors, configuration(self.model))
 
     def save_resume_state(self) -> None:
         """Save what the run needs to resume from the current step; every process must call this."""
-        save_training_state(self, self.run.directory, vars(self._sums))
+        source, more = self.train_dataset, {}
+        if isinstance(source, DatasetSource):
+            more = {"data": source.position(self.state.global_step)}
+        save_training_state(self, self.run.directory, vars(self._sums), more)
 
     def load_resume_state(self) -> None:
         """Restore the run's last saved state, and drop the records after it.
 
         Raises:
-            UserError: the state is damaged.
+            UserError: the state is damaged, or the model or the data is not that of the run.
         """
         resume = load_resume(self.run.directory)
         with self.args.main_process_first(local=False):
             if self.is_world_process_zero():
                 self.run.truncate_records(resume.step if resume else -1)
         self.records = self.run.records()
-        self._update_schedule()
+        self.update_schedule()
         restore_training_state(self, resume, vars(self._sums))
+        if isinstance(self.train_dataset, DatasetSource):
+            self._restore_data(self.train_dataset, resume)
+
+    def _restore_data(self, source: DatasetSource, resume: Resume | None) -> None:
+        """Continue at the step that is restored, and check that all processes read the same."""
+        if resume:
+            source.restore(resume.step, resume.state.get("data", {}))
+        mine = source.position(self.state.global_step)["checksum"]
+        sums = [mine] * self.args.world_size
+        if self.args.world_size > 1:
+            torch.distributed.all_gather_object(sums, mine)
+        if len(set(sums)) > 1:
+            raise UserError(
+                "the processes read different training data: give each the same whole dataset (with a seed, if it is "
+                "shuffled); each takes its part of every batch"
+            )
 
     def _diverged(self) -> DivergedError:
         step = self.state.global_step

@@ -9,27 +9,113 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, set_seed
+from transformers.utils import SAFE_WEIGHTS_NAME
 
+from common.distillation.adapters import is_adapted, load_adapter
 from common.errors import UserError
 from common.runs.resume import Resume, save_resume
 
 
-def weights(model: nn.Module) -> dict[str, np.ndarray]:
-    """Parameters and persistent buffers by name; shared ones under one name, bfloat16 as float32."""
-    aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    names = {name for name, _ in model.named_parameters()}
-    state = model.state_dict()
-    return {name: _array(tensor) for name, tensor in state.items() if name in names or name not in aliases}
+def named_tensors(model: nn.Module, trained_only: bool = False) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name.
+
+    A shared parameter is under every name but those that `from_pretrained` ties by itself.
+
+    Args:
+        model: not wrapped.
+        trained_only: without parameters that are not trained.
+    """
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    left_out = set()
+    for names in _aliases(model):
+        if trained_only and names[0] in frozen:
+            left_out |= set(names)
+        elif not tied.keys() >= set(names):
+            left_out |= tied.keys() & set(names)
+        else:
+            left_out |= set(names[1:])
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
 
 
-def set_weights(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
-    """Copy what `weights` gave into a model of the same shape."""
-    state = model.state_dict()
+def weights(model: nn.Module, trained_only: bool = False) -> dict[str, np.ndarray]:
+    """`named_tensors` as arrays, bfloat16 as float32."""
+    return {name: _array(tensor) for name, tensor in named_tensors(model, trained_only).items()}
+
+
+def set_weights(
+    model: nn.Module,
+    tensors: Mapping[str, np.ndarray] | Mapping[str, Tensor],
+    place: object,
+    trained_only: bool = False,
+) -> None:
+    """Copy what `named_tensors` or `weights` gave into a model of the same shape; nothing is copied if it is refused.
+
+    Args:
+        model: not wrapped.
+        tensors: by name; of a shared parameter, any of its names is enough.
+        place: what the tensors were read from, for the error.
+        trained_only: as the tensors were saved.
+
+    Raises:
+        UserError: a tensor of the model is missing or has another shape, or the model does not have one of them.
+    """
+    state, wanted = model.state_dict(), named_tensors(model, trained_only)
+    names = {name: group for group in _aliases(model) for name in group}
+    sources = {name: next((n for n in (name, *names.get(name, ())) if n in tensors), None) for name in wanted}
+    missing = [name for name, source in sources.items() if source is None]
+    foreign = [name for name in tensors if name not in state]
+    if missing or foreign:
+        what = f"lacks {missing[0]} of the model" if missing else f"has {foreign[0]}, which the model lacks"
+        has = f" (it has {foreign[0]})" if missing and foreign else ""
+        raise UserError(f"{place} {what}{has}: it was saved from another model or under other names; resume the same")
+    for name, source in sources.items():
+        shape = tuple(tensors[str(source)].shape)
+        if shape != tuple(state[name].shape):
+            raise UserError(
+                f"{name} has shape {shape} in {place}, and {tuple(state[name].shape)} in the model: resume the same"
+            )
     with torch.no_grad():
-        for name, tensor in tensors.items():
-            state[name].copy_(torch.from_numpy(tensor))
+        for name, source in sources.items():
+            state[name].copy_(torch.as_tensor(tensors[str(source)]))
+
+
+def save_weights(model: nn.Module, directory: Path) -> None:
+    """Write `named_tensors` to a Trainer's checkpoint; `from_pretrained` and `load_weights` read them."""
+    tensors: dict[str, Tensor] = {}
+    stored = set()
+    for name, tensor in named_tensors(model).items():
+        tensor = tensor.cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if place in stored else tensor  # safetensors refuses shared memory
+        stored.add(place)
+    save_file(tensors, directory / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def load_weights(model: nn.Module, directory: Path) -> None:
+    """Restore a model from a Trainer's checkpoint.
+
+    Raises:
+        UserError: it lacks a tensor of the model.
+    """
+    if is_adapted(model):
+        load_adapter(model, directory)
+        return
+    file = directory / SAFE_WEIGHTS_NAME
+    if not file.exists():
+        raise UserError(f"{file} is missing: resume from a checkpoint of this trainer")
+    set_weights(model, load_file(file), file)
+
+
+def _aliases(model: nn.Module) -> list[list[str]]:
+    """The names of each parameter, in the model's order."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return list(names.values())
 
 
 def configuration(model: nn.Module) -> dict[str, Any]:
@@ -40,7 +126,10 @@ def configuration(model: nn.Module) -> dict[str, Any]:
     """
     if not isinstance(model, PreTrainedModel):
         raise UserError(f"{type(model).__name__} has no configuration to save: train without a run")
-    return {**json.loads(model.config.to_json_string()), "architectures": [type(model).__name__]}
+    config = {**json.loads(model.config.to_json_string()), "architectures": [type(model).__name__]}
+    if model.dtype != torch.float32:
+        config["dtype"] = str(model.dtype).removeprefix("torch.")
+    return config
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
@@ -66,13 +155,14 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8), device)
 
 
-def save_training_state(trainer: Trainer, run: Path, sums: Mapping[str, Tensor]) -> None:
+def save_training_state(trainer: Trainer, run: Path, sums: Mapping[str, Tensor], more: Mapping[str, Any]) -> None:
     """Write everything that a run needs to resume from the current step; every process must call this.
 
     Args:
         trainer: in training.
         run: the run's directory.
         sums: the process's sums of metrics, by name.
+        more: JSON values to save beside them.
     """
     mine = {"random": random_state(trainer.args.device), **{name: tensor.tolist() for name, tensor in sums.items()}}
     states = [mine] * trainer.args.world_size
@@ -80,10 +170,15 @@ def save_training_state(trainer: Trainer, run: Path, sums: Mapping[str, Tensor])
         torch.distributed.all_gather_object(states, mine)
     if trainer.is_world_process_zero():
         model, optimizer, scheduler = _parts(trainer)
-        tensors = {f"model.{name}": tensor for name, tensor in weights(model).items()}
+        tensors = {f"model.{name}": tensor for name, tensor in weights(model, is_adapted(model)).items()}
+        numbers = {}
         for i, values in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{name}": _array(value) for name, value in values.items()}
-        state = {"scheduler": scheduler.state_dict(), "processes": states}
+            for name, value in values.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{i}.{name}"] = _array(value)
+                else:
+                    numbers[f"optimizer.{i}.{name}"] = value
+        state = {"scheduler": scheduler.state_dict(), "processes": states, "optimizer": numbers, **more}
         save_resume(run, trainer.state.global_step, tensors, state)
 
 
@@ -94,19 +189,21 @@ def restore_training_state(trainer: Trainer, resume: Resume | None, sums: Mappin
         trainer: at the beginning of training.
         resume: the state that was saved.
         sums: zeros, to which the saved sums are added.
+
+    Raises:
+        UserError: the state is that of another model.
     """
     if resume is None:
         _seed_random_numbers(trainer.args.seed, trainer.args.process_index)
         return
     model, optimizer, scheduler = _parts(trainer)
-    set_weights(
-        model, {name.removeprefix("model."): t for name, t in resume.tensors.items() if name.startswith("model.")}
-    )
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in resume.tensors.items():
+    tensors = {name.removeprefix("model."): t for name, t in resume.tensors.items() if name.startswith("model.")}
+    set_weights(model, tensors, f"the resume state of step {resume.step:,}", is_adapted(model))
+    moments: dict[int, dict[str, Any]] = {}
+    for name, value in (resume.tensors | resume.state.get("optimizer", {})).items():
         if name.startswith("optimizer."):
             _, i, kind = name.split(".", 2)
-            moments.setdefault(int(i), {})[kind] = torch.from_numpy(tensor)
+            moments.setdefault(int(i), {})[kind] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     scheduler.load_state_dict(resume.state["scheduler"])
     for group, lr in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):

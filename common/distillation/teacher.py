@@ -1,6 +1,7 @@
 """The teacher during training: what its current checkpoint predicts on the student's batches."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from common.errors import UserError
 from common.teachers.discovery import Checkpoint, local_path
 from common.teachers.loading import StoredModel, Teachers, build_model, read_config, read_model
 from common.teachers.objective import Objective
+from common.teachers.trajectory import require_trajectory
 
 
 class Teacher:
@@ -62,6 +64,16 @@ class Teacher:
     def steps(self) -> set[int]:
         """Teacher steps of the checkpoints."""
         return self._models.steps
+
+    def check_trajectory(self, steps: Collection[int], trust: bool) -> None:
+        """Check that some checkpoints are what their steps say; warn of what is wrong if they are trusted.
+
+        Raises:
+            UserError: something is wrong with the checkpoints, and they are not trusted.
+        """
+        checkpoints = [checkpoint for step, checkpoint in self._checkpoints.items() if step in steps]
+        for finding in require_trajectory(checkpoints, trust):
+            warnings.warn(finding.line, stacklevel=3)
 
     def share_classes(self, step: int, processing_class: Any, given: int | None) -> None:
         """Find the classes that student and teacher share.

@@ -12,7 +12,6 @@ time. The loss is the mean over all labelled positions of the global batch, howe
 accumulation steps and processes. run_loop.py has the trainer that writes a run.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -20,21 +19,24 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from common.distillation import losses
+from common.distillation.adapters import adapter_tensors, is_adapted
 from common.distillation.arguments import Annealing, Divergence
 from common.distillation.batches import ReadyBatches, Source, SourceLoader, batch_tensors, is_source
 from common.distillation.chunks import evaluation_values, objective_sums
+from common.distillation.dataset_source import EvaluationBatches, is_streaming
 from common.distillation.labelled_head import LabelledHead, LabelledOutput, labelled_positions
-from common.distillation.metrics import TrainingSums, evaluation_sums
+from common.distillation.metrics import RestoreRecords, TrainingSums, evaluation_sums
 from common.distillation.schedules import Segment, check_schedule, checkpoint_at, next_checkpoint
+from common.distillation.state import load_weights, save_weights
 from common.distillation.teacher import Teacher
 from common.errors import UserError
 from common.teachers.discovery import Checkpoint, find_checkpoints
 from common.teachers.objective import Objective, objective_of, unwrap
-from common.teachers.trajectory import require_trajectory
 
 Schedule = Sequence[Segment] | Callable[[list[tuple[int, float]]], Sequence[Segment]]
 """Segments, or a function from the student's evaluations so far, (step, accuracy), to segments."""
@@ -145,24 +147,24 @@ class ProgressiveDistillationTrainer(Trainer):
         self.records: list[dict[str, Any]] = []
         """One for each evaluation during training. Those made before the Trainer's checkpoint that training resumed
         from have step, loss and accuracy only."""
-        self._update_schedule()
+        self.update_schedule()
         self._reports_teacher = check_teacher and bool(self._segments)
         if self._segments:
+            used = (
+                {segment.checkpoint for segment in self._segments} if self._schedule_is_fixed else self._teacher.steps
+            )
             if check_teacher and load_teacher is None:
-                used = {segment.checkpoint for segment in self._segments}
-                checked = [entry for entry in checkpoints if entry.step in used or not self._schedule_is_fixed]
-                for finding in require_trajectory(checked, trust_trajectory):
-                    warnings.warn(finding.line, stacklevel=2)
+                self._teacher.check_trajectory(used, trust_trajectory)
             self._teacher.share_classes(self._segments[0].checkpoint, self.processing_class, classes)
         self._head = LabelledHead(model, self._teacher.classes, autocast_dtype)
         self._head_is_checked = False
 
         self._sums = TrainingSums(args.device)
-        self.add_callback(_RestoreRecords(self))
+        self.add_callback(RestoreRecords(self))
 
     # Teacher
 
-    def _update_schedule(self) -> None:
+    def update_schedule(self) -> None:
         """Recompute the schedule from the evaluations so far.
 
         Raises:
@@ -213,10 +215,14 @@ class ProgressiveDistillationTrainer(Trainer):
         return super().get_train_dataloader()
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """This process's share of `ReadyBatches`; else as in a Trainer."""
+        """This process's share of `ReadyBatches` or of a map-style dataset; else as in a Trainer."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = cast(Any, self.eval_dataset)[dataset]
         if isinstance(dataset, ReadyBatches):
             return [batch_tensors(batch) for batch in dataset.batches[self.args.process_index :: self.args.world_size]]
+        if self.compute_metrics is None and not is_streaming(dataset):
+            return EvaluationBatches(dataset, self, self.args.process_index, self.args.world_size)
         return super().get_eval_dataloader(eval_dataset)
 
     def get_batch_samples(
@@ -229,7 +235,7 @@ class ProgressiveDistillationTrainer(Trainer):
         Args:
             epoch_iterator: gives micro-batches: tensors of shape (samples, ...) by name, `labels` among them.
             num_batches: gradient accumulation steps; fewer are returned at the end of an epoch.
-            device: to which tensors are moved.
+            device: of the tensors returned.
 
         Returns:
             The micro-batches, each with `positions` of shape (labelled,), and the number of labels over all processes,
@@ -248,6 +254,23 @@ class ProgressiveDistillationTrainer(Trainer):
                 if isinstance(value, Tensor):
                     batch[name] = value.to(device, non_blocking=True)
         return batches, count
+
+    # Checkpoints of a Trainer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As in a Trainer, but with every tensor of the model, under the name that it has in the model."""
+        is_whole = state_dict is None and not is_adapted(self.model)
+        if is_adapted(self.model):
+            adapter_tensors(self.model)  # raises if something else is trained
+        super()._save(output_dir, {} if is_whole else state_dict)
+        if is_whole and self.args.should_save:
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            save_weights(model, Path(output_dir or str(self.args.output_dir)))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """As in a Trainer, but every tensor must be there."""
+        model = self.accelerator.unwrap_model(model or self.model, keep_torch_compile=False)
+        load_weights(model, Path(resume_from_checkpoint))
 
     # Loss
 
@@ -343,7 +366,7 @@ class ProgressiveDistillationTrainer(Trainer):
                 "teacher": teacher,
             }
         )
-        self._update_schedule()
+        self.update_schedule()
 
     def evaluation_loop(
         self,
@@ -358,7 +381,7 @@ class ProgressiveDistillationTrainer(Trainer):
             return super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-        is_shared_out = isinstance(dataloader, list)
+        is_shared_out = not isinstance(dataloader, DataLoader)
         self.model.eval()
         totals = torch.zeros(4, dtype=torch.float64, device=self.args.device)
         with torch.no_grad():
@@ -382,20 +405,3 @@ class ProgressiveDistillationTrainer(Trainer):
         with self.accelerator.autocast():
             values = evaluation_values(self._student_output(self.model, inputs, positions), labels)
         return evaluation_sums(values, positions, samples, length)
-
-
-class _RestoreRecords(TrainerCallback):
-    """Restores the records of the evaluations before the Trainer's checkpoint that training resumes from."""
-
-    def __init__(self, trainer: ProgressiveDistillationTrainer) -> None:
-        self._trainer = trainer
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._trainer.records = [
-            {"step": entry["step"], "loss": entry["eval_loss"], "accuracy": entry["eval_accuracy"]}
-            for entry in state.log_history
-            if "eval_accuracy" in entry and "eval_loss" in entry
-        ]
-        self._trainer._update_schedule()

@@ -33,7 +33,6 @@ from tests.trainers import (
     make_batch,
     recorded_arguments,
     run_with_dropout,
-    samples,
     save_often,
     schedule_by_hand,
     send_stop_signal,
@@ -187,11 +186,6 @@ def test_a_schedule_that_is_a_function_is_the_same_after_a_stop_between_evaluati
     assert content(tmp_path / "run") == content(tmp_path / "whole")
 
 
-def test_a_run_needs_a_source(tmp_path, teachers):
-    with open_run(tmp_path / "run", {}, setting="test") as run, pytest.raises(UserError, match="a run needs a Source"):
-        distil(tmp_path, teachers, run=run, train_dataset=samples(make_batch(0)))
-
-
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(8, 3), (2, 4)])
 def test_a_batch_that_cannot_be_split_equally_is_refused(tmp_path, batch_size, accumulate):
     with pytest.raises(UserError, match=f"--batch-size {batch_size} cannot be divided into {accumulate} equal parts"):
@@ -234,7 +228,6 @@ def test_nothing_of_a_diverged_student_is_saved(tmp_path, teachers, monkeypatch,
 
 def test_a_model_without_a_configuration_cannot_be_saved_in_a_run(tmp_path, teachers):
     args = recorded_arguments(tmp_path / "run")
-    with open_run(tmp_path / "run", {}, setting="test") as run:
-        trainer = distil(tmp_path, teachers, "plain", args=args, run=run, eval_dataset=ReadyBatches(HELD_OUT))
+    with open_run(tmp_path / "run", {}, setting="test") as run:  # noqa: SIM117
         with pytest.raises(UserError, match="Plain has no configuration to save: train without a run"):
-            train_run(trainer, "test")
+            distil(tmp_path, teachers, "plain", args=args, run=run, eval_dataset=ReadyBatches(HELD_OUT))

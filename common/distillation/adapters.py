@@ -1,0 +1,83 @@
+"""Students with adapters, such as LoRA: only the adapter is saved. PEFT is an optional package."""
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from common.errors import UserError
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether a model has adapters: a `PeftModel`, or a model after `add_adapter`."""
+    return getattr(model, "peft_config", None) is not None
+
+
+def adapter_files(model: nn.Module) -> dict[str, bytes]:
+    """What `PeftModel.from_pretrained` loads: files by name, of the active adapter.
+
+    Raises:
+        UserError: as `adapter_tensors`.
+    """
+    adapter_tensors(model)
+    with TemporaryDirectory() as folder:
+        cast(Any, model).save_pretrained(folder)
+        config, weights = (next(Path(folder).rglob(name)).read_bytes() for name in (CONFIG, WEIGHTS))
+    values = json.loads(config)
+    for name, value in vars(cast(Any, model).peft_config[_active(model)]).items():
+        if isinstance(value, set):  # in an order that differs between processes
+            values[name] = sorted(value)
+    return {CONFIG: (json.dumps(values, indent=2, sort_keys=True) + "\n").encode(), WEIGHTS: weights}
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Tensors of the active adapter, by the names that they have in its file.
+
+    Raises:
+        UserError: something else is trained, which would be lost.
+    """
+    from peft import get_peft_model_state_dict
+
+    name = _active(model)
+    if cast(Any, model).peft_config[name].is_prompt_learning:
+        raise UserError("the student's adapter adds tokens, which have no labels: use one that does not, such as LoRA")
+    tensors = get_peft_model_state_dict(model, adapter_name=name)
+    saved = {tensor.data_ptr() for tensor in tensors.values()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.data_ptr() not in saved:
+            raise UserError(f"{name} is trained, but it is not saved with the adapter: list it in modules_to_save")
+    return tensors
+
+
+def load_adapter(model: nn.Module, checkpoint: Path) -> None:
+    """Copy the active adapter's tensors from a Trainer's checkpoint.
+
+    Raises:
+        UserError: it lacks one.
+    """
+    from peft import set_peft_model_state_dict
+
+    file = next(checkpoint.rglob(WEIGHTS), None)
+    if file is None:
+        raise UserError(f"{checkpoint} has no {WEIGHTS}, but the student has an adapter: resume with the same student")
+    tensors = load_file(file)
+    if isinstance(model, PreTrainedModel):  # after add_adapter; the file is named as of a PeftModel
+        tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
+    missing = adapter_tensors(model).keys() - tensors.keys()
+    if missing:
+        raise UserError(f"{file} lacks {min(missing)} of the student: resume with the same adapter")
+    set_peft_model_state_dict(model, tensors, adapter_name=_active(model))
+
+
+def _active(model: nn.Module) -> str:
+    active = cast(Any, model).active_adapters
+    names = active() if callable(active) else active
+    if len(names) != 1:
+        raise UserError(f"the student has {len(names)} active adapters ({', '.join(names)}): activate one")
+    return names[0]

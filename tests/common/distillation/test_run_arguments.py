@@ -1,0 +1,95 @@
+"""What a run refuses among a Trainer's arguments, and that it takes the ordinary ones."""
+
+import pytest
+from transformers import TrainingArguments
+
+from common.distillation.batches import ReadyBatches
+from common.distillation.run_loop import RunTrainer, train_run
+from common.errors import UserError
+from common.runs.run import open_run
+from tests.commands import stopped
+from tests.trainers import HELD_OUT, Draws, bert, content, make_batch, samples, send_stop_signal
+
+ROWS = samples(make_batch(0, 20))
+
+
+def ordinary(directory, **changes):
+    given = {"max_steps": 5, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "report_to": "none"}
+    return TrainingArguments(str(directory), use_cpu=True, **{**given, **changes})
+
+
+def trainer(directory, run, changes=None, **options):
+    given = {"train_dataset": ROWS, "eval_dataset": ROWS[:5], **options}
+    return RunTrainer(bert(1), ordinary(directory, **(changes or {})), run=run, **given)
+
+
+def test_a_run_takes_ordinary_arguments_and_datasets(tmp_path, capsys):
+    with open_run(tmp_path / "run", {}, setting="test") as run:
+        train_run(trainer(tmp_path / "run", run), "test")
+    assert [record["step"] for record in run.records()] == [0, 2, 4, 5]
+    assert {path.name for path in run.directory.glob("checkpoint-*")} == {
+        "checkpoint-2",
+        "checkpoint-4",
+        "checkpoint-5",
+    }
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_steps": -1}, "needs max_steps"),
+        ({"eval_strategy": "no"}, 'needs eval_strategy "steps", not "no"'),
+        ({"eval_strategy": "epoch"}, 'needs eval_strategy "steps", not "epoch"'),
+        ({"save_strategy": "epoch"}, 'needs save_strategy "steps" or "no", not "epoch"'),
+        ({"auto_find_batch_size": True}, "cannot have auto_find_batch_size"),
+        ({"load_best_model_at_end": True}, "cannot have load_best_model_at_end"),
+        ({"save_total_limit": 2}, "cannot have save_total_limit 2"),
+        ({"push_to_hub": True}, "cannot have push_to_hub"),
+        ({"eval_on_start": True}, "cannot have eval_on_start"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "cannot have lr_scheduler_type reduce_lr_on_plateau"),
+    ],
+    ids=str,
+)
+def test_arguments_with_which_a_run_would_not_resume_are_refused(tmp_path, changes, message):
+    with open_run(tmp_path / "run", {}, setting="test") as run, pytest.raises(UserError, match=message):
+        trainer(tmp_path, run, changes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eval_dataset": None}, "needs an eval_dataset"),
+        ({"eval_dataset": iter(ROWS)}, "eval_dataset of a run cannot be a stream"),
+        ({"eval_dataset": {"a": ROWS}}, "dict of a: give one of them"),
+        ({"compute_metrics": len}, "cannot have compute_metrics"),
+        ({"train_dataset": None}, "NoneType is neither a dataset nor a Source"),
+        ({"train_dataset": ROWS[:3]}, "has 3 samples, fewer than a batch of 8"),
+    ],
+    ids=str,
+)
+def test_options_that_a_run_cannot_have_are_refused(tmp_path, options, message):
+    with open_run(tmp_path / "run", {}, setting="test") as run, pytest.raises(UserError, match=message):
+        trainer(tmp_path, run, **options)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adafactor", "adamw_torch"])
+def test_a_stopped_run_resumes_with_any_optimiser_of_torch(tmp_path, capsys, optimiser):
+    """Some keep numbers that are not tensors."""
+    changes = {"optim": optimiser, "learning_rate": 0.01}
+    for name, stops in (("whole", ()), ("run", (3,))):
+        for stop in (*stops, None):
+            directory = tmp_path / name
+            with open_run(directory, {}, setting="test") as run:
+                made = trainer(
+                    directory,
+                    run,
+                    changes,
+                    eval_dataset=ReadyBatches(HELD_OUT),
+                    callbacks=[Draws(stop, send_stop_signal)],
+                )
+                if stop:
+                    assert stopped(capsys, lambda made=made: train_run(made, "test")) == stop
+                else:
+                    train_run(made, "test")
+    assert content(tmp_path / "run") == content(tmp_path / "whole")
