@@ -16,7 +16,7 @@ from common.errors import DivergedError, UserError
 from common.runs.checkpoints import read_checkpoint
 from common.runs.run import Run, open_run
 from common.teachers.discovery import find_checkpoints
-from tests.commands import and_signal, stopped
+from tests.commands import and_signal, save_often, stopped
 from tests.trainers import (
     BATCH,
     HELD_OUT,
@@ -34,7 +34,6 @@ from tests.trainers import (
     recorded_arguments,
     run_with_dropout,
     samples,
-    save_often,
     schedule_by_hand,
     send_stop_signal,
     train_by_hand,
