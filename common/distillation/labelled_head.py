@@ -103,9 +103,9 @@ class LabelledHead:
         self._model = inner = unwrap(model)
         self._layer: Any = inner.get_output_embeddings() if isinstance(inner, PreTrainedModel) else None
         name = TRANSFORMS.get(type(inner))
-        entry = self._layer if name is None else getattr(inner, name)
+        entry: Any = self._layer if name is None else getattr(inner, name)
         self._hooks = []
-        if self._layer is not None:
+        if entry is not None:
             self._hooks = [
                 entry.register_forward_pre_hook(self._select),
                 self._layer.register_forward_pre_hook(self._take_hidden),

@@ -132,16 +132,9 @@ class ProgressiveDistillationTrainer(Trainer):
 
         checkpoints = find_checkpoints(teacher) if isinstance(teacher, str | Path) else list(teacher or ())
         autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
-        self._teacher = Teacher(
-            checkpoints,
-            unwrap(model),
-            objective,
-            load=load_teacher,
-            dtype=teacher_dtype,
-            prefetch=prefetch,
-            autocast=self.accelerator.autocast,
-            autocast_dtype=autocast_dtype,
-        )
+        options = {"load": load_teacher, "dtype": teacher_dtype, "prefetch": prefetch}
+        autocast = {"autocast": self.accelerator.autocast, "autocast_dtype": autocast_dtype}
+        self._teacher = Teacher(checkpoints, unwrap(model), objective, **options, **autocast)  # type: ignore[arg-type]
         self._schedule_is_fixed = not callable(schedule)
         self._schedule = schedule if callable(schedule) else lambda evaluations: schedule
         self.records: list[dict[str, Any]] = []

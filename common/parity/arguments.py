@@ -57,7 +57,7 @@ class Arguments:
     label_temperature: float = 0.0
     """Without a teacher, learn from softmax(one-hot label / temperature); 0 is the plain label."""
     end_label_temperature: float | None = None
-    """Label temperature at the last step; it is annealed linearly."""
+    """Label temperature at the last step, annealed linearly; by default it stays constant."""
     adaptive_checkpoints: bool = False
     """Save checkpoints at evaluations where the loss has changed, and at least every --checkpoint-every steps."""
     eval_samples: int = 4096

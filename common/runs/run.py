@@ -50,8 +50,9 @@ class Run:
             raise UserError(f"{self.directory} is not a run: it has no valid config.json")
         if "setting" not in config or "argv" not in config:
             raise UserError(
-                f'{self.directory / "config.json"} was written by an earlier version: add "setting", such as '
-                '"PCFG_mlm", and "argv", its command as a list of words or []'
+                f'{self.directory / "config.json"} was written by an earlier version: add "setting" ("parity_gpt2" if '
+                'its model is gpt2, else such as "PCFG_mlm") and "argv" (its command as a list, or []); in its '
+                '"arguments" remove "model", rename "plan" to "segments", and in "methods" "explicit" to "custom"'
             )
         return config
 

@@ -16,7 +16,7 @@ from common.errors import DivergedError, UserError
 from common.runs.checkpoints import read_checkpoint
 from common.runs.run import Run, open_run
 from common.teachers.discovery import find_checkpoints
-from tests.commands import and_signal, stopped
+from tests.commands import and_signal, save_often, stopped
 from tests.trainers import (
     BATCH,
     HELD_OUT,
@@ -33,7 +33,11 @@ from tests.trainers import (
     make_batch,
     recorded_arguments,
     run_with_dropout,
+<<<<<<< HEAD
     save_often,
+=======
+    samples,
+>>>>>>> 37e1d9323b2eabf8c9dc339cebb241239ed4d770
     schedule_by_hand,
     send_stop_signal,
     train_by_hand,

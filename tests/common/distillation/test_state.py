@@ -26,7 +26,7 @@ from common.runs.files import write_file
 from common.runs.processes import Processes, open_shared_run
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
-from tests.commands import ROOT, exit_code, stopped
+from tests.commands import ROOT, exit_code, save_often, stopped
 from tests.trainers import (
     BATCH,
     HELD_OUT,
@@ -45,7 +45,6 @@ from tests.trainers import (
     recorded_arguments,
     run_with_dropout,
     samples,
-    save_often,
     schedule_by_hand,
     send_stop_signal,
     train_by_hand,

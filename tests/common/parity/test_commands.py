@@ -169,7 +169,7 @@ WRONG_DISTILL = (
     ("--lr 0.1 0.2 0.1", "--lr 0.1 0.2"),
     ("--lr 0.1 10 --weight-decay 1", "--weight-decay"),
     ("--methods one-shot --top-k 3", "--top-k 2 3"),
-    ("--methods custom --segments 5:100 2000", "'teacher step 5' first"),
+    ("--methods custom --segments 5:100 2000", "--segments 5"),
     ("--support 1,2,3 --k 3", "'trained with'"),
     ("--k 1", "'trained with k' 1"),
 )

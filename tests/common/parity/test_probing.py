@@ -17,7 +17,7 @@ from tests.commands import Killed, and_signal, fail_in_one_line, files
 from tests.gpt2 import last_logits
 from tests.parity import CASES
 
-PROBE = shlex.split("probe --samples 400 --outside 4 --degrees 1 2 --run")
+PROBE = shlex.split("probe --samples 400 --outside 4 --degrees 1 2 3 4 --run")
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_probed_correlations_are_means_over_the_samples(case, tmp_path, capsys, 
     centred = probability - probability.mean()
     entry = entries(run)[1]
     assert entry["support"] == list(range(case.k))
-    assert [degree["degree"] for degree in entry["degrees"]] == [1, 2]
+    assert [degree["degree"] for degree in entry["degrees"]] == [1, 2, 3, 4]
     for degree in entry["degrees"]:
         assert len(degree["outside"]) == 4
         for side in ("inside", "outside"):
