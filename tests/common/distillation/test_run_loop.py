@@ -33,11 +33,7 @@ from tests.trainers import (
     make_batch,
     recorded_arguments,
     run_with_dropout,
-<<<<<<< HEAD
-    save_often,
-=======
     samples,
->>>>>>> 37e1d9323b2eabf8c9dc339cebb241239ed4d770
     schedule_by_hand,
     send_stop_signal,
     train_by_hand,
