@@ -119,6 +119,8 @@ def read_model(path: Path) -> StoredModel:
                 tensors |= {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
         except safetensors.SafetensorError as error:
             raise UserError(f"{file} is truncated or damaged ({_line(error)}): save or download it again") from error
+    if not tensors:
+        raise UserError(f"{path} has no weights: give a checkpoint with model.safetensors")
     return StoredModel(path, config, tensors)
 
 
@@ -138,7 +140,9 @@ def read_config(path: Path) -> PretrainedConfig:
         known = {name: bool(value) for name, value in values.items() if isinstance(getattr(default, name, None), bool)}
         config = type(default).from_dict({**values, **known})
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file} does not describe a model of transformers ({_line(error)})") from error
+        raise UserError(
+            f"{file} does not describe a model of transformers ({_line(error)}): give load_teacher for another kind"
+        ) from error
     if config.is_encoder_decoder:
         raise UserError(f"{path} is a {kind} model, with an encoder and a decoder: give a causal or masked one")
     return config
