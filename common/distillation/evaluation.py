@@ -129,6 +129,7 @@ def _evaluate(
             head.check(inputs)
         sums += evaluation_values(head(model, inputs, positions, chunked=True), labels).double().sum(0).cpu()
         count += len(labels)
+    head.remove()
     if not count:
         raise UserError("the student's evaluation data has no labels: give batches with labels")
     loss, accuracy = (sums / count).tolist()

@@ -158,9 +158,7 @@ class LabelledHead:
                 self.permits_chunks = self.permits_chunks and self._gives_output_unchanged(sample, positions)
             else:
                 self.permits_chunks = False
-                for hook in self._hooks:
-                    hook.remove()
-                self._hooks = []
+                self.remove()
         model.train(was_training)
         if not self.permits_chunks:
             warnings.warn(
@@ -168,6 +166,12 @@ class LabelledHead:
                 "its logits are kept in memory at all labelled positions",
                 stacklevel=2,
             )
+
+    def remove(self) -> None:
+        """Take the hooks off the model; without this the model is in a cycle of references and outlives its use."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     def _gives_output_unchanged(self, sample: Mapping[str, Any], positions: Tensor) -> bool:
         """Whether the layer's output is the model's, without a scale or a soft cap: tried with large values."""

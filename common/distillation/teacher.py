@@ -107,7 +107,7 @@ class Teacher:
         """
         changes = step != self._models.current_step
         if changes:
-            self._head = None
+            self._remove_head()
         model = self._models.load(step, then, device)
         with torch.no_grad(), self._autocast():
             if changes:
@@ -139,8 +139,13 @@ class Teacher:
 
     def release(self) -> None:
         """Free the models."""
-        self._head = None
+        self._remove_head()
         self._models.release()
+
+    def _remove_head(self) -> None:
+        if self._head is not None:
+            self._head.remove()
+        self._head = None
 
     def _build(self, stored: StoredModel) -> nn.Module:
         """The stored model, with the student's attention if it is of the student's architecture."""
