@@ -113,7 +113,10 @@ def test_students_told_to_stop_leave_together_and_resume_bit_identically(
     pcfg.succeed(capsys, *words, tmp_path / "undisturbed")
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, and_signal(getattr(owner, name), call))
-        assert pcfg.stopped(capsys, *words, tmp_path / "stopped") == step
+        code, _, stderr = start(capsys, pcfg.main(words), *words[1:], tmp_path / "stopped")
+    place = "" if step is None else f" at step {step}"
+    assert code == 75
+    assert stderr.splitlines()[-1].startswith(f"stopped by SIGTERM{place}: ")
     begun = {run.name.rpartition("-heads")[0] for run in (tmp_path / "stopped").iterdir()}
     assert begun == {"progressive"} if call in (2, 4) and step != 0 else {"progressive", "until-saturation"}
     pcfg.succeed(capsys, *words, tmp_path / "stopped")
