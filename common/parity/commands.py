@@ -22,8 +22,8 @@ from common.distillation.supervision import (
 from common.errors import UserError
 from common.parity.arguments import SETTINGS, check
 from common.parity.frozen import load_network
-from common.parity.students import Student
 from common.parity.networks import Network
+from common.parity.students import Student
 from common.parity.task import TASK_ARGUMENTS, ParityTask, task_of
 from common.parity.training import Setting, train_together
 from common.runs.names import EXECUTION_ARGUMENTS, ROOT, RUNS, default_name

@@ -54,7 +54,7 @@ def test_students_of_the_labels_have_no_teacher_to_report(case, capsys, tmp_path
 
 
 def test_checkpoints_of_another_step_are_refused_unless_they_are_trusted_or_not_used(case, capsys, tmp_path, foreign):
-    first, second, last = (f"checkpoint-{units * case.unit}" for units in (10, 20, 30))
+    second, last = (f"checkpoint-{units * case.unit}" for units in (20, 30))
     shutil.rmtree(foreign / second)
     shutil.copytree(foreign / last, foreign / second)
     words = [*case.distill, "--teacher", foreign, "--out", tmp_path / "students", "--methods"]
