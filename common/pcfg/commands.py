@@ -21,6 +21,7 @@ from common.distillation.supervision import (
 from common.errors import DivergedError, UserError
 from common.pcfg.arguments import DistillArguments, TrainArguments, check
 from common.pcfg.batches import evaluation_batches
+from common.pcfg.models import vocabulary_note
 from common.pcfg.task import GrammarTask
 from common.pcfg.training import (
     EVALUATION_BATCH_SIZE,
@@ -94,7 +95,7 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     used = used_checkpoints((student, supervised, student.steps[0]) for student, _, supervised in prepared)
     last = (used or teacher)[-1]
     setting.load_model(local_path(last), task)
-    notes = trajectory_warnings(used, arguments.trust_trajectory)
+    notes = [*vocabulary_note(local_path(last), task), *trajectory_warnings(used, arguments.trust_trajectory)]
     is_reported = not used
     diverged: list[DivergedError] = []
     for student, batches, supervised in prepared:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.arguments import require_at_least, require_seed
+from common.distillation.supervision import print_notes
 from common.errors import UserError
 from common.pcfg.arguments import (
     BayesOptimalArguments,
@@ -22,6 +23,7 @@ from common.pcfg.arguments import (
 )
 from common.pcfg.batches import evaluation_batches
 from common.pcfg.inside_outside import ancestor_posteriors
+from common.pcfg.models import vocabulary_note
 from common.pcfg.sampler import Sentences, sample
 from common.pcfg.task import GrammarTask
 from common.pcfg.training import EVALUATION_BATCH_SIZE, Setting, task_of_run
@@ -243,8 +245,13 @@ def probe_models(
         raise UserError("--device cuda cannot be used: torch finds no GPU")
     device = "cuda" if arguments.device != "cpu" and torch.cuda.is_available() else "cpu"
 
+    noted: list[str] = []
+
     def measure_checkpoint(checkpoint: Path) -> dict[str, Any]:
         model = setting.load_model(checkpoint, task)
+        if not noted and (lines := vocabulary_note(checkpoint, task)):
+            print_notes(lines)
+            noted.extend(lines)
         model.to(device)  # type: ignore[arg-type]
         return measure(model)
 

@@ -1,4 +1,4 @@
-"""Probes of both settings of checkpoints that are not a run's: the task is given, and nothing is written beside them."""
+"""Probes of checkpoints that are not a run's: the task is given, and nothing is written beside the checkpoints."""
 
 import json
 import shlex

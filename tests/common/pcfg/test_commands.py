@@ -216,8 +216,8 @@ def save_model_of(pcfg, text, directory):
     ("make", "message"),
     [
         (
-            lambda pcfg, teacher: save_model_of(pcfg, "S -> a b c d", teacher),
-            "has a vocabulary of 9, but small with its 3 terminals needs one of 8",
+            lambda pcfg, teacher: save_model_of(pcfg, "S -> a b", teacher),
+            "has a vocabulary of 7, but small with its 3 terminals needs one of 8",
         ),
         (lambda pcfg, teacher: save_model_of(pcfg, "S -> 1 2 3", teacher), "positions, but sentences of small from 13"),
         (lambda pcfg, teacher: pcfg.other_model().save_pretrained(teacher / "checkpoint-10"), "is a model of type"),
@@ -344,6 +344,7 @@ def directory_of(pcfg, monkeypatch, name, arguments):
             "open_shared_run": stop,
         },
         **{"own_teacher": lambda *arguments: None, "supervision": lambda *arguments: FROM_LABELS},
+        **{"vocabulary_note": lambda *arguments: []},
         **{"trainer_arguments": lambda *arguments: None, "processes_of": lambda trainer_args: None},
     }
     with monkeypatch.context() as patch:
