@@ -1,4 +1,4 @@
-"""`python -m common.teachers import`: MLPs by other names and folders of pickles, and nothing else, become checkpoints."""
+"""`python -m common.teachers import`: MLPs by other names and folders of pickles become checkpoints."""
 
 import json
 import os
