@@ -8,6 +8,7 @@ from typing import Any
 import transformers
 
 from common.distillation import run_loop
+from common.pcfg.batches import evaluation_batches
 from common.pcfg.grammar_files import load_grammar
 from common.pcfg.training import EVALUATION_BATCH_SIZE, task_of
 from PCFG_autoregressive.batches import NextTokenTask
@@ -111,4 +112,4 @@ def train_long(pcfg, directory, rights, **arguments):
     made = replace(train.PRESETS["smoke"], **own, **cadence, lr=1e-2, **arguments)
     train.train(made)
     task = task_of(made, pcfg.setting)
-    return task, pcfg.module("batches").evaluation_batches(task, made.eval_samples, EVALUATION_BATCH_SIZE)
+    return task, evaluation_batches(task, made.eval_samples, EVALUATION_BATCH_SIZE)

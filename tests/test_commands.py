@@ -149,7 +149,7 @@ def test_a_full_disk_is_one_line_and_the_rerun_command_resumes(setting, tmp_path
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert code == 2
-    assert all(": step " in other for other in shown)
+    assert all(": step " in other for other in shown), shown
     assert line.startswith("error: ")
     assert "model.safetensors: File too large" in line
     there, undisturbed = files(tmp_path / "full"), files(tmp_path / "undisturbed")

@@ -198,7 +198,7 @@ def schedule_by_hand(teachers, kind):
 def distil(directory, teachers, kind="bert", **options):
     """A trainer with `SCHEDULE`, and defaults for everything that is not given."""
     given = {"model": STUDENTS[kind](1), "args": None, "train_dataset": Batches(), "schedule": SCHEDULE}
-    given |= {"teacher": teachers / kind, **options}
+    given |= {"teacher": teachers / kind, "check_teacher": False, **options}
     if kind == "plain":
         given = {"load_teacher": load_plain, "objective": "masked", **given}
     given["args"] = given["args"] or arguments(directory)

@@ -174,7 +174,7 @@ class LabelledHead:
         self._probe = torch.linspace(-1000, 1000, len(positions), device=positions.device)[:, None]
         try:
             values = self(self._model, sample, positions, chunked=True).values
-            return values.shape == self._probe.shape and torch.equal(values.float(), self._probe)
+            return values.shape == self._probe.shape and torch.equal(values.float(), self._probe.float())
         finally:
             self._probe = None
 
@@ -195,7 +195,10 @@ class LabelledHead:
             return output
         hidden, self._hidden = self._hidden, None
         assert hidden is not None
-        return hidden if self._probe is None else self._probe
+        if self._probe is None:
+            return hidden
+        self._probe = self._probe.to(output.dtype)
+        return self._probe
 
 
 def chunks(positions: int, classes: int) -> Iterator[slice]:
@@ -208,7 +211,8 @@ def argument_names(model: nn.Module) -> frozenset[str] | None:
     """Names of the arguments that a model takes; None if it takes any."""
     parameters = inspect.signature(model.forward).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    return None if takes_any and not isinstance(model, PreTrainedModel) else frozenset(parameters)
+    takes_others = takes_any and not (isinstance(model, PreTrainedModel) and "input_ids" in parameters)
+    return None if takes_others else frozenset(parameters)
 
 
 def labelled_positions(labels: Tensor, shift: bool) -> Tensor:

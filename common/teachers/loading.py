@@ -120,6 +120,8 @@ def read_model(path: Path) -> StoredModel:
                 tensors |= {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
         except safetensors.SafetensorError as error:
             raise UserError(f"{file} is truncated or damaged ({_line(error)}): save or download it again") from error
+    if not tensors:
+        raise UserError(f"{path} has no weights: give a checkpoint with model.safetensors")
     return StoredModel(path, config, tensors)
 
 
@@ -140,7 +142,9 @@ def read_config(path: Path) -> PretrainedConfig:
         config = type(default).from_dict({**values, **known})
     except (OSError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
         cause = " ".join(str(error).split())  # of several lines, of which the first does not say what is wrong
-        raise UserError(f"{file} does not describe a model of transformers ({cause})") from error
+        raise UserError(
+            f"{file} does not describe a model of transformers ({cause}): give load_teacher for another kind"
+        ) from error
     if config.is_encoder_decoder:
         raise UserError(f"{path} is a {kind} model, with an encoder and a decoder: give a causal or masked one")
     return config

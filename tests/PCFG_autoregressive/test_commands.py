@@ -113,7 +113,9 @@ def plain_teacher(tmp_path_factory):
 def test_a_teacher_of_a_plain_trainer_works_as_it_is(tmp_path, capsys, plain_teacher, level):
     before = files(plain_teacher)
     assert "checkpoint-8/optimizer.pt" in before
-    words = shlex.split("--methods progressive --steps 2 --eval-every 1 --dropout 0 --temperature 1.5 --alpha 0.25")
+    words = shlex.split(
+        "--methods progressive --teacher-every 1 --steps 2 --eval-every 1 --dropout 0 --temperature 1.5 --alpha 0.25"
+    )
     words += ["--label-level", level, "--teacher", plain_teacher, "--out", tmp_path / "student"]
     AUTOREGRESSIVE.succeed(capsys, *DISTILL, *words)
     assert files(plain_teacher) == before

@@ -98,7 +98,9 @@ def plain_teacher(tmp_path_factory):
 def test_a_teacher_of_a_plain_trainer_works_as_it_is(tmp_path, capsys, plain_teacher):
     before = files(plain_teacher)
     assert "checkpoint-8/optimizer.pt" in before
-    words = shlex.split("--methods progressive --steps 2 --eval-every 1 --dropout 0 --temperature 1.5 --alpha 0.25")
+    words = shlex.split(
+        "--methods progressive --teacher-every 1 --steps 2 --eval-every 1 --dropout 0 --temperature 1.5 --alpha 0.25"
+    )
     MLM.succeed(capsys, *DISTILL, *words, "--teacher", plain_teacher, "--out", tmp_path / "student")
     assert files(plain_teacher) == before
     _, first, second = Run(tmp_path / "student").records()

@@ -13,6 +13,7 @@ from common.distillation.batches import ReadyBatches
 from common.distillation.run_loop import RunTrainer, train_run
 from common.distillation.schedules import until_saturation
 from common.errors import DivergedError, UserError
+from common.runs import resume
 from common.runs.checkpoints import read_checkpoint
 from common.runs.run import Run, open_run
 from common.teachers.discovery import find_checkpoints
@@ -100,8 +101,11 @@ def test_a_run_killed_around_any_write_resumes_bit_identical(
         assert content(directory) == uninterrupted[0]
 
 
-def test_a_run_killed_between_writes_of_the_resume_state_resumes_from_the_last(tmp_path, teachers, uninterrupted):
-    """At the default interval between writes, a run this short has none."""
+def test_a_run_killed_between_writes_of_the_resume_state_resumes_from_the_last(
+    tmp_path, teachers, uninterrupted, monkeypatch
+):
+    """A run that is shorter than the interval between writes has none."""
+    monkeypatch.setattr(resume, "RESUME_SECONDS", math.inf)
     with pytest.raises(Killed):
         run_with_dropout(tmp_path / "run", teachers, Draws(7, kill_by_exception))
     assert not (tmp_path / "run" / "resume").exists()

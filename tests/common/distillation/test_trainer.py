@@ -142,7 +142,7 @@ def test_labels_of_whole_samples_train_a_classifier(tmp_path):
             return {"features": features, "labels": features[:, :3].argmax(-1)}
 
     model = Classifier()
-    trainer = ProgressiveDistillationTrainer(model, arguments(tmp_path), train_dataset=Features())
+    trainer = ProgressiveDistillationTrainer(model, arguments(tmp_path), train_dataset=Features(), objective="masked")
     trainer.train()
     logits = Classifier()(Features().batch(0)["features"])["logits"]
     expected = F.cross_entropy(logits, Features().batch(0)["labels"]).item()
@@ -171,7 +171,8 @@ def test_evaluation_gives_means_over_labels(tmp_path, kind, form):
     held_out = ReadyBatches(HELD_OUT) if form == "batches" else rows
     args = arguments(tmp_path)
     args.per_device_eval_batch_size = 8
-    trainer = ProgressiveDistillationTrainer(STUDENTS[kind](1), args, eval_dataset=held_out, data_collator=collate)
+    options = {"eval_dataset": held_out, "data_collator": collate, "objective": "masked" if kind == "plain" else None}
+    trainer = ProgressiveDistillationTrainer(STUDENTS[kind](1), args, **options)
     metrics = trainer.evaluate()
     assert (metrics["eval_loss"], metrics["eval_accuracy"]) == pytest.approx(
         evaluate_by_hand(STUDENTS[kind](1), HELD_OUT), rel=1e-5
@@ -360,7 +361,7 @@ def test_no_teacher_is_being_loaded_when_training_has_ended(tmp_path, teachers):
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "not a teacher"])
-def test_an_error_of_loading_reaches_the_main_thread_unchanged(tmp_path, teachers, damage):
+def test_an_error_of_loading_reaches_the_main_thread(tmp_path, teachers, damage):
     for step in (10, 20, 30):
         bert(step).save_pretrained(tmp_path / "teacher" / f"checkpoint-{step}")
     trainer = distil(tmp_path, teachers, teacher=tmp_path / "teacher")
@@ -371,11 +372,8 @@ def test_an_error_of_loading_reaches_the_main_thread_unchanged(tmp_path, teacher
         path.write_bytes(path.read_bytes()[:1000])
     else:
         path.with_name("config.json").write_text("{")
-    with pytest.raises(Exception) as expected:  # noqa: PT011
-        BertForMaskedLM.from_pretrained(path.parent)
-    with pytest.raises(expected.type) as found:
+    with pytest.raises(UserError, match="checkpoint-10"):
         trainer.train()
-    assert str(found.value) == str(expected.value)
     assert logged(trainer, "teacher") == [20, 20, 20]
 
 
@@ -459,6 +457,6 @@ def test_a_schedule_that_reaches_a_missing_checkpoint_is_refused(tmp_path, teach
         trainer.train()
 
 
-def test_a_student_without_from_pretrained_needs_a_loader(tmp_path, teachers):
-    with pytest.raises(UserError, match="Plain has no from_pretrained: give load_teacher"):
+def test_a_teacher_that_is_not_of_transformers_needs_a_loader(tmp_path, teachers):
+    with pytest.raises(UserError, match="give load_teacher"):
         distil(tmp_path, teachers, "plain", load_teacher=None).train()
