@@ -118,3 +118,74 @@ def test_the_probe_of_a_foreign_teacher_is_that_of_the_same_run(pcfg, capsys, tm
     assert "grammar" not in own.get("settings", {})
     assert theirs["settings"]["grammar"] == "small"
     assert files(foreign) == before
+
+
+@pytest.fixture
+def larger(pcfg, tmp_path):
+    """A teacher with a vocabulary of 50 whose first tokens are those of the task, and the same with these alone."""
+    task = pcfg.task(SMALL)
+    for step in (4, 8):
+        small = pcfg.setting.new_model(task, 1, 1, 8, 0.0, step)
+        config = type(small.config).from_dict({**small.config.to_dict(), "vocab_size": 50, "pad_token_id": 49})
+        large = type(small)(config)
+        state = large.state_dict()
+        for name, tensor in small.state_dict().items():
+            if state[name].shape == tensor.shape:
+                state[name] = tensor
+            else:
+                state[name] = torch.cat([tensor, torch.randn(50 - task.vocabulary, *tensor.shape[1:])])
+        large.load_state_dict(state)
+        for name, model in (("large", large), ("small", small)):
+            model.save_pretrained(tmp_path / name / f"checkpoint-{step}")
+    return tmp_path / "large", tmp_path / "small"
+
+
+def test_a_larger_vocabulary_is_cut_to_the_tasks(pcfg, capsys, tmp_path, larger):
+    runs = []
+    for teacher in larger:
+        words = [*DISTILL, "--methods", "progressive", "--temperature", 1, "--out", tmp_path / f"of {teacher.name}"]
+        code, lines = pcfg.start(capsys, *words, "--teacher", teacher)
+        assert code == 0, lines
+        cut = [line for line in lines if "vocabulary" in line]
+        runs.append(Run(tmp_path / f"of {teacher.name}").records())
+        assert cut == (
+            [f"{teacher / 'checkpoint-8'} has a vocabulary of 50, which is cut to the task's 8, its first tokens"]
+            if teacher.name == "large"
+            else []
+        )
+    assert runs[0] == runs[1]
+
+
+def test_a_cut_model_is_the_small_one_and_draws_no_random_number(pcfg, larger):
+    task = pcfg.task(SMALL)
+    state = torch.get_rng_state()
+    large, small = (pcfg.setting.load_model(path / "checkpoint-8", task).eval() for path in larger)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert large.state_dict().keys() == small.state_dict().keys()
+    for name, tensor in small.state_dict().items():
+        torch.testing.assert_close(large.state_dict()[name], tensor, rtol=0, atol=0)
+    assert large.config.vocab_size == 8
+    (batch,) = evaluation_batches(task, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(large(**vars(batch)).loss, small(**vars(batch)).loss)
+
+
+def test_a_cut_model_is_probed(pcfg, capsys, larger, monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoints, "RUNS", tmp_path / "runs")
+    found = []
+    for teacher in larger:
+        words = ["probe", *shlex.split(PROBES["ngrams"]), "--grammar", "small", "--run", teacher]
+        found.append(json.loads(Path(pcfg.succeed(capsys, *words).strip()).read_text())["checkpoints"])
+    assert found[0] == found[1]
+
+
+def test_the_final_model_beside_its_checkpoints_is_the_last_one(pcfg, capsys, tmp_path, foreign):
+    """As `Trainer.save_model` and `Trainer.save_state` leave it."""
+    for path in (foreign / "checkpoint-30").iterdir():
+        shutil.move(path, foreign / path.name)
+    (foreign / "checkpoint-30").rmdir()
+    (foreign / "trainer_state.json").write_text(json.dumps({"global_step": 30}))
+    words = [*DISTILL, "--methods", "one-shot", "--teacher", foreign, "--out", tmp_path / "student"]
+    (line,) = notes(pcfg, capsys, *words)
+    assert "teacher step 30: accuracy" in line
+    assert {record["teacher"] for record in Run(tmp_path / "student").records()} == {30}
