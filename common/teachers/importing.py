@@ -165,7 +165,7 @@ def _mlp(path: Path) -> dict[str, bytes]:
     if shapes[-1][0] < 2:
         raise UserError(f"{path} is an MLP with one output, and a teacher needs one for each class")
     dtype = torch.float64 if layers[0][0].dtype == torch.float64 else torch.float32
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for i, (weight, bias) in enumerate(layers):
         name = "output" if i == len(layers) - 1 else f"hidden.{i}"
         tensors |= {f"{name}.weight": weight, f"{name}.bias": bias}
