@@ -1,6 +1,7 @@
 """Arguments of this setting's commands."""
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from common.pcfg import arguments
@@ -34,7 +35,34 @@ class Arguments(arguments.Arguments):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationArguments(arguments.ProbeArguments):
+class TaskArguments(arguments.TaskArguments):
+    """Shared by all probes."""
+
+    label_level: LabelLevel | None = None
+    """What is predicted: the tokens that close a span at this depth of the tree, or all (a teacher that is not a run);
+    by default all."""
+
+    defaults = MappingProxyType({"start": None, "label_level": "all"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class NgramArguments(TaskArguments, arguments.NgramArguments):
+    """Measure how much every checkpoint relies on n-grams: M_robust and M_close."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NonterminalArguments(TaskArguments, arguments.NonterminalArguments):
+    """Measure what every checkpoint knows about the nonterminals above each token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BayesOptimalArguments(TaskArguments, arguments.BayesOptimalArguments):
+    """Loss and accuracy of the Bayes-optimal predictor on the run's evaluation sentences; checkpoints are not
+    needed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationArguments(TaskArguments, arguments.ProbeArguments):
     """Measure which continuations by every checkpoint the grammar accepts."""
 
     continuations: int = 1000

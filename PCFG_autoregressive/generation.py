@@ -23,9 +23,9 @@ from common.arguments import require_at_least, require_seed, worker_threads
 from common.errors import UserError
 from common.pcfg.grammar import Grammar
 from common.pcfg.prefix import possible_beginning
-from common.pcfg.probing import probe_models
+from common.pcfg.probing import probe_models, probed_task
 from common.pcfg.sampler import sample
-from common.pcfg.training import Setting, task_of_run
+from common.pcfg.training import Setting
 from PCFG_autoregressive.arguments import GenerationArguments
 from PCFG_autoregressive.batches import NextTokenTask
 
@@ -58,7 +58,7 @@ def probe_generation(arguments: GenerationArguments, argv: Sequence[str], settin
     """
     require_at_least(1, arguments, "continuations", "tokens", "batch_size")
     require_seed(arguments, "seed")
-    task = task_of_run(arguments.run, setting)
+    task = probed_task(arguments, setting)
     if task.label_level != "all":
         raise UserError(
             f"{arguments.run} was trained on the tokens that close a span at depth {task.label_level} only and cannot "

@@ -4,16 +4,18 @@
     python probe.py nonterminals --run ../runs/PCFG_autoregressive/laptop --training 2048 --heldout 512
     python probe.py generation --run ../runs/PCFG_autoregressive/laptop
     python probe.py bayes-optimal --run ../runs/PCFG_autoregressive/laptop
+    python probe.py ngrams --run teachers/theirs --grammar cfg3b
 
 Writes probes/ngrams.json, probes/nonterminals.json or probes/generation.json in the run's directory (arguments other
-than the defaults become part of the name) after each checkpoint; rerun the command to resume.
+than the defaults become part of the name) after each checkpoint; rerun the command to resume. For the checkpoints of a
+teacher that is not a run, give its task; the file is then in runs/PCFG_autoregressive/probes-of-<teacher>/, or --out.
 
 In ngrams.json the n-gram of a token is the token and the n - 1 tokens before it, see common/probes/ngrams.py. Beside
 the checkpoints, nonterminals.json has the accuracy at each level of the most probable ancestor given the whole
 sentence, which is 1 only if sentences have one parse; it is left out for a grammar whose tokens are at different
 depths. generation.json has the fraction of continuations of given prefixes that the grammar accepts.
 
-The last command needs no checkpoint. probes/bayes_optimal.json has loss, accuracy and expected accuracy of the
+`bayes-optimal` needs no checkpoint. probes/bayes_optimal.json has loss, accuracy and expected accuracy of the
 Bayes-optimal predictor on the run's evaluation sentences, the best values that any model can reach there. With labels
 at one depth of the tree, `without_label` has loss and accuracy, at the same tokens, of a predictor that does not know
 where labels are. Its expected accuracy is left out, as labelled tokens are not a random sample of all tokens.
@@ -25,8 +27,12 @@ from typing import Any
 import tyro
 
 from common.cli import command, command_line
-from common.pcfg.arguments import BayesOptimalArguments, NgramArguments, NonterminalArguments
-from PCFG_autoregressive.arguments import GenerationArguments
+from PCFG_autoregressive.arguments import (
+    BayesOptimalArguments,
+    GenerationArguments,
+    NgramArguments,
+    NonterminalArguments,
+)
 
 PROBES: dict[str, Callable[..., Any]] = {
     "ngrams": NgramArguments,

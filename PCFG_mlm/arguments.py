@@ -1,6 +1,7 @@
 """Arguments of this setting's commands."""
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from common.pcfg import arguments
@@ -26,8 +27,31 @@ class Arguments(arguments.Arguments):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NgramArguments(arguments.NgramArguments):
+class TaskArguments(arguments.TaskArguments):
+    """Shared by all probes."""
+
+    mask_rate: float | None = None
+    """Fraction of positions to predict (a teacher that is not a run); by default 0.3."""
+    hide_masked: bool | None = None
+    """Whether the positions to predict are hidden from attention (a teacher that is not a run); by default True."""
+
+    defaults = MappingProxyType({"start": None, "mask_rate": 0.3, "hide_masked": True})
+
+
+@dataclass(frozen=True, kw_only=True)
+class NgramArguments(TaskArguments, arguments.NgramArguments):
     """Measure how much every checkpoint relies on n-grams: M_robust and M_close."""
 
     exact: int = 64
     """Sentences for the Bayes-optimal values; 0 omits them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NonterminalArguments(TaskArguments, arguments.NonterminalArguments):
+    """Measure what every checkpoint knows about the nonterminals above each token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BayesOptimalArguments(TaskArguments, arguments.BayesOptimalArguments):
+    """Loss and accuracy of the Bayes-optimal predictor on the run's evaluation sentences; checkpoints are not
+    needed."""

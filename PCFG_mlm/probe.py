@@ -3,9 +3,11 @@
     python probe.py ngrams --run ../runs/PCFG_mlm/laptop
     python probe.py nonterminals --run ../runs/PCFG_mlm/laptop --training 2048 --heldout 512
     python probe.py bayes-optimal --run ../runs/PCFG_mlm/laptop
+    python probe.py ngrams --run teachers/theirs --grammar cfg3b
 
 Writes probes/ngrams.json or probes/nonterminals.json in the run's directory (arguments other than the defaults become
-part of the name) after each checkpoint; rerun the command to resume.
+part of the name) after each checkpoint; rerun the command to resume. For the checkpoints of a teacher that is not a
+run, give its task; the file is then in runs/PCFG_mlm/probes-of-<teacher>/, or --out.
 
 Beside the checkpoints, ngrams.json has M_robust and M_close of the Bayes-optimal predictor, on the first few of the
 same sentences. It knows the grammar and the sentence's length; a model whose masked positions are hidden does not know
@@ -13,7 +15,7 @@ the length, which matters for M_close. Likewise, nonterminals.json has the accur
 ancestor given the whole sentence, which is 1 only if sentences have one parse; it is left out for a grammar whose
 tokens are at different depths.
 
-The third command needs no checkpoint. probes/bayes_optimal.json has loss, accuracy and expected accuracy of the
+`bayes-optimal` needs no checkpoint. probes/bayes_optimal.json has loss, accuracy and expected accuracy of the
 Bayes-optimal predictor on the run's evaluation sentences, the best values that any model can reach there.
 """
 
@@ -25,8 +27,7 @@ import tyro
 
 from common.arguments import require_at_least
 from common.cli import command, command_line
-from common.pcfg.arguments import BayesOptimalArguments, NonterminalArguments
-from PCFG_mlm.arguments import NgramArguments
+from PCFG_mlm.arguments import BayesOptimalArguments, NgramArguments, NonterminalArguments
 
 PROBES: dict[str, Callable[..., Any]] = {
     "ngrams": NgramArguments,

@@ -1,9 +1,11 @@
 """Correlations of every checkpoint of a run with monomials inside and outside the hidden support.
 
     python probe.py --run ../runs/parity_gpt2/laptop
+    python probe.py --run teachers/theirs --d 100 --k 6 --support 3,14,15,92,65,35
 
 Writes probes/monomials.json in the run's directory (arguments other than the defaults become part of the name) after
-each checkpoint; rerun the command to resume. The run may be of `parity_mlp` as well.
+each checkpoint; rerun the command to resume. The run may be of `parity_mlp` as well. The second command probes the
+checkpoints of a teacher that is not a run, and writes to runs/parity_gpt2/probes-of-theirs/ or to --out.
 """
 
 from collections.abc import Sequence

@@ -23,6 +23,11 @@ class DistillationArguments:
 
     teacher: str = ""
     """Directory with checkpoint-<step> folders, or a hub id; by default the run of train.py with this preset."""
+    teacher_pattern: str | None = None
+    """Regular expression of the names of the teacher's checkpoints, with a group step, such as
+    'stage1-step(?P<step>[0-9]+).*'; by default the usual names are known."""
+    trust_trajectory: bool = False
+    """Warn of checkpoints that seem not to be what their names say, instead of refusing them."""
     methods: tuple[Method, ...] = ("ce", "one-shot", "progressive")
     """How students are supervised, one run each; explicit is an old name of custom."""
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -1,4 +1,4 @@
-"""A teacher on the student's data: the curve of its checkpoints, and whether it is better than chance."""
+"""A teacher on the student's data: the curve of its checkpoints, and the report on one of them."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from common.distillation.batches import batch_tensors
+from common.distillation.chance import teacher_report
 from common.distillation.chunks import evaluation_values
 from common.distillation.labelled_head import LabelledHead, argument_names, labelled_positions
-from common.distillation.losses import IGNORED_LABEL
 from common.errors import UserError
 from common.runs.progress import progress
 from common.teachers.curves import Curve
@@ -66,50 +66,26 @@ def evaluate_checkpoints(
     )
 
 
-def chance_accuracy(labels: Sequence[Tensor]) -> float:
-    """The accuracy of always predicting the most frequent label.
+def report_on(
+    model: nn.Module, step: int, batches: Sequence[Any], objective: Objective, device: torch.device | str
+) -> str:
+    """`teacher_report` of a model.
 
     Args:
-        labels: of any shapes, with `IGNORED_LABEL` where there is no label.
+        model: put into evaluation mode, on the device.
+        step: of its checkpoint.
+        batches: as those of `evaluate_checkpoints`.
+        objective: what its logits predict.
+        device: to evaluate on.
 
     Raises:
         UserError: there is no label.
     """
-    flat = torch.cat([tensor.flatten().cpu() for tensor in labels]) if labels else torch.empty(0)
-    _, counts = flat[flat != IGNORED_LABEL].unique(return_counts=True)
-    if not len(counts):
-        raise UserError("the evaluation data has no labels: give data with labels")
-    return int(counts.max()) / int(counts.sum())
-
-
-def is_at_chance(accuracy: float, chance: float, count: int) -> bool:
-    """Whether an accuracy is at the level of chance, or below: at most three standard errors above it.
-
-    Args:
-        accuracy: in [0, 1].
-        chance: `chance_accuracy` of the same labels.
-        count: of these labels.
-    """
-    return accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / count)
-
-
-def teacher_report(step: int, correct: float, labels: Sequence[Tensor]) -> str:
-    """A line on a teacher's accuracy on the student's evaluation data, which says so if that is at chance.
-
-    Args:
-        step: of the checkpoint.
-        correct: number of correct predictions.
-        labels: of any shapes, with `IGNORED_LABEL` where there is no label.
-
-    Raises:
-        UserError: there is no label.
-    """
-    chance = chance_accuracy(labels)
-    count = sum(int((tensor != IGNORED_LABEL).sum()) for tensor in labels)
-    line = f"teacher step {step:,}: accuracy {correct / count:.3f} on the student's evaluation data"
-    if is_at_chance(correct / count, chance, count):
-        return f"warning: {line}, at chance ({chance:.3f}): is it a teacher of this task?"
-    return f"{line} (chance {chance:.3f})"
+    shift = objective == "causal"
+    tensors = [batch_tensors(batch) for batch in batches]
+    labels = [batch["labels"][:, shift:] for batch in tensors]
+    _, accuracy = _evaluate(model.to(device).eval(), tensors, shift, torch.device(device))
+    return teacher_report(step, accuracy, labels)
 
 
 @torch.no_grad()

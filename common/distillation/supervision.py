@@ -1,6 +1,7 @@
 """What a student learns from, by the arguments of distill.py: a teacher's checkpoints, their schedule, and the loss."""
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from common.runs.files import read_json
 from common.runs.run import Run
 from common.teachers.curves import find_log, read_curve
 from common.teachers.discovery import Checkpoint
+from common.teachers.trajectory import require_trajectory
 
 Schedule = Callable[[list[tuple[int, float]]], list[schedules.Segment]]
 """From the student's evaluations so far, (step, accuracy), to its schedule."""
@@ -92,6 +94,34 @@ def supervision(
     )
     check_loss_arguments(found, classes, lambda name: f"--{name.replace('_', '-')}")
     return found
+
+
+def used_checkpoints(students: Iterable[tuple[DistillationArguments, Supervision, int]]) -> list[Checkpoint]:
+    """The checkpoints that supervise one of these students, or may do so, in the order of their steps.
+
+    Args:
+        students: of each, its arguments, what it learns from, and its number of steps.
+    """
+    used: dict[int, Checkpoint] = {}
+    for student, supervised, total in students:
+        steps = {checkpoint for _, _, checkpoint in schedules.spans(supervised.schedule([]), 0, total)}
+        any_of_them = student.methods[0] == "until-saturation"
+        used |= {found.step: found for found in supervised.teacher if any_of_them or found.step in steps}
+    return [used[step] for step in sorted(used)]
+
+
+def trajectory_warnings(checkpoints: Sequence[Checkpoint], trust: bool) -> list[str]:
+    """A line for each thing that is wrong with a teacher's checkpoints, if they are trusted.
+
+    Raises:
+        UserError: something is wrong, and they are not trusted.
+    """
+    return [f"warning: {finding.line}" for finding in require_trajectory(checkpoints, trust)]
+
+
+def print_notes(lines: Sequence[str]) -> None:
+    """Print lines on the teacher, on stderr like the progress."""
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
 
 
 def _schedule(

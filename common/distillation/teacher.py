@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from common.distillation.chance import teacher_report
 from common.distillation.chunks import evaluation_values
-from common.distillation.evaluation import teacher_report
 from common.distillation.labelled_head import LabelledHead, LabelledOutput, argument_names, labelled_positions
 from common.distillation.vocabulary import classes_of, shared_classes, student_tokenizer, tokenizer_of
 from common.errors import UserError
@@ -135,7 +135,8 @@ class Teacher:
             values = evaluation_values(self.output(inputs, positions, step, None, labels.device), labels)
             sums += values.double().sum(0).cpu()
             all_labels.append(labels.cpu())
-        return teacher_report(step, float(sums[1]), all_labels)
+        count = sum(map(len, all_labels))
+        return teacher_report(step, float(sums[1]) / max(count, 1), all_labels)
 
     def release(self) -> None:
         """Free the models."""

@@ -6,12 +6,14 @@ Importing this must stay cheap, as every command starts with it: see `common.cli
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import tyro
 
 from common.arguments import require_at_least, require_seed
 from common.errors import UserError
+from common.probes.arguments import ProbedArguments
 from common.runs.tracking import WandbMode
 
 SETTINGS = ("parity_mlp", "parity_gpt2")
@@ -72,12 +74,20 @@ class Arguments:
     """Remove an existing run and start over."""
 
 
-@dataclass(frozen=True)
-class ProbeArguments:
+@dataclass(frozen=True, kw_only=True)
+class ProbeArguments(ProbedArguments):
     """Arguments of `probe.py`."""
 
-    run: Path
-    """Directory of a run of train.py or distill.py."""
+    d: int | None = None
+    """Number of coordinates (a teacher that is not a run)."""
+    k: int | None = None
+    """Coordinates in the hidden support, of each node (a teacher that is not a run)."""
+    support: str | None = None
+    """Hidden support: first, random, or comma-separated coordinates (a teacher that is not a run)."""
+    labels: int | None = None
+    """Number of classes (a teacher that is not a run); by default 2."""
+    support_seed: int | None = None
+    """Seed of a random support (a teacher that is not a run); by default 0."""
     samples: int = 100_000
     """Number of fresh samples."""
     degrees: tuple[int, ...] = (1, 2, 3, 4, 5)
@@ -92,6 +102,9 @@ class ProbeArguments:
     """Inner node of the tree, in heap order, whose support is probed (hierarchical parity)."""
     device: str = "cpu"
     """Torch device."""
+
+    required = ("d", "k", "support")
+    defaults = MappingProxyType({"labels": 2, "support_seed": 0})
 
 
 def check(arguments: Arguments, rates: tuple[float, ...]) -> None:

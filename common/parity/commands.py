@@ -6,14 +6,25 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from common.arguments import require_at_least, require_seed
 from common.distillation.arguments import require_distinct, resolve_teacher, student_arguments
-from common.distillation.supervision import FROM_LABELS, own_teacher, supervision
+from common.distillation.chance import teacher_report
+from common.distillation.supervision import (
+    FROM_LABELS,
+    own_teacher,
+    print_notes,
+    supervision,
+    trajectory_warnings,
+    used_checkpoints,
+)
 from common.errors import UserError
 from common.parity.arguments import SETTINGS, check
 from common.parity.frozen import load_network
+from common.parity.networks import Network
 from common.parity.students import Student
-from common.parity.task import TASK_ARGUMENTS, task_of
+from common.parity.task import TASK_ARGUMENTS, ParityTask, task_of
 from common.parity.training import Setting, train_together
 from common.runs.names import EXECUTION_ARGUMENTS, ROOT, RUNS, default_name
 from common.runs.processes import join_processes, open_shared_run
@@ -64,8 +75,7 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
     default = _default_teacher(arguments.preset, setting)
     arguments = replace(arguments, teacher=resolve_teacher(arguments.teacher, default, ROOT))
     directory = ROOT / arguments.teacher
-    teacher = find_checkpoints(directory if directory.exists() else arguments.teacher)
-    load_network(local_path(teacher[-1]), task)
+    teacher = find_checkpoints(directory if directory.exists() else arguments.teacher, arguments.teacher_pattern)
     teacher_id = _check_own_teacher(arguments, directory)
 
     def error_rate(record: Mapping[str, Any]) -> float:
@@ -75,6 +85,10 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
         (student, supervision(student, student.steps, teacher, directory, task.classes, error_rate))
         for student in student_arguments(arguments, plural)
     ]
+    used = used_checkpoints((student, supervised, student.steps) for student, supervised in prepared)
+    last = (used or teacher)[-1]
+    network = load_network(local_path(last), task)
+    notes = trajectory_warnings(used, arguments.trust_trajectory)
     processes, device = join_processes(arguments.device)
     setting.check_processes(arguments, processes)
     with ExitStack() as stack:
@@ -91,10 +105,20 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
             initial = setting.new_network(student, getattr(student, setting.sizes)[0], student.seeds[0])
             students.append(Student(run, supervised, initial, student.lr[0]))
         if students:
+            if used and processes.first:
+                print_notes([*notes, _report(network, last.step, task, arguments, setting, device)])
             description = f"{len(students)} students"
             train_together(setting, arguments, students, arguments.stream_seed, description, device, processes)
         for made in students:
             processes.print(f"{made.run.directory}: accuracy {made.records[-1]['accuracy']:.3f}")
+
+
+def _report(teacher: Network, step: int, task: ParityTask, arguments: Any, setting: Setting, device: str) -> str:
+    """A line on a teacher's accuracy on the evaluation data of all students."""
+    bits = task.sample(arguments.stream_seed, "evaluation", 0, arguments.eval_samples)
+    labels = task.labels(bits)
+    predicted = setting.frozen_logits(teacher, task.d, device, setting.precision(arguments))(bits).argmax(axis=1)
+    return teacher_report(step, float((predicted == labels).mean()), [torch.from_numpy(labels)])
 
 
 def _plural(setting: Setting) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from common.errors import UserError
 from common.parity.networks import Network, Tensors, require_shapes
 from common.parity.task import ParityTask
+from common.teachers.loading import read_config
 
 MODEL_TYPE = "gpt2"
 
@@ -133,7 +134,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     if config.get("model_type") != MODEL_TYPE:
         raise UserError(f"a {config.get('model_type')!r} model is not a {MODEL_TYPE!r} model")
     try:
-        full = GPT2Config.from_dict(dict(config)).to_dict()
+        full = GPT2Config.from_dict(_with_truth_values(config)).to_dict()
         activation = "skip" if full.get("skip_feed_forward") else full["activation_function"]
         known: dict[str, FeedForward] = {ACTIVATIONS["gelu"]: "gelu", ACTIVATIONS["linear"]: "linear", "skip": "skip"}
         if activation not in known:
@@ -166,7 +167,16 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
             dropout=full["resid_pdrop"],
         )
     except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
-        raise UserError(f"the config.json of a GPT-2 cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the config.json of a GPT-2 cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _with_truth_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with truth values for the numbers 0 and 1, which earlier versions of transformers accepted."""
+    default = GPT2Config()
+    return {
+        name: bool(value) if isinstance(getattr(default, name, None), bool) and value in (0, 1) else value
+        for name, value in config.items()
+    }
 
 
 def initial_network(shape: Shape, initial_std: float, seed: int) -> Network:
@@ -210,4 +220,4 @@ def checked_network(checkpoint: Path, config: dict[str, Any], tensors: Tensors, 
 
 def load_model(checkpoint: Path) -> ParityGPT2:
     """The network of a checkpoint as a model of transformers, whatever its variant."""
-    return ParityGPT2.from_pretrained(checkpoint)
+    return ParityGPT2.from_pretrained(checkpoint, config=read_config(checkpoint))

@@ -1,4 +1,4 @@
-"""`probe.py` of the settings on parity: correlations of a run's checkpoints with monomials."""
+"""`probe.py` of the settings on parity: correlations of a teacher's checkpoints with monomials."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,9 +11,9 @@ from common.arguments import require_at_least, require_seed
 from common.errors import UserError
 from common.parity.arguments import SETTINGS, ProbeArguments, check_device
 from common.parity.frozen import load_network
-from common.parity.task import task_of
+from common.parity.task import ParityTask, task_of
 from common.parity.training import Setting
-from common.probes.checkpoints import probe_checkpoints
+from common.probes.checkpoints import given_task, probe_checkpoints
 from common.probes.monomials import probe_monomials
 from common.runs.run import Run
 
@@ -22,13 +22,10 @@ def probe(arguments: ProbeArguments, setting: Setting, argv: Sequence[str] = ())
     """Probe every checkpoint that is not in the probe's file yet.
 
     Raises:
-        UserError: an argument is out of range, the directory is not a run of a setting on parity, or it has no
-            checkpoint.
+        UserError: an argument is out of range, the directory is a run of a setting that is not on parity, it is no run
+            and its task is not given, or it has no checkpoint.
     """
-    run = Run(arguments.run)
-    if run.setting not in SETTINGS:
-        raise UserError(f"{arguments.run} is a run of {run.setting}: give a run of {' or '.join(SETTINGS)}")
-    task = task_of(run.config["arguments"])
+    task = _probed_task(arguments)
     if not 0 <= arguments.output < task.classes or not 0 <= arguments.node < len(task.supports):
         raise UserError(
             f"--output is a class, 0 to {task.classes - 1}, and --node an inner node, 0 to {len(task.supports) - 1}; "
@@ -54,4 +51,13 @@ def probe(arguments: ProbeArguments, setting: Setting, argv: Sequence[str] = ())
         )
         return asdict(probe)
 
-    probe_checkpoints(arguments, argv, "monomials", measure, samples=arguments.samples)
+    probe_checkpoints(arguments, argv, setting.name, "monomials", measure, samples=arguments.samples)
+
+
+def _probed_task(arguments: ProbeArguments) -> ParityTask:
+    if (given := given_task(arguments)) is not None:
+        return task_of(given)
+    run = Run(arguments.run)
+    if run.setting not in SETTINGS:
+        raise UserError(f"{arguments.run} is a run of {run.setting}: give a run of {' or '.join(SETTINGS)}")
+    return task_of(run.config["arguments"])

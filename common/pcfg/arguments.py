@@ -6,6 +6,7 @@ Importing this must stay cheap, as every command starts with it: see `common.cli
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import tyro
@@ -13,6 +14,7 @@ import tyro
 from common.arguments import require_at_least
 from common.distillation.arguments import DistillationArguments
 from common.errors import UserError
+from common.probes.arguments import ProbedArguments
 from common.runs.tracking import WandbMode
 
 
@@ -133,11 +135,22 @@ class ExportArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeArguments:
+class TaskArguments(ProbedArguments):
+    """Shared by all probes."""
+
+    grammar: str | None = None
+    """Name of a grammar, or a grammar file (a teacher that is not a run)."""
+    start: str | None = None
+    """Start symbol (a teacher that is not a run); by default the grammar's own."""
+
+    required = ("grammar",)
+    defaults = MappingProxyType({"start": None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeArguments(TaskArguments):
     """Shared by the probes of checkpoints."""
 
-    run: Path
-    """Directory of a run of train.py or distill.py."""
     seed: int = 0
     """Seed of the sentences and of everything else that is random."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -189,8 +202,9 @@ class NonterminalArguments(ProbeArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BayesOptimalArguments:
-    """Loss and accuracy of the Bayes-optimal predictor on the run's evaluation sentences."""
+class BayesOptimalArguments(TaskArguments):
+    """Loss and accuracy of the Bayes-optimal predictor on the run's evaluation sentences; checkpoints are not
+    needed."""
 
-    run: Path
-    """Run directory of train.py or distill.py; checkpoints are not needed."""
+    eval_samples: int | None = None
+    """Evaluation sentences (a teacher that is not a run); by default 4096."""

@@ -5,13 +5,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from common.arguments import require_at_least, require_seed
 from common.distillation.arguments import require_distinct, resolve_teacher, student_arguments
-from common.distillation.supervision import FROM_LABELS, own_teacher, supervision
+from common.distillation.evaluation import report_on
+from common.distillation.supervision import (
+    FROM_LABELS,
+    own_teacher,
+    print_notes,
+    supervision,
+    trajectory_warnings,
+    used_checkpoints,
+)
 from common.errors import DivergedError, UserError
 from common.pcfg.arguments import DistillArguments, TrainArguments, check
+from common.pcfg.batches import evaluation_batches
+from common.pcfg.models import vocabulary_note
 from common.pcfg.task import GrammarTask
 from common.pcfg.training import (
+    EVALUATION_BATCH_SIZE,
     Setting,
     config_of,
     processes_of,
@@ -22,7 +35,8 @@ from common.pcfg.training import (
 )
 from common.runs.names import EXECUTION_ARGUMENTS, ROOT, RUNS, default_name
 from common.runs.processes import open_shared_run
-from common.teachers.discovery import find_checkpoints, local_path
+from common.teachers.discovery import Checkpoint, find_checkpoints, local_path
+from common.teachers.objective import objective_of
 
 PLURAL = ("methods", "student_heads", "steps", "seeds", "checkpoint")
 """Arguments of distillation of which each run has one value."""
@@ -69,8 +83,7 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     default = _default_teacher(arguments.preset, setting)
     arguments = replace(arguments, teacher=resolve_teacher(arguments.teacher, default, ROOT))
     directory = ROOT / arguments.teacher
-    teacher = find_checkpoints(directory if directory.exists() else arguments.teacher)
-    setting.load_model(local_path(teacher[-1]), task)
+    teacher = find_checkpoints(directory if directory.exists() else arguments.teacher, arguments.teacher_pattern)
     teacher_id = _check_own_teacher(arguments, setting, task, directory)
 
     prepared = []
@@ -79,6 +92,11 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
         batches = training_batches(student, task, steps, student.stream_seed)
         supervised = supervision(student, steps, teacher, directory, task.vocabulary, lambda record: record["loss"])
         prepared.append((student, batches, supervised))
+    used = used_checkpoints((student, supervised, student.steps[0]) for student, _, supervised in prepared)
+    last = (used or teacher)[-1]
+    setting.load_model(local_path(last), task)
+    notes = [*vocabulary_note(local_path(last), task), *trajectory_warnings(used, arguments.trust_trajectory)]
+    is_reported = not used
     diverged: list[DivergedError] = []
     for student, batches, supervised in prepared:
         (heads,), (steps,), (seed,) = student.student_heads, student.steps, student.seeds
@@ -86,13 +104,27 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
         trainer_args = trainer_arguments(student, run_directory, steps, seed)
         config = {**config_of(student, task), "teacher_id": teacher_id}
         options = {"argv": argv, "force": student.force, "wandb": student.wandb, "group": student.preset}
-        with open_shared_run(run_directory, config, processes_of(trainer_args), setting=setting.name, **options) as run:
+        processes = processes_of(trainer_args)
+        with open_shared_run(run_directory, config, processes, setting=setting.name, **options) as run:
+            if not (run.complete or is_reported):
+                is_reported = True
+                if processes.first:
+                    print_notes([*notes, _report(last, task, arguments, setting, trainer_args.device)])
             try:
                 train_to_end(student, setting, run, trainer_args, batches, heads, seed, supervised)
             except DivergedError as divergence:
                 diverged.append(divergence)
     if diverged:
         raise diverged[0]
+
+
+def _report(
+    teacher: Checkpoint, task: GrammarTask, arguments: DistillArguments, setting: Setting, device: torch.device
+) -> str:
+    """A line on a teacher's accuracy on the evaluation data of all students."""
+    model = setting.load_model(local_path(teacher), task)
+    held_out = evaluation_batches(task, arguments.eval_samples, EVALUATION_BATCH_SIZE)
+    return report_on(model, teacher.step, held_out, objective_of(model), device)
 
 
 def _default_teacher(preset: str, setting: Setting) -> str:

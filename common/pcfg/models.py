@@ -6,10 +6,12 @@ from typing import Any, TypeVar, cast
 import safetensors
 import torch
 import transformers
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from common.errors import UserError
 from common.pcfg.task import GrammarTask
+from common.teachers.loading import read_config
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -37,7 +39,8 @@ def load_checked(path: Path, task: GrammarTask, model_class: type[Model], name: 
         name: of the architecture, for messages.
 
     Raises:
-        UserError: it is another model, is damaged, or does not fit the task's vocabulary or sentences.
+        UserError: it is another model, is damaged, has fewer tokens than the task, or fewer positions than its
+            sentences need. Of a larger vocabulary, the first tokens are those of the task, and the others are cut.
     """
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
@@ -46,12 +49,13 @@ def load_checked(path: Path, task: GrammarTask, model_class: type[Model], name: 
     if not (path / "config.json").is_file():
         raise UserError(f"{path} has no config.json: {advice}")
     try:
-        config = config_class.from_pretrained(path)
-    except (OSError, TypeError, ValueError) as error:
-        raise UserError(f"{path} has a config.json that cannot be read ({_line(error)}): {advice}") from error
+        config = read_config(path)
+    except UserError as error:
+        cause = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"{path} has a config.json that cannot be read ({cause}): {advice}") from error
     if config.model_type != config_class.model_type:
         raise UserError(f"{path} is a model of type {config.model_type}: {advice}")
-    if config.vocab_size != task.vocabulary:
+    if config.vocab_size < task.vocabulary:
         raise UserError(
             f"{path} has a vocabulary of {config.vocab_size}, but {task.grammar.name} with its "
             f"{task.terminals} terminals needs one of {task.vocabulary}: {advice}"
@@ -76,7 +80,36 @@ def load_checked(path: Path, task: GrammarTask, model_class: type[Model], name: 
     lacking = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
     if lacking:
         raise UserError(f"{path} lacks weights of the {name} that its config.json describes, such as {min(lacking)}")
+    if config.vocab_size > task.vocabulary:
+        _cut_vocabulary(model, task.vocabulary)
     return model
+
+
+def vocabulary_note(path: Path, task: GrammarTask) -> list[str]:
+    """A line that says that `load_checked` cuts the vocabulary of a checkpoint; none if it does not."""
+    size = read_config(path).vocab_size
+    if size == task.vocabulary:
+        return []
+    return [f"{path} has a vocabulary of {size:,}, which is cut to the task's {task.vocabulary}, its first tokens"]
+
+
+def _cut_vocabulary(model: PreTrainedModel, size: int) -> None:
+    """Keep the first tokens of the embedding and of the output layer; no random number is drawn."""
+    embedding: Any = model.get_input_embeddings()
+    output: Any = model.get_output_embeddings()
+    is_tied = output.weight is embedding.weight
+    embedding.weight = _first(embedding.weight, size)
+    embedding.num_embeddings, embedding.padding_idx = size, None
+    output.weight = embedding.weight if is_tied else _first(output.weight, size)
+    output.out_features = size
+    if output.bias is not None:
+        output.bias = _first(output.bias, size)
+        model.set_output_embeddings(output)  # BERT has the bias in two places
+    model.config.vocab_size = size
+
+
+def _first(parameter: nn.Parameter, size: int) -> nn.Parameter:
+    return nn.Parameter(parameter.detach()[:size].clone(), requires_grad=parameter.requires_grad)
 
 
 def _line(error: Exception) -> str:

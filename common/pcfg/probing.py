@@ -11,20 +11,23 @@ import torch
 from numpy.typing import NDArray
 
 from common.arguments import require_at_least, require_seed
+from common.distillation.supervision import print_notes
 from common.errors import UserError
 from common.pcfg.arguments import (
     BayesOptimalArguments,
     NgramArguments,
     NonterminalArguments,
     ProbeArguments,
+    TaskArguments,
     require_positive_lr,
 )
 from common.pcfg.batches import evaluation_batches
 from common.pcfg.inside_outside import ancestor_posteriors
+from common.pcfg.models import vocabulary_note
 from common.pcfg.sampler import Sentences, sample
 from common.pcfg.task import GrammarTask
 from common.pcfg.training import EVALUATION_BATCH_SIZE, Setting, task_of_run
-from common.probes.checkpoints import probe_checkpoints
+from common.probes.checkpoints import given_task, identity, is_run, probe_checkpoints, probe_file
 from common.probes.ngrams import CausalNgramVariants, NgramVariants, Predictor, probe_ngrams
 from common.probes.nonterminals import NO_SYMBOL, Encoder, LabelledSentences, probe_nonterminals
 from common.runs.files import write_file
@@ -32,6 +35,8 @@ from common.runs.run import Run
 
 SPACING = 30
 """Default distance of n-gram positions, in tokens; less for a grammar of short sentences."""
+EVAL_SAMPLES = 4096
+"""Sentences for the Bayes-optimal predictor, of a teacher that is not a run."""
 
 
 def ngrams(
@@ -56,7 +61,7 @@ def ngrams(
     Raises:
         UserError: an argument is out of range, or the directory is not a run of the setting.
     """
-    task = task_of_run(arguments.run, setting)
+    task = probed_task(arguments, setting)
     require_at_least(1, arguments, "sentences", "limit", "columns")
     require_at_least(0, arguments, "positions")
     require_at_least(2, arguments, "sizes")
@@ -99,7 +104,7 @@ def nonterminals(
     require_at_least(0, arguments, "exact")
     require_seed(arguments, "seed")
     require_positive_lr(arguments.lr)
-    task = task_of_run(arguments.run, setting)
+    task = probed_task(arguments, setting)
     training, heldout = (
         labelled_sentences(task, arguments.seed, first, count, arguments.levels)
         for first, count in ((0, arguments.training), (arguments.training, arguments.heldout))
@@ -142,13 +147,32 @@ def bayes_optimal(
     Raises:
         UserError: the directory is not a run of the setting.
     """
-    task = task_of_run(arguments.run, setting)
-    path = arguments.run / "probes" / "bayes_optimal.json"
-    if not path.exists():
+    task = probed_task(arguments, setting)
+    samples = arguments.eval_samples
+    if is_run(arguments.run):
+        if samples is not None:
+            raise UserError(f"{arguments.run} is a run, which says what its task is: leave out --eval-samples")
         samples = Run(arguments.run).config["arguments"]["eval_samples"]
+    elif samples is None:
+        samples = EVAL_SAMPLES
+    else:
+        require_at_least(1, arguments, "eval_samples")
+    path = probe_file(arguments, setting.name, "bayes_optimal")
+    if not path.exists():
         result = values(task, evaluation_batches(task, samples, EVALUATION_BATCH_SIZE))
-        write_file(path, json.dumps({"argv": list(argv), "eval_samples": samples, **result}).encode())
+        whose = {} if path.parent == arguments.run / "probes" else identity(arguments, path)
+        write_file(path, json.dumps({"argv": list(argv), **whose, "eval_samples": samples, **result}).encode())
     print(path)
+
+
+def probed_task(arguments: TaskArguments, setting: Setting) -> Any:
+    """The task of the run that is probed, or the one given for a teacher that is not a run.
+
+    Raises:
+        UserError: the run is of another setting or its grammar has changed; or no task, or an unknown one, is given.
+    """
+    given = given_task(arguments)
+    return task_of_run(arguments.run, setting) if given is None else setting.task(given)
 
 
 def bayes_optimal_levels(task: GrammarTask, data: LabelledSentences) -> list[dict[str, float]]:
@@ -221,9 +245,14 @@ def probe_models(
         raise UserError("--device cuda cannot be used: torch finds no GPU")
     device = "cuda" if arguments.device != "cpu" and torch.cuda.is_available() else "cpu"
 
+    noted: list[str] = []
+
     def measure_checkpoint(checkpoint: Path) -> dict[str, Any]:
         model = setting.load_model(checkpoint, task)
+        if not noted and (lines := vocabulary_note(checkpoint, task)):
+            print_notes(lines)
+            noted.extend(lines)
         model.to(device)  # type: ignore[arg-type]
         return measure(model)
 
-    probe_checkpoints(arguments, argv, name, measure_checkpoint, once)
+    probe_checkpoints(arguments, argv, setting.name, name, measure_checkpoint, once)

@@ -154,6 +154,7 @@ def train_to_end(
         eval_dataset=ReadyBatches(held_out),
         load_teacher=lambda path: setting.load_model(path, task),
         run=run,
+        check_teacher=False,  # the command has done so, once for all students
         **vars(supervision),
     )
     train_run(trainer, run.directory.name)

@@ -1,27 +1,101 @@
-"""A probe of every checkpoint of a run, and the JSON file that it writes in the run's directory.
+"""A probe of every checkpoint of a run, and the JSON file that it writes in the run's directory; or of any teacher.
 
 The file has one entry for each checkpoint, and what is measured without one. It is written after each measurement, so
 that an interrupted probe resumes and only new checkpoints are probed.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.runs.files import write_file
-from common.runs.names import default_name
+from common.errors import UserError, listed
+from common.probes.arguments import ProbedArguments
+from common.runs.files import read_json, write_file
+from common.runs.names import RUNS, default_name
 from common.runs.progress import progress
 from common.teachers.discovery import find_checkpoints, local_path
 
-UNNAMED = ("run", "device", "columns")
+UNNAMED = ("run", "out", "device", "columns")
 """Arguments that change no result, and are no part of the file's name."""
 
 
+def given_task(arguments: ProbedArguments) -> dict[str, Any] | None:
+    """The arguments of the task of a teacher that is not a run of this project; None for a run.
+
+    Raises:
+        UserError: one is missing, or it is a run, which says its task itself.
+    """
+    names = (*arguments.required, *arguments.defaults)
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    if is_run(arguments.run):
+        if given:
+            raise UserError(f"{arguments.run} is a run, which says what its task is: leave out {_flags(given)}")
+        return None
+    if missing := [name for name in arguments.required if name not in given]:
+        raise UserError(
+            f"{arguments.run} is not a run of this project, which would say what its task is: give {_flags(missing)}"
+        )
+    return {**arguments.defaults, **given}
+
+
+def is_run(directory: Path) -> bool:
+    """Whether a directory has the config.json of a run of this project, be it of an earlier version."""
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    return isinstance(config, dict) and "arguments" in config
+
+
+def probe_file(arguments: ProbedArguments, setting: str, name: str) -> Path:
+    """The file of a probe's results: --out, one in the run's directory, or one of ours for another teacher.
+
+    Args:
+        arguments: of the command, with defaults for everything but `run`.
+        setting: of the command.
+        name: of the probe; arguments other than the defaults are appended to it.
+
+    Raises:
+        UserError: it is a directory, or holds a probe of another teacher.
+    """
+    own = is_run(arguments.run)
+    folder = arguments.run / "probes" if own else RUNS / setting / f"probes-of-{arguments.run.resolve().name}"
+    defaults = type(arguments)(run=arguments.run)
+    path = arguments.out or folder / f"{default_name(arguments, defaults, name, exclude=UNNAMED)}.json"
+    if path.is_dir():
+        raise UserError(f"--out {path} is a directory: give a file")
+    if path.exists() and (arguments.out is not None or not own):
+        content = read_json(path, "give another --out")
+        for what, mine in identity(arguments, path).items():
+            if content.get(what) != json.loads(json.dumps(mine)):
+                raise UserError(f"{path} holds a probe of other {what} ({content.get(what)}): give another --out")
+    return path
+
+
+def identity(arguments: ProbedArguments, path: Path) -> dict[str, Any]:
+    """What a probe's file says of the command: its settings, and whose checkpoints, if that does not show in its path.
+
+    Args:
+        arguments: of the command.
+        path: of the file.
+    """
+    settings = {key: value for key, value in asdict(arguments).items() if key not in UNNAMED}
+    if settings["teacher_pattern"] is None:
+        del settings["teacher_pattern"]
+    for key in (*arguments.required, *arguments.defaults):
+        del settings[key]
+    if path.parent == arguments.run / "probes":
+        return {"settings": settings}
+    run = str(arguments.run.resolve() if arguments.run.exists() else arguments.run)
+    return {"run": run, "settings": {**settings, **(given_task(arguments) or {})}}
+
+
 def probe_checkpoints(
-    arguments: Any,
+    arguments: ProbedArguments,
     argv: Sequence[str],
+    setting: str,
     name: str,
     measure: Callable[[Path], dict[str, Any]],
     once: Mapping[str, Callable[[], object]] | None = None,
@@ -30,22 +104,23 @@ def probe_checkpoints(
     """Measure what is not in the probe's file yet, and print the file's name.
 
     Args:
-        arguments: of the command, a dataclass with `run` and defaults for everything else.
+        arguments: of the command, with defaults for everything but `run`.
         argv: the command, for the file.
+        setting: of the command.
         name: of the probe; arguments other than the defaults are appended to it.
         measure: from a checkpoint's directory to JSON values.
         once: what is measured without a checkpoint, by name.
         samples: per checkpoint, to show the speed.
 
     Raises:
-        UserError: the run has no checkpoint.
+        UserError: the run has no checkpoint, or the file is of another probe.
     """
-    checkpoints = find_checkpoints(arguments.run)
-    defaults = type(arguments)(run=arguments.run)
-    path = arguments.run / "probes" / f"{default_name(arguments, defaults, name, exclude=UNNAMED)}.json"
-    settings = {key: value for key, value in asdict(arguments).items() if key not in UNNAMED}
+    checkpoints = find_checkpoints(arguments.run, arguments.teacher_pattern)
+    path = probe_file(arguments, setting, name)
     content: dict[str, Any] = (
-        json.loads(path.read_text()) if path.exists() else {"argv": list(argv), "settings": settings, "checkpoints": []}
+        json.loads(path.read_text())
+        if path.exists()
+        else {"argv": list(argv), **identity(arguments, path), "checkpoints": []}
     )
     done = {entry["step"]: entry for entry in content["checkpoints"]}
     for key, value in (once or {}).items():
@@ -61,3 +136,7 @@ def probe_checkpoints(
             write_file(path, json.dumps(content).encode())
             show(len(done), checkpoint=checkpoint.step)
     print(path)
+
+
+def _flags(names: Iterable[str]) -> str:
+    return listed(f"--{name.replace('_', '-')}" for name in names)

@@ -150,7 +150,8 @@ def open_run(
 ) -> Iterator[Run]:
     """Start a run, or resume one that was started with the same arguments; its directory is locked meanwhile.
 
-    `EXECUTION_ARGUMENTS` may differ from those that the run was started with.
+    `EXECUTION_ARGUMENTS` may differ from those that the run was started with, and an option that is newer than the run
+    may be None.
 
     Args:
         directory: created if it does not exist.
@@ -235,7 +236,7 @@ def _refuse_different_run(run: Run, setting: str, given: dict[str, Any]) -> None
     differences = [
         f"{name} is {existing.get(name, 'absent')} there and {given.get(name, 'absent')} here"
         for name in names
-        if name not in existing or name not in given or existing[name] != given[name]
+        if name not in given or existing.get(name) != given[name]
     ]
     if differences:
         shown = ", ".join(differences[:3]) + (f" and {len(differences) - 3} more" if len(differences) > 3 else "")

@@ -1,9 +1,10 @@
-"""Commands on a teacher: check its checkpoints, download them ahead of time, choose those to learn from.
+"""Commands on a teacher: check its checkpoints, download them ahead, choose those to learn from, convert pickles.
 
 python -m common.teachers check runs/parity_mlp/laptop
 python -m common.teachers check EleutherAI/pythia-70m
 python -m common.teachers cache EleutherAI/pythia-70m --steps 0 10000 --dry-run
 python -m common.teachers choose runs/PCFG_mlm/laptop
+python -m common.teachers import published/mlp --out teachers/mlp
 """
 
 import tyro
@@ -12,12 +13,13 @@ from common.cli import command
 from common.distillation.choosing import ChooseArguments, choose_command
 from common.teachers.caching import CacheArguments, cache
 from common.teachers.checking import CheckArguments, check
+from common.teachers.importing import ImportArguments, import_teacher
 
 
 def main() -> None:
     """Parse the command line."""
     arguments = tyro.extras.subcommand_cli_from_dict(
-        {"check": CheckArguments, "cache": CacheArguments, "choose": ChooseArguments},
+        {"check": CheckArguments, "cache": CacheArguments, "choose": ChooseArguments, "import": ImportArguments},
         prog="python -m common.teachers",
         description=(__doc__ or "").splitlines()[0],
     )
@@ -28,6 +30,8 @@ def main() -> None:
             cache(arguments)
         case ChooseArguments():
             choose_command(arguments)
+        case ImportArguments():
+            import_teacher(arguments)
 
 
 if __name__ == "__main__":

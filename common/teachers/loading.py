@@ -16,6 +16,7 @@ from typing import Any
 import safetensors
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
@@ -139,9 +140,10 @@ def read_config(path: Path) -> PretrainedConfig:
         default = AutoConfig.for_model(kind)
         known = {name: bool(value) for name, value in values.items() if isinstance(getattr(default, name, None), bool)}
         config = type(default).from_dict({**values, **known})
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        cause = " ".join(str(error).split())  # of several lines, of which the first does not say what is wrong
         raise UserError(
-            f"{file} does not describe a model of transformers ({_line(error)}): give load_teacher for another kind"
+            f"{file} does not describe a model of transformers ({cause}): give load_teacher for another kind"
         ) from error
     if config.is_encoder_decoder:
         raise UserError(f"{path} is a {kind} model, with an encoder and a decoder: give a causal or masked one")

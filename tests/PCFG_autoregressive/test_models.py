@@ -107,7 +107,7 @@ def make_bert(path):
     ("damage", "message"),
     [
         (make_bert, "is a model of type bert: give a GPT-2 that was trained on this grammar"),
-        (lambda path: change_config(path, vocab_size=9), "has a vocabulary of 9, but small .* 3 terminals .* one of 8"),
+        (lambda path: change_config(path, vocab_size=7), "has a vocabulary of 7, but small .* 3 terminals .* one of 8"),
         (lambda path: change_config(path, n_positions=34), "has 34 positions, but sentences .* need 35"),
         (lambda path: change_config(path, n_layer=3), r"lacks weights of the GPT-2 .* such as transformer\.h\.2\."),
         (lambda path: cut(path / "model.safetensors"), "weights in .* are missing or damaged"),

@@ -201,7 +201,7 @@ DENSE = "cls.predictions.transform.dense.weight"
         (make_gpt2, "is a model of type gpt2"),
         (make_headless, "lacks weights .* such as cls.predictions.bias"),
         (make_pickle, r"weights in .* are missing or damaged \(Error no file named model.safetensors"),
-        (lambda path: change_config(path, vocab_size=9), "has a vocabulary of 9, but small .* 3 terminals .* one of 8"),
+        (lambda path: change_config(path, vocab_size=7), "has a vocabulary of 7, but small .* 3 terminals .* one of 8"),
         (lambda path: change_config(path, max_position_embeddings=33), "has 33 positions, but sentences .* need 34"),
         (lambda path: change_config(path, num_hidden_layers=3), r"lacks weights .* such as bert.encoder.layer\.2\."),
         (lambda path: change_config(path, num_attention_heads=3), "weights in .* are missing or damaged .* multiple"),

@@ -10,8 +10,9 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
+from common.distillation.chance import chance_accuracy, is_at_chance
 from common.distillation.choosing import choose_schedule
-from common.distillation.evaluation import chance_accuracy, evaluate_checkpoints, is_at_chance
+from common.distillation.evaluation import evaluate_checkpoints
 from common.errors import UserError
 from common.teachers.discovery import Checkpoint, find_checkpoints
 from tests.trainers import HELD_OUT, STUDENTS, evaluate_by_hand, load_plain, load_teacher

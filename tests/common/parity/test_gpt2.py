@@ -251,3 +251,18 @@ def test_initial_weights_are_those_that_transformers_draws(name):
     assert tensors.keys() == parameters(stock).keys()
     for key, value in parameters(stock).items():
         np.testing.assert_array_equal(tensors[key], value.detach().numpy())
+
+
+@pytest.mark.parametrize("tied", [0, 1])
+def test_truth_values_that_are_numbers_as_published(tmp_path, tied):
+    network = initial_network(replace(PLAIN, tied=bool(tied)), 0.02, 0)
+    save_checkpoint(tmp_path, 1, network.tensors, {**network.config, "tie_word_embeddings": tied})
+    assert shape_of(load_network(tmp_path / "checkpoint-1", TASK).config).tied == bool(tied)
+    assert load_model(tmp_path / "checkpoint-1").config.tie_word_embeddings is bool(tied)
+
+
+def test_a_config_that_is_refused_is_refused_with_the_cause(tmp_path):
+    network = initial_network(PLAIN, 0.02, 0)
+    save_checkpoint(tmp_path, 1, network.tensors, {**network.config, "n_layer": "two"})
+    with pytest.raises(UserError, match=r"checkpoint-1: .*'n_layer' expected int, got str \(value: 'two'\)$"):
+        load_network(tmp_path / "checkpoint-1", TASK)

@@ -6,10 +6,12 @@ import shlex
 import shutil
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from common.distillation import run_loop
+from common.distillation.supervision import FROM_LABELS
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.pcfg import commands as pcfg_commands
 from common.pcfg.grammar_files import GRAMMARS, parse_grammar
@@ -217,8 +219,8 @@ def save_model_of(pcfg, text, directory):
     ("make", "message"),
     [
         (
-            lambda pcfg, teacher: save_model_of(pcfg, "S -> a b c d", teacher),
-            "has a vocabulary of 9, but small with its 3 terminals needs one of 8",
+            lambda pcfg, teacher: save_model_of(pcfg, "S -> a b", teacher),
+            "has a vocabulary of 7, but small with its 3 terminals needs one of 8",
         ),
         (lambda pcfg, teacher: save_model_of(pcfg, "S -> 1 2 3", teacher), "positions, but sentences of small from 13"),
         (lambda pcfg, teacher: pcfg.other_model().save_pretrained(teacher / "checkpoint-10"), "is a model of type"),
@@ -310,7 +312,15 @@ OTHERS = {
 }
 OTHER_TRAIN = {"heads": 2, "steps": 61, "seed": 1}
 OTHER_DISTILL = {
-    **{"teacher": "elsewhere", "methods": ("ce",), "seeds": (1,), "stream_seed": 1, "teacher_every": 3, "steps": (61,)},
+    **{
+        "teacher": "elsewhere",
+        "teacher_pattern": "(?P<step>[0-9]+)",
+        "methods": ("ce",),
+        "seeds": (1,),
+        "stream_seed": 1,
+        "teacher_every": 3,
+        "steps": (61,),
+    },
     **{"teacher_checkpoints": 2, "teacher_range": (10, 20), "checkpoint": ("20",), "first_steps": 21, "speed": 2.0},
     **{"segments": ("10:5", "20"), "saturation_window": 4, "saturation_threshold": 0.02, "saturation_steps": 21},
     **{"temperature": 1.0, "end_temperature": 1.0, "annealing": "logarithmic", "top_k": 2, "alpha": (0.5,)},
@@ -331,8 +341,13 @@ def directory_of(pcfg, monkeypatch, name, arguments):
 
     stand_in = {
         **{"task_of": lambda *arguments: pcfg.task(SMALL), "training_batches": lambda *arguments: None},
-        **{"find_checkpoints": lambda teacher: [None], "local_path": str, "open_shared_run": stop},
-        **{"own_teacher": lambda *arguments: None, "supervision": lambda *arguments: None},
+        **{
+            "find_checkpoints": lambda *arguments: [SimpleNamespace(step=1)],
+            "local_path": str,
+            "open_shared_run": stop,
+        },
+        **{"own_teacher": lambda *arguments: None, "supervision": lambda *arguments: FROM_LABELS},
+        **{"vocabulary_note": lambda *arguments: []},
         **{"trainer_arguments": lambda *arguments: None, "processes_of": lambda trainer_args: None},
     }
     with monkeypatch.context() as patch:
@@ -364,7 +379,9 @@ def test_runs_that_differ_in_one_argument_have_names_of_their_own(pcfg, monkeypa
     directories = {key: directory_of(pcfg, monkeypatch, name, arguments) for key, arguments in changed.items()}
     assert all(directory.parent == ROOT / "runs" / pcfg.name for directory in directories.values())
     assert len({directory.name.lower() for directory in directories.values()}) == len(changed)
-    for other, value in {"out": None, "force": True, "device": "cpu", "wandb": "offline"}.items():
+    execution = {"out": None, "force": True, "device": "cpu", "wandb": "offline", "trust_trajectory": True}
+    for other in asdict(base).keys() & execution.keys():
+        value = execution[other]
         changed_directory = directory_of(pcfg, monkeypatch, name, replace(base, **{other: value}))
         assert changed_directory == directories["nothing"]
 

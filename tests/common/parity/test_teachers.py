@@ -1,0 +1,93 @@
+"""Other people's teachers of both settings: what `distill.py` says of them before it trains, and what it refuses."""
+
+import json
+import shutil
+
+import pytest
+
+from common.parity.frozen import frozen_logits, load_network
+from common.runs.run import Run
+from tests.commands import files
+
+
+@pytest.fixture
+def foreign(case, teacher, tmp_path):
+    """The teacher's checkpoints without its run."""
+    for checkpoint in teacher.glob("checkpoint-*"):
+        shutil.copytree(checkpoint, tmp_path / "foreign" / checkpoint.name)
+    return tmp_path / "foreign"
+
+
+def notes(case, capsys, *words):
+    """What a command that succeeds writes on stderr before it trains."""
+    code, lines = case.start(capsys, *words)
+    assert code == 0, lines
+    return [line for line in lines if "teacher step" in line or line.startswith("warning: ")]
+
+
+def accuracy(case, checkpoint, task, samples):
+    bits = task.sample(1000, "evaluation", 0, samples)
+    logits = frozen_logits(load_network(checkpoint, task), case.d, "cpu")(bits)
+    return (logits.argmax(1) == task.labels(bits)).mean()
+
+
+def test_the_accuracy_of_the_last_checkpoint_in_use_is_printed_once(case, capsys, tmp_path, foreign):
+    step = 20 * case.unit
+    words = [*case.distill, "--methods", "custom", "--segments", f"{10 * case.unit}:2", step, "--seeds", 0, 1]
+    words += ["--eval-samples", 4096, "--teacher", foreign, "--out", tmp_path / "students"]
+    (line,) = notes(case, capsys, *words)
+    expected = accuracy(case, foreign / f"checkpoint-{step}", case.task, 4096)
+    assert f"teacher step {step:,}: accuracy {expected:.3f} on the student's evaluation data" in line
+    assert notes(case, capsys, *words) == []  # all runs are complete
+
+
+def test_a_teacher_of_another_parity_is_a_warning(case, capsys, tmp_path, foreign):
+    words = [*case.distill, "--k", case.k + 1, "--methods", "one-shot", "--teacher", foreign]
+    (line,) = notes(case, capsys, *words, "--out", tmp_path / "student")
+    assert line.startswith(f"warning: teacher step {30 * case.unit:,}: accuracy 0.")
+    assert "at chance (0.5" in line
+
+
+def test_students_of_the_labels_have_no_teacher_to_report(case, capsys, tmp_path, foreign):
+    words = [*case.distill, "--methods", "ce", "--teacher", foreign, "--out", tmp_path / "student"]
+    assert notes(case, capsys, *words) == []
+
+
+def test_checkpoints_of_another_step_are_refused_unless_they_are_trusted_or_not_used(case, capsys, tmp_path, foreign):
+    second, last = (f"checkpoint-{units * case.unit}" for units in (20, 30))
+    shutil.rmtree(foreign / second)
+    shutil.copytree(foreign / last, foreign / second)
+    words = [*case.distill, "--teacher", foreign, "--out", tmp_path / "students", "--methods"]
+    line = case.fail_in_one_line(capsys, *words, "ce", "progressive")
+    assert f"step {20 * case.unit} holds the weights of the last step" in line
+    assert "--trust-trajectory" in line
+    assert not (tmp_path / "students").exists()
+    found, _ = notes(case, capsys, *words, "progressive", "--trust-trajectory")
+    assert found.startswith(f"warning: step {20 * case.unit} holds the weights of the last step")
+    shutil.rmtree(tmp_path / "students")
+    case.succeed(capsys, *words, "one-shot")
+    assert Run(tmp_path / "students").complete
+
+
+def test_checkpoints_by_other_names(case, capsys, tmp_path, foreign):
+    for number in (10, 20, 30):
+        (foreign / f"checkpoint-{number * case.unit}").rename(foreign / f"after{number}")
+    words = [*case.distill, "--methods", "custom", "--segments", "10:5", "20", "--teacher", foreign]
+    words += ["--out", tmp_path / "student"]
+    assert "--teacher-pattern" in case.fail_in_one_line(capsys, *words)
+    case.succeed(capsys, *words, "--teacher-pattern", "after(?P<step>[0-9]+)")
+    assert [record["teacher"] for record in Run(tmp_path / "student").records()][-1] == 20
+
+
+def test_a_run_that_is_older_than_the_options_resumes(case, capsys, tmp_path, teacher):
+    words = [*case.distill, "--methods", "one-shot", "--teacher", teacher, "--out", tmp_path / "student"]
+    case.succeed(capsys, *words)
+    config = json.loads((tmp_path / "student" / "config.json").read_text())
+    for name in ("teacher_pattern", "trust_trajectory"):
+        del config["arguments"][name]
+    (tmp_path / "student" / "config.json").write_text(json.dumps(config))
+    before = files(tmp_path / "student")
+    assert case.succeed(capsys, *words, "--trust-trajectory") == f"{tmp_path / 'student'} is complete\n"
+    assert files(tmp_path / "student") == before
+    line = case.fail_in_one_line(capsys, *words, "--teacher-pattern", "checkpoint-(?P<step>.*)")
+    assert "teacher_pattern is absent there" in line
