@@ -279,7 +279,7 @@ def test_a_student_does_not_learn_to_copy_its_input(tmp_path, kind):
             return {"input_ids": tokens, "labels": tokens}
 
     student = student_of(kind)
-    args = arguments(tmp_path, steps=60, lr=0.05)
+    args = arguments(tmp_path, steps=40, lr=0.05, batch_size=32)
     held_out = ReadyBatches([Tokens().batch(1000)])
     suite = save_suite(tmp_path / "teacher", "llama")
     options = {"train_dataset": Tokens(), "eval_dataset": held_out, "alpha": 1.0}
@@ -304,7 +304,7 @@ def test_a_teacher_is_tried_on_the_evaluation_data_before_training(tmp_path, cap
     save_suite(suite, "bert")
     trainer = trainer_of(tmp_path, make("bert", 1), suite, **options)
     trainer.train()
-    loss, accuracy = evaluate_by_hand(loaded(suite, 20), HELD_OUT)
+    _, accuracy = evaluate_by_hand(loaded(suite, 20), HELD_OUT)
     assert capsys.readouterr().out.startswith(f"warning: teacher step 20: accuracy {accuracy:.3f} on the student's")
 
     trained = trainer_of(tmp_path, make("bert", 3, 24), args=arguments(tmp_path, steps=200))
@@ -317,7 +317,7 @@ def test_a_teacher_is_tried_on_the_evaluation_data_before_training(tmp_path, cap
     line = capsys.readouterr().out
     assert line.startswith(f"teacher step 20: accuracy {accuracy:.3f} on the student's evaluation data (chance 0.")
     trainer_of(tmp_path, make("bert", 1), suite, check_teacher=False, **options).train()
-    assert capsys.readouterr().out == ""
+    assert "teacher step" not in capsys.readouterr().out
 
 
 def test_a_trajectory_with_two_architectures_is_trusted_only_on_request(tmp_path):

@@ -33,7 +33,6 @@ from tests.trainers import (
     make_batch,
     recorded_arguments,
     run_with_dropout,
-    samples,
     schedule_by_hand,
     send_stop_signal,
     train_by_hand,
