@@ -45,7 +45,7 @@ def make_batch(step: int, size: int, device: str) -> tuple[Tensor, Tensor]:
 def train_teacher(directory: Path, width: int, steps: int, every: int, device: str) -> list[Checkpoint]:
     """Learn from the labels, and save a file per checkpoint."""
     model = network(width).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     checkpoints = []
     directory.mkdir(parents=True, exist_ok=True)
     for step in range(1, steps + 1):
@@ -64,7 +64,7 @@ def train_student(
 ) -> nn.Module:
     """Learn from the checkpoint that the schedule names for each step, or from the labels if it names none."""
     student.to(device)
-    optimizer = torch.optim.Adam(student.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
     for step in range(steps):
         inputs, labels = make_batch(10**6 + step, 64, device)
         logits = student(inputs)
@@ -82,10 +82,10 @@ def train_student(
 
 def main(
     directory: Path = Path("runs/plain_torch"),
-    width: int = 512,
+    width: int = 256,
     student_width: int = 16,
-    steps: int = 2000,
-    every: int = 200,
+    steps: int = 1000,
+    every: int = 100,
     device: str = "cpu",
 ) -> None:
     """Train a teacher and three students of it.

@@ -69,15 +69,15 @@ def test_a_suite_on_the_hub_trains_as_its_local_copy(tmp_path, suite, offline):
     assert len(read) == len(set(read)) == len(PYTHIA_STEPS)
     assert most == 2
     assert logged(trainer, "teacher") == [step for step in PYTHIA_STEPS for _ in range(2)]
-    assert trainer._teacher.classes == len(byte_pairs())
+    assert trainer._teacher.classes == 100  # of 128
     local, _, _ = train(tmp_path / "local", suite)
     assert logged(trainer, "loss") == logged(local, "loss")
     assert_same_model(trainer.model, local.model, atol=0)
 
 
 def test_checkpoints_of_a_suite_without_a_log_are_chosen_by_the_logarithm(offline):
-    schedule, choice = choose_schedule(PYTHIA, every=3, number=4)
-    assert choice.checkpoints == (2, 8, 16, 64)
+    schedule, choice = choose_schedule(PYTHIA, every=3, number=3)
+    assert choice.checkpoints == (4, 16, 64)
     assert schedule == progressive(choice.checkpoints, 3)
     assert "there is no training curve" in choice.reason
 
