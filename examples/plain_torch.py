@@ -2,8 +2,8 @@
 
     python examples/plain_torch.py
 
-A teacher learns the parity of 3 of 12 bits and saves its state as it goes. Three smaller students learn from the labels,
-from its final state and from its successive states.
+A teacher learns the parity of 3 of 12 bits and saves its state as it goes. Three smaller students learn from the
+labels, from its final state and from its successive states.
 """
 
 from collections.abc import Sequence
