@@ -10,7 +10,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, TrainerCallback
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    ModernBertForMaskedLM,
+    TrainerCallback,
+)
 
 from common.distillation.batches import ReadyBatches
 from common.distillation.run_loop import RunTrainer, train_run, training_arguments
@@ -67,6 +74,8 @@ def gpt2(seed, width=8, layers=1):
 
 
 STUDENTS = {"bert": bert, "gpt2": gpt2, "plain": Plain}
+UNSHIFTED = BertForMaskedLM, ModernBertForMaskedLM, Plain
+"""Models whose logits predict the label of their own position; those of all others predict the next one's."""
 
 
 def load_plain(path):
@@ -131,7 +140,7 @@ def labelled(model, batch):
     """Logits at the labels' positions, and the labels, selected from the whole output."""
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])["logits"]
     labels = batch["labels"]
-    if isinstance(model, GPT2LMHeadModel):
+    if not isinstance(model, UNSHIFTED):
         logits, labels = logits[:, :-1], labels[:, 1:]
     chosen = labels != -100
     return logits[chosen], labels[chosen]

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import safetensors
 import torch
@@ -62,17 +62,27 @@ class Teachers:
         """Teacher step of the checkpoint in use."""
         return self._current and self._current[0]
 
-    def load(self, step: int, then: int | None = None, device: torch.device | str = "cpu") -> nn.Module:
+    @overload
+    def load(self, step: int, then: int | None = None, device: torch.device | str = "cpu") -> nn.Module: ...
+
+    @overload
+    def load(
+        self, step: int | None, then: int | None = None, device: torch.device | str = "cpu"
+    ) -> nn.Module | None: ...
+
+    def load(self, step: int | None, then: int | None = None, device: torch.device | str = "cpu") -> nn.Module | None:
         """The checkpoint of teacher step `step`, frozen and in evaluation mode; the previous one is freed first.
 
         Args:
-            step: teacher step.
+            step: teacher step; None gives None, as for the steps of `ce_only`.
             then: teacher step that is asked for next; its weights are read into host memory meanwhile.
             device: of the model.
 
         Raises:
             Exception: any error of loading the checkpoint, unchanged.
         """
+        if step is None:
+            return None
         if self._current is None or self._current[0] != step:
             self._current = None
             self._current = step, self._loaded(step).to(device).eval().requires_grad_(False)

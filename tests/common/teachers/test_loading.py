@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from common.distillation.schedules import ce_only, checkpoint_at, next_checkpoint
 from common.teachers.discovery import Checkpoint
 from common.teachers.loading import Teachers
 from tests.trainers import Plain, assert_same_model
@@ -46,3 +47,9 @@ def test_a_teacher_that_was_not_prefetched_is_loaded_when_it_is_needed():
     assert models[0] is models[1]
     assert_same_model(models[2], Plain(3), atol=0)
     assert loaded == [1, 2, 3]
+
+
+def test_no_teacher_is_loaded_for_steps_without_one():
+    chosen = Teachers([], Plain)
+    assert chosen.load(checkpoint_at(ce_only(), 0), next_checkpoint(ce_only(), 0)) is None
+    assert chosen.current_step is None
