@@ -101,17 +101,17 @@ class LabelledHead:
         self._probe: Tensor | None = None
         self._skips_layer = False
         self._model = inner = unwrap(model)
-        self._layer: Any = inner.get_output_embeddings() if isinstance(inner, PreTrainedModel) else None
-        name = TRANSFORMS.get(type(inner))
-        entry: Any = self._layer if name is None else getattr(inner, name)
-        self._hooks = []
-        if entry is not None:
+        layer: Any = inner.get_output_embeddings() if isinstance(inner, PreTrainedModel) else None
+        self._layer, self._hooks = layer, []
+        if layer is not None:
+            name = TRANSFORMS.get(type(inner))
+            entry: Any = layer if name is None else getattr(inner, name)
             self._hooks = [
                 entry.register_forward_pre_hook(self._select),
-                self._layer.register_forward_pre_hook(self._take_hidden),
-                self._layer.register_forward_hook(self._give_hidden),
+                layer.register_forward_pre_hook(self._take_hidden),
+                layer.register_forward_hook(self._give_hidden),
             ]
-        self.permits_chunks = type(self._layer) is nn.Linear
+        self.permits_chunks = type(layer) is nn.Linear
         """Whether logits can be made outside the model."""
 
     def __call__(

@@ -24,6 +24,7 @@ from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.errors import UserError
 from common.runs.resume import load_resume
 from common.runs.run import open_run
+from tests.commands import save_often
 from tests.trainers import (
     CLASSES,
     HELD_OUT,
@@ -39,7 +40,6 @@ from tests.trainers import (
     gpt2,
     kill_by_exception,
     recorded_arguments,
-    save_often,
 )
 
 

@@ -19,7 +19,7 @@ from common.distillation.run_loop import RunTrainer, train_run
 from common.errors import UserError
 from common.runs.processes import Processes, open_shared_run
 from common.runs.run import Run
-from tests.commands import ROOT, stopped
+from tests.commands import ROOT, save_often, stopped
 from tests.datasets import SAMPLES, Stateful, Stream, masking, token_rows
 from tests.trainers import (
     BATCH,
@@ -33,7 +33,6 @@ from tests.trainers import (
     make_batch,
     recorded_arguments,
     samples,
-    save_often,
     send_stop_signal,
 )
 
