@@ -48,9 +48,11 @@ from tests.trainers import (
 STEPS = 4
 SCHEDULE = [Segment(0, 10), Segment(2, 20)]
 TABLE = [
+    ("gpt2", "gpt2"),
     ("gpt2", "gpt_neox"),
     ("bert", "bert"),
     ("bert", "modernbert"),
+    ("modernbert", "modernbert"),
     ("modernbert", "bert"),
     ("gpt_neox", "gpt_neox"),
     ("gpt_neox", "llama"),

@@ -1,14 +1,20 @@
-"""Teachers in memory: prefetched, or loaded when needed."""
+"""Teachers in memory: prefetched, or loaded when needed; models of transformers as it loads them itself."""
 
 import threading
 from pathlib import Path
 
+import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from common.distillation.schedules import ce_only, checkpoint_at, next_checkpoint
+from common.errors import UserError
 from common.teachers.discovery import Checkpoint
-from common.teachers.loading import Teachers
-from tests.trainers import Plain, assert_same_model
+from common.teachers.loading import Teachers, build_model, read_model
+from tests.models import MORE, save_suite
+from tests.trainers import Plain, assert_same_model, make_batch
 
 CPU = torch.device("cpu")
 
@@ -53,3 +59,47 @@ def test_no_teacher_is_loaded_for_steps_without_one():
     chosen = Teachers([], Plain)
     assert chosen.load(checkpoint_at(ce_only(), 0), next_checkpoint(ce_only(), 0)) is None
     assert chosen.current_step is None
+
+
+# Models of transformers
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["gpt2", "bert", *MORE])
+def test_a_checkpoint_is_the_model_that_transformers_loads(tmp_path, kind, dtype):
+    path = save_suite(tmp_path, kind, (10,), dtype) / "checkpoint-10"
+    objective, auto = "causal", AutoModelForCausalLM
+    if kind in ("bert", "modernbert"):
+        objective, auto = "masked", AutoModelForMaskedLM
+    model = build_model(read_model(path), objective).eval()
+    expected = auto.from_pretrained(path, dtype=dtype).eval()
+    assert type(model) is type(expected)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    batch = {name: tensor for name, tensor in make_batch(0).items() if name != "labels"}
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).logits, expected(**batch).logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("verbosity", [transformers.logging.DEBUG, transformers.logging.ERROR])
+@pytest.mark.parametrize("damage", ["lacks", "besides the model's", "in other shapes"])
+def test_weights_that_are_not_the_model_s_are_refused_whatever_the_verbosity(tmp_path, damage, verbosity):
+    path = save_suite(tmp_path, "llama", (10,)) / "checkpoint-10"
+    tensors = load_file(path / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    match damage:
+        case "lacks":
+            del tensors[name]
+        case "besides the model's":
+            name = "model.layers.7.mlp.up_proj.weight"
+            tensors[name] = torch.zeros(2)
+        case _:
+            tensors[name] = torch.zeros(2, 2)
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(verbosity)
+    try:
+        with pytest.raises(UserError, match=f"no checkpoint of a LlamaForCausalLM: it .*{damage}.* weights {name}"):
+            build_model(read_model(path), "causal")
+        assert transformers.logging.get_verbosity() == verbosity
+    finally:
+        transformers.logging.set_verbosity(before)
