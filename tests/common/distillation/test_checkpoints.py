@@ -142,7 +142,8 @@ def train(directory, model, callback=None, resume=None):
     """With a Trainer's own checkpoint of step 4."""
     args = arguments(directory, checkpoint_every=4)
     args.save_strategy = "steps"
-    trainer = ProgressiveDistillationTrainer(model, args, train_dataset=Batches(), callbacks=[callback or Draws()])
+    options = {"train_dataset": Batches(), "callbacks": [callback or Draws()], "objective": "masked"}
+    trainer = ProgressiveDistillationTrainer(model, args, **options)
     trainer.train(resume_from_checkpoint=resume)
     return model
 
@@ -150,6 +151,7 @@ def train(directory, model, callback=None, resume=None):
 def run(directory, model, callback=None):
     args = recorded_arguments(directory, eval_every=2)
     options = {"train_dataset": Batches(), "eval_dataset": ReadyBatches(HELD_OUT), "callbacks": [callback or Draws()]}
+    options["objective"] = "masked"
     with open_run(directory, {}, setting="test") as opened:
         train_run(RunTrainer(model, args, run=opened, **options), "test")
     return model
