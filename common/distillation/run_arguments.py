@@ -1,4 +1,5 @@
-"""Arguments of a Trainer with which a run would not resume bit-identically, or would not be recorded."""
+"""Arguments of a Trainer that distillation would ignore, and those with which a run would not resume bit-identically or
+would not be recorded."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,9 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy, Scheduler
 from common.distillation.batches import ReadyBatches
 from common.distillation.dataset_source import is_streaming
 from common.errors import UserError
+
+IGNORED = ("label_smoothing_factor", "bf16_full_eval", "fp16_full_eval", "use_liger_kernel")
+"""Arguments of the loss or of an evaluation by transformers, whose place others have here."""
 
 WITHOUT = {
     "fp16": "its scale is not saved; use bf16",
@@ -23,6 +27,27 @@ WITHOUT = {
     "enable_jit_checkpoint": "a run saves its own state on SIGTERM",
 }
 """Arguments that must be left out, and why or what to do instead."""
+
+
+def require_honoured_arguments(args: TrainingArguments, options: Mapping[str, Any], schedule_is_fixed: bool) -> None:
+    """Refuse what would be ignored.
+
+    Args:
+        args: of a Trainer.
+        options: further arguments of the trainer, by name.
+        schedule_is_fixed: False for one that depends on the student's evaluations.
+
+    Raises:
+        UserError: names the argument.
+    """
+    for name in IGNORED:
+        if getattr(args, name, None):
+            raise UserError(f"{name} {getattr(args, name)} would be ignored: leave it out")
+    if options.get("compute_loss_func") is not None:
+        raise UserError("compute_loss_func would be ignored: the loss has the arguments alpha, divergence and others")
+    several = isinstance(options.get("eval_dataset"), Mapping)
+    if not schedule_is_fixed and (several or options.get("compute_metrics") is not None):
+        raise UserError("a schedule that depends on evaluations needs one eval_dataset and no compute_metrics")
 
 
 def require_run_arguments(args: TrainingArguments, options: Mapping[str, Any]) -> None:

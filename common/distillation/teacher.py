@@ -87,11 +87,14 @@ class Teacher:
             UserError: the vocabularies differ.
         """
         self.classes = given
+        sizes = [classes_of(model.config) for model in (self._student,) if isinstance(model, PreTrainedModel)]
+        if given is not None and not 1 <= given <= min(sizes, default=given):
+            raise UserError(f"classes must be between 1 and the student's {sizes[0]:,}, got {given}")
         if given is None and self._loads_itself and isinstance(self._student, PreTrainedModel):
             path = local_path(self._checkpoints[step])
-            sizes = classes_of(self._student.config), classes_of(read_config(path))
+            theirs = classes_of(read_config(path))
             tokenizer = student_tokenizer(self._student, processing_class)
-            self.classes = shared_classes(*sizes, tokenizer, tokenizer_of(path))
+            self.classes = shared_classes(sizes[0], theirs, tokenizer, tokenizer_of(path))
 
     def output(
         self, inputs: Mapping[str, Any], positions: Tensor, step: int, then: int | None, device: torch.device
@@ -116,6 +119,8 @@ class Teacher:
                 _require_room(model, inputs, self._checkpoints[step])
                 self._head.check(self._arguments(inputs))
             assert self._head is not None
+            if not changes:
+                _require_room(model, inputs, self._checkpoints[step])
             return self._head(model, self._arguments(inputs), positions, chunked=True)
 
     def report(self, batches: Iterable[Mapping[str, Any]], step: int, shift: bool) -> str:

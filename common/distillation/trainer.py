@@ -7,9 +7,8 @@
     trainer.train()
 
 At every labelled position the student learns from the teacher checkpoint that the schedule names for the step, with
-the losses of losses.py. Logits are computed at labelled positions only, and, where there are many, a chunk of them at a
-time. The loss is the mean over all labelled positions of the global batch, however it is split into gradient
-accumulation steps and processes. run_loop.py has the trainer that writes a run.
+the losses of losses.py. Logits are computed at labelled positions only, a chunk of them at a time where there are many.
+The loss is the mean over the labels of the global batch, however it is split. run_loop.py has the trainer of runs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,8 +28,9 @@ from common.distillation.arguments import Annealing, Divergence
 from common.distillation.batches import ReadyBatches, Source, SourceLoader, batch_tensors, is_source
 from common.distillation.chunks import evaluation_values, objective_sums
 from common.distillation.dataset_source import EvaluationBatches, is_streaming
-from common.distillation.labelled_head import LabelledHead, LabelledOutput, labelled_positions
+from common.distillation.labelled_head import LabelledHead, LabelledOutput, labelled_positions, require_known_labels
 from common.distillation.metrics import RestoreRecords, TrainingSums, evaluation_sums
+from common.distillation.run_arguments import require_honoured_arguments
 from common.distillation.schedules import Segment, check_schedule, checkpoint_at, next_checkpoint
 from common.distillation.state import load_weights, save_weights
 from common.distillation.teacher import Teacher
@@ -112,6 +112,7 @@ class ProgressiveDistillationTrainer(Trainer):
         trust_trajectory: bool = False,
         **trainer_arguments: Any,
     ) -> None:
+        require_honoured_arguments(args, trainer_arguments, not callable(schedule))
         args._n_gpu = min(args.n_gpu, 1)  # DataParallel would separate batches from their positions
         super().__init__(model, args, **trainer_arguments)
         if "labels" not in self.label_names:  # as of a model whose forward does not take them
@@ -129,7 +130,6 @@ class ProgressiveDistillationTrainer(Trainer):
             beta=beta,
         )
         losses.check_loss_arguments(self._loss_arguments)
-
         checkpoints = find_checkpoints(teacher) if isinstance(teacher, str | Path) else list(teacher or ())
         autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
         options = {"load": load_teacher, "dtype": teacher_dtype, "prefetch": prefetch}
@@ -143,15 +143,13 @@ class ProgressiveDistillationTrainer(Trainer):
         self.update_schedule()
         self._reports_teacher = check_teacher and bool(self._segments)
         if self._segments:
-            used = (
-                {segment.checkpoint for segment in self._segments} if self._schedule_is_fixed else self._teacher.steps
-            )
+            named = {segment.checkpoint for segment in self._segments}
+            used = named if self._schedule_is_fixed else self._teacher.steps
             if check_teacher and load_teacher is None:
                 self._teacher.check_trajectory(used, trust_trajectory)
             self._teacher.share_classes(self._segments[0].checkpoint, self.processing_class, classes)
         self._head = LabelledHead(model, self._teacher.classes, autocast_dtype)
         self._head_is_checked = False
-
         self._sums = TrainingSums(args.device)
         self.add_callback(RestoreRecords(self))
 
@@ -185,7 +183,8 @@ class ProgressiveDistillationTrainer(Trainer):
     def _report_teacher(self) -> None:
         """Print the accuracy on some evaluation data of the last checkpoint that the student learns from."""
         step = self._segments[-1].checkpoint if self._schedule_is_fixed else max(self._teacher.steps)
-        batches = islice(self.get_eval_dataloader(), TEACHER_REPORT_BATCHES)
+        first = next(iter(self.eval_dataset)) if isinstance(self.eval_dataset, dict) else None
+        batches = islice(self.get_eval_dataloader(first), TEACHER_REPORT_BATCHES)
         report = self._teacher.report(map(self._prepare_inputs, batches), step, self._shift)
         if self.is_world_process_zero():
             print(report)
@@ -234,10 +233,10 @@ class ProgressiveDistillationTrainer(Trainer):
             The micro-batches, each with `positions` of shape (labelled,), and the number of labels over all processes,
             at least 1 as the loss is divided by it: a scalar tensor if there are several processes.
         """
-        batches = [
-            {**batch, "positions": labelled_positions(batch["labels"], self._shift)}
-            for batch in islice(epoch_iterator, num_batches)
-        ]
+        batches = [dict(batch) for batch in islice(epoch_iterator, num_batches)]
+        for batch in batches:
+            require_known_labels(batch["labels"], self._head.number_of_classes)
+            batch["positions"] = labelled_positions(batch["labels"], self._shift)
         labels = sum(len(batch["positions"]) for batch in batches)
         count = max(labels, 1)
         if self.args.world_size > 1:
@@ -390,6 +389,7 @@ class ProgressiveDistillationTrainer(Trainer):
 
     def _evaluation_sums(self, batch: Mapping[str, Any]) -> Tensor:
         """The `evaluation_sums` of a batch's samples."""
+        require_known_labels(batch["labels"], self._head.number_of_classes)
         positions = labelled_positions(batch["labels"], self._shift)
         inputs = self._prepare_inputs({**batch, "positions": positions})
         labels, positions = inputs.pop("labels"), inputs.pop("positions")

@@ -5,10 +5,11 @@ from transformers import TrainingArguments
 
 from common.distillation.batches import ReadyBatches
 from common.distillation.run_loop import RunTrainer, train_run
+from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.errors import UserError
 from common.runs.run import open_run
 from tests.commands import stopped
-from tests.trainers import HELD_OUT, Draws, bert, content, make_batch, samples, send_stop_signal
+from tests.trainers import CLASSES, HELD_OUT, Draws, arguments, bert, content, make_batch, samples, send_stop_signal
 
 ROWS = samples(make_batch(0, 20))
 
@@ -93,3 +94,30 @@ def test_a_stopped_run_resumes_with_any_optimiser_of_torch(tmp_path, capsys, opt
                 else:
                     train_run(made, "test")
     assert content(tmp_path / "run") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["label_smoothing_factor", "bf16_full_eval", "compute_loss_func"])
+def test_what_distillation_would_ignore_is_refused(tmp_path, name):
+    args, options = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"), {}
+    if name == "compute_loss_func":
+        options[name] = lambda *arguments, **more: 0
+    else:
+        setattr(args, name, 0.5)
+    with pytest.raises(UserError, match=name):
+        ProgressiveDistillationTrainer(bert(0), args, **options)
+
+
+@pytest.mark.parametrize("more", [{"eval_dataset": {"one": [], "two": []}}, {"compute_metrics": lambda outputs: {}}])
+def test_a_schedule_by_evaluations_needs_records(tmp_path, more):
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(UserError, match="one eval_dataset"):
+        ProgressiveDistillationTrainer(bert(0), args, schedule=lambda evaluations: [], **more)
+
+
+@pytest.mark.parametrize("label", [CLASSES, -1])
+def test_a_label_that_is_no_class_is_refused(tmp_path, label):
+    batch = make_batch(0)
+    batch["labels"][0, 0] = label
+    trainer = ProgressiveDistillationTrainer(bert(0), arguments(tmp_path), eval_dataset=ReadyBatches([batch]))
+    with pytest.raises(UserError, match=f"label {label}"):
+        trainer.evaluate()
