@@ -232,7 +232,7 @@ def test_a_teacher_on_the_hub_and_the_pattern_of_its_names(monkeypatch):
     schedule, _ = choose_schedule("organisation/model", every=5, number=2, pattern=pattern)
     assert schedule == progressive([10, 100], 5)
     choose_schedule("organisation/model", every=5)
-    assert asked == [("organisation/model", pattern), ("organisation/model",)]
+    assert asked == [("organisation/model", pattern), ("organisation/model", None)]
 
 
 # Command
