@@ -45,7 +45,7 @@ def test_a_width_below_one_is_refused_before_anything_is_made(tmp_path, capsys, 
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [("--d 11", "has d = 10, but this task has 11"), ("--labels 4", "has classes = 2, but this task has 4")],
+    [("--d 11", "was trained with d 10, but here it is 11"), ("--labels 4", "with labels 2, but here it is 4")],
 )
 def test_a_teacher_of_another_size_is_one_line(tmp_path, capsys, teacher, words, message):
     words = [*MLP.distill, "--teacher", teacher, "--out", tmp_path / "run", *words.split()]

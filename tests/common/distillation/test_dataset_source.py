@@ -13,7 +13,7 @@ from common.distillation.batches import source_of
 from common.distillation.dataset_source import DatasetSource, EvaluationBatches
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.errors import UserError
-from tests.datasets import SAMPLES, Stateful, Stream, masking, token_rows
+from tests.sample_data import SAMPLES, Stateful, Stream, masking, token_rows
 from tests.trainers import arguments, bert, collate, make_batch, samples
 
 SIZE, SEED = 8, 3

@@ -20,7 +20,7 @@ from common.errors import UserError
 from common.runs.processes import Processes, open_shared_run
 from common.runs.run import Run
 from tests.commands import ROOT, save_often, stopped
-from tests.datasets import SAMPLES, Stateful, Stream, masking, token_rows
+from tests.sample_data import SAMPLES, Stateful, Stream, masking, token_rows
 from tests.trainers import (
     BATCH,
     STEPS,

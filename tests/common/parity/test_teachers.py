@@ -59,11 +59,11 @@ def test_checkpoints_of_another_step_are_refused_unless_they_are_trusted_or_not_
     shutil.copytree(foreign / last, foreign / second)
     words = [*case.distill, "--teacher", foreign, "--out", tmp_path / "students", "--methods"]
     line = case.fail_in_one_line(capsys, *words, "ce", "progressive")
-    assert f"step {20 * case.unit} holds the weights of the last step" in line
+    assert f"step {20 * case.unit} and the last step" in line
     assert "--trust-trajectory" in line
     assert not (tmp_path / "students").exists()
     found, _ = notes(case, capsys, *words, "progressive", "--trust-trajectory")
-    assert found.startswith(f"warning: step {20 * case.unit} holds the weights of the last step")
+    assert found.startswith(f"warning: step {20 * case.unit} and the last step")
     shutil.rmtree(tmp_path / "students")
     case.succeed(capsys, *words, "one-shot")
     assert Run(tmp_path / "students").complete

@@ -93,7 +93,7 @@ def test_checkpoints_of_another_step_are_refused_unless_they_are_trusted(pcfg, c
     assert_named(line, "'step 20' --trust-trajectory")
     assert not (tmp_path / "students").exists()
     found, _ = notes(pcfg, capsys, *words, "--trust-trajectory")
-    assert found.startswith("warning: step 20 holds the weights of the last step")
+    assert found.startswith("warning: step 20 and the last step")
     assert Run(tmp_path / "students").complete
 
 

@@ -42,10 +42,10 @@ SAME = {
         {1: checkpoint(0), 4: checkpoint(2)},
         ["steps 0 and 1 hold the same weights", "steps 2 and 4 hold the same weights"],
     ),
-    "back to the last": ({2: checkpoint(8)}, ["step 2 holds the weights of the last step, 8"]),
+    "back to the last": ({2: checkpoint(8)}, ["step 2 and the last step, 8, hold the same weights"]),
     "most are the last": (
         {0: checkpoint(8), 1: checkpoint(8), 4: checkpoint(8)},
-        ["steps 0, 1 and 4 hold the weights of the last step, 8"],
+        ["steps 0, 1 and 4 and the last step, 8, hold the same weights"],
     ),
 }
 
@@ -88,7 +88,7 @@ def test_a_difference_between_the_samples_is_seen_by_a_full_comparison(tmp_path)
 def test_the_last_weights_in_another_dtype_are_found(tmp_path, dtypes):
     early, late = ({"model.safetensors": to_safetensors(weights(8, dtype))} for dtype in dtypes)
     make(tmp_path, {2: early, 8: late})
-    rounded = "step 2 holds the weights of the last step, 8, rounded to another dtype"
+    rounded = "step 2 and the last step, 8, hold the same weights, rounded to another dtype"
     assert rounded in lines(tmp_path)
     make(tmp_path, {2: {"model.safetensors": to_safetensors(weights(3, dtypes[0]))}, 8: late})
     assert rounded not in lines(tmp_path)
