@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from transformers import BertForMaskedLM, PreTrainedModel
 
 from common.distillation.losses import IGNORED_LABEL
-from common.errors import UserError
 from common.teachers.objective import unwrap
 
 TRANSFORMS: dict[type, str] = {BertForMaskedLM: "cls"}
@@ -221,22 +220,6 @@ def argument_names(model: nn.Module) -> frozenset[str] | None:
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     takes_others = takes_any and not (isinstance(model, PreTrainedModel) and "input_ids" in parameters)
     return None if takes_others else frozenset(parameters)
-
-
-def require_known_labels(labels: Tensor, classes: int | None) -> None:
-    """Refuse labels that are none of the classes that student and teacher share; None if their number is unknown.
-
-    Raises:
-        UserError: names the first.
-    """
-    if classes is None:
-        return
-    wrong = labels[((labels < 0) & (labels != IGNORED_LABEL)) | (labels >= classes)]
-    if len(wrong):
-        raise UserError(
-            f"there is a label {int(wrong[0])}, but the classes are 0 to {classes - 1:,}; "
-            f"where there is no label it must be {IGNORED_LABEL}"
-        )
 
 
 def labelled_positions(labels: Tensor, shift: bool) -> Tensor:

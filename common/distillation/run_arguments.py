@@ -1,7 +1,10 @@
 """Arguments of a Trainer that distillation would ignore, and those with which a run would not resume bit-identically or
 would not be recorded."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
@@ -9,7 +12,8 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy, Scheduler
 
 from common.distillation.batches import ReadyBatches
 from common.distillation.dataset_source import is_streaming
-from common.errors import UserError
+from common.distillation.losses import LossArguments
+from common.errors import UserError, listed
 
 IGNORED = ("label_smoothing_factor", "bf16_full_eval", "fp16_full_eval", "use_liger_kernel")
 """Arguments of the loss or of an evaluation by transformers, whose place others have here."""
@@ -27,6 +31,24 @@ WITHOUT = {
     "enable_jit_checkpoint": "a run saves its own state on SIGTERM",
 }
 """Arguments that must be left out, and why or what to do instead."""
+
+DEFINING = (
+    "max_steps",
+    "seed",
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "optim",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "bf16",
+    "eval_steps",
+)
+"""Arguments of a Trainer that a run's numbers depend on."""
 
 
 def require_honoured_arguments(args: TrainingArguments, options: Mapping[str, Any], schedule_is_fixed: bool) -> None:
@@ -82,4 +104,45 @@ def require_run_arguments(args: TrainingArguments, options: Mapping[str, Any]) -
         raise UserError(
             f"the eval_dataset of a run cannot be a stream, as {type(held_out).__name__} is: give ReadyBatches or a "
             "map-style dataset, such as the list of its first samples"
+        )
+
+
+def training_facts(
+    args: TrainingArguments,
+    batch_size: int,
+    schedule: Sequence[tuple[int, int]] | None,
+    loss_arguments: LossArguments,
+    classes: int | None,
+) -> dict[str, Any]:
+    """What a run's numbers depend on besides the models and the data, by name, as JSON values.
+
+    Args:
+        args: of a Trainer.
+        batch_size: samples per step, over all processes.
+        schedule: start and checkpoint of each segment; None if it depends on the evaluations.
+        loss_arguments: of the student's loss.
+        classes: that student and teacher share.
+    """
+    facts = {name: getattr(args, name) for name in DEFINING}
+    facts |= {"batch_size": batch_size, "schedule": schedule, "classes": classes, **asdict(loss_arguments)}
+    plain: dict[str, Any] = json.loads(json.dumps(facts, default=str))
+    return plain
+
+
+def require_same_training(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Reject a run that would go on otherwise than it began.
+
+    Args:
+        directory: of the run, for the error.
+        before: the `training_facts` that it was saved with.
+        now: those that it would resume with.
+
+    Raises:
+        UserError: names what differs.
+    """
+    names = [name for name, value in before.items() if value != now.get(name)]
+    differing = [f"{name} was {before[name]} and is {now.get(name)}" for name in names]
+    if differing:
+        raise UserError(
+            f"{directory} began with other arguments: {listed(differing, 3)}; give the same, or another directory"
         )

@@ -31,7 +31,7 @@ from transformers.trainer_utils import SaveStrategy
 from common.distillation.adapters import adapter_files, adapter_tensors, is_adapted
 from common.distillation.batches import source_of
 from common.distillation.dataset_source import DatasetSource
-from common.distillation.run_arguments import require_run_arguments
+from common.distillation.run_arguments import require_run_arguments, require_same_training, training_facts
 from common.distillation.state import configuration, restore_training_state, save_training_state, weights
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.errors import DivergedError, UserError
@@ -41,7 +41,7 @@ from common.runs.processes import Processes, leave_process_group
 from common.runs.progress import RemainingTime, progress
 from common.runs.resume import Resume, ResumeClock, load_resume
 from common.runs.run import Run
-from common.runs.stopping import stop_at_a_safe_point
+from common.runs.stopping import catch_stop_signals, stop_at_a_safe_point
 
 
 def training_arguments(
@@ -178,18 +178,21 @@ class RunTrainer(ProgressiveDistillationTrainer):
 
     def save_resume_state(self) -> None:
         """Save what the run needs to resume from the current step; every process must call this."""
-        source, more = self.train_dataset, {}
+        source = self.train_dataset
+        more: dict[str, Any] = {"training": self._training_facts()}
         if isinstance(source, DatasetSource):
-            more = {"data": source.position(self.state.global_step)}
+            more["data"] = source.position(self.state.global_step)
         save_training_state(self, self.run.directory, vars(self._sums), more)
 
     def load_resume_state(self) -> None:
         """Restore the run's last saved state, and drop the records after it.
 
         Raises:
-            UserError: the state is damaged, or the model or the data is not that of the run.
+            UserError: the state is damaged, or the model, the data or an argument is not that of the run.
         """
         resume = load_resume(self.run.directory)
+        if resume:
+            require_same_training(self.run.directory, resume.state.get("training", {}), self._training_facts())
         with self.args.main_process_first(local=False):
             if self.is_world_process_zero():
                 self.run.truncate_records(resume.step if resume else -1)
@@ -198,6 +201,12 @@ class RunTrainer(ProgressiveDistillationTrainer):
         restore_training_state(self, resume, vars(self._sums))
         if isinstance(self.train_dataset, DatasetSource):
             self._restore_data(self.train_dataset, resume)
+
+    def _training_facts(self) -> dict[str, Any]:
+        segments = [(segment.start, segment.checkpoint) for segment in self._segments]
+        batch_size = self.get_total_train_batch_size(self.args)
+        schedule = segments if self._schedule_is_fixed else None
+        return training_facts(self.args, batch_size, schedule, self._loss_arguments, self._teacher.classes)
 
     def _restore_data(self, source: DatasetSource, resume: Resume | None) -> None:
         """Continue at the step that is restored, and check that all processes read the same."""
@@ -218,9 +227,10 @@ class RunTrainer(ProgressiveDistillationTrainer):
         return DivergedError(f"{self.run.directory}: the loss is not finite at step {step:,}: give a lower --lr")
 
 
+@catch_stop_signals()
 @stop_at_a_safe_point()
 def train_run(trainer: RunTrainer, description: str) -> None:
-    """Train to the end of the trainer's run, show its progress, and mark it complete.
+    """Train to the end of the trainer's run, show its progress, and mark it complete; a complete run is left as it is.
 
     Args:
         trainer: not trained before.
@@ -228,8 +238,10 @@ def train_run(trainer: RunTrainer, description: str) -> None:
 
     Raises:
         DivergedError: the loss or the weights are not finite; they are not saved.
-        Stopped: by a signal; the state is saved.
+        Stopped: by SIGTERM or SIGUSR1; the state is saved.
     """
+    if trainer.run.complete:
+        return
     with ExitStack() as stack:
         if trainer.is_world_process_zero():
             trainer.add_callback(_ProgressCallback(trainer, stack, description))

@@ -13,7 +13,7 @@ without a checkpoint, the latest earlier checkpoint is used; if there is none, t
 
 import math
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby, pairwise
@@ -27,6 +27,10 @@ class Segment:
     """First student step (counted from 0) of this segment."""
     checkpoint: int
     """Teacher step of the checkpoint in use."""
+
+
+Schedule = Sequence[Segment] | Callable[[list[tuple[int, float]]], Sequence[Segment]]
+"""Segments, or a function from the student's evaluations so far, (step, accuracy), to segments."""
 
 
 def ce_only() -> list[Segment]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from common.distillation.batch_checks import require_fitting_tokens
 from common.distillation.chance import teacher_report
 from common.distillation.chunks import evaluation_values
 from common.distillation.labelled_head import LabelledHead, LabelledOutput, argument_names, labelled_positions
@@ -113,14 +114,13 @@ class Teacher:
             self._remove_head()
         model = self._models.load(step, then, device)
         with torch.no_grad(), self._autocast():
+            owner = f"the teacher in {self._checkpoints[step].location}"
+            require_fitting_tokens(model, inputs, owner, on_host=changes or device.type == "cpu")
             if changes:
                 self._names = argument_names(model)
                 self._head = LabelledHead(model, self.classes, self._autocast_dtype)
-                _require_room(model, inputs, self._checkpoints[step])
                 self._head.check(self._arguments(inputs))
             assert self._head is not None
-            if not changes:
-                _require_room(model, inputs, self._checkpoints[step])
             return self._head(model, self._arguments(inputs), positions, chunked=True)
 
     def report(self, batches: Iterable[Mapping[str, Any]], step: int, shift: bool) -> str:
@@ -162,14 +162,3 @@ class Teacher:
 
     def _arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in inputs.items() if self._names is None or name in self._names}
-
-
-def _require_room(model: nn.Module, inputs: Mapping[str, Any], checkpoint: Checkpoint) -> None:
-    """Refuse a teacher that was not made for inputs of this length."""
-    tokens, config = inputs.get("input_ids"), getattr(model, "config", None)
-    room = getattr(config, "max_position_embeddings", None)
-    if isinstance(tokens, Tensor) and tokens.ndim == 2 and isinstance(room, int) and tokens.shape[1] > room:
-        raise UserError(
-            f"samples of {tokens.shape[1]:,} tokens do not fit the teacher in {checkpoint.location}, which has "
-            f"{room:,} positions: give shorter samples"
-        )

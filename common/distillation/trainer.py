@@ -25,21 +25,19 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from common.distillation import losses
 from common.distillation.adapters import adapter_tensors, is_adapted
 from common.distillation.arguments import Annealing, Divergence
+from common.distillation.batch_checks import require_labels, require_usable_batch
 from common.distillation.batches import ReadyBatches, Source, SourceLoader, batch_tensors, is_source
 from common.distillation.chunks import evaluation_values, objective_sums
 from common.distillation.dataset_source import EvaluationBatches, is_streaming
-from common.distillation.labelled_head import LabelledHead, LabelledOutput, labelled_positions, require_known_labels
+from common.distillation.labelled_head import LabelledHead, LabelledOutput, labelled_positions
 from common.distillation.metrics import RestoreRecords, TrainingSums, evaluation_sums
 from common.distillation.run_arguments import require_honoured_arguments
-from common.distillation.schedules import Segment, check_schedule, checkpoint_at, next_checkpoint
+from common.distillation.schedules import Schedule, check_schedule, checkpoint_at, next_checkpoint
 from common.distillation.state import load_weights, save_weights
 from common.distillation.teacher import Teacher
 from common.errors import UserError
 from common.teachers.discovery import Checkpoint, find_checkpoints
 from common.teachers.objective import Objective, objective_of, unwrap
-
-Schedule = Sequence[Segment] | Callable[[list[tuple[int, float]]], Sequence[Segment]]
-"""Segments, or a function from the student's evaluations so far, (step, accuracy), to segments."""
 
 TEACHER_REPORT_BATCHES = 8
 """Evaluation batches on which the teacher is tried before training."""
@@ -48,11 +46,11 @@ TEACHER_REPORT_BATCHES = 8
 class ProgressiveDistillationTrainer(Trainer):
     """A Trainer whose teacher changes during training.
 
-    `train_dataset` is a `Source` or anything that a Trainer takes; `eval_dataset` is `ReadyBatches` or anything that a
-    Trainer takes. Evaluation gives the cross entropy and the accuracy per labelled position, `eval_loss` and
-    `eval_accuracy`. The training log has the objective (`loss`), the divergence from the teacher (`kl`), the accuracy
-    on the training batches and the teacher's step. Causal language models are trained on shifted labels, as in
-    transformers. Student and teacher may be of different architectures.
+    `train_dataset` is a `Source` or what a Trainer takes; `eval_dataset` is `ReadyBatches` or what a Trainer takes.
+    Evaluation gives the cross entropy and the accuracy per labelled position, `eval_loss` and `eval_accuracy`; with
+    `compute_metrics`, and in `predict`, a Trainer's own means. The training log has the objective (`loss`), the
+    divergence from the teacher (`kl`), the accuracy on the training batches and the teacher's step. Causal language
+    models are trained on shifted labels, as in transformers. Student and teacher may be of different architectures.
 
     Args:
         model: the student.
@@ -149,7 +147,7 @@ class ProgressiveDistillationTrainer(Trainer):
                 self._teacher.check_trajectory(used, trust_trajectory)
             self._teacher.share_classes(self._segments[0].checkpoint, self.processing_class, classes)
         self._head = LabelledHead(model, self._teacher.classes, autocast_dtype)
-        self._head_is_checked = False
+        self._head_is_checked, self._steps_without_labels = False, 0
         self._sums = TrainingSums(args.device)
         self.add_callback(RestoreRecords(self))
 
@@ -235,9 +233,11 @@ class ProgressiveDistillationTrainer(Trainer):
         """
         batches = [dict(batch) for batch in islice(epoch_iterator, num_batches)]
         for batch in batches:
-            require_known_labels(batch["labels"], self._head.number_of_classes)
+            require_usable_batch(batch, unwrap(self.model), self._head.number_of_classes, self._shift)
             batch["positions"] = labelled_positions(batch["labels"], self._shift)
         labels = sum(len(batch["positions"]) for batch in batches)
+        self._steps_without_labels = 0 if labels else self._steps_without_labels + 1
+        require_labels(self._steps_without_labels, self.state.max_steps)
         count = max(labels, 1)
         if self.args.world_size > 1:
             count = self.accelerator.reduce(torch.full((), labels, device=device), "sum").clamp(1)
@@ -389,7 +389,7 @@ class ProgressiveDistillationTrainer(Trainer):
 
     def _evaluation_sums(self, batch: Mapping[str, Any]) -> Tensor:
         """The `evaluation_sums` of a batch's samples."""
-        require_known_labels(batch["labels"], self._head.number_of_classes)
+        require_usable_batch(batch, unwrap(self.model), self._head.number_of_classes, self._shift)
         positions = labelled_positions(batch["labels"], self._shift)
         inputs = self._prepare_inputs({**batch, "positions": positions})
         labels, positions = inputs.pop("labels"), inputs.pop("positions")

@@ -120,9 +120,10 @@ def leave_process_group() -> None:
 
 @contextmanager
 def open_shared_run(
-    directory: Path, arguments: Mapping[str, object], processes: Processes, **options: Any
+    directory: str | Path, arguments: Mapping[str, object], processes: Processes, **options: Any
 ) -> Iterator[Run]:
     """`open_run` for all processes of a training; `options` are its further arguments."""
+    directory = Path(directory)
     with ExitStack() as stack:
         with processes.main_process_first():
             run = stack.enter_context(open_run(directory, arguments, **options)) if processes.first else Run(directory)

@@ -10,6 +10,7 @@ Only the first signal counts: it often comes twice, from the cluster and from to
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,8 +51,12 @@ _state = _State()
 def catch_stop_signals() -> Iterator[None]:
     """Raise `Stopped` inside this context, in the main thread, at the first SIGTERM or SIGUSR1.
 
-    From then on these signals are ignored, so that a second one does not change how the process ends.
+    From then on these signals are ignored, so that a second one does not change how the process ends. In another thread
+    this does nothing, as Python allows signal handlers in the main thread only.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     handlers = {number: signal.signal(number, _receive) for number in SIGNALS}
     try:
         yield

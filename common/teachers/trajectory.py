@@ -232,8 +232,7 @@ def _repeats(contents: Sequence[Contents]) -> Iterator[Finding]:
 
 
 def _repeat(steps: Sequence[int], last: Contents, how: str) -> Finding:
-    hold = "hold" if len(steps) > 1 else "holds"
-    return Finding((*steps, last.step), f"{named(steps)} {hold} the weights of the last step, {last.step}{how}")
+    return Finding((*steps, last.step), f"{named(steps)} and the last step, {last.step}, hold the same weights{how}")
 
 
 def _is_rounded(entry: Contents, last: Contents) -> bool:

@@ -1,15 +1,20 @@
 """What a run refuses among a Trainer's arguments, and that it takes the ordinary ones."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from transformers import TrainingArguments
 
 from common.distillation.batches import ReadyBatches
 from common.distillation.run_loop import RunTrainer, train_run
+from common.distillation.schedules import Segment
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.errors import UserError
-from common.runs.run import open_run
-from tests.commands import stopped
-from tests.trainers import CLASSES, HELD_OUT, Draws, arguments, bert, content, make_batch, samples, send_stop_signal
+from common.runs.processes import Processes, open_shared_run
+from common.runs.run import Run, open_run
+from tests.commands import files, stopped
+from tests.models import save_suite
+from tests.trainers import CLASSES, HELD_OUT, Draws, bert, content, make_batch, samples, send_stop_signal
 
 ROWS = samples(make_batch(0, 20))
 
@@ -114,10 +119,54 @@ def test_a_schedule_by_evaluations_needs_records(tmp_path, more):
         ProgressiveDistillationTrainer(bert(0), args, schedule=lambda evaluations: [], **more)
 
 
-@pytest.mark.parametrize("label", [CLASSES, -1])
-def test_a_label_that_is_no_class_is_refused(tmp_path, label):
-    batch = make_batch(0)
-    batch["labels"][0, 0] = label
-    trainer = ProgressiveDistillationTrainer(bert(0), arguments(tmp_path), eval_dataset=ReadyBatches([batch]))
-    with pytest.raises(UserError, match=f"label {label}"):
-        trainer.evaluate()
+# A run goes on as it began
+
+
+def run_as(directory, stop=None, changes=None, **options):
+    """Train to the end of a run, or to a stop signal at a step; a run needs no arguments of its own."""
+    with open_shared_run(directory, {}, Processes(), setting="test") as run:
+        made = trainer(directory, run, changes, callbacks=[Draws(stop, send_stop_signal)], **options)
+        train_run(made, "test")
+    return made
+
+
+@pytest.fixture
+def suite(tmp_path):
+    return save_suite(tmp_path / "teacher", "bert")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "options"),
+    [
+        ("learning_rate", {"learning_rate": 0.01}, {}),
+        ("lr_scheduler_type", {"lr_scheduler_type": "cosine"}, {}),
+        ("max_steps", {"max_steps": 6}, {}),
+        ("seed", {"seed": 1}, {}),
+        ("batch_size", {"per_device_train_batch_size": 4}, {}),
+        ("schedule", {}, {"schedule": [Segment(0, 20)]}),
+        ("temperature", {}, {"temperature": 0}),
+        ("alpha", {}, {"alpha": 0.5}),
+        ("classes", {}, {"classes": CLASSES - 1}),
+    ],
+)
+def test_a_run_does_not_resume_with_other_arguments(tmp_path, capsys, suite, name, changes, options):
+    supervision = {"teacher": suite, "schedule": [Segment(0, 10)], "classes": CLASSES, "check_teacher": False}
+    assert stopped(capsys, lambda: run_as(tmp_path / "run", 3, **supervision)) == 3
+    before = files(tmp_path / "run" / "resume")
+    with pytest.raises(UserError, match=f"began with other arguments: {name} was .* and is .*; give the same"):
+        run_as(tmp_path / "run", None, changes, **{**supervision, **options})
+    assert files(tmp_path / "run" / "resume") == before
+    run_as(tmp_path / "run", **supervision)
+
+
+def test_a_complete_run_is_left_as_it_is(tmp_path):
+    run_as(tmp_path / "run")
+    before = content(tmp_path / "run")
+    assert run_as(str(tmp_path / "run")).state.global_step == 0
+    assert content(tmp_path / "run") == before
+
+
+def test_a_run_in_another_thread_goes_without_signal_handlers(tmp_path):
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(run_as, tmp_path / "run").result()
+    assert Run(tmp_path / "run").complete

@@ -1,0 +1,120 @@
+"""Checks of a batch before a model sees it: against errors deep inside the model, and against training wrongly."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from common.distillation.losses import IGNORED_LABEL
+from common.errors import UserError
+
+FEWEST = 16
+"""Labels that are not all the next token by chance."""
+STEPS_WITHOUT_LABELS = 20
+"""Successive steps without a label that are an error; a few may have none where few tokens are masked."""
+
+
+def require_usable_batch(batch: Mapping[str, Any], student: nn.Module, classes: int | None, shift: bool) -> None:
+    """Make all checks that concern the student.
+
+    Args:
+        batch: the student's arguments and `labels`; best on the host, as the checks wait for a GPU.
+        student: without wrappers.
+        classes: that student and teacher share; None if their number is unknown.
+        shift: whether logits predict the label of the next position.
+
+    Raises:
+        UserError: says what is wrong.
+    """
+    require_known_labels(batch["labels"], classes)
+    require_fitting_tokens(student, batch, "the student")
+    if shift:
+        require_unshifted_labels(batch)
+
+
+def require_labels(steps_without: int, steps: int) -> None:
+    """Reject training data without labels.
+
+    Args:
+        steps_without: successive steps that had none, up to now.
+        steps: of the training.
+
+    Raises:
+        UserError: there were `STEPS_WITHOUT_LABELS` of them, or all.
+    """
+    if steps_without >= min(STEPS_WITHOUT_LABELS, steps):
+        raise UserError(f"{steps_without} steps had no label: all were {IGNORED_LABEL}")
+
+
+def require_known_labels(labels: Tensor, classes: int | None) -> None:
+    """Reject labels that are not among the classes.
+
+    Raises:
+        UserError: names the first.
+    """
+    if classes is None:
+        return
+    wrong = labels[((labels < 0) & (labels != IGNORED_LABEL)) | (labels >= classes)]
+    if len(wrong):
+        raise UserError(
+            f"there is a label {int(wrong[0])}, but the classes are 0 to {classes - 1:,}; "
+            f"where there is no label it must be {IGNORED_LABEL}"
+        )
+
+
+def require_unshifted_labels(batch: Mapping[str, Any]) -> None:
+    """Reject labels of a causal language model that are the next tokens already: they are shifted by the trainer.
+
+    Args:
+        batch: `labels` of shape (samples, length), with `IGNORED_LABEL` where there is none, and the model's arguments.
+
+    Raises:
+        UserError: every label is its position's next token, and there are at least `FEWEST`.
+    """
+    labels, tokens = batch["labels"], batch.get("input_ids")
+    if not isinstance(tokens, Tensor) or labels.shape != tokens.shape or labels.ndim != 2:
+        return
+    before_last = labels[:, :-1]
+    labelled = before_last != IGNORED_LABEL
+    if labelled.sum() < FEWEST:
+        return
+    is_next = (before_last == tokens[:, 1:])[labelled].all()
+    is_same = (before_last == tokens[:, :-1])[labelled].all()
+    if is_next and not is_same:
+        raise UserError(
+            "the labels are shifted already: each is the next token, and the trainer shifts them once more, as "
+            "transformers does; give labels equal to input_ids"
+        )
+
+
+def require_fitting_tokens(model: nn.Module, inputs: Mapping[str, Any], owner: str, on_host: bool = True) -> None:
+    """Reject samples that are longer than a model's positions, or hold tokens that it does not know.
+
+    Args:
+        model: nothing is checked unless it is of transformers and takes `input_ids`.
+        inputs: the model's arguments.
+        owner: whose model it is, for the error.
+        on_host: also check the tokens, which on a GPU waits for it.
+
+    Raises:
+        UserError: says what does not fit.
+    """
+    tokens = inputs.get("input_ids")
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or not isinstance(model, PreTrainedModel):
+        return
+    room = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(room, int) and tokens.shape[1] > room > 0:
+        raise UserError(
+            f"samples of {tokens.shape[1]:,} tokens do not fit {owner}, which has {room:,} positions: "
+            "give shorter samples"
+        )
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    if on_host and rows is not None and tokens.numel():
+        first, last = (int(bound) for bound in torch.aminmax(tokens))
+        if first < 0 or last >= rows:
+            raise UserError(
+                f"there is a token {first if first < 0 else last}, but those of {owner} are 0 to {rows - 1:,}: "
+                "give its own tokenizer, or resize_token_embeddings"
+            )

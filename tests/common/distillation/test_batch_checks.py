@@ -1,0 +1,103 @@
+"""What is said of a batch that a model could not be trained on as meant."""
+
+import pytest
+import torch
+
+from common.distillation.batch_checks import FEWEST, STEPS_WITHOUT_LABELS, require_unshifted_labels
+from common.distillation.batches import ReadyBatches
+from common.distillation.schedules import Segment
+from common.distillation.trainer import ProgressiveDistillationTrainer
+from common.errors import UserError
+from tests.models import make, save_suite
+from tests.trainers import CLASSES, LENGTH, arguments, bert, gpt2, make_batch
+
+
+class Same:
+    """The same batch at every step."""
+
+    def __init__(self, batch):
+        self._batch = batch
+
+    def batch(self, step):
+        return self._batch
+
+
+def train_on(directory, model, batch, steps=STEPS_WITHOUT_LABELS + 1, **options):
+    ProgressiveDistillationTrainer(
+        model, arguments(directory, steps=steps), train_dataset=Same(batch), **options
+    ).train()
+
+
+def evaluate_on(directory, model, batch):
+    ProgressiveDistillationTrainer(model, arguments(directory), eval_dataset=ReadyBatches([batch])).evaluate()
+
+
+def tokens_of(batch, shift):
+    """The batch's tokens as labels; shifted already, if `shift`."""
+    tokens = batch["input_ids"]
+    last = torch.full_like(tokens[:, :1], -100)
+    return {**batch, "labels": torch.cat([tokens[:, 1:], last], 1) if shift else tokens}
+
+
+@pytest.mark.parametrize("use", [train_on, evaluate_on])
+@pytest.mark.parametrize("label", [CLASSES, -1])
+def test_a_label_that_is_no_class(tmp_path, use, label):
+    batch = make_batch(0)
+    batch["labels"][0, 0] = label
+    with pytest.raises(UserError, match=f"label {label}, but the classes are 0 to {CLASSES - 1}"):
+        use(tmp_path, bert(0), batch)
+
+
+@pytest.mark.parametrize("use", [train_on, evaluate_on])
+@pytest.mark.parametrize("token", [CLASSES, -1])
+def test_a_token_that_the_student_does_not_know(tmp_path, use, token):
+    batch = make_batch(0)
+    batch["input_ids"][0, 0] = token
+    with pytest.raises(UserError, match=f"token {token}, but those of the student are 0 to {CLASSES - 1}"):
+        use(tmp_path, gpt2(0), batch)
+
+
+@pytest.mark.parametrize("use", [train_on, evaluate_on])
+def test_samples_longer_than_the_student_has_positions(tmp_path, use):
+    batch = {name: torch.cat([tensor, tensor], 1) for name, tensor in make_batch(0).items()}
+    with pytest.raises(UserError, match=f"samples of {2 * LENGTH} tokens do not fit the student, which has {LENGTH}"):
+        use(tmp_path, bert(0), batch)
+
+
+def test_a_token_that_the_teacher_does_not_know(tmp_path):
+    suite = save_suite(tmp_path / "teacher", "gpt2")
+    student = make("gpt2", 1)
+    student.resize_token_embeddings(CLASSES + 1)
+    batch = make_batch(0)
+    batch["input_ids"][0, 0] = CLASSES
+    options = {"teacher": suite, "schedule": [Segment(0, 20)], "classes": CLASSES}
+    with pytest.raises(UserError, match=f"token {CLASSES}, but those of the teacher in .*checkpoint-20"):
+        train_on(tmp_path, student, batch, **options)
+
+
+@pytest.mark.parametrize("use", [train_on, evaluate_on])
+def test_labels_that_are_shifted_already(tmp_path, use):
+    batch = make_batch(0)
+    use(tmp_path, gpt2(0), tokens_of(batch, shift=False))
+    use(tmp_path, bert(0), tokens_of(batch, shift=True))
+    with pytest.raises(UserError, match="the labels are shifted already"):
+        use(tmp_path, gpt2(0), tokens_of(batch, shift=True))
+
+
+def test_few_labels_may_be_the_next_tokens_by_chance():
+    for labels in (FEWEST - 1, FEWEST):
+        tokens = torch.arange(labels + 1)[None]
+        batch = tokens_of({"input_ids": tokens}, shift=True)
+        if labels < FEWEST:
+            require_unshifted_labels(batch)
+        else:
+            with pytest.raises(UserError, match="shifted already"):
+                require_unshifted_labels(batch)
+
+
+@pytest.mark.parametrize("steps", [3, STEPS_WITHOUT_LABELS + 1])
+def test_training_data_without_labels(tmp_path, steps):
+    batch = make_batch(0)
+    batch["labels"][:] = -100
+    with pytest.raises(UserError, match=f"{min(steps, STEPS_WITHOUT_LABELS)} steps had no label: all were -100"):
+        train_on(tmp_path, bert(0), batch, steps)
