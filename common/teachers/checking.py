@@ -47,7 +47,7 @@ def summary(contents: Sequence[Contents]) -> list[str]:
     parameters = sum(last.parameters.values())
     described = {
         "checkpoints": f"{len(contents):,}",
-        "steps": f"{contents[0].step} to {contents[-1].step}",
+        "steps": " to ".join(map(str, sorted({contents[0].step, contents[-1].step}))),
         "architecture": listed(architectures),
         "dtype": listed(last.parameters) or "unknown",
         "parameters": f"{parameters:,}" if parameters else "unknown",

@@ -76,7 +76,7 @@ def named_checkpoints(teacher: str | Path, pattern: str | None = None) -> list[C
             checkpoints = []  # such as the states of optimizers that DeepSpeed saves
         final = saved_step(directory)
         if not checkpoints or (final is not None and final > checkpoints[-1].step):
-            checkpoints.append(Checkpoint(final or 0, directory))
+            checkpoints.append(Checkpoint(final or step_in(directory.resolve().name) or 0, directory))
     if not checkpoints:
         raise UserError(_why_none(directory, pattern))
     return checkpoints

@@ -22,6 +22,11 @@ def test_a_sound_teacher_is_described(tmp_path, capsys):
         assert succeed(capsys, main, "check", tmp_path, *words) == SUMMARY.format("F32", "20,605")
 
 
+def test_one_checkpoint_is_described_with_its_step(tmp_path, capsys):
+    write_directory(tmp_path / "checkpoint-5", checkpoint(1))
+    assert "steps         5\n" in succeed(capsys, main, "check", tmp_path / "checkpoint-5")
+
+
 def test_a_model_on_the_hub_is_described(hub, capsys):
     hub.models[NAME] = {f"step{step}": checkpoint(step) for step in (5, 1000)}
     assert succeed(capsys, main, "check", NAME) == SUMMARY.format("unknown", "unknown")
