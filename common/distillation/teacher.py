@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from common.teachers.loading import StoredModel, Teachers, build_model, read_con
 from common.teachers.objective import Objective
 from common.teachers.trajectory import require_trajectory
 
+REPORT_BATCHES = 8
+"""Evaluation batches on which a teacher is tried before training."""
+
 
 class Teacher:
     """A teacher's checkpoints, one at a time, as functions from batches to logits at labelled positions.
@@ -32,6 +36,7 @@ class Teacher:
         load: makes a model from a checkpoint's directory, in a background thread; by default by its own config.json.
         dtype: of the weights, where `load` is not given; None for the checkpoint's own.
         prefetch: read the next checkpoint while the current one is in use.
+        downloads_kept: as in `Teachers`.
         autocast: gives the context that the student computes in.
         autocast_dtype: of matrix products in that context; None without autocast.
     """
@@ -45,6 +50,7 @@ class Teacher:
         load: Callable[[Path], nn.Module] | None = None,
         dtype: torch.dtype | None = None,
         prefetch: bool = True,
+        downloads_kept: int | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         autocast_dtype: torch.dtype | None = None,
     ) -> None:
@@ -52,10 +58,8 @@ class Teacher:
         self._student, self._objective, self._dtype, self._autocast = student, objective, dtype, autocast
         self._autocast_dtype = autocast_dtype
         self._loads_itself = load is None
-        if load is None:
-            self._models = Teachers(checkpoints, read_model, self._build, prefetch)
-        else:
-            self._models = Teachers(checkpoints, load, prefetch=prefetch)
+        read, build = (read_model, self._build) if load is None else (load, lambda model: model)
+        self._models = Teachers(checkpoints, read, build, prefetch, downloads_kept)
         self._head: LabelledHead | None = None
         self._names: frozenset[str] | None = None
         self.classes: int | None = None
@@ -127,12 +131,13 @@ class Teacher:
         """A line on the accuracy of the checkpoint of teacher step `step`, which says so if that is at chance.
 
         Args:
-            batches: of evaluation data, on the device: the model's arguments and `labels`.
+            batches: of evaluation data, on the device: the model's arguments and `labels`; the first
+                `REPORT_BATCHES` are used.
             step: teacher step.
             shift: whether logits predict the label of the next position.
         """
         sums, all_labels = torch.zeros(2, dtype=torch.float64), []
-        for batch in batches:
+        for batch in islice(batches, REPORT_BATCHES):
             inputs = dict(batch)
             labels = inputs.pop("labels")
             positions = labelled_positions(labels, shift)

@@ -39,9 +39,6 @@ from common.errors import UserError
 from common.teachers.discovery import Checkpoint, find_checkpoints
 from common.teachers.objective import Objective, objective_of, unwrap
 
-TEACHER_REPORT_BATCHES = 8
-"""Evaluation batches on which the teacher is tried before training."""
-
 
 class ProgressiveDistillationTrainer(Trainer):
     """A Trainer whose teacher changes during training.
@@ -71,6 +68,7 @@ class ProgressiveDistillationTrainer(Trainer):
             is called in a background thread, so that it must not draw random numbers.
         teacher_dtype: of the teacher's weights; by default that of the checkpoint.
         prefetch: read the next checkpoint while the current one is in use; False for teachers that fit once only.
+        downloads_kept: how many of the checkpoints downloaded by this process stay on the disk; by default all.
         check_teacher: before training, check the checkpoints as `python -m common.teachers check` does, and print the
             final one's accuracy on the evaluation data.
         trust_trajectory: warn of what is wrong with the checkpoints instead of refusing them.
@@ -106,6 +104,7 @@ class ProgressiveDistillationTrainer(Trainer):
         load_teacher: Callable[[Path], nn.Module] | None = None,
         teacher_dtype: torch.dtype | None = None,
         prefetch: bool = True,
+        downloads_kept: int | None = None,
         check_teacher: bool = True,
         trust_trajectory: bool = False,
         **trainer_arguments: Any,
@@ -130,7 +129,7 @@ class ProgressiveDistillationTrainer(Trainer):
         losses.check_loss_arguments(self._loss_arguments)
         checkpoints = find_checkpoints(teacher) if isinstance(teacher, str | Path) else list(teacher or ())
         autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
-        options = {"load": load_teacher, "dtype": teacher_dtype, "prefetch": prefetch}
+        options = {"load": load_teacher, "dtype": teacher_dtype, "prefetch": prefetch, "downloads_kept": downloads_kept}
         autocast = {"autocast": self.accelerator.autocast, "autocast_dtype": autocast_dtype}
         self._teacher = Teacher(checkpoints, unwrap(model), objective, **options, **autocast)  # type: ignore[arg-type]
         self._schedule_is_fixed = not callable(schedule)
@@ -182,8 +181,8 @@ class ProgressiveDistillationTrainer(Trainer):
         """Print the accuracy on some evaluation data of the last checkpoint that the student learns from."""
         step = self._segments[-1].checkpoint if self._schedule_is_fixed else max(self._teacher.steps)
         first = next(iter(self.eval_dataset)) if isinstance(self.eval_dataset, dict) else None
-        batches = islice(self.get_eval_dataloader(first), TEACHER_REPORT_BATCHES)
-        report = self._teacher.report(map(self._prepare_inputs, batches), step, self._shift)
+        batches = map(self._prepare_inputs, self.get_eval_dataloader(first))
+        report = self._teacher.report(batches, step, self._shift)
         if self.is_world_process_zero():
             print(report)
 

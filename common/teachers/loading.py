@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from common.errors import UserError
-from common.teachers.discovery import Checkpoint, local_path
+from common.teachers.discovery import Checkpoint, evict, local_path
 from common.teachers.objective import Objective, kind_of_class
 
 OTHER_HEADS = r"(^|\.)(pooler|cls\.seq_relationship)\."
@@ -37,6 +37,11 @@ class Teachers:
             random numbers.
         build: makes a model from what `read` gave, in the thread that asks for it. By default `read` gives the model.
         prefetch: False keeps one checkpoint in memory only.
+        downloads_kept: of the checkpoints that this process downloads from the hub, how many stay on the disk: the
+            latest ones that were read. None keeps all.
+
+    Raises:
+        UserError: `downloads_kept` is below 1.
     """
 
     def __init__(
@@ -45,8 +50,12 @@ class Teachers:
         read: Callable[[Path], Any],
         build: Callable[[Any], nn.Module] = lambda model: model,
         prefetch: bool = True,
+        downloads_kept: int | None = None,
     ) -> None:
+        if downloads_kept is not None and downloads_kept < 1:
+            raise UserError(f"downloads_kept must be at least 1, got {downloads_kept}")
         self._checkpoints = {checkpoint.step: checkpoint for checkpoint in checkpoints}
+        self._downloads_kept, self._on_disk = downloads_kept, list[int]()
         self._read, self._build, self._prefetch = read, build, prefetch
         self._thread = ThreadPoolExecutor(1, "teacher")
         self._current: tuple[int, nn.Module] | None = None
@@ -103,7 +112,15 @@ class Teachers:
         return self._build(reading.result())
 
     def _start_reading(self, step: int) -> "Future[Any]":
-        return self._thread.submit(lambda: self._read(local_path(self._checkpoints[step])))
+        return self._thread.submit(self._read_checkpoint, step)
+
+    def _read_checkpoint(self, step: int) -> Any:
+        """What `read` gives for the checkpoint of teacher step `step`; then others are evicted if they are too many."""
+        content = self._read(local_path(self._checkpoints[step]))
+        self._on_disk = [*(other for other in self._on_disk if other != step), step]
+        while self._downloads_kept is not None and len(self._on_disk) > self._downloads_kept:
+            evict(self._checkpoints[self._on_disk.pop(0)])
+        return content
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ import re
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import constants
 
 from common.errors import UserError
 from common.teachers import hub as subject
 from common.teachers.discovery import Checkpoint, evict, find_checkpoints, local_path
+from common.teachers.loading import Teachers, read_model
 from tests.hub import NAME, cache_by_hand, checkpoint, use
 
 AT = Checkpoint(1, f"{NAME}@step1")
@@ -171,6 +173,23 @@ def test_a_passed_checkpoint_is_evicted_and_comes_back(hub, cache):
     assert evict(AT) == size + len(checkpoint(1)["config.json"])
     assert not list(cache.glob("*/blobs/*"))
     assert (cache / "models--org--name").is_dir()  # another process may be downloading into it
+
+
+@pytest.mark.parametrize("kept", [1, 2, None])
+def test_a_limit_on_downloaded_checkpoints(hub, cache, kept):
+    steps = (1, 2, 3)
+    hub.models[NAME] = {f"step{step}": checkpoint(step) for step in steps}
+    teachers = Teachers(find_checkpoints(NAME), read_model, lambda stored: torch.nn.Module(), True, kept)
+    for step, then in ((1, 2), (2, 3), (3, None), (1, None)):
+        teachers.load(step, then)
+    teachers.release()
+    weights = cache.glob("*/snapshots/*/model.safetensors")
+    assert len(list(weights)) == min(kept or len(steps), len(steps))
+    assert len([path for path in hub.requests if path.endswith("model.safetensors")]) >= len(steps)
+
+
+def test_no_limit_below_one_checkpoint():
+    assert refusal(Teachers, [], read_model, torch.nn.Module, True, 0) == "downloads_kept must be at least 1, got 0"
 
 
 def test_what_was_cached_before_is_never_evicted(hub, cache):
