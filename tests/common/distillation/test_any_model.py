@@ -234,18 +234,18 @@ def encoder_decoders():
 
 def test_a_model_with_an_encoder_and_a_decoder_is_refused(tmp_path):
     for name, model in encoder_decoders().items():
-        with pytest.raises(UserError, match=f"{name} has an encoder and a decoder: give a causal or a masked"):
+        with pytest.raises(UserError, match=f"{name} is an encoder-decoder model: give a causal or a masked"):
             trainer_of(tmp_path, model)
         for step in (10, 20):
             model.save_pretrained(tmp_path / name / f"checkpoint-{step}")
-        with pytest.raises(UserError, match=f"is a {model.config.model_type} model, with an encoder and a decoder"):
+        with pytest.raises(UserError, match=f"is a {model.config.model_type} model, an encoder-decoder"):
             trainer_of(tmp_path, make("llama", 1), tmp_path / name, check_teacher=False)
 
 
 def test_a_model_of_an_unknown_kind_needs_an_objective(tmp_path):
     for model in (Forgetful(), Plain(1)):
         name = type(model).__name__
-        with pytest.raises(UserError, match=f'unknown what {name} predicts: give objective="causal" or'):
+        with pytest.raises(UserError, match=f'cannot tell what {name} predicts: give objective="causal" or'):
             trainer_of(tmp_path, model)
     for objective, shift in (("causal", 1), ("masked", 0)):
         trainer = trainer_of(tmp_path, Forgetful(), objective=objective, eval_dataset=ReadyBatches(HELD_OUT))

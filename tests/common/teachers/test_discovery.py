@@ -126,7 +126,7 @@ def test_two_names_for_a_step_are_refused(names, tmp_path, hub):
     for teacher in (tmp_path / "teacher", NAME):
         line = refusal(teacher)
         step = step_in(names[0])
-        assert f"two checkpoints of step {step}, {names[0]} and {names[1]}: choose between them with --teacher" in line
+        assert f"two checkpoints for step {step}, {names[0]} and {names[1]}: choose between them with --teacher" in line
 
 
 def test_the_same_name_of_a_branch_and_a_tag_is_one_checkpoint(monkeypatch):
@@ -141,9 +141,7 @@ def test_checkpoints_of_several_stages_are_not_mixed(tmp_path):
 
 
 def test_a_directory_without_checkpoints_says_what_it_has(tmp_path):
-    assert re.fullmatch(
-        r".* has no checkpoint-<step> directory .* nothing there; .*--teacher-pattern.*", refusal(tmp_path)
-    )
+    assert re.fullmatch(r".* has no checkpoint-<step> directory .* nothing; .*--teacher-pattern.*", refusal(tmp_path))
     make(tmp_path, *(f"epoch{number}" for number in range(9)), ".hidden")
     (tmp_path / "notes.md").touch()
     line = refusal(tmp_path)
@@ -159,16 +157,16 @@ def test_a_hub_model_without_steps_says_what_it_has(hub):
 def test_checkpoints_that_are_files_can_be_imported(tmp_path, name):
     for file in ("config.json", "optimizer.pt", "training_args.bin", name):
         (tmp_path / file).touch()
-    command = f"`python -m common.teachers import {tmp_path} --out TEACHER` converts them"
-    assert re.fullmatch(rf".* files of weights \({name}\): {re.escape(command)}", refusal(tmp_path))
+    command = f"convert them with `python -m common.teachers import {tmp_path} --out TEACHER`"
+    assert re.fullmatch(rf".* weight files \({name}\): {re.escape(command)}", refusal(tmp_path))
 
 
 def test_checkpoints_that_are_pickles_can_be_imported(tmp_path):
     make(tmp_path, "checkpoint-1")
     make(tmp_path, "checkpoint-2", files={"config.json": b"{}", "pytorch_model.bin": b"", "optimizer.pt": b""})
     line = refusal(tmp_path)
-    assert "checkpoint-2 has its weights only as pickles (pytorch_model.bin)" in line
-    assert line.endswith(f"`python -m common.teachers import {tmp_path} --out TEACHER` converts them")
+    assert "checkpoint-2 has only pickled weights (pytorch_model.bin)" in line
+    assert line.endswith(f"convert them with `python -m common.teachers import {tmp_path} --out TEACHER`")
     assert len(named_checkpoints(tmp_path)) == 2
 
 
@@ -176,7 +174,7 @@ def test_checkpoints_that_are_pickles_can_be_imported(tmp_path):
 def test_a_checkpoint_that_is_not_complete_is_refused(tmp_path, file):
     make(tmp_path, "checkpoint-1")
     make(tmp_path, "checkpoint-2", files={name: b"{}" for name in MODEL if name != file})
-    assert "checkpoint-2 lacks config.json or model.safetensors: let its run finish it" in refusal(tmp_path)
+    assert "checkpoint-2 lacks config.json or model.safetensors: wait until it is saved" in refusal(tmp_path)
 
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")

@@ -35,15 +35,18 @@ def test_a_header_is_as_safetensors_reads_it(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda whole: whole[:-1], "is cut: it has .* bytes, and its header describes"),
-        (lambda whole: whole[: len(whole) // 2], "is cut"),
+        (lambda whole: whole[:-1], "is truncated: it has .* bytes, but its header describes"),
+        (lambda whole: whole[: len(whole) // 2], "is truncated"),
         (lambda whole: whole + b"0", "is damaged: it has .* bytes"),
-        (lambda whole: whole[:20], "is cut or damaged"),
-        (lambda whole: b"", "is cut or damaged"),
-        (lambda whole: b"\xff" * 8 + whole[8:], "is cut or damaged"),
-        (lambda whole: whole.replace(b"data_offsets", b"data_0ffsets"), "is cut or damaged"),
-        (lambda whole: (2).to_bytes(8, "little") + b"[]", "is cut or damaged"),
-        (lambda whole: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "is cut or damaged"),
+        (lambda whole: whole[:20], "is truncated or damaged"),
+        (lambda whole: b"", "is truncated or damaged"),
+        (lambda whole: b"\xff" * 8 + whole[8:], "is truncated or damaged"),
+        (lambda whole: whole.replace(b"data_offsets", b"data_0ffsets"), "is truncated or damaged"),
+        (lambda whole: (2).to_bytes(8, "little") + b"[]", "is truncated or damaged"),
+        (
+            lambda whole: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n",
+            "is truncated or damaged",
+        ),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, change, message):
