@@ -20,10 +20,10 @@ def is_adapted(model: nn.Module) -> bool:
 
 
 def adapter_files(model: nn.Module) -> dict[str, bytes]:
-    """What `PeftModel.from_pretrained` loads: files by name, of the active adapter.
+    """The files that `PeftModel.from_pretrained` loads, by name, for the active adapter.
 
     Raises:
-        UserError: as `adapter_tensors`.
+        UserError: as for `adapter_tensors`.
     """
     adapter_tensors(model)
     with TemporaryDirectory() as folder:
@@ -31,16 +31,16 @@ def adapter_files(model: nn.Module) -> dict[str, bytes]:
         config, weights = (next(Path(folder).rglob(name)).read_bytes() for name in (CONFIG, WEIGHTS))
     values = json.loads(config)
     for name, value in vars(cast(Any, model).peft_config[_active(model)]).items():
-        if isinstance(value, set):  # in an order that differs between processes
+        if isinstance(value, set):  # its order differs between processes
             values[name] = sorted(value)
     return {CONFIG: (json.dumps(values, indent=2, sort_keys=True) + "\n").encode(), WEIGHTS: weights}
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Tensors of the active adapter, by the names that they have in its file.
+    """Tensors of the active adapter, by their names in its file.
 
     Raises:
-        UserError: something else is trained, which would be lost.
+        UserError: the adapter adds tokens, or other parameters are trained, which would be lost.
     """
     from peft import get_peft_model_state_dict
 
@@ -51,7 +51,7 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     saved = {tensor.data_ptr() for tensor in tensors.values()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.data_ptr() not in saved:
-            raise UserError(f"{name} is trained, but it is not saved with the adapter: list it in modules_to_save")
+            raise UserError(f"{name} is trained, but not saved with the adapter: list it in modules_to_save")
     return tensors
 
 
@@ -59,7 +59,7 @@ def load_adapter(model: nn.Module, checkpoint: Path) -> None:
     """Copy the active adapter's tensors from a Trainer's checkpoint.
 
     Raises:
-        UserError: it lacks one.
+        UserError: one of them is missing.
     """
     from peft import set_peft_model_state_dict
 
@@ -67,11 +67,11 @@ def load_adapter(model: nn.Module, checkpoint: Path) -> None:
     if file is None:
         raise UserError(f"{checkpoint} has no {WEIGHTS}, but the student has an adapter: resume with the same student")
     tensors = load_file(file)
-    if isinstance(model, PreTrainedModel):  # after add_adapter; the file is named as of a PeftModel
+    if isinstance(model, PreTrainedModel):  # after add_adapter; the file has the names of a PeftModel
         tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
     missing = adapter_tensors(model).keys() - tensors.keys()
     if missing:
-        raise UserError(f"{file} lacks {min(missing)} of the student: resume with the same adapter")
+        raise UserError(f"{file} lacks the student's {min(missing)}: resume with the same adapter")
     set_peft_model_state_dict(model, tensors, adapter_name=_active(model))
 
 

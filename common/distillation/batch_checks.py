@@ -1,4 +1,4 @@
-"""Checks of a batch before a model sees it: against errors deep inside the model, and against training wrongly."""
+"""Checks of a batch before it reaches a model, which would otherwise fail deep inside or be trained wrongly."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,18 +11,18 @@ from common.distillation.losses import IGNORED_LABEL
 from common.errors import UserError
 
 FEWEST = 16
-"""Labels that are not all the next token by chance."""
+"""Number of labels that are not all the next token by chance."""
 STEPS_WITHOUT_LABELS = 20
-"""Successive steps without a label that are an error; a few may have none where few tokens are masked."""
+"""Number of consecutive steps without labels that is an error; a few are normal where few tokens are masked."""
 
 
 def require_usable_batch(batch: Mapping[str, Any], student: nn.Module, classes: int | None, shift: bool) -> None:
-    """Make all checks that concern the student.
+    """Run all checks that concern the student.
 
     Args:
-        batch: the student's arguments and `labels`; best on the host, as the checks wait for a GPU.
-        student: without wrappers.
-        classes: that student and teacher share; None if their number is unknown.
+        batch: the student's arguments and `labels`; preferably on the host, as the checks synchronise with a GPU.
+        student: unwrapped.
+        classes: number of classes that student and teacher share; None if it is unknown.
         shift: whether logits predict the label of the next position.
 
     Raises:
@@ -38,14 +38,14 @@ def require_labels(steps_without: int, steps: int) -> None:
     """Reject training data without labels.
 
     Args:
-        steps_without: successive steps that had none, up to now.
-        steps: of the training.
+        steps_without: consecutive steps without labels so far.
+        steps: number of training steps.
 
     Raises:
-        UserError: there were `STEPS_WITHOUT_LABELS` of them, or all.
+        UserError: there were `STEPS_WITHOUT_LABELS` of them, or all steps had none.
     """
     if steps_without >= min(STEPS_WITHOUT_LABELS, steps):
-        raise UserError(f"{steps_without} steps had no label: all were {IGNORED_LABEL}")
+        raise UserError(f"{steps_without} steps in a row had no labels: all were {IGNORED_LABEL}")
 
 
 def require_known_labels(labels: Tensor, classes: int | None) -> None:
@@ -59,13 +59,13 @@ def require_known_labels(labels: Tensor, classes: int | None) -> None:
     wrong = labels[((labels < 0) & (labels != IGNORED_LABEL)) | (labels >= classes)]
     if len(wrong):
         raise UserError(
-            f"there is a label {int(wrong[0])}, but the classes are 0 to {classes - 1:,}; "
-            f"where there is no label it must be {IGNORED_LABEL}"
+            f"found label {int(wrong[0])}, but the classes are 0 to {classes - 1:,}; "
+            f"use {IGNORED_LABEL} where there is no label"
         )
 
 
 def require_unshifted_labels(batch: Mapping[str, Any]) -> None:
-    """Reject labels of a causal language model that are the next tokens already: they are shifted by the trainer.
+    """Reject labels of a causal language model that are already shifted, as the trainer shifts them.
 
     Args:
         batch: `labels` of shape (samples, length), with `IGNORED_LABEL` where there is none, and the model's arguments.
@@ -84,19 +84,19 @@ def require_unshifted_labels(batch: Mapping[str, Any]) -> None:
     is_same = (before_last == tokens[:, :-1])[labelled].all()
     if is_next and not is_same:
         raise UserError(
-            "the labels are shifted already: each is the next token, and the trainer shifts them once more, as "
+            "the labels are already shifted: each is the next token, and the trainer shifts them again, as "
             "transformers does; give labels equal to input_ids"
         )
 
 
 def require_fitting_tokens(model: nn.Module, inputs: Mapping[str, Any], owner: str, on_host: bool = True) -> None:
-    """Reject samples that are longer than a model's positions, or hold tokens that it does not know.
+    """Reject samples that are longer than a model allows, or contain token ids that it does not know.
 
     Args:
-        model: nothing is checked unless it is of transformers and takes `input_ids`.
+        model: nothing is checked unless it is a transformers model that takes `input_ids`.
         inputs: the model's arguments.
         owner: whose model it is, for the error.
-        on_host: also check the tokens, which on a GPU waits for it.
+        on_host: also check the token ids, which synchronises with a GPU.
 
     Raises:
         UserError: says what does not fit.
@@ -115,6 +115,6 @@ def require_fitting_tokens(model: nn.Module, inputs: Mapping[str, Any], owner: s
         first, last = (int(bound) for bound in torch.aminmax(tokens))
         if first < 0 or last >= rows:
             raise UserError(
-                f"there is a token {first if first < 0 else last}, but those of {owner} are 0 to {rows - 1:,}: "
-                "give its own tokenizer, or resize_token_embeddings"
+                f"found token id {first if first < 0 else last}, but those of {owner} are 0 to {rows - 1:,}: "
+                "use its own tokenizer, or resize_token_embeddings"
             )

@@ -40,13 +40,13 @@ class LossArguments:
     temperature: tuple[float, float] = (1.0, 1.0)
     """Of the teacher's logits, at the first step and at the last; 0 is the arg-max."""
     annealing: Annealing = "linear"
-    """How the temperature moves from the first to the last."""
+    """How the temperature changes from the first to the last."""
     top_k: int | None = None
     """Keep the teacher's `top_k` most probable classes."""
     alpha: tuple[float, ...] = (0.0,)
-    """Weight of the labels' cross entropy, piecewise constant."""
+    """Weight of the cross entropy with the labels, piecewise constant."""
     alpha_steps: tuple[int, ...] = ()
-    """Steps at which alpha moves to its next value."""
+    """Steps at which alpha changes to its next value."""
     divergence: Divergence = "forward-kl"
     """From the teacher."""
     beta: float = 0.5
@@ -56,12 +56,12 @@ class LossArguments:
 def check_loss_arguments(
     arguments: LossArguments, classes: int | None = None, spell: Callable[[str], str] = str
 ) -> None:
-    """Refuse loss arguments before training starts.
+    """Check loss arguments before training starts.
 
     Args:
-        arguments: to be checked.
+        arguments: to check.
         classes: of the teacher's output, if known.
-        spell: how an argument is called in messages, by its name here.
+        spell: maps an argument's name here to its name in messages.
 
     Raises:
         UserError: names the argument that is out of its range.
@@ -86,7 +86,7 @@ def objective(
         teacher_logits: (samples, classes).
         arguments: of the loss.
         step: from 0.
-        last: step at which the temperature arrives at its last value.
+        last: step at which the temperature reaches its last value.
     """
     temperature = float(annealed_temperature(step, *arguments.temperature, max(last, 1), arguments.annealing))
     alpha = float(stepwise(arguments.alpha, arguments.alpha_steps, step))
@@ -242,7 +242,7 @@ def stepwise(
     Args:
         values: (n + 1,).
         boundaries: (n,) steps, increasing.
-        steps: of any shape, which the result has, too.
+        steps: of any shape; the result has the same.
         name: of the boundaries, in messages.
 
     Raises:
@@ -264,10 +264,10 @@ def annealed_temperature(
     kind: Annealing = "linear",
     name: str = "temperature",
 ) -> npt.NDArray[np.float64]:
-    """Temperature that moves from `start` at step 0 to `end` at step `total`, and then stays.
+    """Temperature that changes from `start` at step 0 to `end` at step `total`, and then stays there.
 
     Args:
-        steps: of any shape, which the result has, too.
+        steps: of any shape; the result has the same.
         start: temperature at step 0.
         end: temperature from step `total` on.
         total: steps of annealing.
@@ -278,7 +278,7 @@ def annealed_temperature(
         UserError: `total` below 1, a negative temperature, one of 0 with "logarithmic", or an unknown kind.
     """
     if total < 1:
-        raise UserError(f"{name} is annealed over at least 1 step, got {total}")
+        raise UserError(f"{name} must be annealed over at least 1 step, got {total}")
     if not min(start, end) >= 0:
         raise UserError(f"{name} must be 0 or more, got {start} and {end}")
     done = np.clip(np.asarray(steps) / total, 0, 1)

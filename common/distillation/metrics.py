@@ -1,4 +1,4 @@
-"""Sums over labels from which a trainer's metrics are computed; no number leaves the device before it is needed."""
+"""Sums over labels from which a trainer's metrics are computed, kept on the device until they are needed."""
 
 import math
 from typing import Any
@@ -16,7 +16,7 @@ class TrainingSums:
         self.since_record = torch.zeros_like(self.since_log)
 
     def add(self, means: Tensor, labels: int) -> None:
-        """Add a micro-batch: the means of objective, divergence and correct predictions (3,), over so many labels."""
+        """Add a micro-batch: the means of objective, divergence and correct predictions (3,) over `labels` labels."""
         self.since_log += torch.cat([means, torch.ones_like(means[:1])]).double() * labels
 
     def log(self, accelerator: Any) -> tuple[float, float, float]:

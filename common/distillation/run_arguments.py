@@ -1,5 +1,5 @@
-"""Arguments of a Trainer that distillation would ignore, and those with which a run would not resume bit-identically or
-would not be recorded."""
+"""Trainer arguments that distillation would ignore, and those with which a run would not be recorded or would not
+resume bit-identically."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ from common.distillation.losses import LossArguments
 from common.errors import UserError, listed
 
 IGNORED = ("label_smoothing_factor", "bf16_full_eval", "fp16_full_eval", "use_liger_kernel")
-"""Arguments of the loss or of an evaluation by transformers, whose place others have here."""
+"""Arguments of transformers' own loss and evaluation, which are not used here."""
 
 WITHOUT = {
-    "fp16": "its scale is not saved; use bf16",
+    "fp16": "its loss scale is not saved; use bf16",
     "auto_find_batch_size": "the batch size must stay the same",
-    "load_best_model_at_end": "take the checkpoint with the best record in metrics.jsonl",
+    "load_best_model_at_end": "choose the checkpoint with the best record in metrics.jsonl",
     "save_total_limit": "a run keeps all checkpoints; raise save_steps",
     "push_to_hub": "upload the run's checkpoints afterwards",
     "eval_on_start": "a run begins with an evaluation anyway",
@@ -48,11 +48,11 @@ DEFINING = (
     "bf16",
     "eval_steps",
 )
-"""Arguments of a Trainer that a run's numbers depend on."""
+"""Trainer arguments that a run's results depend on."""
 
 
 def require_honoured_arguments(args: TrainingArguments, options: Mapping[str, Any], schedule_is_fixed: bool) -> None:
-    """Refuse what would be ignored.
+    """Reject arguments that would be ignored.
 
     Args:
         args: of a Trainer.
@@ -66,14 +66,14 @@ def require_honoured_arguments(args: TrainingArguments, options: Mapping[str, An
         if getattr(args, name, None):
             raise UserError(f"{name} {getattr(args, name)} would be ignored: leave it out")
     if options.get("compute_loss_func") is not None:
-        raise UserError("compute_loss_func would be ignored: the loss has the arguments alpha, divergence and others")
+        raise UserError("compute_loss_func would be ignored: use alpha, divergence and the other arguments of the loss")
     several = isinstance(options.get("eval_dataset"), Mapping)
     if not schedule_is_fixed and (several or options.get("compute_metrics") is not None):
         raise UserError("a schedule that depends on evaluations needs one eval_dataset and no compute_metrics")
 
 
 def require_run_arguments(args: TrainingArguments, options: Mapping[str, Any]) -> None:
-    """Refuse what a run cannot have.
+    """Reject arguments that a run cannot have.
 
     Args:
         args: of a Trainer.
@@ -103,7 +103,7 @@ def require_run_arguments(args: TrainingArguments, options: Mapping[str, Any]) -
     if not isinstance(held_out, ReadyBatches) and is_streaming(held_out):
         raise UserError(
             f"the eval_dataset of a run cannot be a stream, as {type(held_out).__name__} is: give ReadyBatches or a "
-            "map-style dataset, such as the list of its first samples"
+            "map-style dataset, such as a list of its first samples"
         )
 
 
@@ -114,14 +114,14 @@ def training_facts(
     loss_arguments: LossArguments,
     classes: int | None,
 ) -> dict[str, Any]:
-    """What a run's numbers depend on besides the models and the data, by name, as JSON values.
+    """What a run's results depend on besides the models and the data, by name, as JSON values.
 
     Args:
         args: of a Trainer.
         batch_size: samples per step, over all processes.
         schedule: start and checkpoint of each segment; None if it depends on the evaluations.
         loss_arguments: of the student's loss.
-        classes: that student and teacher share.
+        classes: number of classes that student and teacher share.
     """
     facts = {name: getattr(args, name) for name in DEFINING}
     facts |= {"batch_size": batch_size, "schedule": schedule, "classes": classes, **asdict(loss_arguments)}
@@ -130,7 +130,7 @@ def training_facts(
 
 
 def require_same_training(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Reject a run that would go on otherwise than it began.
+    """Reject resuming a run with different arguments.
 
     Args:
         directory: of the run, for the error.
@@ -144,5 +144,5 @@ def require_same_training(directory: Path, before: Mapping[str, Any], now: Mappi
     differing = [f"{name} was {before[name]} and is {now.get(name)}" for name in names]
     if differing:
         raise UserError(
-            f"{directory} began with other arguments: {listed(differing, 3)}; give the same, or another directory"
+            f"{directory} began with other arguments: {listed(differing, 3)}; give the same ones, or another directory"
         )

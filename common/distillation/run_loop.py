@@ -1,11 +1,11 @@
 """Training that writes a run: an evaluation's record, then the checkpoint, then the resume state.
 
-A run that is killed at any moment resumes when its command is rerun, on the CPU bit-identical to an uninterrupted run.
-A stop signal takes effect between two steps, after the state has been saved.
+A run that is killed at any moment resumes when its command is rerun; on the CPU it is then bit-identical to an
+uninterrupted run. A stop signal takes effect between two steps, after the state has been saved.
 
-A run may resume with another number of processes. Its samples stay the same, and without dropout so do its numbers, up
-to rounding. Processes that existed before keep their random number generators; those of a new one are seeded from the
-seed, the step and the process's index.
+A run may resume with a different number of processes. Its samples stay the same, and without dropout so do its results,
+up to rounding. Processes that existed before keep their random number generators; those of a new process are seeded
+from the seed, the step and the process's index.
 """
 
 import atexit
@@ -68,16 +68,16 @@ def training_arguments(
         batch_size: samples per step, over all processes.
         accumulate: micro-batches per step and process.
         lr: the peak learning rate.
-        warmup: share of the steps.
+        warmup: fraction of the steps.
         eval_every: steps between evaluations.
         checkpoint_every: steps between checkpoints; 0 saves the final one only.
-        seed: of dropout.
+        seed: for dropout.
         precision: "bf16" computes under autocast; the weights stay in float32.
         compiled: compile the student with torch.compile.
         device: "cpu", "cuda", or "auto": a GPU if there is one.
 
     Raises:
-        UserError: the batch cannot be cut into equal parts, or there is no such device.
+        UserError: the batch cannot be split into equal parts, or there is no such device.
     """
     use_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
     if device == "cuda" and not torch.cuda.is_available():
@@ -124,7 +124,7 @@ class RunTrainer(ProgressiveDistillationTrainer):
             trainer = RunTrainer(student, args, run=run, train_dataset=..., data_collator=..., eval_dataset=...)
             train_run(trainer, "my student")
 
-    A student with an adapter, such as LoRA, has checkpoints of the adapter alone, for `PeftModel.from_pretrained`.
+    Checkpoints of a student with an adapter, such as LoRA, contain only the adapter, for `PeftModel.from_pretrained`.
 
     Args:
         model: the student.
@@ -135,8 +135,8 @@ class RunTrainer(ProgressiveDistillationTrainer):
             evaluation data is `ReadyBatches` or a map-style dataset.
 
     Raises:
-        UserError: as a ProgressiveDistillationTrainer; the data is not of this kind; or an argument excludes a run that
-            resumes bit-identically, or is not given.
+        UserError: as for a ProgressiveDistillationTrainer; the data is not of this kind; or an argument is missing, or
+            would keep a run from resuming bit-identically.
     """
 
     def __init__(self, model: nn.Module, args: TrainingArguments, *, run: Run, **options: Any) -> None:
@@ -209,7 +209,7 @@ class RunTrainer(ProgressiveDistillationTrainer):
         return training_facts(self.args, batch_size, schedule, self._loss_arguments, self._teacher.classes)
 
     def _restore_data(self, source: DatasetSource, resume: Resume | None) -> None:
-        """Continue at the step that is restored, and check that all processes read the same."""
+        """Continue at the restored step, and check that all processes read the same data."""
         if resume:
             source.restore(resume.step, resume.state.get("data", {}))
         mine = source.position(self.state.global_step)["checksum"]
@@ -218,7 +218,7 @@ class RunTrainer(ProgressiveDistillationTrainer):
             torch.distributed.all_gather_object(sums, mine)
         if len(set(sums)) > 1:
             raise UserError(
-                "the processes read different training data: give each the same whole dataset (with a seed, if it is "
+                "the processes read different training data: give each the same full dataset (with a seed, if it is "
                 "shuffled); each takes its part of every batch"
             )
 
@@ -234,7 +234,7 @@ def train_run(trainer: RunTrainer, description: str) -> None:
 
     Args:
         trainer: not trained before.
-        description: of the run, shown beside the progress.
+        description: of the run, shown next to the progress.
 
     Raises:
         DivergedError: the loss or the weights are not finite; they are not saved.
@@ -251,7 +251,7 @@ def train_run(trainer: RunTrainer, description: str) -> None:
 
 
 class _RunCallback(TrainerCallback):
-    """Restores a run before its first step, and saves its resume state when that is due."""
+    """Restores a run before its first step, and saves its resume state when it is due."""
 
     def __init__(self, trainer: RunTrainer) -> None:
         self._trainer = trainer
@@ -293,7 +293,7 @@ class _RunCallback(TrainerCallback):
 
 
 class _ProgressCallback(TrainerCallback):
-    """Shows the step and the latest evaluation, and once the estimated remaining time."""
+    """Shows the step, the latest evaluation and, once, the estimated remaining time."""
 
     def __init__(self, trainer: RunTrainer, stack: ExitStack, description: str) -> None:
         self._trainer, self._stack, self._description = trainer, stack, description

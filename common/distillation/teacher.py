@@ -23,7 +23,7 @@ from common.teachers.objective import Objective
 from common.teachers.trajectory import require_trajectory
 
 REPORT_BATCHES = 8
-"""Evaluation batches on which a teacher is tried before training."""
+"""Number of evaluation batches on which a teacher is tested before training."""
 
 
 class Teacher:
@@ -31,13 +31,13 @@ class Teacher:
 
     Args:
         checkpoints: all that a schedule may name.
-        student: without wrappers.
+        student: unwrapped.
         objective: what the student, and so the teacher, predicts.
-        load: makes a model from a checkpoint's directory, in a background thread; by default by its own config.json.
-        dtype: of the weights, where `load` is not given; None for the checkpoint's own.
+        load: makes a model from a checkpoint's directory, in a background thread; by default from its config.json.
+        dtype: of the weights, if `load` is not given; None for the checkpoint's own.
         prefetch: read the next checkpoint while the current one is in use.
         downloads_kept: as in `Teachers`.
-        autocast: gives the context that the student computes in.
+        autocast: returns the context that the student computes in.
         autocast_dtype: of matrix products in that context; None without autocast.
     """
 
@@ -63,7 +63,7 @@ class Teacher:
         self._head: LabelledHead | None = None
         self._names: frozenset[str] | None = None
         self.classes: int | None = None
-        """Classes that student and teacher share; None if their logits must have the same."""
+        """Number of classes that student and teacher share; None if their logits must have the same number."""
 
     @property
     def steps(self) -> set[int]:
@@ -71,10 +71,10 @@ class Teacher:
         return self._models.steps
 
     def check_trajectory(self, steps: Collection[int], trust: bool) -> None:
-        """Check that some checkpoints are what their steps say; warn of what is wrong if they are trusted.
+        """Check that some checkpoints are what their steps say; only warn about problems if they are trusted.
 
         Raises:
-            UserError: something is wrong with the checkpoints, and they are not trusted.
+            UserError: there are problems with the checkpoints, and they are not trusted.
         """
         checkpoints = [checkpoint for step, checkpoint in self._checkpoints.items() if step in steps]
         for finding in require_trajectory(checkpoints, trust):
@@ -86,10 +86,10 @@ class Teacher:
         Args:
             step: of the checkpoint to look at.
             processing_class: the student's tokenizer, if it is one.
-            given: classes, as the caller knows them.
+            given: number of classes, if the caller knows it.
 
         Raises:
-            UserError: the vocabularies differ.
+            UserError: the vocabularies differ, or `given` is out of range.
         """
         self.classes = given
         sizes = [classes_of(model.config) for model in (self._student,) if isinstance(model, PreTrainedModel)]
@@ -110,7 +110,7 @@ class Teacher:
             inputs: the student's arguments; the teacher gets those that it takes.
             positions: in the flattened samples.
             step: teacher step.
-            then: teacher step that is asked for next.
+            then: teacher step that is needed next.
             device: of the inputs.
         """
         changes = step != self._models.current_step
@@ -128,7 +128,7 @@ class Teacher:
             return self._head(model, self._arguments(inputs), positions, chunked=True)
 
     def report(self, batches: Iterable[Mapping[str, Any]], step: int, shift: bool) -> str:
-        """A line on the accuracy of the checkpoint of teacher step `step`, which says so if that is at chance.
+        """The `teacher_report` on the checkpoint of teacher step `step`.
 
         Args:
             batches: of evaluation data, on the device: the model's arguments and `labels`; the first
@@ -159,7 +159,7 @@ class Teacher:
         self._head = None
 
     def _build(self, stored: StoredModel) -> nn.Module:
-        """The stored model, with the student's attention if it is of the student's architecture."""
+        """The stored model, with the student's attention if it has the student's architecture."""
         attention, own_class = None, None
         if isinstance(self._student, PreTrainedModel) and self._student.config.model_type == stored.config.model_type:
             attention, own_class = self._student.config._attn_implementation, type(self._student)

@@ -1,4 +1,4 @@
-"""Train any Hugging Face model from a teacher's successive checkpoints: a transformers.Trainer with a schedule.
+"""Distil a teacher's successive checkpoints into any Hugging Face model: a transformers.Trainer with a schedule.
 
     trainer = ProgressiveDistillationTrainer(
         model=student, args=arguments, train_dataset=..., eval_dataset=..., data_collator=...,
@@ -8,7 +8,7 @@
 
 At every labelled position the student learns from the teacher checkpoint that the schedule names for the step, with
 the losses of losses.py. Logits are computed at labelled positions only, a chunk of them at a time where there are many.
-The loss is the mean over the labels of the global batch, however it is split. run_loop.py has the trainer of runs.
+The loss is the mean over the labels of the global batch, however it is split. run_loop.py has the trainer for runs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,9 +45,9 @@ class ProgressiveDistillationTrainer(Trainer):
 
     `train_dataset` is a `Source` or what a Trainer takes; `eval_dataset` is `ReadyBatches` or what a Trainer takes.
     Evaluation gives the cross entropy and the accuracy per labelled position, `eval_loss` and `eval_accuracy`; with
-    `compute_metrics`, and in `predict`, a Trainer's own means. The training log has the objective (`loss`), the
+    `compute_metrics`, and in `predict`, a Trainer's own metrics. The training log has the objective (`loss`), the
     divergence from the teacher (`kl`), the accuracy on the training batches and the teacher's step. Causal language
-    models are trained on shifted labels, as in transformers. Student and teacher may be of different architectures.
+    models are trained on shifted labels, as in transformers. Student and teacher may have different architectures.
 
     Args:
         model: the student.
@@ -55,29 +55,29 @@ class ProgressiveDistillationTrainer(Trainer):
         teacher: a directory with checkpoint-<step> directories, a hub id, or checkpoints. None trains on labels alone.
         schedule: which checkpoint supervises which step.
         objective: what the student predicts; by default what its class was made for.
-        classes: number of classes, from the first on, that student and teacher share; by default found from their
-            tokenizers (the student's is `processing_class`) and sizes.
+        classes: number of leading classes that student and teacher share; by default inferred from their tokenizers
+            (the student's is `processing_class`) and sizes.
         temperature: of the teacher's logits: one for all steps, or that of the first step and that of the last.
-        annealing: how the temperature moves from the first to the last.
-        alpha: weight of the labels' cross entropy; several values follow one another at `alpha_steps`.
-        alpha_steps: steps at which alpha moves to its next value.
+        annealing: how the temperature changes from the first to the last.
+        alpha: weight of the cross entropy with the labels; several values are used in turn, changing at `alpha_steps`.
+        alpha_steps: steps at which alpha changes to its next value.
         divergence: from the teacher.
         top_k: keep the teacher's `top_k` most probable classes.
         beta: only for the Jensen-Shannon divergence.
-        load_teacher: makes a teacher from a checkpoint's directory; by default it is loaded by its own config.json. It
-            is called in a background thread, so that it must not draw random numbers.
+        load_teacher: makes a teacher from a checkpoint's directory; by default it is built from its config.json. It is
+            called in a background thread, so it must not draw random numbers.
         teacher_dtype: of the teacher's weights; by default that of the checkpoint.
-        prefetch: read the next checkpoint while the current one is in use; False for teachers that fit once only.
+        prefetch: read the next checkpoint while the current one is in use; False for teachers of which only one fits.
         downloads_kept: how many of the checkpoints downloaded by this process stay on the disk; by default all.
         check_teacher: before training, check the checkpoints as `python -m common.teachers check` does, and print the
-            final one's accuracy on the evaluation data.
-        trust_trajectory: warn of what is wrong with the checkpoints instead of refusing them.
+            accuracy on the evaluation data of the last one that is used.
+        trust_trajectory: warn about problems with the checkpoints instead of rejecting them.
         trainer_arguments: anything else that a Trainer takes.
 
     Raises:
-        UserError: a schedule without a teacher or the reverse, a schedule out of order, a checkpoint that the teacher
+        UserError: a schedule without a teacher or vice versa, a schedule out of order, a checkpoint that the teacher
             does not have, a teacher with another vocabulary, a student whose objective is unknown, or an argument of
-            the loss out of its range.
+            the loss that is out of its range.
     """
 
     loss_is_scaled_for_ga = True
@@ -112,7 +112,7 @@ class ProgressiveDistillationTrainer(Trainer):
         require_honoured_arguments(args, trainer_arguments, not callable(schedule))
         args._n_gpu = min(args.n_gpu, 1)  # DataParallel would separate batches from their positions
         super().__init__(model, args, **trainer_arguments)
-        if "labels" not in self.label_names:  # as of a model whose forward does not take them
+        if "labels" not in self.label_names:  # missing if the model's forward does not take them
             self.label_names = [*self.label_names, "labels"]
         args.ignore_data_skip |= is_source(self.train_dataset)  # its loader starts at the current step
         objective = objective or objective_of(model)
@@ -135,8 +135,8 @@ class ProgressiveDistillationTrainer(Trainer):
         self._schedule_is_fixed = not callable(schedule)
         self._schedule = schedule if callable(schedule) else lambda evaluations: schedule
         self.records: list[dict[str, Any]] = []
-        """One for each evaluation during training. Those made before the Trainer's checkpoint that training resumed
-        from have step, loss and accuracy only."""
+        """One for each evaluation during training. Those from before the checkpoint that training resumed from have
+        only step, loss and accuracy."""
         self.update_schedule()
         self._reports_teacher = check_teacher and bool(self._segments)
         if self._segments:
@@ -178,7 +178,7 @@ class ProgressiveDistillationTrainer(Trainer):
         return self._teacher.output(inputs, positions, step, following, self.args.device)
 
     def _report_teacher(self) -> None:
-        """Print the accuracy on some evaluation data of the last checkpoint that the student learns from."""
+        """Print the accuracy of the last checkpoint that the student learns from, on some of the evaluation data."""
         step = self._segments[-1].checkpoint if self._schedule_is_fixed else max(self._teacher.steps)
         first = next(iter(self.eval_dataset)) if isinstance(self.eval_dataset, dict) else None
         batches = map(self._prepare_inputs, self.get_eval_dataloader(first))
@@ -187,7 +187,7 @@ class ProgressiveDistillationTrainer(Trainer):
             print(report)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in a Trainer; afterwards no teacher is in memory or being loaded, whether or not training failed."""
+        """As in a Trainer; afterwards no teacher is in memory or being loaded, even if training failed."""
         try:
             if self._reports_teacher and self.eval_dataset is not None:
                 self._report_teacher()
@@ -227,8 +227,8 @@ class ProgressiveDistillationTrainer(Trainer):
             device: of the tensors returned.
 
         Returns:
-            The micro-batches, each with `positions` of shape (labelled,), and the number of labels over all processes,
-            at least 1 as the loss is divided by it: a scalar tensor if there are several processes.
+            The micro-batches, each with `positions` of shape (labelled,), and the number of labels over all processes
+            (at least 1, as the loss is divided by it): a scalar tensor if there are several processes.
         """
         batches = [dict(batch) for batch in islice(epoch_iterator, num_batches)]
         for batch in batches:
@@ -249,7 +249,7 @@ class ProgressiveDistillationTrainer(Trainer):
     # Checkpoints of a Trainer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """As in a Trainer, but with every tensor of the model, under the name that it has in the model."""
+        """As in a Trainer, but with every tensor of the model, under its name in the model."""
         is_whole = state_dict is None and not is_adapted(self.model)
         if is_adapted(self.model):
             adapter_tensors(self.model)  # raises if something else is trained
@@ -272,7 +272,7 @@ class ProgressiveDistillationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The student's objective on a micro-batch; outside training, the labels' cross entropy.
+        """The student's objective on a micro-batch; outside training, the cross entropy with the labels.
 
         Args:
             model: the student, as wrapped for training.

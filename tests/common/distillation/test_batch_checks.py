@@ -53,7 +53,7 @@ def test_a_label_that_is_no_class(tmp_path, use, label):
 def test_a_token_that_the_student_does_not_know(tmp_path, use, token):
     batch = make_batch(0)
     batch["input_ids"][0, 0] = token
-    with pytest.raises(UserError, match=f"token {token}, but those of the student are 0 to {CLASSES - 1}"):
+    with pytest.raises(UserError, match=f"token id {token}, but those of the student are 0 to {CLASSES - 1}"):
         use(tmp_path, gpt2(0), batch)
 
 
@@ -71,7 +71,7 @@ def test_a_token_that_the_teacher_does_not_know(tmp_path):
     batch = make_batch(0)
     batch["input_ids"][0, 0] = CLASSES
     options = {"teacher": suite, "schedule": [Segment(0, 20)], "classes": CLASSES}
-    with pytest.raises(UserError, match=f"token {CLASSES}, but those of the teacher in .*checkpoint-20"):
+    with pytest.raises(UserError, match=f"token id {CLASSES}, but those of the teacher in .*checkpoint-20"):
         train_on(tmp_path, student, batch, **options)
 
 
@@ -80,7 +80,7 @@ def test_labels_that_are_shifted_already(tmp_path, use):
     batch = make_batch(0)
     use(tmp_path, gpt2(0), tokens_of(batch, shift=False))
     use(tmp_path, bert(0), tokens_of(batch, shift=True))
-    with pytest.raises(UserError, match="the labels are shifted already"):
+    with pytest.raises(UserError, match="the labels are already shifted"):
         use(tmp_path, gpt2(0), tokens_of(batch, shift=True))
 
 
@@ -91,7 +91,7 @@ def test_few_labels_may_be_the_next_tokens_by_chance():
         if labels < FEWEST:
             require_unshifted_labels(batch)
         else:
-            with pytest.raises(UserError, match="shifted already"):
+            with pytest.raises(UserError, match="already shifted"):
                 require_unshifted_labels(batch)
 
 
@@ -99,5 +99,7 @@ def test_few_labels_may_be_the_next_tokens_by_chance():
 def test_training_data_without_labels(tmp_path, steps):
     batch = make_batch(0)
     batch["labels"][:] = -100
-    with pytest.raises(UserError, match=f"{min(steps, STEPS_WITHOUT_LABELS)} steps had no label: all were -100"):
+    with pytest.raises(
+        UserError, match=f"{min(steps, STEPS_WITHOUT_LABELS)} steps in a row had no labels: all were -100"
+    ):
         train_on(tmp_path, bert(0), batch, steps)
