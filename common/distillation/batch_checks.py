@@ -89,14 +89,14 @@ def require_unshifted_labels(batch: Mapping[str, Any]) -> None:
         )
 
 
-def require_fitting_tokens(model: nn.Module, inputs: Mapping[str, Any], owner: str, on_host: bool = True) -> None:
+def require_fitting_tokens(model: nn.Module, inputs: Mapping[str, Any], owner: str, check_tokens: bool = True) -> None:
     """Reject samples that are longer than a model allows, or contain token ids that it does not know.
 
     Args:
         model: nothing is checked unless it is a transformers model that takes `input_ids`.
         inputs: the model's arguments.
         owner: whose model it is, for the error.
-        on_host: also check the token ids, which synchronises with a GPU.
+        check_tokens: also check the token ids, which synchronises with a GPU.
 
     Raises:
         UserError: says what does not fit.
@@ -111,7 +111,7 @@ def require_fitting_tokens(model: nn.Module, inputs: Mapping[str, Any], owner: s
             "give shorter samples"
         )
     rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
-    if on_host and rows is not None and tokens.numel():
+    if check_tokens and rows is not None and tokens.numel():
         first, last = (int(bound) for bound in torch.aminmax(tokens))
         if first < 0 or last >= rows:
             raise UserError(

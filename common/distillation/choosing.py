@@ -24,7 +24,7 @@ from common.errors import UserError
 from common.teachers.curves import Curve, find_log, read_curve
 from common.teachers.discovery import Checkpoint, find_checkpoints
 
-NUMBER = 5
+DEFAULT_NUMBER = 5
 MIN_DESCENT = 0.2
 """Against the logarithm of the step, the curve must fall before its plateau by at least this share of the drop."""
 
@@ -88,7 +88,7 @@ def find_transition(curve: Curve) -> Transition:
     raise errors[0]
 
 
-def choose(curve: Curve | None, checkpoints: Sequence[int], number: int = NUMBER) -> Choice:
+def choose(curve: Curve | None, checkpoints: Sequence[int], number: int = DEFAULT_NUMBER) -> Choice:
     """Checkpoints to learn from: inside the transition and the final one, or else at equal spacing in log(step).
 
     Args:
@@ -131,7 +131,7 @@ def choose_schedule(
     teacher: str | Path,
     *,
     every: int,
-    number: int = NUMBER,
+    number: int = DEFAULT_NUMBER,
     log: str | Path | Curve | None = None,
     pattern: str | None = None,
     evaluate: Callable[[Sequence[Checkpoint]], Curve] | None = None,
@@ -170,7 +170,7 @@ class ChooseArguments:
     log: Path | None = None
     """The teacher's training log: metrics.jsonl, trainer_state.json, or a CSV file with columns step and loss; by
     default the one in its directory."""
-    number: int = NUMBER
+    number: int = DEFAULT_NUMBER
     """Largest number of checkpoints, including the final one."""
     every: int = 100
     """Student steps per checkpoint."""

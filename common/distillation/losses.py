@@ -13,6 +13,7 @@ Losses are in nats. Targets are constants, without a gradient.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.distillation.arguments import Annealing, Divergence
-from common.errors import UserError
+from common.errors import UserError, listed
 
 IGNORED_LABEL = -100
 """Label of positions without a loss, as in torch and transformers."""
@@ -69,8 +70,10 @@ def check_loss_arguments(
     _require_alpha(arguments.alpha, spell("alpha"))
     stepwise(arguments.alpha, arguments.alpha_steps, 0, spell("alpha_steps"))
     annealed_temperature(0, *arguments.temperature, total=1, kind=arguments.annealing, name=spell("temperature"))
-    if classes is not None:
-        _require_top_k(arguments.top_k, classes, spell("top_k"))
+    _require_top_k(arguments.top_k, classes, spell("top_k"))
+    if arguments.divergence not in get_args(Divergence):
+        name = spell("divergence")
+        raise UserError(f"{name} must be one of {listed(get_args(Divergence))}, got {arguments.divergence}")
     if arguments.divergence == "jensen-shannon":
         _require_beta(arguments.beta, spell("beta"))
 
@@ -296,8 +299,12 @@ def _require_alpha(alpha: Sequence[float], name: str = "alpha") -> None:
         raise UserError(f"{name} must be between 0 and 1, got {', '.join(map(str, alpha)) or 'no value'}")
 
 
-def _require_top_k(top_k: int | None, classes: int, name: str = "top_k") -> None:
-    if top_k is not None and not 1 <= top_k <= classes:
+def _require_top_k(top_k: int | None, classes: int | None, name: str = "top_k") -> None:
+    if top_k is None:
+        return
+    if classes is None and top_k < 1:
+        raise UserError(f"{name} must be at least 1, got {top_k}")
+    if classes is not None and not 1 <= top_k <= classes:
         raise UserError(f"{name} must be between 1 and the number of classes, {classes}, got {top_k}")
 
 

@@ -119,7 +119,7 @@ class Teacher:
         model = self._models.load(step, then, device)
         with torch.no_grad(), self._autocast():
             owner = f"the teacher in {self._checkpoints[step].location}"
-            require_fitting_tokens(model, inputs, owner, on_host=changes or device.type == "cpu")
+            require_fitting_tokens(model, inputs, owner, check_tokens=changes or device.type == "cpu")
             if changes:
                 self._names = argument_names(model)
                 self._head = LabelledHead(model, self.classes, self._autocast_dtype)

@@ -372,14 +372,14 @@ class ProgressiveDistillationTrainer(Trainer):
             return super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-        is_shared_out = not isinstance(dataloader, DataLoader)
+        is_sharded = not isinstance(dataloader, DataLoader)
         self.model.eval()
         totals = torch.zeros(4, dtype=torch.float64, device=self.args.device)
         with torch.no_grad():
             for batch in dataloader:
                 sums = self._evaluation_sums(batch)
-                totals += (sums if is_shared_out else self.accelerator.gather_for_metrics(sums)).sum(0)
-        if is_shared_out:
+                totals += (sums if is_sharded else self.accelerator.gather_for_metrics(sums)).sum(0)
+        if is_sharded:
             totals = self.accelerator.reduce(totals, "sum")
         loss, correct, labels, samples = totals.tolist()
         metrics = {"loss": loss / max(labels, 1), "accuracy": correct / max(labels, 1)}

@@ -104,6 +104,11 @@ def local_path(checkpoint: Checkpoint) -> Path:
     return hub.download(name, revision)
 
 
+def is_evictable(checkpoint: Checkpoint) -> bool:
+    """Whether this process downloaded a checkpoint."""
+    return isinstance(checkpoint.location, str) and hub.is_downloaded(checkpoint.location)
+
+
 def evict(checkpoint: Checkpoint) -> int:
     """Delete a checkpoint from the disk if this process downloaded it; returns the number of bytes freed."""
     return 0 if isinstance(checkpoint.location, Path) else hub.evict(checkpoint.location)

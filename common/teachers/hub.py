@@ -149,6 +149,12 @@ def _downloading(name: str, revision: str) -> Iterator[None]:
                 _downloaded.add(snapshot)
 
 
+def is_downloaded(location: str) -> bool:
+    """Whether this process downloaded `org/name@revision`, of which nothing was in the cache before."""
+    name, _, revision = location.partition("@")
+    return _snapshot(name, _commit(name, revision)) in _downloaded
+
+
 def evict(location: str) -> int:
     """Delete `org/name@revision` from the cache if this process downloaded it; returns the number of bytes freed.
 

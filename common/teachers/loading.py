@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from common.errors import UserError
-from common.teachers.discovery import Checkpoint, evict, local_path
+from common.teachers.discovery import Checkpoint, evict, is_evictable, local_path
 from common.teachers.objective import Objective, kind_of_class
 
 OTHER_HEADS = r"(^|\.)(pooler|cls\.seq_relationship)\."
@@ -117,9 +117,10 @@ class Teachers:
     def _read_checkpoint(self, step: int) -> Any:
         """What `read` returns for the checkpoint of teacher step `step`; then too many downloads are evicted."""
         content = self._read(local_path(self._checkpoints[step]))
-        self._on_disk = [*(other for other in self._on_disk if other != step), step]
-        while self._downloads_kept is not None and len(self._on_disk) > self._downloads_kept:
-            evict(self._checkpoints[self._on_disk.pop(0)])
+        if self._downloads_kept is not None and is_evictable(self._checkpoints[step]):
+            self._on_disk = [*(other for other in self._on_disk if other != step), step]
+            while len(self._on_disk) > self._downloads_kept:
+                evict(self._checkpoints[self._on_disk.pop(0)])
         return content
 
 

@@ -14,7 +14,7 @@ from common.runs.processes import Processes, open_shared_run
 from common.runs.run import Run, open_run
 from tests.commands import files, stopped
 from tests.models import save_suite
-from tests.trainers import CLASSES, HELD_OUT, Draws, bert, content, make_batch, samples, send_stop_signal
+from tests.trainers import CLASSES, HELD_OUT, Draws, arguments, bert, content, make_batch, samples, send_stop_signal
 
 ROWS = samples(make_batch(0, 20))
 
@@ -170,3 +170,10 @@ def test_a_run_in_another_thread_goes_without_signal_handlers(tmp_path):
     with ThreadPoolExecutor(1) as thread:
         thread.submit(run_as, tmp_path / "run").result()
     assert Run(tmp_path / "run").complete
+
+
+@pytest.mark.parametrize(("name", "value"), [("top_k", 0), ("divergence", "total-variation"), ("temperature", -1)])
+def test_arguments_of_the_loss_are_checked_before_training(tmp_path, suite, name, value):
+    options = {"teacher": suite, "schedule": [Segment(0, 10)], name: value}
+    with pytest.raises(UserError, match=name):
+        ProgressiveDistillationTrainer(bert(0), arguments(tmp_path), **options)
