@@ -1,6 +1,7 @@
 """Students with adapters, such as LoRA: only the adapter is saved. PEFT is an optional package."""
 
 import json
+import zlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -12,6 +13,9 @@ from transformers import PreTrainedModel
 from common.errors import UserError
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+FINGERPRINT = 1024
+"""Elements of a parameter in a fingerprint, or up to twice as many."""
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -53,6 +57,18 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
         if parameter.requires_grad and parameter.data_ptr() not in saved:
             raise UserError(f"{name} is trained, but not saved with the adapter: list it in modules_to_save")
     return tensors
+
+
+def frozen_fingerprint(model: nn.Module) -> str:
+    """A checksum of the adapter's configuration and of samples of every parameter that is not trained."""
+    config = adapter_files(model)[CONFIG]
+    checksum = zlib.crc32(config)
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            values = parameter.detach().flatten()
+            sample = values[:: max(1, len(values) // FINGERPRINT)].float().cpu().numpy()
+            checksum = zlib.crc32(sample.tobytes(), zlib.crc32(f"{name} {tuple(parameter.shape)}".encode(), checksum))
+    return f"{checksum:08x}"
 
 
 def load_adapter(model: nn.Module, checkpoint: Path) -> None:

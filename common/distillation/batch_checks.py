@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from common.distillation.losses import IGNORED_LABEL
-from common.errors import UserError
+from common.errors import UserError, listed
 
 FEWEST = 16
 """Number of labels that are not all the next token by chance."""
@@ -28,6 +28,8 @@ def require_usable_batch(batch: Mapping[str, Any], student: nn.Module, classes: 
     Raises:
         UserError: says what is wrong.
     """
+    if batch.get("labels") is None:
+        raise UserError(f"the data has no labels, only {listed(batch)}: give a data_collator that makes them")
     require_known_labels(batch["labels"], classes)
     require_fitting_tokens(student, batch, "the student")
     if shift:

@@ -52,5 +52,5 @@ def teacher_report(step: int, accuracy: float, labels: Sequence[Tensor]) -> str:
     count = sum(int((tensor != IGNORED_LABEL).sum()) for tensor in labels)
     line = f"teacher step {step:,}: accuracy {accuracy:.3f} on the student's evaluation data"
     if is_at_chance(accuracy, chance, count):
-        return f"warning: {line}, at chance ({chance:.3f}): was it trained on this task?"
-    return f"{line} (chance {chance:.3f})"
+        return f"warning: {line}, at chance ({chance:.3f}, {count:,} labels): was it trained on this task?"
+    return f"{line} (chance {chance:.3f}, {count:,} labels)"

@@ -202,12 +202,12 @@ def distillation_loss(
 
     Args:
         student_logits: (..., classes).
-        labels: (...), integers; -100 is allowed outside the mask.
+        labels: (...), integers; `IGNORED_LABEL` where there is none.
         targets: (..., classes), the teacher's probabilities.
         alpha: weight of the labels, 0 in the paper.
         divergence: "forward-kl" has the gradient of the paper's H(q, p) and is lower by the teacher's entropy.
         beta: only for "jensen-shannon".
-        mask: (...), True where the loss counts. Everywhere by default.
+        mask: (...), True where the loss counts; by default at the labels.
 
     Returns:
         A scalar.
@@ -219,6 +219,8 @@ def distillation_loss(
     if divergence == "jensen-shannon":
         _require_beta(beta)
     losses = _divergence(student_logits.log_softmax(-1), targets, divergence, beta)
+    if mask is None and (labels == IGNORED_LABEL).any():
+        mask = labels != IGNORED_LABEL
     if alpha > 0:
         losses = alpha * label_cross_entropy(student_logits, labels) + (1 - alpha) * losses
     return masked_mean(losses, mask)

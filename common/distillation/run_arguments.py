@@ -14,6 +14,7 @@ from common.distillation.batches import ReadyBatches
 from common.distillation.dataset_source import is_streaming
 from common.distillation.losses import LossArguments
 from common.errors import UserError, listed
+from common.teachers.objective import Objective
 
 IGNORED = ("label_smoothing_factor", "bf16_full_eval", "fp16_full_eval", "use_liger_kernel")
 """Arguments of transformers' own loss and evaluation, which are not used here."""
@@ -49,6 +50,22 @@ DEFINING = (
     "eval_steps",
 )
 """Trainer arguments that a run's results depend on."""
+
+
+def require_masking(options: Mapping[str, Any], objective: Objective) -> None:
+    """Reject a collator of language models that masks for a causal student, or does not for a masked one.
+
+    Args:
+        options: further arguments of the trainer, by name.
+        objective: what the student predicts.
+
+    Raises:
+        UserError: says which collator to give.
+    """
+    masks = getattr(options.get("data_collator"), "mlm", None)
+    if isinstance(masks, bool) and masks != (objective == "masked"):
+        name = type(options["data_collator"]).__name__
+        raise UserError(f"the student is a {objective} language model: give {name}(..., mlm={not masks})")
 
 
 def require_honoured_arguments(args: TrainingArguments, options: Mapping[str, Any], schedule_is_fixed: bool) -> None:

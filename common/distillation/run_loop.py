@@ -28,11 +28,11 @@ from transformers import (
 )
 from transformers.trainer_utils import SaveStrategy
 
-from common.distillation.adapters import adapter_files, adapter_tensors, is_adapted
+from common.distillation.adapters import adapter_files, adapter_tensors, frozen_fingerprint, is_adapted
 from common.distillation.batches import source_of
 from common.distillation.dataset_source import DatasetSource
 from common.distillation.run_arguments import require_run_arguments, require_same_training, training_facts
-from common.distillation.state import configuration, restore_training_state, save_training_state, weights
+from common.distillation.state import configuration, load_weights, restore_training_state, save_training_state, weights
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.errors import DivergedError, UserError
 from common.runs.checkpoints import save_checkpoint
@@ -145,6 +145,9 @@ class RunTrainer(ProgressiveDistillationTrainer):
         if args.save_strategy == SaveStrategy.STEPS:
             (adapter_tensors if is_adapted(self.model) else configuration)(self.model)  # raises if there is none
         self.train_dataset = source_of(self)
+        self._fixed_facts: dict[str, Any] = {"evaluation_batches": len(self.get_eval_dataloader())}
+        if is_adapted(self.model):
+            self._fixed_facts["frozen"] = frozen_fingerprint(self.model)
         self.run = run
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
@@ -179,7 +182,7 @@ class RunTrainer(ProgressiveDistillationTrainer):
     def save_resume_state(self) -> None:
         """Save what the run needs to resume from the current step; every process must call this."""
         source = self.train_dataset
-        more: dict[str, Any] = {"training": self._training_facts()}
+        more: dict[str, Any] = {"training": self.training_facts()}
         if isinstance(source, DatasetSource):
             more["data"] = source.position(self.state.global_step)
         save_training_state(self, self.run.directory, vars(self._sums), more)
@@ -192,7 +195,7 @@ class RunTrainer(ProgressiveDistillationTrainer):
         """
         resume = load_resume(self.run.directory)
         if resume:
-            require_same_training(self.run.directory, resume.state.get("training", {}), self._training_facts())
+            require_same_training(self.run.directory, resume.state.get("training", {}), self.training_facts())
         with self.args.main_process_first(local=False):
             if self.is_world_process_zero():
                 self.run.truncate_records(resume.step if resume else -1)
@@ -202,11 +205,30 @@ class RunTrainer(ProgressiveDistillationTrainer):
         if isinstance(self.train_dataset, DatasetSource):
             self._restore_data(self.train_dataset, resume)
 
-    def _training_facts(self) -> dict[str, Any]:
-        segments = [(segment.start, segment.checkpoint) for segment in self._segments]
+    def load_final_weights(self) -> None:
+        """Give the student the weights and the records of the complete run.
+
+        Raises:
+            UserError: the run began with other arguments, or saved no checkpoint of its last step.
+        """
+        summary = self.run.summary
+        require_same_training(self.run.directory, summary.get("training", {}), self.training_facts())
+        checkpoint = self.run.directory / f"checkpoint-{summary['step']}"
+        if not checkpoint.is_dir():
+            raise UserError(f"{self.run.directory} is complete, but has no {checkpoint.name}: it is not trained again")
+        load_weights(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), checkpoint)
+        self.records = self.run.records()
+        self.state.global_step = summary["step"]
+        if self.is_world_process_zero():
+            print(f"{self.run.directory} is complete: the student has its final weights")
+
+    def training_facts(self) -> dict[str, Any]:
+        """What the run's numbers depend on, by name, as far as it can be compared."""
+        segments = [(segment.start, segment.checkpoint) for segment in self.segments]
         batch_size = self.get_total_train_batch_size(self.args)
         schedule = segments if self._schedule_is_fixed else None
-        return training_facts(self.args, batch_size, schedule, self._loss_arguments, self._teacher.classes)
+        facts = training_facts(self.args, batch_size, schedule, self._loss_arguments, self._teacher.classes)
+        return {**facts, **self._fixed_facts}
 
     def _restore_data(self, source: DatasetSource, resume: Resume | None) -> None:
         """Continue at the restored step, and check that all processes read the same data."""
@@ -230,24 +252,29 @@ class RunTrainer(ProgressiveDistillationTrainer):
 @catch_stop_signals()
 @stop_at_a_safe_point()
 def train_run(trainer: RunTrainer, description: str) -> None:
-    """Train to the end of the trainer's run, show its progress, and mark it complete; a complete run is left as it is.
+    """Train to the end of the trainer's run, show its progress, and mark it complete.
+
+    A complete run is not repeated: the student gets its final weights.
 
     Args:
         trainer: not trained before.
         description: of the run, shown next to the progress.
 
     Raises:
+        UserError: the run began with other arguments, or its state is damaged.
         DivergedError: the loss or the weights are not finite; they are not saved.
         Stopped: by SIGTERM or SIGUSR1; the state is saved.
     """
     if trainer.run.complete:
+        trainer.load_final_weights()
         return
     with ExitStack() as stack:
         if trainer.is_world_process_zero():
             trainer.add_callback(_ProgressCallback(trainer, stack, description))
         trainer.train()
     if trainer.is_world_process_zero():
-        trainer.run.finish({name: trainer.records[-1][name] for name in ("step", "loss", "accuracy")})
+        results = {name: trainer.records[-1][name] for name in ("step", "loss", "accuracy")}
+        trainer.run.finish({**results, "training": trainer.training_facts()})
 
 
 class _RunCallback(TrainerCallback):

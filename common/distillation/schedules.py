@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby, pairwise
 
-from common.errors import UserError
+from common.errors import UserError, listed
 
 
 @dataclass(frozen=True)
@@ -209,14 +209,31 @@ def check_schedule(schedule: Sequence[Segment], checkpoints: Collection[int]) ->
         checkpoints: teacher steps at which checkpoints exist.
 
     Raises:
-        UserError: its segments do not begin at step 0 or are out of order, or one names a missing checkpoint.
+        UserError: it does not consist of segments, they do not begin at step 0 or are out of order, or one names a
+            missing checkpoint.
     """
+    if not all(isinstance(segment, Segment) for segment in schedule):
+        raise UserError(
+            f"a schedule is a list of Segment(start, checkpoint), as progressive(...) makes; got {schedule}"
+        )
     starts = [segment.start for segment in schedule]
     if starts[:1] not in ([], [0]) or any(start >= after for start, after in pairwise(starts)):
         raise UserError(f"the segments of a schedule must begin at step 0 and be in order, got steps {starts}")
     for segment in schedule:
         if segment.checkpoint not in checkpoints:
             raise UserError(f"the schedule names teacher step {segment.checkpoint}, which has no checkpoint")
+
+
+def unused_segments(schedule: Sequence[Segment], steps: int) -> str:
+    """A line on the segments that begin after the end of a training of so many steps; empty if there are none."""
+    unused = [segment for segment in schedule if segment.start >= steps]
+    if not unused:
+        return ""
+    names = listed([segment.checkpoint for segment in unused])
+    return (
+        f"the schedule is longer than the training of {steps:,} steps: the student does not learn from teacher step"
+        f"{'s' * (len(unused) > 1)} {names}, due at step {unused[0].start:,}"
+    )
 
 
 def spans(schedule: Sequence[Segment], start: int, stop: int) -> list[tuple[int, int, int | None]]:

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from common.distillation.batch_checks import require_fitting_tokens
+from common.distillation.batch_checks import require_fitting_tokens, require_known_labels
 from common.distillation.chance import teacher_report
 from common.distillation.chunks import evaluation_values
 from common.distillation.labelled_head import LabelledHead, LabelledOutput, argument_names, labelled_positions
@@ -22,8 +21,8 @@ from common.teachers.loading import StoredModel, Teachers, build_model, read_con
 from common.teachers.objective import Objective
 from common.teachers.trajectory import require_trajectory
 
-REPORT_BATCHES = 8
-"""Number of evaluation batches on which a teacher is tested before training."""
+REPORT_BATCHES, REPORT_LABELS = 8, 4096
+"""Evaluation batches on which a teacher is tested before training, and labels in them: at least so many of both."""
 
 
 class Teacher:
@@ -132,14 +131,18 @@ class Teacher:
 
         Args:
             batches: of evaluation data, on the device: the model's arguments and `labels`; the first
-                `REPORT_BATCHES` are used.
+                ones are used, see `REPORT_BATCHES`.
             step: teacher step.
             shift: whether logits predict the label of the next position.
         """
-        sums, all_labels = torch.zeros(2, dtype=torch.float64), []
-        for batch in islice(batches, REPORT_BATCHES):
+        sums = torch.zeros(2, dtype=torch.float64)
+        all_labels: list[Tensor] = []
+        for i, batch in enumerate(batches):
+            if i >= REPORT_BATCHES and sum(map(len, all_labels)) >= REPORT_LABELS:
+                break
             inputs = dict(batch)
             labels = inputs.pop("labels")
+            require_known_labels(labels, self.classes)
             positions = labelled_positions(labels, shift)
             labels = labels.flatten()[positions + shift]
             values = evaluation_values(self.output(inputs, positions, step, None, labels.device), labels)

@@ -31,7 +31,7 @@ from common.distillation.chunks import evaluation_values, objective_sums
 from common.distillation.dataset_source import EvaluationBatches, is_streaming
 from common.distillation.labelled_head import LabelledHead, LabelledOutput, labelled_positions
 from common.distillation.metrics import RestoreRecords, TrainingSums, evaluation_sums
-from common.distillation.run_arguments import require_honoured_arguments
+from common.distillation.run_arguments import require_honoured_arguments, require_masking
 from common.distillation.schedules import Schedule, check_schedule, checkpoint_at, next_checkpoint
 from common.distillation.state import load_weights, save_weights
 from common.distillation.teacher import Teacher
@@ -116,6 +116,7 @@ class ProgressiveDistillationTrainer(Trainer):
             self.label_names = [*self.label_names, "labels"]
         args.ignore_data_skip |= is_source(self.train_dataset)  # its loader starts at the current step
         objective = objective or objective_of(model)
+        require_masking(trainer_arguments, objective)
         self._shift = objective == "causal"
         self._loss_arguments = losses.LossArguments(
             temperature=temperature if isinstance(temperature, tuple) else (temperature, temperature),
@@ -129,22 +130,22 @@ class ProgressiveDistillationTrainer(Trainer):
         losses.check_loss_arguments(self._loss_arguments)
         checkpoints = find_checkpoints(teacher) if isinstance(teacher, str | Path) else list(teacher or ())
         autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
-        options = {"load": load_teacher, "dtype": teacher_dtype, "prefetch": prefetch, "downloads_kept": downloads_kept}
-        autocast = {"autocast": self.accelerator.autocast, "autocast_dtype": autocast_dtype}
-        self._teacher = Teacher(checkpoints, unwrap(model), objective, **options, **autocast)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"load": load_teacher, "dtype": teacher_dtype, "prefetch": prefetch}
+        options |= {"downloads_kept": downloads_kept, "autocast": self.accelerator.autocast}
+        self._teacher = Teacher(checkpoints, unwrap(model), objective, autocast_dtype=autocast_dtype, **options)
         self._schedule_is_fixed = not callable(schedule)
         self._schedule = schedule if callable(schedule) else lambda evaluations: schedule
         self.records: list[dict[str, Any]] = []
         """One for each evaluation during training. Those from before the checkpoint that training resumed from have
         only step, loss and accuracy."""
         self.update_schedule()
-        self._reports_teacher = check_teacher and bool(self._segments)
-        if self._segments:
-            named = {segment.checkpoint for segment in self._segments}
+        self._reports_teacher = check_teacher and bool(self.segments)
+        if self.segments:
+            named = {segment.checkpoint for segment in self.segments}
             used = named if self._schedule_is_fixed else self._teacher.steps
             if check_teacher and load_teacher is None:
                 self._teacher.check_trajectory(used, trust_trajectory)
-            self._teacher.share_classes(self._segments[0].checkpoint, self.processing_class, classes)
+            self._teacher.share_classes(self.segments[0].checkpoint, self.processing_class, classes)
         self._head = LabelledHead(model, self._teacher.classes, autocast_dtype)
         self._head_is_checked, self._steps_without_labels = False, 0
         self._sums = TrainingSums(args.device)
@@ -159,27 +160,27 @@ class ProgressiveDistillationTrainer(Trainer):
             UserError: the schedule does not fit the teacher.
         """
         evaluations = [(record["step"], record["accuracy"]) for record in self.records if record["step"]]
-        self._segments = self._schedule(evaluations)
-        if bool(self._teacher.steps) != bool(self._segments):
-            raise UserError("distillation needs both a teacher with checkpoints and a schedule that uses them")
-        check_schedule(self._segments, self._teacher.steps)
+        self.segments = self._schedule(evaluations)
+        if bool(self._teacher.steps) != bool(self.segments):
+            raise UserError("give a teacher and a schedule for it, or neither to learn from the labels alone")
+        check_schedule(self.segments, self._teacher.steps)
 
     @property
     def _teacher_step(self) -> int | None:
         """Teacher step of the checkpoint that the latest step learned from."""
-        return checkpoint_at(self._segments, max(self.state.global_step - 1, 0))
+        return checkpoint_at(self.segments, max(self.state.global_step - 1, 0))
 
     def _teacher_output(self, inputs: Mapping[str, Any], positions: Tensor) -> LabelledOutput | None:
         """The current teacher's output at labelled positions; None without a teacher."""
-        step = checkpoint_at(self._segments, self.state.global_step)
+        step = checkpoint_at(self.segments, self.state.global_step)
         if step is None:
             return None
-        following = next_checkpoint(self._segments, self.state.global_step)
+        following = next_checkpoint(self.segments, self.state.global_step)
         return self._teacher.output(inputs, positions, step, following, self.args.device)
 
     def _report_teacher(self) -> None:
         """Print the accuracy of the last checkpoint that the student learns from, on some of the evaluation data."""
-        step = self._segments[-1].checkpoint if self._schedule_is_fixed else max(self._teacher.steps)
+        step = self.segments[-1].checkpoint if self._schedule_is_fixed else max(self._teacher.steps)
         first = next(iter(self.eval_dataset)) if isinstance(self.eval_dataset, dict) else None
         batches = map(self._prepare_inputs, self.get_eval_dataloader(first))
         report = self._teacher.report(batches, step, self._shift)

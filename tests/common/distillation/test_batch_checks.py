@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import DataCollatorForLanguageModeling
 
 from common.distillation.batch_checks import FEWEST, STEPS_WITHOUT_LABELS, require_unshifted_labels
 from common.distillation.batches import ReadyBatches
@@ -9,6 +10,7 @@ from common.distillation.schedules import Segment
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.errors import UserError
 from tests.models import make, save_suite
+from tests.sample_data import masking
 from tests.trainers import CLASSES, LENGTH, arguments, bert, gpt2, make_batch
 
 
@@ -103,3 +105,16 @@ def test_training_data_without_labels(tmp_path, steps):
         UserError, match=f"{min(steps, STEPS_WITHOUT_LABELS)} steps in a row had no labels: all were -100"
     ):
         train_on(tmp_path, bert(0), batch, steps)
+
+
+def test_data_without_labels(tmp_path):
+    batch = {name: tensor for name, tensor in make_batch(0).items() if name != "labels"}
+    with pytest.raises(UserError, match="no labels, only input_ids and attention_mask"):
+        train_on(tmp_path, bert(0), batch)
+
+
+@pytest.mark.parametrize(("kind", "masks"), [("gpt2", True), ("bert", False)])
+def test_a_collator_of_the_other_kind_of_language_model(tmp_path, kind, masks):
+    collator = masking() if masks else DataCollatorForLanguageModeling(masking().tokenizer, mlm=False)
+    with pytest.raises(UserError, match=f"language model: give DataCollatorForLanguageModeling.*, mlm={not masks}"):
+        ProgressiveDistillationTrainer(make(kind, 0), arguments(tmp_path), data_collator=collator)

@@ -1,5 +1,6 @@
 """What a run refuses among a Trainer's arguments, and that it takes the ordinary ones."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,8 +14,19 @@ from common.errors import UserError
 from common.runs.processes import Processes, open_shared_run
 from common.runs.run import Run, open_run
 from tests.commands import files, stopped
-from tests.models import save_suite
-from tests.trainers import CLASSES, HELD_OUT, Draws, arguments, bert, content, make_batch, samples, send_stop_signal
+from tests.models import make, save_suite
+from tests.trainers import (
+    CLASSES,
+    HELD_OUT,
+    Draws,
+    arguments,
+    assert_same_model,
+    bert,
+    content,
+    make_batch,
+    samples,
+    send_stop_signal,
+)
 
 ROWS = samples(make_batch(0, 20))
 
@@ -159,11 +171,51 @@ def test_a_run_does_not_resume_with_other_arguments(tmp_path, capsys, suite, nam
     run_as(tmp_path / "run", **supervision)
 
 
-def test_a_complete_run_is_left_as_it_is(tmp_path):
-    run_as(tmp_path / "run")
+def test_a_complete_run_gives_its_final_weights(tmp_path, capsys):
+    trained = run_as(tmp_path / "run")
     before = content(tmp_path / "run")
-    assert run_as(str(tmp_path / "run")).state.global_step == 0
+    again = run_as(str(tmp_path / "run"))
+    assert "is complete: the student has its final weights" in capsys.readouterr().out
+    assert_same_model(again.model, trained.model, atol=0)
+    assert again.records == trained.records
+    assert again.evaluate() == pytest.approx(trained.evaluate(), abs=1e-6, rel=1)
+    with pytest.raises(UserError, match=r"other arguments: learning_rate was 5e-05 and is 0\.01"):
+        run_as(tmp_path / "run", changes={"learning_rate": 0.01})
     assert content(tmp_path / "run") == before
+    shutil.rmtree(tmp_path / "run" / "checkpoint-5")
+    with pytest.raises(UserError, match="is complete, but has no checkpoint-5"):
+        run_as(tmp_path / "run")
+
+
+def test_a_run_of_an_adapter_resumes_with_the_same_base(tmp_path, capsys):
+    pytest.importorskip("peft")
+
+    def run_on(seed, stop=None):
+        with open_shared_run(tmp_path / "run", {}, Processes(), setting="test") as run:
+            options = {"train_dataset": ROWS, "eval_dataset": ROWS[:5], "callbacks": [Draws(stop, send_stop_signal)]}
+            student = make("llama with lora", seed)
+            train_run(RunTrainer(student, ordinary(tmp_path / "run"), run=run, **options), "test")
+
+    assert stopped(capsys, lambda: run_on(1, 3)) == 3
+    with pytest.raises(UserError, match="began with other arguments: frozen was"):
+        run_on(2)
+    run_on(1)
+    with pytest.raises(UserError, match="began with other arguments: frozen was"):
+        run_on(2)
+
+
+@pytest.mark.filterwarnings("error:the schedule is longer")
+def test_a_schedule_that_is_longer_than_the_training_is_noted(tmp_path, suite):
+    for start, warns in ((4, False), (5, True)):
+        options = {"teacher": suite, "schedule": [Segment(0, 10), Segment(start, 20)], "check_teacher": False}
+        args = ordinary(tmp_path, eval_strategy="no", save_strategy="no")
+        trainer = ProgressiveDistillationTrainer(bert(0), args, train_dataset=ROWS, **options)
+        if warns:
+            line = "training of 5 steps: the student does not learn from teacher step 20, due at step 5"
+            with pytest.raises(UserWarning, match=line):
+                trainer.train()
+        else:
+            trainer.train()
 
 
 def test_a_run_in_another_thread_goes_without_signal_handlers(tmp_path):
