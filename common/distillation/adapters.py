@@ -31,7 +31,8 @@ def adapter_files(model: nn.Module) -> dict[str, bytes]:
     """
     adapter_tensors(model)
     with TemporaryDirectory() as folder:
-        cast(Any, model).save_pretrained(folder)
+        only = {} if isinstance(model, PreTrainedModel) else {"selected_adapters": [_active(model)]}
+        cast(Any, model).save_pretrained(folder, **only)
         config, weights = (next(Path(folder).rglob(name)).read_bytes() for name in (CONFIG, WEIGHTS))
     values = json.loads(config)
     for name, value in vars(cast(Any, model).peft_config[_active(model)]).items():
@@ -49,8 +50,7 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     from peft import get_peft_model_state_dict
 
     name = _active(model)
-    if cast(Any, model).peft_config[name].is_prompt_learning:
-        raise UserError("the student's adapter adds tokens, which have no labels: use one that does not, such as LoRA")
+    require_no_prompt(model)
     tensors = get_peft_model_state_dict(model, adapter_name=name)
     saved = {tensor.data_ptr() for tensor in tensors.values()}
     for name, parameter in model.named_parameters():
@@ -71,6 +71,16 @@ def frozen_fingerprint(model: nn.Module) -> str:
     return f"{checksum:08x}"
 
 
+def require_no_prompt(model: nn.Module) -> None:
+    """Reject an adapter that adds tokens to the samples.
+
+    Raises:
+        UserError: says so.
+    """
+    if cast(Any, model).peft_config[_active(model)].is_prompt_learning:
+        raise UserError("the student's adapter adds tokens, which have no labels: use one that does not, such as LoRA")
+
+
 def load_adapter(model: nn.Module, checkpoint: Path) -> None:
     """Copy the active adapter's tensors from a Trainer's checkpoint.
 
@@ -79,9 +89,10 @@ def load_adapter(model: nn.Module, checkpoint: Path) -> None:
     """
     from peft import set_peft_model_state_dict
 
-    file = next(checkpoint.rglob(WEIGHTS), None)
-    if file is None:
+    found = [path for path in (checkpoint / _active(model) / WEIGHTS, checkpoint / WEIGHTS) if path.is_file()]
+    if not found:
         raise UserError(f"{checkpoint} has no {WEIGHTS}, but the student has an adapter: resume with the same student")
+    file = found[0]
     tensors = load_file(file)
     if isinstance(model, PreTrainedModel):  # after add_adapter; the file has the names of a PeftModel
         tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}

@@ -12,6 +12,8 @@ from common.errors import UserError, listed
 
 FEWEST = 16
 """Number of labels that are not all the next token by chance."""
+TOLERANCE = 0.02
+"""Relative difference of logits that may be rounding, in bfloat16 too."""
 STEPS_WITHOUT_LABELS = 20
 """Number of consecutive steps without labels that is an error; a few are normal where few tokens are masked."""
 
@@ -32,8 +34,14 @@ def require_usable_batch(batch: Mapping[str, Any], student: nn.Module, classes: 
         raise UserError(f"the data has no labels, only {listed(batch)}: give a data_collator that makes them")
     require_known_labels(batch["labels"], classes)
     require_fitting_tokens(student, batch, "the student")
-    if shift:
-        require_unshifted_labels(batch)
+    tokens, labels = batch.get("input_ids"), batch["labels"]
+    is_language_model = isinstance(student, PreTrainedModel) and student.get_output_embeddings() is not None
+    if is_language_model and isinstance(tokens, Tensor) and tokens.shape != labels.shape:
+        raise UserError(
+            f"the labels have shape {tuple(labels.shape)}, the tokens {tuple(tokens.shape)}: give a label, "
+            f"or {IGNORED_LABEL}, for each token"
+        )
+    (require_unshifted_labels if shift else require_masked_labels)(batch)
 
 
 def require_labels(steps_without: int, steps: int) -> None:
@@ -89,6 +97,54 @@ def require_unshifted_labels(batch: Mapping[str, Any]) -> None:
             "the labels are already shifted: each is the next token, and the trainer shifts them again, as "
             "transformers does; give labels equal to input_ids"
         )
+
+
+def require_masked_labels(batch: Mapping[str, Any]) -> None:
+    """Reject labels of a masked language model that are all visible in its input.
+
+    Args:
+        batch: as for `require_unshifted_labels`.
+
+    Raises:
+        UserError: every label is the token at its position, and there are at least `FEWEST`.
+    """
+    labels, tokens = batch["labels"], batch.get("input_ids")
+    if not isinstance(tokens, Tensor) or labels.shape != tokens.shape or labels.ndim != 2:
+        return
+    labelled = labels != IGNORED_LABEL
+    if labelled.sum() >= FEWEST and (labels == tokens)[labelled].all():
+        raise UserError("every label is visible in the input: give a data_collator that masks tokens")
+
+
+def require_causal(model: nn.Module, inputs: Mapping[str, Any], owner: str) -> None:
+    """Reject a model for next-token prediction whose predictions depend on later tokens, tested on the first sample.
+
+    Args:
+        model: nothing is tested unless it is of transformers and takes `input_ids`.
+        inputs: the model's arguments; those that are tensors begin with the samples' dimension.
+        owner: whose model it is, for the error.
+
+    Raises:
+        UserError: the last token changes an earlier prediction.
+    """
+    tokens = inputs.get("input_ids")
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or not isinstance(model, PreTrainedModel):
+        return
+    sample = {name: value[:1] if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    mask = sample.get("attention_mask")
+    visible = mask[0].nonzero() if isinstance(mask, Tensor) and mask.shape == (1, tokens.shape[1]) else None
+    last = tokens.shape[1] - 1 if visible is None or not len(visible) else int(visible[-1])
+    changed = sample["input_ids"].clone()
+    changed[0, last] = 0 if int(changed[0, last]) else 1
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        before, after = (
+            model(**{**sample, "input_ids": ids})["logits"][0, :last].float() for ids in (sample["input_ids"], changed)
+        )
+    model.train(was_training)
+    if last and (before - after).abs().max() > TOLERANCE * before.abs().max():
+        raise UserError(f"{owner}, a {type(model).__name__}, sees the tokens that it predicts: give a causal model")
 
 
 def require_fitting_tokens(model: nn.Module, inputs: Mapping[str, Any], owner: str, check_tokens: bool = True) -> None:

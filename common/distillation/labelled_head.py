@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertForMaskedLM, PreTrainedModel
 
+from common.distillation.batch_checks import TOLERANCE, require_causal
 from common.distillation.losses import IGNORED_LABEL
 from common.teachers.objective import unwrap
 
@@ -143,12 +144,18 @@ class LabelledHead:
             values = values.flatten(0, -2)[positions]
         return LabelledOutput(values, None, self._classes)
 
-    def check(self, inputs: Mapping[str, Any]) -> None:
+    def check(self, inputs: Mapping[str, Any], causal_owner: str | None = None) -> None:
         """Test on the first sample that the hooks do not change the model's predictions; else do without them.
 
         Args:
             inputs: the model's arguments; those that are tensors begin with the samples' dimension.
+            causal_owner: whose model it is, if it must be causal.
+
+        Raises:
+            UserError: it must be causal, but is not.
         """
+        if causal_owner is not None:
+            require_causal(self._model, inputs, causal_owner)
         if not self._hooks:
             return
         model, was_training = self._model, self._model.training
@@ -237,4 +244,4 @@ def labelled_positions(labels: Tensor, shift: bool) -> Tensor:
 
 def _agree(given: Tensor, expected: Tensor) -> bool:
     """Whether two tensors of logits differ only by rounding, even in bfloat16."""
-    return given.shape == expected.shape and bool((given - expected).abs().max() <= 0.02 * expected.abs().max())
+    return given.shape == expected.shape and bool((given - expected).abs().max() <= TOLERANCE * expected.abs().max())

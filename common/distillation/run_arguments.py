@@ -7,9 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
+from common.distillation.adapters import is_adapted, require_no_prompt
 from common.distillation.batches import ReadyBatches
 from common.distillation.dataset_source import is_streaming
 from common.distillation.losses import LossArguments
@@ -41,11 +43,13 @@ DEFINING = (
     "lr_scheduler_kwargs",
     "warmup_steps",
     "optim",
+    "optim_args",
     "weight_decay",
     "adam_beta1",
     "adam_beta2",
     "adam_epsilon",
     "max_grad_norm",
+    "neftune_noise_alpha",
     "bf16",
     "eval_steps",
 )
@@ -68,17 +72,31 @@ def require_masking(options: Mapping[str, Any], objective: Objective) -> None:
         raise UserError(f"the student is a {objective} language model: give {name}(..., mlm={not masks})")
 
 
-def require_honoured_arguments(args: TrainingArguments, options: Mapping[str, Any], schedule_is_fixed: bool) -> None:
-    """Reject arguments that would be ignored.
+def adapt_to_chunks(args: TrainingArguments) -> None:
+    """Let no wrapper of several devices or processes separate the model from its labelled positions or its head."""
+    args._n_gpu = min(args.n_gpu, 1)  # of DataParallel
+    if args.ddp_find_unused_parameters is None:  # it takes a head that is applied outside the model for unused
+        args.ddp_find_unused_parameters = False
+
+
+def require_honoured_arguments(
+    model: nn.Module, args: TrainingArguments, options: Mapping[str, Any], schedule_is_fixed: bool
+) -> None:
+    """Reject what would be ignored, and an adapter that adds tokens.
 
     Args:
+        model: the student.
         args: of a Trainer.
         options: further arguments of the trainer, by name.
         schedule_is_fixed: False for one that depends on the student's evaluations.
 
     Raises:
-        UserError: names the argument.
+        UserError: names it.
     """
+    if is_adapted(model):
+        require_no_prompt(model)
+    if getattr(getattr(model, "config", None), "output_router_logits", False):
+        raise UserError("the routers' auxiliary loss would be ignored: set the config's output_router_logits to False")
     for name in IGNORED:
         if getattr(args, name, None):
             raise UserError(f"{name} {getattr(args, name)} would be ignored: leave it out")

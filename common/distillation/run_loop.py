@@ -13,7 +13,7 @@ import math
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -29,14 +29,14 @@ from transformers import (
 from transformers.trainer_utils import SaveStrategy
 
 from common.distillation.adapters import adapter_files, adapter_tensors, frozen_fingerprint, is_adapted
-from common.distillation.batches import source_of
+from common.distillation.batches import ReadyBatches, batch_tensors, source_of
 from common.distillation.dataset_source import DatasetSource
 from common.distillation.run_arguments import require_run_arguments, require_same_training, training_facts
 from common.distillation.state import configuration, load_weights, restore_training_state, save_training_state, weights
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.errors import DivergedError, UserError
 from common.runs.checkpoints import save_checkpoint
-from common.runs.files import write_directory
+from common.runs.files import remove, write_directory
 from common.runs.processes import Processes, leave_process_group
 from common.runs.progress import RemainingTime, progress
 from common.runs.resume import Resume, ResumeClock, load_resume
@@ -145,7 +145,10 @@ class RunTrainer(ProgressiveDistillationTrainer):
         if args.save_strategy == SaveStrategy.STEPS:
             (adapter_tensors if is_adapted(self.model) else configuration)(self.model)  # raises if there is none
         self.train_dataset = source_of(self)
-        self._fixed_facts: dict[str, Any] = {"evaluation_batches": len(self.get_eval_dataloader())}
+        self._fixed_facts: dict[str, Any] = {
+            "objective": self.objective,
+            "evaluation_samples": self._held_out_samples(),
+        }
         if is_adapted(self.model):
             self._fixed_facts["frozen"] = frozen_fingerprint(self.model)
         self.run = run
@@ -194,6 +197,9 @@ class RunTrainer(ProgressiveDistillationTrainer):
             UserError: the state is damaged, or the model, the data or an argument is not that of the run.
         """
         resume = load_resume(self.run.directory)
+        if resume is None and self.is_world_process_zero():
+            for checkpoint in self.run.directory.glob("checkpoint-*"):
+                remove(checkpoint)  # of a training that was killed before it saved a state
         if resume:
             require_same_training(self.run.directory, resume.state.get("training", {}), self.training_facts())
         with self.args.main_process_first(local=False):
@@ -221,6 +227,11 @@ class RunTrainer(ProgressiveDistillationTrainer):
         self.state.global_step = summary["step"]
         if self.is_world_process_zero():
             print(f"{self.run.directory} is complete: the student has its final weights")
+
+    def _held_out_samples(self) -> int:
+        if isinstance(self.eval_dataset, ReadyBatches):
+            return sum(len(batch_tensors(batch)["labels"]) for batch in self.eval_dataset.batches)
+        return len(cast(Any, self.eval_dataset))
 
     def training_facts(self) -> dict[str, Any]:
         """What the run's numbers depend on, by name, as far as it can be compared."""

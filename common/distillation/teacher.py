@@ -121,10 +121,15 @@ class Teacher:
             require_fitting_tokens(model, inputs, owner, check_tokens=changes or device.type == "cpu")
             if changes:
                 self._names = argument_names(model)
+                if (config := getattr(model, "config", None)) is not None:
+                    config.use_cache = False  # with which transformers does not keep packed samples apart
                 self._head = LabelledHead(model, self.classes, self._autocast_dtype)
-                self._head.check(self._arguments(inputs))
+                self._head.check(self._arguments(inputs), owner if self._objective == "causal" else None)
             assert self._head is not None
-            return self._head(model, self._arguments(inputs), positions, chunked=True)
+            output = self._head(model, self._arguments(inputs), positions, chunked=True)
+            if changes:
+                self._require_finite(output, owner)
+            return output
 
     def report(self, batches: Iterable[Mapping[str, Any]], step: int, shift: bool) -> str:
         """The `teacher_report` on the checkpoint of teacher step `step`.
@@ -150,6 +155,12 @@ class Teacher:
             all_labels.append(labels.cpu())
         count = sum(map(len, all_labels))
         return teacher_report(step, float(sums[1]) / max(count, 1), all_labels)
+
+    @staticmethod
+    def _require_finite(output: LabelledOutput, owner: str) -> None:
+        rows = next(output.chunks(), slice(0))
+        if not output.logits(rows).isfinite().any(-1).all():
+            raise UserError(f"{owner} predicts NaN: its weights are damaged; leave it out")
 
     def release(self) -> None:
         """Free the models."""

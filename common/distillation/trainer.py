@@ -31,7 +31,7 @@ from common.distillation.chunks import evaluation_values, objective_sums
 from common.distillation.dataset_source import EvaluationBatches, is_streaming
 from common.distillation.labelled_head import LabelledHead, LabelledOutput, labelled_positions
 from common.distillation.metrics import RestoreRecords, TrainingSums, evaluation_sums
-from common.distillation.run_arguments import require_honoured_arguments, require_masking
+from common.distillation.run_arguments import adapt_to_chunks, require_honoured_arguments, require_masking
 from common.distillation.schedules import Schedule, check_schedule, checkpoint_at, next_checkpoint
 from common.distillation.state import load_weights, save_weights
 from common.distillation.teacher import Teacher
@@ -109,15 +109,15 @@ class ProgressiveDistillationTrainer(Trainer):
         trust_trajectory: bool = False,
         **trainer_arguments: Any,
     ) -> None:
-        require_honoured_arguments(args, trainer_arguments, not callable(schedule))
-        args._n_gpu = min(args.n_gpu, 1)  # DataParallel would separate batches from their positions
+        require_honoured_arguments(model, args, trainer_arguments, not callable(schedule))
+        adapt_to_chunks(args)
         super().__init__(model, args, **trainer_arguments)
         if "labels" not in self.label_names:  # missing if the model's forward does not take them
             self.label_names = [*self.label_names, "labels"]
         args.ignore_data_skip |= is_source(self.train_dataset)  # its loader starts at the current step
-        objective = objective or objective_of(model)
-        require_masking(trainer_arguments, objective)
-        self._shift = objective == "causal"
+        self.objective: Objective = objective or objective_of(model)
+        require_masking(trainer_arguments, self.objective)
+        self._shift = self.objective == "causal"
         self._loss_arguments = losses.LossArguments(
             temperature=temperature if isinstance(temperature, tuple) else (temperature, temperature),
             annealing=annealing,
@@ -132,7 +132,7 @@ class ProgressiveDistillationTrainer(Trainer):
         autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
         options: dict[str, Any] = {"load": load_teacher, "dtype": teacher_dtype, "prefetch": prefetch}
         options |= {"downloads_kept": downloads_kept, "autocast": self.accelerator.autocast}
-        self._teacher = Teacher(checkpoints, unwrap(model), objective, autocast_dtype=autocast_dtype, **options)
+        self._teacher = Teacher(checkpoints, unwrap(model), self.objective, autocast_dtype=autocast_dtype, **options)
         self._schedule_is_fixed = not callable(schedule)
         self._schedule = schedule if callable(schedule) else lambda evaluations: schedule
         self.records: list[dict[str, Any]] = []
@@ -142,11 +142,12 @@ class ProgressiveDistillationTrainer(Trainer):
         self._reports_teacher = check_teacher and bool(self.segments)
         if self.segments:
             named = {segment.checkpoint for segment in self.segments}
-            used = named if self._schedule_is_fixed else self._teacher.steps
+            used = named | {max(self._teacher.steps)} if self._schedule_is_fixed else self._teacher.steps
             if check_teacher and load_teacher is None:
                 self._teacher.check_trajectory(used, trust_trajectory)
             self._teacher.share_classes(self.segments[0].checkpoint, self.processing_class, classes)
         self._head = LabelledHead(model, self._teacher.classes, autocast_dtype)
+        self._head.permits_chunks &= not (args.world_size > 1 and bool(args.ddp_find_unused_parameters))
         self._head_is_checked, self._steps_without_labels = False, 0
         self._sums = TrainingSums(args.device)
         self.add_callback(RestoreRecords(self))
@@ -315,7 +316,7 @@ class ProgressiveDistillationTrainer(Trainer):
         """The student's output at labelled positions."""
         if not self._head_is_checked:
             with self.accelerator.autocast():
-                self._head.check(inputs)
+                self._head.check(inputs, "the student" if self._shift else None)
             self._head_is_checked = True
         return self._head(model, inputs, positions)
 

@@ -10,12 +10,12 @@ from common.runs.files import NUMBER, read_json
 from common.teachers import hub
 from common.teachers.weights import ADAPTER, is_adapter, weight_files
 
-STEP = f"(?P<step>{NUMBER})"
+STEP = f"0*(?P<step>{NUMBER})"
 NAMES = (
     f"checkpoint-{STEP}",  # transformers.Trainer and this project
     f"((?P<stage>stage[0-9]+)-)?step[_-]?{STEP}(-tokens[0-9]+[A-Z]?)?",  # Pythia, OLMo and many others
     f"global_step{STEP}",  # DeepSpeed
-    f"iter_0*{STEP}",  # Megatron
+    f"iter_{STEP}",  # Megatron
     f"ckpt[_-]{STEP}",
     STEP,
 )

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 from common.errors import UserError
 from common.teachers.discovery import Checkpoint, evict, is_evictable, local_path
 from common.teachers.objective import Objective, kind_of_class
+from common.teachers.weights import weight_files
 
 OTHER_HEADS = r"(^|\.)(pooler|cls\.seq_relationship)\."
 """Tensors of the heads that BERT was pre-trained with in addition to its language modelling head."""
@@ -142,14 +143,12 @@ def read_model(path: Path) -> StoredModel:
     """
     config = read_config(path)
     tensors: dict[str, Tensor] = {}
-    for file in sorted(path.glob("model*.safetensors")):
+    for file in weight_files(path):
         try:
             with safetensors.safe_open(file, framework="pt") as opened:
                 tensors |= {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
         except safetensors.SafetensorError as error:
             raise UserError(f"{file} is truncated or damaged ({_line(error)}): save or download it again") from error
-    if not tensors:
-        raise UserError(f"{path} has no weights: give a checkpoint with model.safetensors")
     return StoredModel(path, config, tensors)
 
 
@@ -166,7 +165,8 @@ def read_config(path: Path) -> PretrainedConfig:
         values = json.loads(file.read_bytes())
         kind = values["model_type"]
         default = AutoConfig.for_model(kind)
-        known = {name: bool(value) for name, value in values.items() if isinstance(getattr(default, name, None), bool)}
+        truths = {name for name in values if isinstance(getattr(default, name, None), bool)}
+        known = {name: bool(values[name]) for name in truths if values[name] in (0, 1)}
         config = type(default).from_dict({**values, **known})
     except (OSError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
         cause = " ".join(str(error).split())  # several lines, the first of which does not say what is wrong

@@ -79,7 +79,10 @@ def weight_files(directory: Path) -> list[Path]:
     parts = read_json(index, advice).get("weight_map")
     if not isinstance(parts, dict) or not parts:
         raise UserError(f"{index} is damaged (no weight_map): {advice}")
-    files = [directory / name for name in sorted(set(parts.values()))]
+    names = sorted(set(map(str, parts.values())))
+    if outside := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
+        raise UserError(f"{index} names {listed(outside)}, not a safetensors file beside it: {advice}")
+    files = [directory / name for name in names]
     if missing := [path.name for path in files if not path.is_file()]:
         raise UserError(f"{directory} lacks {listed(missing)}, which its index names: {advice}")
     return files

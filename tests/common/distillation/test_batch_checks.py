@@ -118,3 +118,49 @@ def test_a_collator_of_the_other_kind_of_language_model(tmp_path, kind, masks):
     collator = masking() if masks else DataCollatorForLanguageModeling(masking().tokenizer, mlm=False)
     with pytest.raises(UserError, match=f"language model: give DataCollatorForLanguageModeling.*, mlm={not masks}"):
         ProgressiveDistillationTrainer(make(kind, 0), arguments(tmp_path), data_collator=collator)
+
+
+@pytest.mark.parametrize("use", [train_on, evaluate_on])
+def test_labels_of_another_shape_than_the_tokens(tmp_path, use):
+    batch = make_batch(0)
+    for labels in (batch["labels"][:, 1:], batch["labels"][:, 0].clamp(0)):
+        with pytest.raises(UserError, match=r"the labels have shape .*, the tokens \(8, 6\): give a label"):
+            use(tmp_path, gpt2(0), {**batch, "labels": labels})
+
+
+@pytest.mark.parametrize("use", [train_on, evaluate_on])
+def test_nothing_is_masked(tmp_path, use):
+    with pytest.raises(UserError, match="every label is visible in the input"):
+        use(tmp_path, bert(0), tokens_of(make_batch(0), shift=False))
+
+
+def seeing(kind):
+    """A model for next-token prediction that sees later tokens, although its class does not show it."""
+    model = make(kind, 0)
+    model.config.is_causal = False
+    for module in model.modules():
+        if hasattr(module, "is_causal"):
+            module.is_causal = False
+    return model
+
+
+def test_a_causal_model_that_sees_the_tokens_that_it_predicts(tmp_path):
+    with pytest.raises(UserError, match="the student, a LlamaForCausalLM, sees the tokens that it predicts"):
+        train_on(tmp_path, seeing("llama"), make_batch(0))
+    suite = save_suite(tmp_path / "teacher", "llama")
+    seeing("llama").save_pretrained(suite / "checkpoint-20")
+    options = {"teacher": suite, "schedule": [Segment(0, 20)], "trust_trajectory": True}
+    with pytest.raises(UserError, match=r"the teacher in .*checkpoint-20, a LlamaForCausalLM, sees the tokens"):
+        train_on(tmp_path, make("llama", 0), make_batch(0), **options)
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_teacher_that_predicts_nan(tmp_path, temperature):
+    suite = save_suite(tmp_path / "teacher", "bert")
+    broken = make("bert", 0)
+    with torch.no_grad():
+        broken.bert.embeddings.word_embeddings.weight[:] = torch.nan
+    broken.save_pretrained(suite / "checkpoint-20")
+    options = {"teacher": suite, "schedule": [Segment(0, 20)], "temperature": temperature}
+    with pytest.raises(UserError, match="checkpoint-20 predicts NaN"):
+        train_on(tmp_path, make("bert", 1), make_batch(0), **options)

@@ -4,6 +4,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from transformers import TrainingArguments
 
 from common.distillation.batches import ReadyBatches
@@ -13,7 +14,7 @@ from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.errors import UserError
 from common.runs.processes import Processes, open_shared_run
 from common.runs.run import Run, open_run
-from tests.commands import files, stopped
+from tests.commands import Killed, files, stopped
 from tests.models import make, save_suite
 from tests.trainers import (
     CLASSES,
@@ -23,6 +24,7 @@ from tests.trainers import (
     assert_same_model,
     bert,
     content,
+    kill_by_exception,
     make_batch,
     samples,
     send_stop_signal,
@@ -178,7 +180,7 @@ def test_a_complete_run_gives_its_final_weights(tmp_path, capsys):
     assert "is complete: the student has its final weights" in capsys.readouterr().out
     assert_same_model(again.model, trained.model, atol=0)
     assert again.records == trained.records
-    assert again.evaluate() == pytest.approx(trained.evaluate(), abs=1e-6, rel=1)
+    assert again.evaluate()["eval_loss"] == pytest.approx(trained.records[-1]["loss"], rel=1e-6)
     with pytest.raises(UserError, match=r"other arguments: learning_rate was 5e-05 and is 0\.01"):
         run_as(tmp_path / "run", changes={"learning_rate": 0.01})
     assert content(tmp_path / "run") == before
@@ -229,3 +231,41 @@ def test_arguments_of_the_loss_are_checked_before_training(tmp_path, suite, name
     options = {"teacher": suite, "schedule": [Segment(0, 10)], name: value}
     with pytest.raises(UserError, match=name):
         ProgressiveDistillationTrainer(bert(0), arguments(tmp_path), **options)
+
+
+def test_checkpoints_of_a_training_that_saved_no_state_do_not_stay(tmp_path, monkeypatch):
+    """As with another step between checkpoints, when the run is started again."""
+    monkeypatch.setattr("common.runs.resume.SECONDS", 1e9, raising=False)
+    with pytest.raises(Killed), open_shared_run(tmp_path / "run", {}, Processes(), setting="test") as run:
+        train_run(trainer(tmp_path / "run", run, callbacks=[Draws(3, kill_by_exception)]), "test")
+    shutil.rmtree(tmp_path / "run" / "resume", ignore_errors=True)
+    assert (tmp_path / "run" / "checkpoint-2").exists()
+    run_as(tmp_path / "run", changes={"save_steps": 5})
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-5"]
+
+
+def test_an_adapter_that_adds_tokens_and_the_loss_of_routers_are_refused(tmp_path):
+    peft = pytest.importorskip("peft")
+    prompt = peft.PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    with pytest.raises(UserError, match="adds tokens"):
+        ProgressiveDistillationTrainer(peft.get_peft_model(make("llama", 0), prompt), arguments(tmp_path))
+    model = make("llama", 0)
+    model.config.output_router_logits = True
+    with pytest.raises(UserError, match="auxiliary loss"):
+        ProgressiveDistillationTrainer(model, arguments(tmp_path))
+
+
+def test_the_active_one_of_two_adapters_is_saved(tmp_path):
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    student = peft.get_peft_model(make("llama", 0), lora)
+    student.add_adapter("second", lora)
+    student.set_adapter("second")
+    with open_shared_run(tmp_path / "run", {}, Processes(), setting="test") as run:
+        options = {"train_dataset": ROWS, "eval_dataset": ROWS[:5]}
+        train_run(RunTrainer(student, ordinary(tmp_path / "run"), run=run, **options), "test")
+    loaded = peft.PeftModel.from_pretrained(make("llama", 0), tmp_path / "run" / "checkpoint-5")
+    tokens = make_batch(0)["input_ids"]
+    torch.testing.assert_close(loaded.eval()(tokens).logits, student.eval()(tokens).logits)
+    student.set_adapter("default")
+    assert (student(tokens).logits - loaded(tokens).logits).abs().max() > 0

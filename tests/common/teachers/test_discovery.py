@@ -33,7 +33,7 @@ def refusal(teacher, pattern=None):
 def test_checkpoints_are_found_in_order_of_steps_and_nothing_else_is(tmp_path):
     for step in (1000, 9, 200, 0):
         save_checkpoint(tmp_path, step, TENSORS, CONFIG)
-    for name in ("checkpoint-best", "checkpoint-07", "checkpoint-1-old", ".checkpoint-5.123.unfinished", "resume"):
+    for name in ("checkpoint-best", "checkpoint-x7", "checkpoint-1-old", ".checkpoint-5.123.unfinished", "resume"):
         (tmp_path / name).mkdir()
     found = find_checkpoints(str(tmp_path))
     assert found == [Checkpoint(step, tmp_path / f"checkpoint-{step}") for step in (0, 9, 200, 1000)]
@@ -53,13 +53,16 @@ NAMES = {
     "iter_0000000": 0,
     "ckpt-1000": 1000,
     "ckpt_1000": 1000,
+    "ckpt_050": 50,
+    "step_00500": 500,
+    "checkpoint-000": 0,
     "1000": 1000,
     "0": 0,
 }
 OTHERS = (
     "main",
     "step",
-    "step07",
+    "step7x",
     "checkpoint-1-old",
     "step1000-final",
     "mystep5",
@@ -249,7 +252,7 @@ def test_a_teacher_that_does_not_exist(teacher, cache):
 
 
 def test_a_hub_teacher_is_listed_at_once_and_downloaded_on_use(hub, cache):
-    hub.models[NAME] = {step: checkpoint(0) for step in ("main", "step1000", "step1", "v1", "step07")}
+    hub.models[NAME] = {step: checkpoint(0) for step in ("main", "step1000", "step1", "v1", "stepx7")}
     found = find_checkpoints(NAME)
     assert found == [Checkpoint(step, f"{NAME}@step{step}") for step in (1, 1000)]
     assert not cache.exists()

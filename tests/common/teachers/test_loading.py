@@ -1,5 +1,6 @@
 """Teachers in memory: prefetched, or loaded when needed; models of transformers as it loads them itself."""
 
+import json
 import threading
 from pathlib import Path
 
@@ -103,3 +104,20 @@ def test_weights_that_are_not_the_model_s_are_refused_whatever_the_verbosity(tmp
         assert transformers.logging.get_verbosity() == verbosity
     finally:
         transformers.logging.set_verbosity(before)
+
+
+def test_files_that_no_index_names_are_not_loaded(tmp_path):
+    path = save_suite(tmp_path, "llama", (10,)) / "checkpoint-10"
+    expected = load_file(path / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in expected.items()}, path / "model_ema.safetensors")
+    tensors = read_model(path).tensors
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
+
+
+def test_text_is_no_truth_value(tmp_path):
+    path = save_suite(tmp_path, "qwen3", (10,)) / "checkpoint-10"
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "use_sliding_window": "false"}))
+    with pytest.raises(UserError, match="use_sliding_window"):
+        read_model(path)

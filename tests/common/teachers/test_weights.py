@@ -1,5 +1,7 @@
 """Headers, digests and comparisons of tensors in safetensors files, against safetensors and torch."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from safetensors.torch import save_file
 
 from common.errors import UserError
 from common.runs.files import to_safetensors
-from common.teachers.weights import SAMPLE, digest, read_header, same_up_to_rounding
+from common.teachers.weights import SAMPLE, digest, read_header, same_up_to_rounding, weight_files
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -93,3 +95,11 @@ def test_other_shapes_and_integers_are_not_the_same_by_rounding(tmp_path):
     ones = stored(tmp_path, torch.ones(4), "a")
     assert not same_up_to_rounding(ones, stored(tmp_path, torch.ones(2, 2).half(), "b"))
     assert not same_up_to_rounding(ones, stored(tmp_path, torch.ones(4).int(), "c"))
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "pytorch_model.bin", "/model.safetensors"])
+def test_an_index_that_names_files_elsewhere_is_refused(tmp_path, name):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(UserError, match="not a safetensors file beside it"):
+        weight_files(tmp_path)
