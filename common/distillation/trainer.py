@@ -112,8 +112,9 @@ class ProgressiveDistillationTrainer(Trainer):
         require_honoured_arguments(model, args, trainer_arguments, not callable(schedule))
         adapt_to_chunks(args)
         super().__init__(model, args, **trainer_arguments)
-        if "labels" not in self.label_names:  # missing if the model's forward does not take them
-            self.label_names = [*self.label_names, "labels"]
+        self.label_names = list(
+            dict.fromkeys([*self.label_names, "labels"])
+        )  # missing if the model's forward does not take them
         args.ignore_data_skip |= is_source(self.train_dataset)  # its loader starts at the current step
         self.objective: Objective = objective or objective_of(model)
         require_masking(trainer_arguments, self.objective)
@@ -130,9 +131,9 @@ class ProgressiveDistillationTrainer(Trainer):
         losses.check_loss_arguments(self._loss_arguments)
         checkpoints = find_checkpoints(teacher) if isinstance(teacher, str | Path) else list(teacher or ())
         autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
-        options: dict[str, Any] = {"load": load_teacher, "dtype": teacher_dtype, "prefetch": prefetch}
-        options |= {"downloads_kept": downloads_kept, "autocast": self.accelerator.autocast}
-        self._teacher = Teacher(checkpoints, unwrap(model), self.objective, autocast_dtype=autocast_dtype, **options)
+        loading: dict[str, Any] = {"load": load_teacher, "dtype": teacher_dtype, "prefetch": prefetch}
+        loading |= {"downloads_kept": downloads_kept, "autocast": self.accelerator.autocast}
+        self._teacher = Teacher(checkpoints, unwrap(model), self.objective, autocast_dtype=autocast_dtype, **loading)
         self._schedule_is_fixed = not callable(schedule)
         self._schedule = schedule if callable(schedule) else lambda evaluations: schedule
         self.records: list[dict[str, Any]] = []
@@ -395,7 +396,7 @@ class ProgressiveDistillationTrainer(Trainer):
         inputs = self._prepare_inputs({**batch, "positions": positions})
         labels, positions = inputs.pop("labels"), inputs.pop("positions")
         samples, length = len(labels), labels.numel() // len(labels)
-        labels = labels.flatten()[positions + self._shift]
         with self.accelerator.autocast():
-            values = evaluation_values(self._student_output(self.model, inputs, positions), labels)
+            output = self._student_output(self.model, inputs, positions)
+            values = evaluation_values(output, labels.flatten()[positions + self._shift])
         return evaluation_sums(values, positions, samples, length)
