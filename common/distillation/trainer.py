@@ -112,9 +112,7 @@ class ProgressiveDistillationTrainer(Trainer):
         require_honoured_arguments(model, args, trainer_arguments, not callable(schedule))
         adapt_to_chunks(args)
         super().__init__(model, args, **trainer_arguments)
-        self.label_names = list(
-            dict.fromkeys([*self.label_names, "labels"])
-        )  # missing if the model's forward does not take them
+        self.label_names = list(dict.fromkeys([*self.label_names, "labels"]))  # forward need not take them
         args.ignore_data_skip |= is_source(self.train_dataset)  # its loader starts at the current step
         self.objective: Objective = objective or objective_of(model)
         require_masking(trainer_arguments, self.objective)
