@@ -21,6 +21,7 @@ LAYERS = (
     ("common.distillation",),
     ("common.cluster",),
     ("common.probes",),
+    ("common.language_models",),
     ("common.parity", "common.pcfg"),
     SETTINGS,
 )
