@@ -14,15 +14,15 @@ SETTINGS = ("parity_mlp", "parity_gpt2", "PCFG_mlm", "PCFG_autoregressive")
 
 LAYERS = (
     ("common", "common.errors"),
-    ("common.arguments", "common.attention", "common.plotting"),
+    ("common.arguments", "common.attention", "common.philox", "common.plotting"),
     ("common.runs",),
     ("common.cli",),
     ("common.teachers",),
     ("common.distillation",),
     ("common.cluster",),
-    ("common.probes",),
+    ("common.masking", "common.probes"),
     ("common.language_models",),
-    ("common.parity", "common.pcfg"),
+    ("common.parity", "common.pcfg", "common.text"),
     SETTINGS,
 )
 """From the ground up: a folder or file imports from lower layers only, and from itself."""
