@@ -36,6 +36,8 @@ class Setting:
     """From the task, a command's arguments, the number of attention heads and the seed."""
     load_model: Callable[[Path, Any], PreTrainedModel]
     """From a checkpoint's directory and the task; raises `UserError` if it does not fit the task."""
+    trainer_options: Callable[[Any], dict[str, Any]]
+    """From a task to further arguments of its trainers, such as how a teacher is loaded."""
     notes: Callable[[Path, Any], list[str]]
     """From a checkpoint's directory and the task: lines on what `load_model` changes about it."""
     identity: Callable[[Any], dict[str, Any]]

@@ -80,9 +80,9 @@ def train_to_end(
         trainer_args,
         train_dataset=batches,
         eval_dataset=ReadyBatches(held_out),
-        load_teacher=lambda path: setting.load_model(path, task),
         run=run,
         check_teacher=False,  # the command has done so, once for all students
+        **setting.trainer_options(task),
         **vars(supervision),
     )
     train_run(trainer, run.directory.name)

@@ -42,6 +42,7 @@ def grammar_setting(
         evaluation_batches=held_out_batches,
         new_model=make_model,
         load_model=load_model,
+        trainer_options=lambda task: {"load_teacher": lambda path: load_model(path, task)},
         notes=vocabulary_note,
         identity=lambda task: {"start": task.grammar.start, "rules": rules_of(task.grammar)},
         describe=lambda arguments: f"the grammar {arguments['grammar']} from {arguments['start']}",
