@@ -66,7 +66,7 @@ class ProbeArguments(TaskArguments):
     """Shared by the probes of checkpoints."""
 
     samples: int = 512
-    """Held-out samples, which are not those of the evaluations during training if there are enough."""
+    """Held-out samples, at equal distances."""
     seed: int = 0
     """Of everything that is random."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

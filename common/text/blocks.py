@@ -5,7 +5,7 @@ the beginning of each other one decides whether it is held out, so that a docume
 prepared. The documents of a side, each followed by a separator, are cut into blocks of `length` tokens; of each corpus
 the rest that does not fill a block is left out. No block has documents of both sides, or of two corpora.
 
-    datasets/text/<hash of what the blocks depend on>/
+    data/text/<hash of what the blocks depend on>/
       train.npy, held_out.npy   (blocks, length), corpus after corpus; uint16 if the vocabulary fits, else uint32
       tokenizer/                as `save_pretrained` writes it
       blocks.json               written last: what they were made from, and counts
@@ -33,7 +33,7 @@ from common.runs.names import ROOT
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-FOLDER = ROOT / "datasets" / "text"
+FOLDER = ROOT / "data" / "text"
 """Where blocks are stored by default."""
 
 FORMAT = 1

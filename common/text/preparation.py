@@ -39,7 +39,7 @@ def prepared(data: TextData, folder: Path | None = None) -> Blocks:
 
     Args:
         data: what they are made from.
-        folder: with the directories of blocks; by default datasets/text in the repository.
+        folder: with the directories of blocks; by default data/text in the repository.
 
     Raises:
         UserError: a corpus or the tokenizer cannot be read, there are too few documents, or earlier blocks are damaged.
