@@ -56,7 +56,7 @@ def test_documents_in_order_without_repetition(installed, tmp_path):
     assert found.documents == (
         prose("module"),
         prose("class"),
-        prose("function") + "\n\n    indented",
+        prose("function") + "\n\nindented",
         prose("alpha").upper(),
         prose("async"),
         "? " + prose("surrogate"),
