@@ -222,7 +222,7 @@ def _text(value: Any, place: str, column: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UserError(f"{column} in {place} is {type(value).__name__}, not text: give another --text-column")
+        raise UserError(f"column {column} in {place} is {type(value).__name__}, not text: give another --text-column")
     return value
 
 
