@@ -4,9 +4,9 @@
     python probe.py ngrams --run ../runs/text_mlm/laptop --unit word
     python probe.py kneser-ney --run ../runs/text_mlm/laptop
 
-Writes probes/ngrams.json or probes/kneser_ney.json in the run's directory (arguments other than the defaults become part
-of the name) after each checkpoint; rerun the command to resume. For the checkpoints of a teacher that is not a run, give
-its text and its tokenizer; the file is then in runs/text_mlm/probes-of-<teacher>/, or --out.
+Writes probes/ngrams.json or probes/kneser_ney.json in the run's directory (arguments other than the defaults become
+part of the name) after each checkpoint; rerun the command to resume. For the checkpoints of a teacher that is not a
+run, give its text and its tokenizer; the file is then in runs/text_mlm/probes-of-<teacher>/, or --out.
 
 `kneser-ney` fits n-gram models to the training text and measures the divergence of every checkpoint's predictions from
 theirs, for n = 1 to 5: a checkpoint is nearest to the model whose context is as long as what it uses. Text has no
@@ -27,10 +27,10 @@ PROBES: dict[str, Callable[..., Any]] = {"ngrams": NgramArguments, "kneser-ney":
 def probe(arguments: NgramArguments | KneserNeyArguments, argv: Sequence[str] = ()) -> None:
     """Measure what is not in the probe's file yet."""
     from common.text import probing  # these take seconds to import, and `command` prepares the process first
-    from text_mlm.training import SETTING, hides_masked
+    from text_mlm.training import SETTING
 
     measure = probing.ngrams if isinstance(arguments, NgramArguments) else probing.kneser_ney
-    measure(arguments, argv, SETTING, hides_masked)  # type: ignore[arg-type]
+    measure(arguments, argv, SETTING)
 
 
 def main() -> None:

@@ -26,12 +26,13 @@ from common.probes.ngrams import (
 )
 from common.teachers.objective import objective_of
 from common.text.arguments import KneserNeyArguments, NgramArguments
+from common.text.batches import MaskedText
 from common.text.blocks import Blocks
 from common.text.task import CorpusTask
 from common.text.words import begins_word
 
 
-def ngrams(arguments: NgramArguments, argv: Sequence[str], setting: Setting, hide_masked: bool | None) -> None:
+def ngrams(arguments: NgramArguments, argv: Sequence[str], setting: Setting) -> None:
     """`probe.py ngrams`: M_robust and M_close of every checkpoint that is not in the probe's file yet.
 
     Each sample has one position, drawn from those around which the longest n-gram is whole.
@@ -40,7 +41,6 @@ def ngrams(arguments: NgramArguments, argv: Sequence[str], setting: Setting, hid
         arguments: of the command.
         argv: the command, for the probe's file.
         setting: of the run.
-        hide_masked: whether masked positions are hidden from attention; None for causal models.
 
     Raises:
         UserError: an argument is out of range, or the directory is not a run of the setting.
@@ -49,6 +49,7 @@ def ngrams(arguments: NgramArguments, argv: Sequence[str], setting: Setting, hid
     require_at_least(1, arguments, "samples", "columns")
     require_at_least(2, arguments, "sizes")
     require_seed(arguments, "seed")
+    hide_masked = hides_masked(task)
     sequences = list(probed_samples(task.blocks, arguments.samples))
     options: dict[str, Any] = {
         "spacing": 1,
@@ -75,17 +76,16 @@ def ngrams(arguments: NgramArguments, argv: Sequence[str], setting: Setting, hid
     probe_models(arguments, argv, "ngrams", setting, task, measure, once, arguments.device)
 
 
-def kneser_ney(arguments: KneserNeyArguments, argv: Sequence[str], setting: Setting, hide_masked: bool | None) -> None:
+def kneser_ney(arguments: KneserNeyArguments, argv: Sequence[str], setting: Setting) -> None:
     """`probe.py kneser-ney`: how far every checkpoint's predictions are from those of n-gram models.
 
-    The n-gram models are fitted to the training blocks. They see the tokens before a position or, of a masked one, those
-    on both sides. Each sample has one position, far enough from its ends for the longest n-gram.
+    The n-gram models are fitted to the training blocks. They see the tokens before a position or, of a masked one, the
+    tokens on both sides. Each sample has one position, far enough from its ends for the longest n-gram.
 
     Args:
         arguments: of the command.
         argv: the command, for the probe's file.
         setting: of the run.
-        hide_masked: whether masked positions are hidden from attention; None for causal models.
 
     Raises:
         UserError: an argument is out of range, or the directory is not a run of the setting.
@@ -93,7 +93,7 @@ def kneser_ney(arguments: KneserNeyArguments, argv: Sequence[str], setting: Sett
     task: CorpusTask = probed_task(arguments, setting)
     require_at_least(1, arguments, "samples", "order", "tokens", "batch_size")
     require_seed(arguments, "seed")
-    beside = arguments.order - 1
+    hide_masked, beside = hides_masked(task), arguments.order - 1
     if task.positions < 2 * beside + 1:
         raise UserError(f"samples of {task.positions} tokens are too short for --order {arguments.order}")
     samples = probed_samples(task.blocks, arguments.samples)
@@ -150,6 +150,11 @@ def kneser_ney(arguments: KneserNeyArguments, argv: Sequence[str], setting: Sett
     probe_models(arguments, argv, "kneser_ney", setting, task, measure, once, arguments.device)
 
 
+def hides_masked(task: CorpusTask) -> bool | None:
+    """Whether masked positions are hidden from attention; None for causal models."""
+    return task.batch_of.hide_masked if isinstance(task.batch_of, MaskedText) else None
+
+
 def probed_samples(blocks: Blocks, samples: int) -> NDArray[np.int64]:
     """Held-out blocks (samples, length) at equal distances.
 
@@ -201,6 +206,7 @@ def _queries(
     rows = np.arange(len(samples))
     input_ids, attended = samples.copy(), np.ones_like(samples)
     if hide_masked is not None:
+        assert mask is not None
         input_ids[rows, places] = mask
         attended[rows, places] = 0 if hide_masked else 1
     columns = places - 1 if hide_masked is None else places
