@@ -1,9 +1,9 @@
-"""Progressive distillation in a training loop of your own, with modules of your own.
+"""Progressive distillation in your own training loop, with your own modules.
 
     python examples/plain_torch.py
 
 A teacher learns the parity of 3 of 12 bits and saves its state as it goes. Three smaller students learn from the
-labels, from its final state and from its successive states.
+labels, from its final state and from its successive states, respectively.
 """
 
 from collections.abc import Sequence
@@ -95,12 +95,12 @@ def main(
         width: of the teacher.
         student_width: of the students.
         steps: of each training.
-        every: steps between checkpoints, and for the student per checkpoint.
+        every: steps between checkpoints of the teacher, and steps per checkpoint of the student.
         device: of all models.
     """
 
     def load(path: Path) -> nn.Module:
-        """A module of your own; the file may be in any format."""
+        """Your own module; the file may be in any format."""
         model = network(width)
         model.load_state_dict(load_file(path))
         return model

@@ -1,4 +1,4 @@
-"""Progressive distillation of a suite of checkpoints, such as Pythia, into a smaller model, on a file of text.
+"""Progressive distillation of a suite of checkpoints, such as Pythia, into a smaller model on a text file.
 
     python examples/pythia.py EleutherAI/pythia-70m text.txt
 
@@ -40,13 +40,13 @@ def main(
 
     Args:
         teacher: a hub id, or a directory with checkpoints.
-        text: a file, one sample per line.
+        text: a file with one sample per line.
         out: the student's directory.
         layers: of the student.
         steps: of training.
         every: steps per checkpoint.
         batch_size: samples per step.
-        length: tokens that are kept of a sample.
+        length: maximum number of tokens per sample.
         lr: the peak learning rate.
     """
     set_seed(0)

@@ -1,1 +1,1 @@
-"""How a student is taught: losses, schedules, and the trainer that follows them."""
+"""How a student is trained: losses, schedules and the trainer."""

@@ -24,24 +24,24 @@ class DistillationArguments:
     teacher: str = ""
     """Directory with checkpoint-<step> folders, or a hub id; by default the run of train.py with this preset."""
     teacher_pattern: str | None = None
-    """Regular expression of the names of the teacher's checkpoints, with a group step, such as
-    'stage1-step(?P<step>[0-9]+).*'; by default the usual names are known."""
+    """Regular expression for the names of the teacher's checkpoints, with a group named step, such as
+    'stage1-step(?P<step>[0-9]+).*'; by default common names are recognised."""
     trust_trajectory: bool = False
-    """Warn of checkpoints that seem not to be what their names say, instead of refusing them."""
+    """Warn about checkpoints that do not seem to be what their names say, instead of rejecting them."""
     methods: tuple[Method, ...] = ("ce", "one-shot", "progressive")
-    """How students are supervised, one run each; explicit is an old name of custom."""
+    """How students are supervised, one run each; explicit is the old name of custom."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the students' initial weights, one run each."""
     stream_seed: int = 1000
     """Seed of the data stream that all students share."""
     teacher_every: int | None = None
     """Student steps per teacher checkpoint (progressive, refreshed): T in (N, T)-progressive distillation; by default
-    the checkpoints share the steps equally."""
+    the checkpoints each get an equal number of steps."""
     teacher_checkpoints: int | None = None
     """Number of teacher checkpoints (progressive): N in (N, T)-progressive distillation; by default all."""
     teacher_range: tuple[int, int] | None = None
-    """First and last teacher step whose checkpoints are used before the final one (progressive), such as those of its
-    transition; by default all."""
+    """First and last teacher step of the checkpoints used before the final one (progressive), such as those of the
+    transition; all by default."""
     checkpoint: tuple[str, ...] = ("inside",)
     """First checkpoint (two-shot), one run each: a teacher step, or before, inside or after the teacher's
     transition."""
@@ -50,13 +50,13 @@ class DistillationArguments:
     speed: float = 1.0
     """Teacher steps per student step (accelerated, refreshed)."""
     segments: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--plan",))] = ()
-    """Checkpoints and student steps (custom), such as 200:50 600:100; the last checkpoint stays."""
+    """Checkpoints and student steps (custom), such as 200:50 600:100; the last checkpoint is used to the end."""
     saturation_window: int = 5
     """Evaluations without improvement after which the next checkpoint takes over (until-saturation)."""
     saturation_threshold: float = 0.01
     """Increase in accuracy that counts as an improvement (until-saturation)."""
     saturation_steps: int
-    """Student steps after which the next checkpoint takes over in any case (until-saturation)."""
+    """Student steps after which the next checkpoint takes over at the latest (until-saturation)."""
     temperature: float = 1.0
     """Temperature of the teacher's logits; 0 is the arg-max."""
     end_temperature: float | None = None
@@ -66,10 +66,10 @@ class DistillationArguments:
     top_k: int | None = None
     """Keep the teacher's k most probable classes."""
     alpha: tuple[float, ...] = (0.0,)
-    """Weight of the labels' cross entropy, the rest being the divergence's; several values follow one another at
-    --alpha-steps."""
+    """Weight of the cross entropy with the labels; the divergence has weight 1 - alpha. Several values are used in
+    turn, changing at --alpha-steps."""
     alpha_steps: tuple[int, ...] = ()
-    """Steps at which alpha moves to its next value."""
+    """Steps at which alpha changes to its next value."""
     divergence: Divergence = "forward-kl"
     """Divergence from the teacher."""
     beta: float = 0.5
@@ -85,7 +85,7 @@ Arguments = TypeVar("Arguments", bound=DistillationArguments)
 
 
 def require_distinct(arguments: object, names: Sequence[str]) -> None:
-    """Refuse plural arguments that have no value or one value twice.
+    """Reject plural arguments with no values or repeated ones.
 
     Args:
         arguments: the command's.
@@ -98,7 +98,7 @@ def require_distinct(arguments: object, names: Sequence[str]) -> None:
         values = getattr(arguments, name)
         if not values or len(set(values)) < len(values):
             flag = name.replace("_", "-")
-            raise UserError(f"--{flag} needs at least one value and none twice, got {list(values)}")
+            raise UserError(f"--{flag} needs at least one value, without repeats, got {list(values)}")
 
 
 def student_arguments(arguments: Arguments, plural: Sequence[str]) -> list[Arguments]:
@@ -107,7 +107,7 @@ def student_arguments(arguments: Arguments, plural: Sequence[str]) -> list[Argum
 
     Args:
         arguments: the command's.
-        plural: names of its plural arguments, `checkpoint` among them; the last one changes fastest.
+        plural: names of its plural arguments, `checkpoint` among them; the last one varies fastest.
     """
     others = [name for name in plural if name not in ("methods", "checkpoint")]
     students = []
@@ -119,7 +119,7 @@ def student_arguments(arguments: Arguments, plural: Sequence[str]) -> list[Argum
 
 
 def resolve_teacher(teacher: str, default: str, root: Path) -> str:
-    """The teacher's directory, relative to the repository's root if it is inside it, or its hub id.
+    """The teacher's directory, relative to the repository's root if it is in the repository, or its hub id.
 
     Args:
         teacher: as given on the command line.

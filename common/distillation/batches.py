@@ -25,18 +25,18 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class ReadyBatches:
-    """Evaluation data in batches, each like a `Source`'s; processes take them in turn."""
+    """Evaluation data in batches like those of a `Source`; processes take them in turn."""
 
     batches: Sequence[Any]
 
 
 class SourceLoader:
-    """A source's batches in micro-batches, from the trainer's step on.
+    """A source's batches, split into micro-batches, from the trainer's current step on.
 
-    The next one is made while the model computes. Those of a `DatasetSource`, which may draw random numbers, are made
-    by other processes, or without any (`dataloader_num_workers` 0) in turn with the model.
+    The next batch is made while the model computes. Those of a `DatasetSource`, which may draw random numbers, are made
+    by worker processes or, without any (`dataloader_num_workers` 0), between the model's steps.
 
-    A global batch is cut into equal parts, one for each gradient accumulation step and process.
+    A global batch is split into equal parts, one for each gradient accumulation step and process.
     """
 
     def __init__(self, source: Source, trainer: Trainer) -> None:
@@ -48,7 +48,7 @@ class SourceLoader:
         total = self._trainer.get_total_train_batch_size(args)
         for batch in self._batches(range(self._trainer.state.global_step, self._trainer.state.max_steps)):
             if any(len(tensor) != total for tensor in batch.values()):
-                raise UserError(f"the source gives batches of {len(batch['labels'])} samples, not of {total}")
+                raise UserError(f"the source gives batches of {len(batch['labels'])} samples, not {total}")
             for i in range(args.gradient_accumulation_steps):
                 start = (i * args.world_size + args.process_index) * size
                 yield {name: tensor[start : start + size] for name, tensor in batch.items()}
@@ -69,14 +69,14 @@ class SourceLoader:
         return self._pinned(batch_tensors(self._source.batch(step)))
 
     def _pinned(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """In pinned memory if it is for a GPU."""
+        """The batch, in pinned memory if it is for a GPU."""
         if self._trainer.args.device.type == "cuda":
             return {name: tensor.pin_memory() for name, tensor in batch.items()}
         return batch
 
 
 def is_source(dataset: Any) -> bool:
-    """Whether training data is a `Source`. A dataset may have a `batch`, too, which is something else."""
+    """Whether training data is a `Source`. A dataset may also have a `batch`, with another meaning."""
     return hasattr(dataset, "batch") and not hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__")
 
 
@@ -84,7 +84,7 @@ def source_of(trainer: Trainer) -> Source:
     """A trainer's training data as a `Source`.
 
     Raises:
-        UserError: it is no dataset, has fewer samples than a batch, or is to be sampled in a way that is not known.
+        UserError: it is not a dataset, has fewer samples than a batch, or the sampling strategy is not supported.
     """
     dataset: Any = trainer.train_dataset
     args = trainer.args
@@ -98,5 +98,5 @@ def source_of(trainer: Trainer) -> Source:
 
 
 def batch_tensors(batch: Any) -> dict[str, Tensor]:
-    """The tensors of a batch, a mapping or a dataclass, by name."""
+    """The tensors of a batch (a mapping or a dataclass) by name."""
     return dict(batch) if isinstance(batch, Mapping) else dict(vars(batch))

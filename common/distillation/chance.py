@@ -27,18 +27,18 @@ def chance_accuracy(labels: Sequence[Tensor]) -> float:
 
 
 def is_at_chance(accuracy: float, chance: float, count: int) -> bool:
-    """Whether an accuracy is at the level of chance, or below: at most three standard errors above it.
+    """Whether an accuracy is at or below chance level: at most three standard errors above it.
 
     Args:
         accuracy: in [0, 1].
         chance: `chance_accuracy` of the same labels.
-        count: of these labels.
+        count: number of these labels.
     """
     return accuracy <= chance + 3 * math.sqrt(chance * (1 - chance) / count)
 
 
 def teacher_report(step: int, accuracy: float, labels: Sequence[Tensor]) -> str:
-    """A line on a teacher's accuracy on the student's evaluation data, which says so if that is at chance.
+    """A line with a teacher's accuracy on the student's evaluation data, a warning if it is at chance level.
 
     Args:
         step: of the checkpoint.
@@ -52,5 +52,5 @@ def teacher_report(step: int, accuracy: float, labels: Sequence[Tensor]) -> str:
     count = sum(int((tensor != IGNORED_LABEL).sum()) for tensor in labels)
     line = f"teacher step {step:,}: accuracy {accuracy:.3f} on the student's evaluation data"
     if is_at_chance(accuracy, chance, count):
-        return f"warning: {line}, at chance ({chance:.3f}): is it a teacher of this task?"
-    return f"{line} (chance {chance:.3f})"
+        return f"warning: {line}, at chance ({chance:.3f}, {count:,} labels): was it trained on this task?"
+    return f"{line} (chance {chance:.3f}, {count:,} labels)"

@@ -2,10 +2,10 @@
 
     schedule, choice = choose_schedule("path/to/teacher", every=100)
 
-Checkpoints from inside the transition teach what later ones do not; those from before it do harm on grammars, where a
-student of one and then of the final teacher ends below one of the final teacher alone (PCFG_mlm/README.md). So the
-choice is spread equally over the transition, and ends with the final checkpoint. Without a transition, checkpoints are
-chosen at equal spacing in the logarithm of the step, and the reason says so.
+Checkpoints from inside the transition teach what later ones do not. Those from before it do harm on grammars, where a
+student of one of them and then of the final teacher ends below a student of the final teacher only
+(PCFG_mlm/README.md). The choice is therefore spread evenly over the transition, and ends with the final checkpoint.
+Without a transition, checkpoints are chosen at equal spacing in the logarithm of the step, and the reason says so.
 """
 
 import math
@@ -24,19 +24,19 @@ from common.errors import UserError
 from common.teachers.curves import Curve, find_log, read_curve
 from common.teachers.discovery import Checkpoint, find_checkpoints
 
-NUMBER = 5
+DEFAULT_NUMBER = 5
 MIN_DESCENT = 0.2
-"""Against the logarithm of the step, the curve has fallen before its plateau by at least this share of the drop."""
+"""Against the logarithm of the step, the curve must fall before its plateau by at least this share of the drop."""
 
 
 @dataclass(frozen=True)
 class Transition:
-    """Phases of a teacher's training, and where they were seen."""
+    """Phases of a teacher's training, and the curve that shows them."""
 
     phases: Phases
     """In teacher steps."""
     logarithmic: bool
-    """Whether they are those of the curve against the logarithm of the step."""
+    """Whether they were found against the logarithm of the step."""
     curve: str
     """Such as "the loss against the step"."""
 
@@ -50,22 +50,22 @@ class Choice:
     phases: Phases | None
     """Of the teacher's training, if it has a transition."""
     reason: str
-    """One line: the transition that the choice rests on, or why it rests on none."""
+    """One line: the transition that the choice is based on, or why there is none."""
 
 
 def find_transition(curve: Curve) -> Transition:
-    """The phases of a teacher's loss or else of its error rate, against the step or else against its logarithm.
+    """The phases of a teacher's loss, or else of its error rate, against the step, or else against its logarithm.
 
-    Both axes are tried, the step first. On the curves of `figures/data` it alone finds the transition of every teacher.
-    Against the logarithm, that of a grammar reaches far into the tail (351 to 1,499 instead of 234 to 471), and of the
-    MLP of width 50,000 the loss shows its initial descent (420k to 738k instead of 3.7M to 3.9M). A BERT on natural
-    language has a transition against the logarithm only, and a soft one: its error rate falls from 956 to 2,125 of
-    2,800 steps.
+    Both axes are tried, the step first: on the curves of `figures/data`, it alone finds the transition of every
+    teacher. Against the logarithm, that of a grammar reaches far into the tail (351 to 1,499 instead of 234 to 471),
+    and that of the MLP of width 50,000 is the initial descent of its loss (420k to 738k instead of 3.7M to 3.9M). A
+    BERT on natural language has a transition only against the logarithm, and a soft one: its error rate falls from
+    step 956 to step 2,125 of 2,800.
 
-    Against the logarithm any smooth descent from the initial weights is flat and then drops, so that a transition there
-    needs an earlier descent as well (`MIN_DESCENT`). Of simulated exponential and shifted power-law descents evaluated
-    at equal spacing in the logarithm, more than 60% have a transition without this condition, and at most 1% with it;
-    of power laws with a part that follows an annealed learning rate, up to 8%. A descent on two distant scales of time
+    Against the logarithm any smooth descent from the initial weights is flat and then drops, so a transition there also
+    needs an earlier descent (`MIN_DESCENT`). Of simulated exponential and shifted power-law descents evaluated at equal
+    spacing in the logarithm, more than 60% have a transition without this condition, and at most 1% with it; of power
+    laws with a part that follows an annealed learning rate, up to 8%. A descent on two very different time scales
     counts as a transition.
 
     Raises:
@@ -88,13 +88,13 @@ def find_transition(curve: Curve) -> Transition:
     raise errors[0]
 
 
-def choose(curve: Curve | None, checkpoints: Sequence[int], number: int = NUMBER) -> Choice:
+def choose(curve: Curve | None, checkpoints: Sequence[int], number: int = DEFAULT_NUMBER) -> Choice:
     """Checkpoints to learn from: inside the transition and the final one, or else at equal spacing in log(step).
 
     Args:
         curve: the teacher's training curve, from `read_curve` or `evaluate_checkpoints`; None if there is none.
         checkpoints: teacher steps at which checkpoints exist, in any order.
-        number: of checkpoints at most, the final one included.
+        number: the largest number of checkpoints, including the final one.
 
     Raises:
         UserError: there is no checkpoint, or `number` is below 2.
@@ -103,7 +103,7 @@ def choose(curve: Curve | None, checkpoints: Sequence[int], number: int = NUMBER
     if not steps:
         raise UserError("the teacher has no checkpoints")
     if number < 2:
-        raise UserError(f"the number of checkpoints must be at least 2, with the final one, got {number}")
+        raise UserError(f"the number of checkpoints must be at least 2, including the final one, got {number}")
     if curve is None:
         return _equally_spaced(steps, number, None, "there is no training curve")
     try:
@@ -116,7 +116,7 @@ def choose(curve: Curve | None, checkpoints: Sequence[int], number: int = NUMBER
     inside = [step for step in steps if phases.start < step < phases.end]
     if not inside:
         return _equally_spaced(steps, number, phases, f"{falls}, but the teacher has no checkpoint there")
-    shares = (np.arange(number - 1) + 0.5) / (number - 1)  # the middles of equal parts
+    shares = (np.arange(number - 1) + 0.5) / (number - 1)  # midpoints of equal parts
     if number == 2:
         wanted = [phases.steepest]
     elif transition.logarithmic:
@@ -131,19 +131,19 @@ def choose_schedule(
     teacher: str | Path,
     *,
     every: int,
-    number: int = NUMBER,
+    number: int = DEFAULT_NUMBER,
     log: str | Path | Curve | None = None,
     pattern: str | None = None,
     evaluate: Callable[[Sequence[Checkpoint]], Curve] | None = None,
 ) -> tuple[list[Segment], Choice]:
-    """From a teacher to the schedule of a student that learns from the checkpoints of its transition.
+    """The schedule of a student that learns from the checkpoints of a teacher's transition.
 
     Args:
         teacher: a directory with checkpoints, or a hub id.
-        every: student steps per checkpoint; the final one stays.
-        number: of checkpoints at most, the final one included.
+        every: student steps per checkpoint; the final one is used to the end.
+        number: the largest number of checkpoints, including the final one.
         log: the teacher's training log, or its curve; by default the log in its directory, if there is one.
-        pattern: of the names of its checkpoints, as in `find_checkpoints`.
+        pattern: for the names of its checkpoints, as in `find_checkpoints`.
         evaluate: makes the curve if there is no log, for example
             `lambda checkpoints: evaluate_checkpoints(checkpoints, load, batches, "causal", "cuda")`.
 
@@ -163,26 +163,26 @@ def choose_schedule(
 
 @dataclass(frozen=True, kw_only=True)
 class ChooseArguments:
-    """Which of a teacher's checkpoints to learn from, by its training curve."""
+    """Choose which of a teacher's checkpoints to learn from, by its training curve."""
 
     teacher: Annotated[str, tyro.conf.Positional]
     """Directory with checkpoints, or a hub id."""
     log: Path | None = None
     """The teacher's training log: metrics.jsonl, trainer_state.json, or a CSV file with columns step and loss; by
     default the one in its directory."""
-    number: int = NUMBER
-    """Number of checkpoints at most, the final one included."""
+    number: int = DEFAULT_NUMBER
+    """Largest number of checkpoints, including the final one."""
     every: int = 100
     """Student steps per checkpoint."""
     teacher_pattern: str | None = None
-    """Regular expression with a group `step` that matches the names of the teacher's checkpoints."""
+    """Regular expression for checkpoint names, with a group named step."""
 
 
 def choose_command(arguments: ChooseArguments) -> None:
     """Print the phases, the checkpoints, the reason, and how to use them.
 
     Raises:
-        UserError: as `choose_schedule`.
+        UserError: as for `choose_schedule`.
     """
     require_at_least(2, arguments, "number")
     require_at_least(1, arguments, "every")
@@ -207,7 +207,7 @@ def choose_command(arguments: ChooseArguments) -> None:
 
 
 def _phases_in_logarithm(steps: Sequence[int], values: np.ndarray) -> Phases:
-    """Phases against log(step), in steps; the evaluation at step 0 does not count."""
+    """Phases against log(step), in steps; the evaluation at step 0 is ignored."""
     x, y = np.array(steps), values
     x, y = x[x > 0], y[x > 0]
     found = find_phases(np.log(x), y)
@@ -228,7 +228,7 @@ def _equally_spaced(steps: Sequence[int], number: int, phases: Phases | None, wh
 
 
 def _nearest(steps: Sequence[int], wanted: Sequence[float], scale: Callable[[float], float] = float) -> list[int]:
-    """For each wanted step the nearest that is not yet taken, from the last to the first."""
+    """For each wanted step, from the last to the first, the nearest one that is not taken yet."""
     left = list(steps)
     chosen = []
     for step in reversed(wanted):

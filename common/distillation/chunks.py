@@ -1,7 +1,7 @@
 """The objective over many positions and classes, one chunk of positions at a time.
 
-Student and teacher logits exist for one chunk only. The gradient at the student's logits is computed while they exist,
-and turned at once into the gradients of the hidden states and of the output layer.
+Student and teacher logits exist for one chunk at a time. The gradient with respect to the student's logits is computed
+while they exist, and immediately backpropagated to the hidden states and the output layer.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from common.distillation.losses import LossArguments, label_cross_entropy, objec
 from common.errors import UserError
 
 ChunkObjective = Callable[[Tensor, slice], Tensor]
-"""From a chunk's logits (rows, classes) and its rows to sums over them; the first one is minimised."""
+"""Maps a chunk's logits (rows, classes) and its rows to sums over the rows; the first one is minimised."""
 
 
 def objective_sums(
@@ -32,7 +32,7 @@ def objective_sums(
     Args:
         student: its output at the labels.
         labels: (labelled,).
-        teacher: its output at the labels; without one the student minimises the labels' cross entropy.
+        teacher: its output at the labels; without one the student minimises the cross entropy with the labels.
         arguments: of the loss.
         step: from 0.
         last: step at which the temperature reaches its last value.
@@ -69,11 +69,11 @@ def evaluation_values(output: LabelledOutput, labels: Tensor) -> Tensor:
 
 
 def summed_over_chunks(student: LabelledOutput, objective: ChunkObjective) -> Tensor:
-    """The sums of `objective` over all positions; their first one has the gradient of the plain computation.
+    """The sums of `objective` over all positions; the first one has the same gradient as without chunks.
 
     Args:
         student: its output at labelled positions.
-        objective: called for each chunk; at once for all positions if they are few.
+        objective: called for each chunk, or once for all positions if they are few.
     """
     if student.is_one_chunk:
         return objective(student.logits(), slice(None))
@@ -87,7 +87,7 @@ def summed_over_chunks(student: LabelledOutput, objective: ChunkObjective) -> Te
 
 
 class _SummedOverChunks(torch.autograd.Function):
-    """From hidden states and the weights of the output layer, or from logits, to sums of shape (sums,)."""
+    """Maps hidden states and the weights of the output layer, or logits, to sums of shape (sums,)."""
 
     @staticmethod
     def forward(
@@ -132,7 +132,7 @@ class _SummedOverChunks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """The kept gradients, times that of the first sum; the other sums have none."""
+        """The stored gradients, times that of the first sum; the other sums have none."""
         scaled = [kept if kept is None else kept.mul_(gradients[0][0]) for kept in ctx.gradients]
         ctx.gradients = ()
         return (*scaled, None, None)

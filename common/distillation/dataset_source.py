@@ -1,12 +1,12 @@
 """Any dataset as a `Source` of training batches, and as evaluation batches.
 
-A map-style dataset is shuffled anew in every epoch, by a permutation that follows from the seed and the epoch. A
-streaming dataset keeps its order and starts again when it ends. Every sample is used once an epoch; a batch at the end
-of an epoch is completed from the next one. All processes read the same batches and each takes its part.
+A map-style dataset is reshuffled in every epoch, by a permutation that depends on the seed and the epoch only. A
+streaming dataset keeps its order and starts again when it ends. Every sample is used once per epoch; the last batch of
+an epoch is filled up from the next one. All processes read the same batches, and each takes its part.
 
-Random numbers that are drawn while samples are read and collated, such as those of masks, follow from the seed and the
-step, so that training that resumes gets the same ones. The generators of Python, NumPy and torch are then continued as
-if nothing had been drawn. Dropout uses them too: no other thread may do this.
+Random numbers that are drawn while samples are read and collated, such as those for masks, depend on the seed and the
+step only, so resumed training draws the same ones. Afterwards, the generators of Python, NumPy and torch continue as if
+nothing had been drawn. Dropout uses them too, so this must not happen in another thread.
 """
 
 import copy
@@ -35,18 +35,18 @@ READING, COLLATING, EVALUATING = range(3)
 
 @dataclass(frozen=True)
 class Collator:
-    """A data collator that is given the columns that a model takes, as by a Trainer, and must make labels."""
+    """A data collator that receives the columns that a model takes, as in a Trainer, and must make labels."""
 
     collate: Callable[[list[Any]], Mapping[str, Any]]
     columns: Collection[str] | None
     """Arguments of the model and names of labels; None keeps all columns."""
     model: str
-    """Name of its class."""
+    """Name of the model's class."""
     data: str
     """What the data is for, for errors."""
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, Any]:
-        """From samples to a batch.
+        """Make a batch from samples.
 
         Raises:
             UserError: no column is an argument of the model, collation fails, or the batch has no labels.
@@ -57,8 +57,8 @@ class Collator:
             rows = [{name: value for name, value in row.items() if name in self.columns} for row in rows]
             if not rows[0]:
                 raise UserError(
-                    f"the {self.data} data has the columns {names}, of which {self.model} takes none: tokenize it, for "
-                    "example with its map"
+                    f"the {self.data} data has the columns {names}, none of which {self.model} takes: tokenize it, for "
+                    "example with its map method"
                 )
         try:
             batch = dict(self.collate(list(rows)))
@@ -71,17 +71,17 @@ class Collator:
 
 
 class DatasetSource:
-    """Batches of any dataset by the step.
+    """Batches of any dataset as a function of the step.
 
     Args:
         dataset: map-style or streaming.
-        collate: from samples to a batch; must depend on them and on the global random numbers only.
+        collate: makes a batch from samples; must depend on them and the global random number generators only.
         size: samples per batch.
-        seed: of the order of a map-style dataset and of the random numbers.
+        seed: for the order of a map-style dataset and for the random numbers.
         shuffle: whether to shuffle a map-style dataset.
 
     Raises:
-        UserError: it is no dataset, or has fewer samples than a batch.
+        UserError: it is not a dataset, or has fewer samples than a batch.
     """
 
     def __init__(
@@ -94,27 +94,28 @@ class DatasetSource:
         self._is_checked = False
 
     def batch(self, step: int) -> dict[str, Any]:
-        """The batch of step `step`, from 0; those of a stream must be taken one after another, or the latest again.
+        """The batch of step `step`, from 0; those of a stream must be taken in order, or the latest again.
 
         Raises:
-            UserError: as `Collator`, or it depends on something else than the samples and the global random numbers.
+            UserError: as for `Collator`, or the batch depends on anything other than the samples and the global random
+                number generators.
         """
         if self._latest is None or self._latest[0] != step:
             batch = self._make(step)
             if not self._is_checked and checksum(batch) != checksum(self._make(step)):
                 raise UserError(
-                    "the data collator makes another batch when it is called again: it must not have a generator or a "
-                    "seed of its own, as a run could not resume"
+                    "the data collator makes a different batch when called again: it must not have its own generator "
+                    "or seed, or a run could not resume"
                 )
             self._latest, self._is_checked = (step, batch), True
         return self._latest[1]
 
     def batches(self, steps: range, args: TrainingArguments) -> Iterator[dict[str, Any]]:
-        """Successive batches; of a map-style dataset they are made by worker processes, if there are any.
+        """Consecutive batches; those of a map-style dataset are made by worker processes, if there are any.
 
         Args:
-            steps: of which the batches are.
-            args: have the arguments of a torch DataLoader.
+            steps: of the batches.
+            args: has the arguments of a torch DataLoader.
         """
         if isinstance(self._samples, _Stream) or not args.dataloader_num_workers:
             yield from map(self.batch, steps)
@@ -123,21 +124,21 @@ class DatasetSource:
                 cast(Any, _BySteps(self)),
                 batch_size=None,
                 sampler=steps,
-                generator=torch.Generator(),  # by default it would draw from that of dropout
+                generator=torch.Generator(),  # by default it would draw from dropout's
                 num_workers=args.dataloader_num_workers,
                 prefetch_factor=args.dataloader_prefetch_factor,
                 multiprocessing_context=args.dataloader_multiprocessing_context,
             )
 
     def position(self, step: int) -> dict[str, Any]:
-        """JSON values from which `restore` continues at a step, the next one or the latest that was taken."""
+        """JSON values with which `restore` continues at a step: the next one, or the latest that was taken."""
         return {"checksum": checksum(self.batch(step)), **self._samples.position()}
 
     def restore(self, step: int, position: Mapping[str, Any]) -> None:
         """Continue at a step.
 
-        A stream continues at its own saved state, if it then gives the same samples; those that forget a buffer of
-        shuffled samples do not, and are read again from the beginning of the epoch.
+        A stream continues from its own saved state if it then gives the same samples. Streams that do not save their
+        shuffle buffer do not, and are reread from the beginning of the epoch.
 
         Raises:
             UserError: the data is not the same as when the position was saved.
@@ -149,8 +150,8 @@ class DatasetSource:
             if checksum(self.batch(step)) == position.get("checksum"):
                 return
         raise UserError(
-            f"the training data is not the same as before at step {step:,}: give the same dataset (with a seed, if "
-            "it is shuffled), data collator, batch size and seed, or start over with --force"
+            f"the training data at step {step:,} differs from before: give the same dataset (with a seed, if it is "
+            "shuffled), data collator, batch size and seed, or start over with --force"
         )
 
     def _make(self, step: int) -> dict[str, Any]:
@@ -162,13 +163,13 @@ class DatasetSource:
             if not isinstance(value, Tensor) or value.shape[:1] != (len(rows),):
                 raise UserError(
                     f"{name} of the training data is not a tensor with a row for each of {len(rows)} samples after "
-                    "collation: give a data_collator that makes one, such as one that pads"
+                    "collation: give a data_collator that makes one, for example by padding"
                 )
         return batch
 
 
 def collator_of(trainer: Trainer, data: str) -> Collator:
-    """A trainer's data collator, which is given the columns that the model takes unless all are wanted."""
+    """A trainer's data collator, which receives the columns that the model takes, or all if the trainer keeps them."""
     trainer._set_signature_columns_if_needed()
     columns = trainer._signature_columns if trainer.args.remove_unused_columns else None
     return Collator(trainer.data_collator, columns, type(trainer.model).__name__, data)
@@ -176,7 +177,7 @@ def collator_of(trainer: Trainer, data: str) -> Collator:
 
 @dataclass(frozen=True)
 class _BySteps:
-    """What a torch DataLoader indexes."""
+    """A dataset of batches by step, for a torch DataLoader."""
 
     source: DatasetSource
 
@@ -185,7 +186,7 @@ class _BySteps:
 
 
 class _Shuffled:
-    """Samples of a map-style dataset in another order in each epoch."""
+    """Samples of a map-style dataset, in a different order in each epoch."""
 
     def __init__(self, dataset: Any, size: int, seed: int, shuffle: bool) -> None:
         if len(dataset) < size:
@@ -214,7 +215,7 @@ class _Shuffled:
 
 
 class _Stream:
-    """Samples of a streaming dataset in its order, read once and forwards."""
+    """Samples of a streaming dataset, read in order."""
 
     def __init__(self, dataset: Any, size: int) -> None:
         self._dataset, self._size = dataset, size
@@ -236,7 +237,7 @@ class _Stream:
         return [copy.copy(row) for row in self._rows]
 
     def position(self) -> dict[str, Any]:
-        """Before the latest batch; without a state if it does not survive a round trip through JSON."""
+        """The position before the latest batch; without a state if that does not survive a round trip through JSON."""
         try:
             survives = json.loads(json.dumps(self._before)) == self._before
         except TypeError:
@@ -261,7 +262,7 @@ class _Stream:
         if self._number < self._size:
             raise UserError(
                 f"the training stream has {self._number} samples in epoch {self._epoch}, fewer than a batch of "
-                f"{self._size}: give more, in a dataset that can be iterated over again"
+                f"{self._size}: give more, in a dataset that can be iterated over repeatedly"
             )
         self._start(self._epoch + 1)
         return self._next()
@@ -275,7 +276,7 @@ class _Stream:
 
 
 class EvaluationBatches:
-    """This process's batches of a map-style dataset; processes take them in turn. They are the same at each pass."""
+    """This process's batches of a map-style dataset; processes take them in turn. They are the same in each pass."""
 
     def __init__(self, dataset: Any, trainer: Trainer, process: int = 0, processes: int = 1) -> None:
         self._dataset, self._collate = dataset, collator_of(trainer, "evaluation")
@@ -292,7 +293,7 @@ class EvaluationBatches:
 
 @contextmanager
 def reproducible(*key: int) -> Iterator[None]:
-    """Random numbers of Python, NumPy and torch on the CPU that follow from the key; those of before continue after."""
+    """Seed Python, NumPy and torch on the CPU from the key; their states are restored afterwards."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     words = np.random.SeedSequence(key).generate_state(3)
     try:
@@ -310,7 +311,7 @@ def is_streaming(dataset: Any) -> bool:
     """Whether a dataset can only be iterated over.
 
     Raises:
-        UserError: it is no dataset.
+        UserError: it is not a dataset.
     """
     if not isinstance(dataset, Mapping | str):
         if isinstance(dataset, torch.utils.data.IterableDataset):
@@ -324,13 +325,13 @@ def is_streaming(dataset: Any) -> bool:
 
 
 def samples_at(dataset: Any, indices: list[int]) -> list[Any]:
-    """Samples of a map-style dataset, all at once if it can."""
+    """Samples of a map-style dataset, fetched at once if it supports that."""
     fetch = getattr(dataset, "__getitems__", None)
     return list(fetch(indices)) if fetch else [dataset[i] for i in indices]
 
 
 def checksum(batch: Mapping[str, Any]) -> int:
-    """Of the names and values of a batch."""
+    """A checksum of the names and values of a batch."""
     total = 0
     for name, value in sorted(batch.items()):
         content = repr((name, tuple(value.shape)) if isinstance(value, Tensor) else (name, value)).encode()

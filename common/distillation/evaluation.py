@@ -53,7 +53,7 @@ def evaluate_checkpoints(
             del model  # before the next one is loaded
             if not math.isfinite(loss):
                 raise UserError(
-                    f"the loss of teacher step {checkpoint.step} on the student's data is {loss}: leave it out"
+                    f"the loss of teacher step {checkpoint.step} on the student's data is {loss}: leave that step out"
                 )
             losses.append(loss)
             accuracies.append(accuracy)
@@ -72,9 +72,9 @@ def report_on(
     """`teacher_report` of a model.
 
     Args:
-        model: put into evaluation mode, on the device.
+        model: it is moved to the device and put into evaluation mode.
         step: of its checkpoint.
-        batches: as those of `evaluate_checkpoints`.
+        batches: as for `evaluate_checkpoints`.
         objective: what its logits predict.
         device: to evaluate on.
 

@@ -2,9 +2,9 @@
 
 Positions index the flattened samples: position `sample * length + token` of inputs of shape (samples, length).
 
-The output layer of a language model is by far its largest activation. Hooks on it select the labelled positions among
-its inputs, or replace it by the identity, so that logits can be made of the hidden states chunk by chunk. Whether a
-model permits that, and does nothing with its logits afterwards, is tried on a sample (`LabelledHead.check`).
+The logits are by far the largest activation of a language model. Hooks on the output layer select the labelled
+positions of its input, or replace it by the identity, so that logits can be computed from the hidden states chunk by
+chunk. `LabelledHead.check` tests on a sample whether a model permits that and leaves its logits unchanged afterwards.
 """
 
 import inspect
@@ -19,19 +19,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertForMaskedLM, PreTrainedModel
 
+from common.distillation.batch_checks import TOLERANCE, require_causal
 from common.distillation.losses import IGNORED_LABEL
 from common.teachers.objective import unwrap
 
 TRANSFORMS: dict[type, str] = {BertForMaskedLM: "cls"}
-"""Models whose output layer follows a module that treats each position by itself, which this module includes."""
+"""Models whose output layer is the end of a module that treats each position separately, and that module's name."""
 
 CHUNK = 2**22
-"""Logits in a chunk; fewer are computed at once."""
+"""Number of logits in a chunk; fewer are computed at once."""
 
 
 @dataclass(frozen=True)
 class LabelledOutput:
-    """A model's output at labelled positions: logits, or hidden states and the layer that makes logits of them."""
+    """A model's output at labelled positions: logits, or hidden states and the layer that maps them to logits."""
 
     values: Tensor
     """(labelled, classes) or (labelled, hidden)."""
@@ -40,14 +41,14 @@ class LabelledOutput:
     classes: int | None = None
     """Only the first classes count; None for all."""
     dtype: torch.dtype | None = None
-    """In which the layer computes; None for that of its weights."""
+    """The dtype in which the layer computes; None for that of its weights."""
 
     def __len__(self) -> int:
         return len(self.values)
 
     @property
     def number_of_classes(self) -> int:
-        """Classes of the logits."""
+        """Number of classes of the logits."""
         all_classes = self.values.shape[1] if self.layer is None else self.layer.out_features
         return all_classes if self.classes is None else self.classes
 
@@ -91,7 +92,7 @@ class LabelledHead:
     Args:
         model: its output layer is that of `get_output_embeddings`.
         classes: only the first classes count; None for all.
-        dtype: in which the output layer computes under autocast.
+        dtype: the dtype in which the output layer computes under autocast.
     """
 
     def __init__(self, model: nn.Module, classes: int | None = None, dtype: torch.dtype | None = None) -> None:
@@ -127,8 +128,8 @@ class LabelledHead:
                 (samples, length, classes) or (samples, classes).
             inputs: the model's arguments.
             positions: (labelled,).
-            chunked: give hidden states and the layer, if the model permits that; by default if there are so many
-                logits that they are not computed at once.
+            chunked: return hidden states and the layer, if the model permits that; by default if there are more logits
+                than fit in a chunk.
         """
         if chunked is None:
             chunked = self.permits_chunks and len(positions) * self._layer.out_features > CHUNK
@@ -143,12 +144,18 @@ class LabelledHead:
             values = values.flatten(0, -2)[positions]
         return LabelledOutput(values, None, self._classes)
 
-    def check(self, inputs: Mapping[str, Any]) -> None:
-        """Try on the first sample that the hooks do not change what the model predicts; else do with fewer.
+    def check(self, inputs: Mapping[str, Any], causal_owner: str | None = None) -> None:
+        """Test on the first sample that the hooks do not change the model's predictions; else do without them.
 
         Args:
             inputs: the model's arguments; those that are tensors begin with the samples' dimension.
+            causal_owner: whose model it is, if it must be causal.
+
+        Raises:
+            UserError: it must be causal, but is not.
         """
+        if causal_owner is not None:
+            require_causal(self._model, inputs, causal_owner)
         if not self._hooks:
             return
         model, was_training = self._model, self._model.training
@@ -171,13 +178,13 @@ class LabelledHead:
             )
 
     def remove(self) -> None:
-        """Take the hooks off the model; without this the model is in a cycle of references and outlives its use."""
+        """Remove the hooks; otherwise a reference cycle keeps the model in memory after its use."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
 
     def _gives_output_unchanged(self, sample: Mapping[str, Any], positions: Tensor) -> bool:
-        """Whether the layer's output is the model's, without a scale or a soft cap: tried with large values."""
+        """Whether the layer's output is the model's, without a scale or a soft cap; tested with large values."""
         self._probe = torch.linspace(-1000, 1000, len(positions), device=positions.device)[:, None]
         try:
             values = self(self._model, sample, positions, chunked=True).values
@@ -190,14 +197,14 @@ class LabelledHead:
         return inputs if self._positions is None else (inputs[0].flatten(0, -2)[self._positions],)
 
     def _take_hidden(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        """The layer is applied to no position, at the same place in the model."""
+        """Keep the hidden states, and apply the layer to no positions."""
         if not self._skips_layer:
             return inputs
         self._hidden = inputs[0]
         return (inputs[0][:0],)
 
     def _give_hidden(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        """The model's logits are the hidden states."""
+        """Return the hidden states in place of the logits."""
         if not self._skips_layer:
             return output
         hidden, self._hidden = self._hidden, None
@@ -236,5 +243,5 @@ def labelled_positions(labels: Tensor, shift: bool) -> Tensor:
 
 
 def _agree(given: Tensor, expected: Tensor) -> bool:
-    """Whether two logits differ by rounding only, in bfloat16 too."""
-    return given.shape == expected.shape and bool((given - expected).abs().max() <= 0.02 * expected.abs().max())
+    """Whether two tensors of logits differ only by rounding, even in bfloat16."""
+    return given.shape == expected.shape and bool((given - expected).abs().max() <= TOLERANCE * expected.abs().max())

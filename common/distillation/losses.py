@@ -13,6 +13,7 @@ Losses are in nats. Targets are constants, without a gradient.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.distillation.arguments import Annealing, Divergence
-from common.errors import UserError
+from common.errors import UserError, listed
 
 IGNORED_LABEL = -100
 """Label of positions without a loss, as in torch and transformers."""
@@ -40,13 +41,13 @@ class LossArguments:
     temperature: tuple[float, float] = (1.0, 1.0)
     """Of the teacher's logits, at the first step and at the last; 0 is the arg-max."""
     annealing: Annealing = "linear"
-    """How the temperature moves from the first to the last."""
+    """How the temperature changes from the first to the last."""
     top_k: int | None = None
     """Keep the teacher's `top_k` most probable classes."""
     alpha: tuple[float, ...] = (0.0,)
-    """Weight of the labels' cross entropy, piecewise constant."""
+    """Weight of the cross entropy with the labels, piecewise constant."""
     alpha_steps: tuple[int, ...] = ()
-    """Steps at which alpha moves to its next value."""
+    """Steps at which alpha changes to its next value."""
     divergence: Divergence = "forward-kl"
     """From the teacher."""
     beta: float = 0.5
@@ -56,12 +57,12 @@ class LossArguments:
 def check_loss_arguments(
     arguments: LossArguments, classes: int | None = None, spell: Callable[[str], str] = str
 ) -> None:
-    """Refuse loss arguments before training starts.
+    """Check loss arguments before training starts.
 
     Args:
-        arguments: to be checked.
+        arguments: to check.
         classes: of the teacher's output, if known.
-        spell: how an argument is called in messages, by its name here.
+        spell: maps an argument's name here to its name in messages.
 
     Raises:
         UserError: names the argument that is out of its range.
@@ -69,8 +70,10 @@ def check_loss_arguments(
     _require_alpha(arguments.alpha, spell("alpha"))
     stepwise(arguments.alpha, arguments.alpha_steps, 0, spell("alpha_steps"))
     annealed_temperature(0, *arguments.temperature, total=1, kind=arguments.annealing, name=spell("temperature"))
-    if classes is not None:
-        _require_top_k(arguments.top_k, classes, spell("top_k"))
+    _require_top_k(arguments.top_k, classes, spell("top_k"))
+    if arguments.divergence not in get_args(Divergence):
+        name = spell("divergence")
+        raise UserError(f"{name} must be one of {listed(get_args(Divergence))}, got {arguments.divergence}")
     if arguments.divergence == "jensen-shannon":
         _require_beta(arguments.beta, spell("beta"))
 
@@ -86,7 +89,7 @@ def objective(
         teacher_logits: (samples, classes).
         arguments: of the loss.
         step: from 0.
-        last: step at which the temperature arrives at its last value.
+        last: step at which the temperature reaches its last value.
     """
     temperature = float(annealed_temperature(step, *arguments.temperature, max(last, 1), arguments.annealing))
     alpha = float(stepwise(arguments.alpha, arguments.alpha_steps, step))
@@ -199,12 +202,12 @@ def distillation_loss(
 
     Args:
         student_logits: (..., classes).
-        labels: (...), integers; -100 is allowed outside the mask.
+        labels: (...), integers; `IGNORED_LABEL` where there is none.
         targets: (..., classes), the teacher's probabilities.
         alpha: weight of the labels, 0 in the paper.
         divergence: "forward-kl" has the gradient of the paper's H(q, p) and is lower by the teacher's entropy.
         beta: only for "jensen-shannon".
-        mask: (...), True where the loss counts. Everywhere by default.
+        mask: (...), True where the loss counts; by default at the labels.
 
     Returns:
         A scalar.
@@ -216,6 +219,8 @@ def distillation_loss(
     if divergence == "jensen-shannon":
         _require_beta(beta)
     losses = _divergence(student_logits.log_softmax(-1), targets, divergence, beta)
+    if mask is None and (labels == IGNORED_LABEL).any():
+        mask = labels != IGNORED_LABEL
     if alpha > 0:
         losses = alpha * label_cross_entropy(student_logits, labels) + (1 - alpha) * losses
     return masked_mean(losses, mask)
@@ -242,7 +247,7 @@ def stepwise(
     Args:
         values: (n + 1,).
         boundaries: (n,) steps, increasing.
-        steps: of any shape, which the result has, too.
+        steps: of any shape; the result has the same.
         name: of the boundaries, in messages.
 
     Raises:
@@ -264,10 +269,10 @@ def annealed_temperature(
     kind: Annealing = "linear",
     name: str = "temperature",
 ) -> npt.NDArray[np.float64]:
-    """Temperature that moves from `start` at step 0 to `end` at step `total`, and then stays.
+    """Temperature that changes from `start` at step 0 to `end` at step `total`, and then stays there.
 
     Args:
-        steps: of any shape, which the result has, too.
+        steps: of any shape; the result has the same.
         start: temperature at step 0.
         end: temperature from step `total` on.
         total: steps of annealing.
@@ -278,7 +283,7 @@ def annealed_temperature(
         UserError: `total` below 1, a negative temperature, one of 0 with "logarithmic", or an unknown kind.
     """
     if total < 1:
-        raise UserError(f"{name} is annealed over at least 1 step, got {total}")
+        raise UserError(f"{name} must be annealed over at least 1 step, got {total}")
     if not min(start, end) >= 0:
         raise UserError(f"{name} must be 0 or more, got {start} and {end}")
     done = np.clip(np.asarray(steps) / total, 0, 1)
@@ -296,8 +301,12 @@ def _require_alpha(alpha: Sequence[float], name: str = "alpha") -> None:
         raise UserError(f"{name} must be between 0 and 1, got {', '.join(map(str, alpha)) or 'no value'}")
 
 
-def _require_top_k(top_k: int | None, classes: int, name: str = "top_k") -> None:
-    if top_k is not None and not 1 <= top_k <= classes:
+def _require_top_k(top_k: int | None, classes: int | None, name: str = "top_k") -> None:
+    if top_k is None:
+        return
+    if classes is None and top_k < 1:
+        raise UserError(f"{name} must be at least 1, got {top_k}")
+    if classes is not None and not 1 <= top_k <= classes:
         raise UserError(f"{name} must be between 1 and the number of classes, {classes}, got {top_k}")
 
 

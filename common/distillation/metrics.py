@@ -1,11 +1,14 @@
-"""Sums over labels from which a trainer's metrics are computed; no number leaves the device before it is needed."""
+"""Sums over labels from which a trainer's metrics are computed, kept on the device until they are needed."""
 
 import math
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from common.distillation.schedules import unused_segments
 
 
 class TrainingSums:
@@ -16,7 +19,7 @@ class TrainingSums:
         self.since_record = torch.zeros_like(self.since_log)
 
     def add(self, means: Tensor, labels: int) -> None:
-        """Add a micro-batch: the means of objective, divergence and correct predictions (3,), over so many labels."""
+        """Add a micro-batch: the means of objective, divergence and correct predictions (3,) over `labels` labels."""
         self.since_log += torch.cat([means, torch.ones_like(means[:1])]).double() * labels
 
     def log(self, accelerator: Any) -> tuple[float, float, float]:
@@ -58,7 +61,10 @@ def _means(sums: Tensor) -> tuple[float, float, float]:
 
 
 class RestoreRecords(TrainerCallback):
-    """Restores the records of the evaluations before the Trainer's checkpoint that training resumes from."""
+    """Restores the records of the evaluations before the Trainer's checkpoint that training resumes from.
+
+    Also warns of a schedule that is longer than the training.
+    """
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
@@ -72,3 +78,5 @@ class RestoreRecords(TrainerCallback):
             if "eval_accuracy" in entry and "eval_loss" in entry
         ]
         self._trainer.update_schedule()
+        if note := unused_segments(self._trainer.segments, state.max_steps):
+            warnings.warn(note, stacklevel=2)

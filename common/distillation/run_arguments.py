@@ -1,5 +1,5 @@
-"""Arguments of a Trainer that distillation would ignore, and those with which a run would not resume bit-identically or
-would not be recorded."""
+"""Trainer arguments that distillation would ignore, and those with which a run would not be recorded or would not
+resume bit-identically."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,21 +7,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
+from common.distillation.adapters import is_adapted, require_no_prompt
 from common.distillation.batches import ReadyBatches
 from common.distillation.dataset_source import is_streaming
 from common.distillation.losses import LossArguments
 from common.errors import UserError, listed
+from common.teachers.objective import Objective
 
 IGNORED = ("label_smoothing_factor", "bf16_full_eval", "fp16_full_eval", "use_liger_kernel")
-"""Arguments of the loss or of an evaluation by transformers, whose place others have here."""
+"""Arguments of transformers' own loss and evaluation, which are not used here."""
 
 WITHOUT = {
-    "fp16": "its scale is not saved; use bf16",
+    "fp16": "its loss scale is not saved; use bf16",
     "auto_find_batch_size": "the batch size must stay the same",
-    "load_best_model_at_end": "take the checkpoint with the best record in metrics.jsonl",
+    "load_best_model_at_end": "choose the checkpoint with the best record in metrics.jsonl",
     "save_total_limit": "a run keeps all checkpoints; raise save_steps",
     "push_to_hub": "upload the run's checkpoints afterwards",
     "eval_on_start": "a run begins with an evaluation anyway",
@@ -40,40 +43,72 @@ DEFINING = (
     "lr_scheduler_kwargs",
     "warmup_steps",
     "optim",
+    "optim_args",
     "weight_decay",
     "adam_beta1",
     "adam_beta2",
     "adam_epsilon",
     "max_grad_norm",
+    "neftune_noise_alpha",
     "bf16",
     "eval_steps",
 )
-"""Arguments of a Trainer that a run's numbers depend on."""
+"""Trainer arguments that a run's results depend on."""
 
 
-def require_honoured_arguments(args: TrainingArguments, options: Mapping[str, Any], schedule_is_fixed: bool) -> None:
-    """Refuse what would be ignored.
+def require_masking(options: Mapping[str, Any], objective: Objective) -> None:
+    """Reject a collator of language models that masks for a causal student, or does not for a masked one.
 
     Args:
+        options: further arguments of the trainer, by name.
+        objective: what the student predicts.
+
+    Raises:
+        UserError: says which collator to give.
+    """
+    masks = getattr(options.get("data_collator"), "mlm", None)
+    if isinstance(masks, bool) and masks != (objective == "masked"):
+        name = type(options["data_collator"]).__name__
+        raise UserError(f"the student is a {objective} language model: give {name}(..., mlm={not masks})")
+
+
+def adapt_to_chunks(args: TrainingArguments) -> None:
+    """Let no wrapper of several devices or processes separate the model from its labelled positions or its head."""
+    args._n_gpu = min(args.n_gpu, 1)  # of DataParallel
+    if args.ddp_find_unused_parameters is None:  # it takes a head that is applied outside the model for unused
+        args.ddp_find_unused_parameters = False
+
+
+def require_honoured_arguments(
+    model: nn.Module, args: TrainingArguments, options: Mapping[str, Any], schedule_is_fixed: bool
+) -> None:
+    """Reject what would be ignored, and an adapter that adds tokens.
+
+    Args:
+        model: the student.
         args: of a Trainer.
         options: further arguments of the trainer, by name.
         schedule_is_fixed: False for one that depends on the student's evaluations.
 
     Raises:
-        UserError: names the argument.
+        UserError: names it.
     """
+    if is_adapted(model):
+        require_no_prompt(model)
+    if getattr(getattr(model, "config", None), "output_router_logits", False):
+        raise UserError("the routers' auxiliary loss would be ignored: set the config's output_router_logits to False")
     for name in IGNORED:
         if getattr(args, name, None):
             raise UserError(f"{name} {getattr(args, name)} would be ignored: leave it out")
     if options.get("compute_loss_func") is not None:
-        raise UserError("compute_loss_func would be ignored: the loss has the arguments alpha, divergence and others")
+        raise UserError("compute_loss_func would be ignored: use alpha, divergence and the other arguments of the loss")
     several = isinstance(options.get("eval_dataset"), Mapping)
     if not schedule_is_fixed and (several or options.get("compute_metrics") is not None):
         raise UserError("a schedule that depends on evaluations needs one eval_dataset and no compute_metrics")
 
 
 def require_run_arguments(args: TrainingArguments, options: Mapping[str, Any]) -> None:
-    """Refuse what a run cannot have.
+    """Reject arguments that a run cannot have.
 
     Args:
         args: of a Trainer.
@@ -103,7 +138,7 @@ def require_run_arguments(args: TrainingArguments, options: Mapping[str, Any]) -
     if not isinstance(held_out, ReadyBatches) and is_streaming(held_out):
         raise UserError(
             f"the eval_dataset of a run cannot be a stream, as {type(held_out).__name__} is: give ReadyBatches or a "
-            "map-style dataset, such as the list of its first samples"
+            "map-style dataset, such as a list of its first samples"
         )
 
 
@@ -114,14 +149,14 @@ def training_facts(
     loss_arguments: LossArguments,
     classes: int | None,
 ) -> dict[str, Any]:
-    """What a run's numbers depend on besides the models and the data, by name, as JSON values.
+    """What a run's results depend on besides the models and the data, by name, as JSON values.
 
     Args:
         args: of a Trainer.
         batch_size: samples per step, over all processes.
         schedule: start and checkpoint of each segment; None if it depends on the evaluations.
         loss_arguments: of the student's loss.
-        classes: that student and teacher share.
+        classes: number of classes that student and teacher share.
     """
     facts = {name: getattr(args, name) for name in DEFINING}
     facts |= {"batch_size": batch_size, "schedule": schedule, "classes": classes, **asdict(loss_arguments)}
@@ -130,7 +165,7 @@ def training_facts(
 
 
 def require_same_training(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Reject a run that would go on otherwise than it began.
+    """Reject resuming a run with different arguments.
 
     Args:
         directory: of the run, for the error.
@@ -144,5 +179,5 @@ def require_same_training(directory: Path, before: Mapping[str, Any], now: Mappi
     differing = [f"{name} was {before[name]} and is {now.get(name)}" for name in names]
     if differing:
         raise UserError(
-            f"{directory} began with other arguments: {listed(differing, 3)}; give the same, or another directory"
+            f"{directory} began with other arguments: {listed(differing, 3)}; give the same ones, or another directory"
         )

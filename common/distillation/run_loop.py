@@ -1,11 +1,11 @@
 """Training that writes a run: an evaluation's record, then the checkpoint, then the resume state.
 
-A run that is killed at any moment resumes when its command is rerun, on the CPU bit-identical to an uninterrupted run.
-A stop signal takes effect between two steps, after the state has been saved.
+A run that is killed at any moment resumes when its command is rerun; on the CPU it is then bit-identical to an
+uninterrupted run. A stop signal takes effect between two steps, after the state has been saved.
 
-A run may resume with another number of processes. Its samples stay the same, and without dropout so do its numbers, up
-to rounding. Processes that existed before keep their random number generators; those of a new one are seeded from the
-seed, the step and the process's index.
+A run may resume with a different number of processes. Its samples stay the same, and without dropout so do its results,
+up to rounding. Processes that existed before keep their random number generators; those of a new process are seeded
+from the seed, the step and the process's index.
 """
 
 import atexit
@@ -13,7 +13,7 @@ import math
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -28,16 +28,16 @@ from transformers import (
 )
 from transformers.trainer_utils import SaveStrategy
 
-from common.distillation.adapters import adapter_files, adapter_tensors, is_adapted
-from common.distillation.batches import source_of
+from common.distillation.adapters import adapter_files, adapter_tensors, frozen_fingerprint, is_adapted
+from common.distillation.batches import ReadyBatches, batch_tensors, source_of
 from common.distillation.dataset_source import DatasetSource
 from common.distillation.run_arguments import require_run_arguments, require_same_training, training_facts
-from common.distillation.state import configuration, restore_training_state, save_training_state, weights
+from common.distillation.state import configuration, load_weights, restore_training_state, save_training_state, weights
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.distillation.vocabulary import tokenizer_files
 from common.errors import DivergedError, UserError
 from common.runs.checkpoints import save_checkpoint
-from common.runs.files import write_directory
+from common.runs.files import remove, write_directory
 from common.runs.processes import Processes, leave_process_group
 from common.runs.progress import RemainingTime, progress
 from common.runs.resume import Resume, ResumeClock, load_resume
@@ -69,16 +69,16 @@ def training_arguments(
         batch_size: samples per step, over all processes.
         accumulate: micro-batches per step and process.
         lr: the peak learning rate.
-        warmup: share of the steps.
+        warmup: fraction of the steps.
         eval_every: steps between evaluations.
         checkpoint_every: steps between checkpoints; 0 saves the final one only.
-        seed: of dropout.
+        seed: for dropout.
         precision: "bf16" computes under autocast; the weights stay in float32.
         compiled: compile the student with torch.compile.
         device: "cpu", "cuda", or "auto": a GPU if there is one.
 
     Raises:
-        UserError: the batch cannot be cut into equal parts, or there is no such device.
+        UserError: the batch cannot be split into equal parts, or there is no such device.
     """
     use_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
     if device == "cuda" and not torch.cuda.is_available():
@@ -125,7 +125,7 @@ class RunTrainer(ProgressiveDistillationTrainer):
             trainer = RunTrainer(student, args, run=run, train_dataset=..., data_collator=..., eval_dataset=...)
             train_run(trainer, "my student")
 
-    A student with an adapter, such as LoRA, has checkpoints of the adapter alone, for `PeftModel.from_pretrained`. A
+    Checkpoints of a student with an adapter, such as LoRA, contain only the adapter, for `PeftModel.from_pretrained`. A
     tokenizer given as `processing_class` is part of every checkpoint.
 
     Args:
@@ -137,8 +137,8 @@ class RunTrainer(ProgressiveDistillationTrainer):
             evaluation data is `ReadyBatches` or a map-style dataset.
 
     Raises:
-        UserError: as a ProgressiveDistillationTrainer; the data is not of this kind; or an argument excludes a run that
-            resumes bit-identically, or is not given.
+        UserError: as for a ProgressiveDistillationTrainer; the data is not of this kind; or an argument is missing, or
+            would keep a run from resuming bit-identically.
     """
 
     def __init__(self, model: nn.Module, args: TrainingArguments, *, run: Run, **options: Any) -> None:
@@ -148,6 +148,12 @@ class RunTrainer(ProgressiveDistillationTrainer):
             (adapter_tensors if is_adapted(self.model) else configuration)(self.model)  # raises if there is none
         self._tokenizer_files = tokenizer_files(self.processing_class)
         self.train_dataset = source_of(self)
+        self._fixed_facts: dict[str, Any] = {
+            "objective": self.objective,
+            "evaluation_samples": self._held_out_samples(),
+        }
+        if is_adapted(self.model):
+            self._fixed_facts["frozen"] = frozen_fingerprint(self.model)
         self.run = run
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
@@ -184,7 +190,7 @@ class RunTrainer(ProgressiveDistillationTrainer):
     def save_resume_state(self) -> None:
         """Save what the run needs to resume from the current step; every process must call this."""
         source = self.train_dataset
-        more: dict[str, Any] = {"training": self._training_facts()}
+        more: dict[str, Any] = {"training": self.training_facts()}
         if isinstance(source, DatasetSource):
             more["data"] = source.position(self.state.global_step)
         save_training_state(self, self.run.directory, vars(self._sums), more)
@@ -196,8 +202,11 @@ class RunTrainer(ProgressiveDistillationTrainer):
             UserError: the state is damaged, or the model, the data or an argument is not that of the run.
         """
         resume = load_resume(self.run.directory)
+        if resume is None and self.is_world_process_zero():
+            for checkpoint in self.run.directory.glob("checkpoint-*"):
+                remove(checkpoint)  # of a training that was killed before it saved a state
         if resume:
-            require_same_training(self.run.directory, resume.state.get("training", {}), self._training_facts())
+            require_same_training(self.run.directory, resume.state.get("training", {}), self.training_facts())
         with self.args.main_process_first(local=False):
             if self.is_world_process_zero():
                 self.run.truncate_records(resume.step if resume else -1)
@@ -207,14 +216,38 @@ class RunTrainer(ProgressiveDistillationTrainer):
         if isinstance(self.train_dataset, DatasetSource):
             self._restore_data(self.train_dataset, resume)
 
-    def _training_facts(self) -> dict[str, Any]:
-        segments = [(segment.start, segment.checkpoint) for segment in self._segments]
+    def load_final_weights(self) -> None:
+        """Give the student the weights and the records of the complete run.
+
+        Raises:
+            UserError: the run began with other arguments, or saved no checkpoint of its last step.
+        """
+        summary = self.run.summary
+        require_same_training(self.run.directory, summary.get("training", {}), self.training_facts())
+        checkpoint = self.run.directory / f"checkpoint-{summary['step']}"
+        if not checkpoint.is_dir():
+            raise UserError(f"{self.run.directory} is complete, but has no {checkpoint.name}: it is not trained again")
+        load_weights(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), checkpoint)
+        self.records = self.run.records()
+        self.state.global_step = summary["step"]
+        if self.is_world_process_zero():
+            print(f"{self.run.directory} is complete: the student has its final weights")
+
+    def _held_out_samples(self) -> int:
+        if isinstance(self.eval_dataset, ReadyBatches):
+            return sum(len(batch_tensors(batch)["labels"]) for batch in self.eval_dataset.batches)
+        return len(cast(Any, self.eval_dataset))
+
+    def training_facts(self) -> dict[str, Any]:
+        """What the run's numbers depend on, by name, as far as it can be compared."""
+        segments = [(segment.start, segment.checkpoint) for segment in self.segments]
         batch_size = self.get_total_train_batch_size(self.args)
         schedule = segments if self._schedule_is_fixed else None
-        return training_facts(self.args, batch_size, schedule, self._loss_arguments, self._teacher.classes)
+        facts = training_facts(self.args, batch_size, schedule, self._loss_arguments, self._teacher.classes)
+        return {**facts, **self._fixed_facts}
 
     def _restore_data(self, source: DatasetSource, resume: Resume | None) -> None:
-        """Continue at the step that is restored, and check that all processes read the same."""
+        """Continue at the restored step, and check that all processes read the same data."""
         if resume:
             source.restore(resume.step, resume.state.get("data", {}))
         mine = source.position(self.state.global_step)["checksum"]
@@ -223,7 +256,7 @@ class RunTrainer(ProgressiveDistillationTrainer):
             torch.distributed.all_gather_object(sums, mine)
         if len(set(sums)) > 1:
             raise UserError(
-                "the processes read different training data: give each the same whole dataset (with a seed, if it is "
+                "the processes read different training data: give each the same full dataset (with a seed, if it is "
                 "shuffled); each takes its part of every batch"
             )
 
@@ -235,28 +268,33 @@ class RunTrainer(ProgressiveDistillationTrainer):
 @catch_stop_signals()
 @stop_at_a_safe_point()
 def train_run(trainer: RunTrainer, description: str) -> None:
-    """Train to the end of the trainer's run, show its progress, and mark it complete; a complete run is left as it is.
+    """Train to the end of the trainer's run, show its progress, and mark it complete.
+
+    A complete run is not repeated: the student gets its final weights.
 
     Args:
         trainer: not trained before.
-        description: of the run, shown beside the progress.
+        description: of the run, shown next to the progress.
 
     Raises:
+        UserError: the run began with other arguments, or its state is damaged.
         DivergedError: the loss or the weights are not finite; they are not saved.
         Stopped: by SIGTERM or SIGUSR1; the state is saved.
     """
     if trainer.run.complete:
+        trainer.load_final_weights()
         return
     with ExitStack() as stack:
         if trainer.is_world_process_zero():
             trainer.add_callback(_ProgressCallback(trainer, stack, description))
         trainer.train()
     if trainer.is_world_process_zero():
-        trainer.run.finish({name: trainer.records[-1][name] for name in ("step", "loss", "accuracy")})
+        results = {name: trainer.records[-1][name] for name in ("step", "loss", "accuracy")}
+        trainer.run.finish({**results, "training": trainer.training_facts()})
 
 
 class _RunCallback(TrainerCallback):
-    """Restores a run before its first step, and saves its resume state when that is due."""
+    """Restores a run before its first step, and saves its resume state when it is due."""
 
     def __init__(self, trainer: RunTrainer) -> None:
         self._trainer = trainer
@@ -298,7 +336,7 @@ class _RunCallback(TrainerCallback):
 
 
 class _ProgressCallback(TrainerCallback):
-    """Shows the step and the latest evaluation, and once the estimated remaining time."""
+    """Shows the step, the latest evaluation and, once, the estimated remaining time."""
 
     def __init__(self, trainer: RunTrainer, stack: ExitStack, description: str) -> None:
         self._trainer, self._stack, self._description = trainer, stack, description

@@ -5,7 +5,7 @@ the teacher saved at its step `checkpoint`. The last segment has no end; an empt
 all that a trainer needs, so a schedule can be printed, stored in config.json and tested without a model.
 
 `checkpoints` are the teacher steps at which checkpoints exist, in any order. Where a rule asks for a teacher step
-without a checkpoint, the latest earlier checkpoint is used; if there is none, that is an error.
+without a checkpoint, the latest earlier checkpoint is used; it is an error if there is none.
 
 (N, T)-progressive distillation is defined in section 2 of Panigrahi et al. (2025), arXiv:2410.05464; `accelerated`,
 `refreshed` and `until_saturation` are variants published with it.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby, pairwise
 
-from common.errors import UserError
+from common.errors import UserError, listed
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def one_shot(checkpoints: Sequence[int]) -> list[Segment]:
 
 
 def progressive(checkpoints: Sequence[int], every: int, number: int | None = None) -> list[Segment]:
-    """Each checkpoint in turn for `every` student steps; the last one stays: (N, T) in the paper.
+    """Each checkpoint in turn for `every` student steps, the last one to the end: (N, T) in the paper.
 
     Args:
         checkpoints: teacher steps.
@@ -70,7 +70,7 @@ def custom(pairs: Sequence[tuple[int, int | None]]) -> list[Segment]:
     """The given checkpoints in the given order, which may differ from the teacher's.
 
     Args:
-        pairs: (teacher step, student steps). The last checkpoint stays, so its student steps may be None.
+        pairs: (teacher step, student steps). The last checkpoint is used to the end, so its steps may be None.
 
     Raises:
         UserError: no pair, student steps below 1, or None before the last pair.
@@ -109,7 +109,7 @@ def accelerated(checkpoints: Sequence[int], multiplier: float) -> list[Segment]:
 
     Args:
         checkpoints: teacher steps.
-        multiplier: teacher steps per student step, read as the decimal number that it is printed as.
+        multiplier: teacher steps per student step, taken as the decimal number that it is printed as.
 
     Raises:
         UserError: no checkpoint, or a multiplier that is not positive and finite.
@@ -129,7 +129,7 @@ def refreshed(checkpoints: Sequence[int], refresh: int, speed: float = 1) -> lis
     Args:
         checkpoints: teacher steps.
         refresh: student steps between changes.
-        speed: teacher steps per student step, read as the decimal number that it is printed as.
+        speed: teacher steps per student step, taken as the decimal number that it is printed as.
 
     Raises:
         UserError: no checkpoint, none as early as speed * refresh, or an argument that is not positive and finite.
@@ -202,21 +202,38 @@ def next_checkpoint(schedule: Sequence[Segment], step: int) -> int | None:
 
 
 def check_schedule(schedule: Sequence[Segment], checkpoints: Collection[int]) -> None:
-    """Refuse a schedule that is no schedule for a teacher.
+    """Reject a schedule that does not fit the teacher.
 
     Args:
-        schedule: of any origin.
-        checkpoints: teacher steps.
+        schedule: to check.
+        checkpoints: teacher steps at which checkpoints exist.
 
     Raises:
-        UserError: its segments do not begin at step 0 or are out of order, or one names a missing checkpoint.
+        UserError: it does not consist of segments, they do not begin at step 0 or are out of order, or one names a
+            missing checkpoint.
     """
+    if not all(isinstance(segment, Segment) for segment in schedule):
+        raise UserError(
+            f"a schedule is a list of Segment(start, checkpoint), as progressive(...) makes; got {schedule}"
+        )
     starts = [segment.start for segment in schedule]
     if starts[:1] not in ([], [0]) or any(start >= after for start, after in pairwise(starts)):
         raise UserError(f"the segments of a schedule must begin at step 0 and be in order, got steps {starts}")
     for segment in schedule:
         if segment.checkpoint not in checkpoints:
             raise UserError(f"the schedule names teacher step {segment.checkpoint}, which has no checkpoint")
+
+
+def unused_segments(schedule: Sequence[Segment], steps: int) -> str:
+    """A line on the segments that begin after the end of a training of so many steps; empty if there are none."""
+    unused = [segment for segment in schedule if segment.start >= steps]
+    if not unused:
+        return ""
+    names = listed([segment.checkpoint for segment in unused])
+    return (
+        f"the schedule is longer than the training of {steps:,} steps: the student does not learn from teacher step"
+        f"{'s' * (len(unused) > 1)} {names}, due at step {unused[0].start:,}"
+    )
 
 
 def spans(schedule: Sequence[Segment], start: int, stop: int) -> list[tuple[int, int, int | None]]:

@@ -1,4 +1,4 @@
-"""The state of a training: weights, optimiser, learning rate schedule and random numbers; saved and restored."""
+"""Save and restore the state of training: weights, optimiser, learning rate schedule and random numbers."""
 
 import json
 import random
@@ -22,11 +22,11 @@ from common.runs.resume import Resume, save_resume
 def named_tensors(model: nn.Module, trained_only: bool = False) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name.
 
-    A shared parameter is under every name but those that `from_pretrained` ties by itself.
+    A shared parameter appears under each of its names except those that `from_pretrained` ties by itself.
 
     Args:
-        model: not wrapped.
-        trained_only: without parameters that are not trained.
+        model: unwrapped.
+        trained_only: leave out frozen parameters.
     """
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -52,12 +52,12 @@ def set_weights(
     place: object,
     trained_only: bool = False,
 ) -> None:
-    """Copy what `named_tensors` or `weights` gave into a model of the same shape; nothing is copied if it is refused.
+    """Copy what `named_tensors` or `weights` returned into a model of the same shape; on an error nothing is copied.
 
     Args:
-        model: not wrapped.
-        tensors: by name; of a shared parameter, any of its names is enough.
-        place: what the tensors were read from, for the error.
+        model: unwrapped.
+        tensors: by name; for a shared parameter, any of its names is enough.
+        place: where the tensors were read from, for the error.
         trained_only: as the tensors were saved.
 
     Raises:
@@ -71,12 +71,15 @@ def set_weights(
     if missing or foreign:
         what = f"lacks {missing[0]} of the model" if missing else f"has {foreign[0]}, which the model lacks"
         has = f" (it has {foreign[0]})" if missing and foreign else ""
-        raise UserError(f"{place} {what}{has}: it was saved from another model or under other names; resume the same")
+        raise UserError(
+            f"{place} {what}{has}: it was saved from another model or under other names; resume with the same model"
+        )
     for name, source in sources.items():
         shape = tuple(tensors[str(source)].shape)
         if shape != tuple(state[name].shape):
             raise UserError(
-                f"{name} has shape {shape} in {place}, and {tuple(state[name].shape)} in the model: resume the same"
+                f"{name} has shape {shape} in {place}, but {tuple(state[name].shape)} in the model: "
+                "resume with the same model"
             )
     with torch.no_grad():
         for name, source in sources.items():
@@ -90,7 +93,7 @@ def save_weights(model: nn.Module, directory: Path) -> None:
     for name, tensor in named_tensors(model).items():
         tensor = tensor.cpu().contiguous()
         place = tensor.untyped_storage().data_ptr()
-        tensors[name] = tensor.clone() if place in stored else tensor  # safetensors refuses shared memory
+        tensors[name] = tensor.clone() if place in stored else tensor  # safetensors does not save shared memory
         stored.add(place)
     save_file(tensors, directory / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
 
@@ -99,7 +102,7 @@ def load_weights(model: nn.Module, directory: Path) -> None:
     """Restore a model from a Trainer's checkpoint.
 
     Raises:
-        UserError: it lacks a tensor of the model.
+        UserError: a tensor of the model is missing.
     """
     if is_adapted(model):
         load_adapter(model, directory)
@@ -146,7 +149,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Restore what `random_state` gave, directly or after a round trip through JSON."""
+    """Restore what `random_state` returned, directly or after a round trip through JSON."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     np.random.set_state(state["numpy"])  # noqa: NPY002
@@ -162,7 +165,7 @@ def save_training_state(trainer: Trainer, run: Path, sums: Mapping[str, Tensor],
         trainer: in training.
         run: the run's directory.
         sums: the process's sums of metrics, by name.
-        more: JSON values to save beside them.
+        more: further JSON values to save.
     """
     mine = {"random": random_state(trainer.args.device), **{name: tensor.tolist() for name, tensor in sums.items()}}
     states = [mine] * trainer.args.world_size
@@ -183,7 +186,7 @@ def save_training_state(trainer: Trainer, run: Path, sums: Mapping[str, Tensor],
 
 
 def restore_training_state(trainer: Trainer, resume: Resume | None, sums: Mapping[str, Tensor]) -> None:
-    """Restore what `save_training_state` wrote; without a state, seed the random numbers of the first step.
+    """Restore what `save_training_state` wrote; without a saved state, seed the random number generators.
 
     Args:
         trainer: at the beginning of training.
@@ -191,7 +194,7 @@ def restore_training_state(trainer: Trainer, resume: Resume | None, sums: Mappin
         sums: zeros, to which the saved sums are added.
 
     Raises:
-        UserError: the state is that of another model.
+        UserError: the state is from another model.
     """
     if resume is None:
         _seed_random_numbers(trainer.args.seed, trainer.args.process_index)
@@ -213,7 +216,7 @@ def restore_training_state(trainer: Trainer, resume: Resume | None, sums: Mappin
 
 
 def _parts(trainer: Trainer) -> tuple[nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Model, optimiser and learning rate schedule, which a Trainer has once training has begun."""
+    """Model, optimiser and learning rate schedule of a Trainer that has begun training."""
     assert isinstance(trainer.model, nn.Module)
     assert trainer.optimizer is not None
     assert trainer.lr_scheduler is not None
@@ -221,7 +224,7 @@ def _parts(trainer: Trainer) -> tuple[nn.Module, torch.optim.Optimizer, torch.op
 
 
 def _restore_process(trainer: Trainer, resume: Resume, sums: Mapping[str, Tensor]) -> None:
-    """Restore a process's random numbers and sums; the sums of processes that have left are added to the others'."""
+    """Restore a process's random numbers and sums; the sums of processes that are gone are added to the others."""
     states, index = resume.state["processes"], trainer.args.process_index
     if index < len(states):
         set_random_state(states[index]["random"], trainer.args.device)

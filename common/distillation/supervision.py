@@ -100,7 +100,7 @@ def used_checkpoints(students: Iterable[tuple[DistillationArguments, Supervision
     """The checkpoints that supervise one of these students, or may do so, in the order of their steps.
 
     Args:
-        students: of each, its arguments, what it learns from, and its number of steps.
+        students: for each, its arguments, what it learns from, and its number of steps.
     """
     used: dict[int, Checkpoint] = {}
     for student, supervised, total in students:
@@ -111,16 +111,16 @@ def used_checkpoints(students: Iterable[tuple[DistillationArguments, Supervision
 
 
 def trajectory_warnings(checkpoints: Sequence[Checkpoint], trust: bool) -> list[str]:
-    """A line for each thing that is wrong with a teacher's checkpoints, if they are trusted.
+    """A line for each problem of a teacher's checkpoints, if they are trusted.
 
     Raises:
-        UserError: something is wrong, and they are not trusted.
+        UserError: there are problems, and they are not trusted.
     """
     return [f"warning: {finding.line}" for finding in require_trajectory(checkpoints, trust)]
 
 
 def print_notes(lines: Sequence[str]) -> None:
-    """Print lines on the teacher, on stderr like the progress."""
+    """Print lines about the teacher on stderr, like the progress."""
     sys.stderr.write("".join(f"{line}\n" for line in lines))
 
 
@@ -170,7 +170,7 @@ def fixed_schedule(
     if student.methods[0] == "progressive" and student.teacher_range is not None:
         if student.teacher_checkpoints is not None:
             raise UserError(
-                "--teacher-checkpoints divides all of the teacher's steps equally: give it or --teacher-range"
+                "--teacher-checkpoints is spread over all of the teacher's steps: give either it or --teacher-range"
             )
         steps = _within(steps, *student.teacher_range)
     number = len(steps) if student.teacher_checkpoints is None else student.teacher_checkpoints
@@ -197,7 +197,9 @@ def _within(steps: Sequence[int], first: int, last: int) -> list[int]:
     """The checkpoints from `first` to `last`, and the final one."""
     within = [step for step in steps if first <= step <= last]
     if not within:
-        raise UserError(f"--teacher-range {first} {last} has no checkpoint: they are at {steps[0]:,} to {steps[-1]:,}")
+        raise UserError(
+            f"no checkpoints in --teacher-range {first} {last}: the teacher's are at {steps[0]:,} to {steps[-1]:,}"
+        )
     return sorted({*within, steps[-1]})
 
 
@@ -207,7 +209,7 @@ def first_checkpoint(
     """The teacher step that --checkpoint stands for.
 
     Args:
-        name: a teacher step, which is returned as it is, or "before", "inside" or "after" the teacher's transition.
+        name: a teacher step, which is returned unchanged, or "before", "inside" or "after" the teacher's transition.
         steps: teacher steps at which checkpoints exist, increasing.
         directory: the teacher's, with its training curve in metrics.jsonl or in another log.
         loss_of_record: from a record of metrics.jsonl to the value whose drop is the transition.
@@ -244,7 +246,9 @@ def custom_schedule(segments: Sequence[str], steps: Sequence[int]) -> list[sched
     for i, item in enumerate(segments):
         checkpoint, _, count = item.partition(":")
         if not checkpoint.isdecimal() or not (count.isdecimal() or (not count and i == len(segments) - 1)):
-            raise UserError(f"--segments is a list of checkpoint:steps, the last may omit its steps; got {item!r}")
+            raise UserError(
+                f"--segments must be a list of checkpoint:steps; only the last may omit its steps; got {item!r}"
+            )
         earlier = [step for step in steps if step <= int(checkpoint)]
         if not earlier:
             raise UserError(f"--segments names checkpoint {checkpoint}, but the first is {steps[0]}")

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from common.distillation.batch_checks import require_fitting_tokens
+from common.distillation.batch_checks import require_fitting_tokens, require_known_labels
 from common.distillation.chance import teacher_report
 from common.distillation.chunks import evaluation_values
 from common.distillation.labelled_head import LabelledHead, LabelledOutput, argument_names, labelled_positions
@@ -22,8 +21,8 @@ from common.teachers.loading import StoredModel, Teachers, build_model, read_con
 from common.teachers.objective import Objective
 from common.teachers.trajectory import require_trajectory
 
-REPORT_BATCHES = 8
-"""Evaluation batches on which a teacher is tried before training."""
+REPORT_BATCHES, REPORT_LABELS = 8, 4096
+"""Evaluation batches on which a teacher is tested before training, and labels in them: at least so many of both."""
 
 
 class Teacher:
@@ -31,13 +30,13 @@ class Teacher:
 
     Args:
         checkpoints: all that a schedule may name.
-        student: without wrappers.
+        student: unwrapped.
         objective: what the student, and so the teacher, predicts.
-        load: makes a model from a checkpoint's directory, in a background thread; by default by its own config.json.
-        dtype: of the weights, where `load` is not given; None for the checkpoint's own.
+        load: makes a model from a checkpoint's directory, in a background thread; by default from its config.json.
+        dtype: of the weights, if `load` is not given; None for the checkpoint's own.
         prefetch: read the next checkpoint while the current one is in use.
         downloads_kept: as in `Teachers`.
-        autocast: gives the context that the student computes in.
+        autocast: returns the context that the student computes in.
         autocast_dtype: of matrix products in that context; None without autocast.
     """
 
@@ -63,7 +62,7 @@ class Teacher:
         self._head: LabelledHead | None = None
         self._names: frozenset[str] | None = None
         self.classes: int | None = None
-        """Classes that student and teacher share; None if their logits must have the same."""
+        """Number of classes that student and teacher share; None if their logits must have the same number."""
 
     @property
     def steps(self) -> set[int]:
@@ -71,10 +70,10 @@ class Teacher:
         return self._models.steps
 
     def check_trajectory(self, steps: Collection[int], trust: bool) -> None:
-        """Check that some checkpoints are what their steps say; warn of what is wrong if they are trusted.
+        """Check that some checkpoints are what their steps say; only warn about problems if they are trusted.
 
         Raises:
-            UserError: something is wrong with the checkpoints, and they are not trusted.
+            UserError: there are problems with the checkpoints, and they are not trusted.
         """
         checkpoints = [checkpoint for step, checkpoint in self._checkpoints.items() if step in steps]
         for finding in require_trajectory(checkpoints, trust):
@@ -86,10 +85,10 @@ class Teacher:
         Args:
             step: of the checkpoint to look at.
             processing_class: the student's tokenizer, if it is one.
-            given: classes, as the caller knows them.
+            given: number of classes, if the caller knows it.
 
         Raises:
-            UserError: the vocabularies differ.
+            UserError: the vocabularies differ, or `given` is out of range.
         """
         self.classes = given
         sizes = [classes_of(model.config) for model in (self._student,) if isinstance(model, PreTrainedModel)]
@@ -110,7 +109,7 @@ class Teacher:
             inputs: the student's arguments; the teacher gets those that it takes.
             positions: in the flattened samples.
             step: teacher step.
-            then: teacher step that is asked for next.
+            then: teacher step that is needed next.
             device: of the inputs.
         """
         changes = step != self._models.current_step
@@ -119,27 +118,36 @@ class Teacher:
         model = self._models.load(step, then, device)
         with torch.no_grad(), self._autocast():
             owner = f"the teacher in {self._checkpoints[step].location}"
-            require_fitting_tokens(model, inputs, owner, on_host=changes or device.type == "cpu")
+            require_fitting_tokens(model, inputs, owner, check_tokens=changes or device.type == "cpu")
             if changes:
                 self._names = argument_names(model)
+                if (config := getattr(model, "config", None)) is not None:
+                    config.use_cache = False  # with which transformers does not keep packed samples apart
                 self._head = LabelledHead(model, self.classes, self._autocast_dtype)
-                self._head.check(self._arguments(inputs))
+                self._head.check(self._arguments(inputs), owner if self._objective == "causal" else None)
             assert self._head is not None
-            return self._head(model, self._arguments(inputs), positions, chunked=True)
+            output = self._head(model, self._arguments(inputs), positions, chunked=True)
+            if changes:
+                self._require_finite(output, owner)
+            return output
 
     def report(self, batches: Iterable[Mapping[str, Any]], step: int, shift: bool) -> str:
-        """A line on the accuracy of the checkpoint of teacher step `step`, which says so if that is at chance.
+        """The `teacher_report` on the checkpoint of teacher step `step`.
 
         Args:
             batches: of evaluation data, on the device: the model's arguments and `labels`; the first
-                `REPORT_BATCHES` are used.
+                ones are used, see `REPORT_BATCHES`.
             step: teacher step.
             shift: whether logits predict the label of the next position.
         """
-        sums, all_labels = torch.zeros(2, dtype=torch.float64), []
-        for batch in islice(batches, REPORT_BATCHES):
+        sums = torch.zeros(2, dtype=torch.float64)
+        all_labels: list[Tensor] = []
+        for i, batch in enumerate(batches):
+            if i >= REPORT_BATCHES and sum(map(len, all_labels)) >= REPORT_LABELS:
+                break
             inputs = dict(batch)
             labels = inputs.pop("labels")
+            require_known_labels(labels, self.classes)
             positions = labelled_positions(labels, shift)
             labels = labels.flatten()[positions + shift]
             values = evaluation_values(self.output(inputs, positions, step, None, labels.device), labels)
@@ -147,6 +155,12 @@ class Teacher:
             all_labels.append(labels.cpu())
         count = sum(map(len, all_labels))
         return teacher_report(step, float(sums[1]) / max(count, 1), all_labels)
+
+    @staticmethod
+    def _require_finite(output: LabelledOutput, owner: str) -> None:
+        rows = next(output.chunks(), slice(0))
+        if not output.logits(rows).isfinite().any(-1).all():
+            raise UserError(f"{owner} predicts NaN: its weights are damaged; leave it out")
 
     def release(self) -> None:
         """Free the models."""
@@ -159,7 +173,7 @@ class Teacher:
         self._head = None
 
     def _build(self, stored: StoredModel) -> nn.Module:
-        """The stored model, with the student's attention if it is of the student's architecture."""
+        """The stored model, with the student's attention if it has the student's architecture."""
         attention, own_class = None, None
         if isinstance(self._student, PreTrainedModel) and self._student.config.model_type == stored.config.model_type:
             attention, own_class = self._student.config._attn_implementation, type(self._student)

@@ -1,4 +1,4 @@
-"""Train any Hugging Face model from a teacher's successive checkpoints: a transformers.Trainer with a schedule.
+"""Distil a teacher's successive checkpoints into any Hugging Face model: a transformers.Trainer with a schedule.
 
     trainer = ProgressiveDistillationTrainer(
         model=student, args=arguments, train_dataset=..., eval_dataset=..., data_collator=...,
@@ -8,7 +8,7 @@
 
 At every labelled position the student learns from the teacher checkpoint that the schedule names for the step, with
 the losses of losses.py. Logits are computed at labelled positions only, a chunk of them at a time where there are many.
-The loss is the mean over the labels of the global batch, however it is split. run_loop.py has the trainer of runs.
+The loss is the mean over the labels of the global batch, however it is split. run_loop.py has the trainer for runs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ from common.distillation.chunks import evaluation_values, objective_sums
 from common.distillation.dataset_source import EvaluationBatches, is_streaming
 from common.distillation.labelled_head import LabelledHead, LabelledOutput, labelled_positions
 from common.distillation.metrics import RestoreRecords, TrainingSums, evaluation_sums
-from common.distillation.run_arguments import require_honoured_arguments
+from common.distillation.run_arguments import adapt_to_chunks, require_honoured_arguments, require_masking
 from common.distillation.schedules import Schedule, check_schedule, checkpoint_at, next_checkpoint
 from common.distillation.state import load_weights, save_weights
 from common.distillation.teacher import Teacher
@@ -45,9 +45,9 @@ class ProgressiveDistillationTrainer(Trainer):
 
     `train_dataset` is a `Source` or what a Trainer takes; `eval_dataset` is `ReadyBatches` or what a Trainer takes.
     Evaluation gives the cross entropy and the accuracy per labelled position, `eval_loss` and `eval_accuracy`; with
-    `compute_metrics`, and in `predict`, a Trainer's own means. The training log has the objective (`loss`), the
+    `compute_metrics`, and in `predict`, a Trainer's own metrics. The training log has the objective (`loss`), the
     divergence from the teacher (`kl`), the accuracy on the training batches and the teacher's step. Causal language
-    models are trained on shifted labels, as in transformers. Student and teacher may be of different architectures.
+    models are trained on shifted labels, as in transformers. Student and teacher may have different architectures.
 
     Args:
         model: the student.
@@ -55,29 +55,29 @@ class ProgressiveDistillationTrainer(Trainer):
         teacher: a directory with checkpoint-<step> directories, a hub id, or checkpoints. None trains on labels alone.
         schedule: which checkpoint supervises which step.
         objective: what the student predicts; by default what its class was made for.
-        classes: number of classes, from the first on, that student and teacher share; by default found from their
-            tokenizers (the student's is `processing_class`) and sizes.
+        classes: number of leading classes that student and teacher share; by default inferred from their tokenizers
+            (the student's is `processing_class`) and sizes.
         temperature: of the teacher's logits: one for all steps, or that of the first step and that of the last.
-        annealing: how the temperature moves from the first to the last.
-        alpha: weight of the labels' cross entropy; several values follow one another at `alpha_steps`.
-        alpha_steps: steps at which alpha moves to its next value.
+        annealing: how the temperature changes from the first to the last.
+        alpha: weight of the cross entropy with the labels; several values are used in turn, changing at `alpha_steps`.
+        alpha_steps: steps at which alpha changes to its next value.
         divergence: from the teacher.
         top_k: keep the teacher's `top_k` most probable classes.
         beta: only for the Jensen-Shannon divergence.
-        load_teacher: makes a teacher from a checkpoint's directory; by default it is loaded by its own config.json. It
-            is called in a background thread, so that it must not draw random numbers.
+        load_teacher: makes a teacher from a checkpoint's directory; by default it is built from its config.json. It is
+            called in a background thread, so it must not draw random numbers.
         teacher_dtype: of the teacher's weights; by default that of the checkpoint.
-        prefetch: read the next checkpoint while the current one is in use; False for teachers that fit once only.
+        prefetch: read the next checkpoint while the current one is in use; False for teachers of which only one fits.
         downloads_kept: how many of the checkpoints downloaded by this process stay on the disk; by default all.
         check_teacher: before training, check the checkpoints as `python -m common.teachers check` does, and print the
-            final one's accuracy on the evaluation data.
-        trust_trajectory: warn of what is wrong with the checkpoints instead of refusing them.
+            accuracy on the evaluation data of the last one that is used.
+        trust_trajectory: warn about problems with the checkpoints instead of rejecting them.
         trainer_arguments: anything else that a Trainer takes.
 
     Raises:
-        UserError: a schedule without a teacher or the reverse, a schedule out of order, a checkpoint that the teacher
+        UserError: a schedule without a teacher or vice versa, a schedule out of order, a checkpoint that the teacher
             does not have, a teacher with another vocabulary, a student whose objective is unknown, or an argument of
-            the loss out of its range.
+            the loss that is out of its range.
     """
 
     loss_is_scaled_for_ga = True
@@ -109,14 +109,14 @@ class ProgressiveDistillationTrainer(Trainer):
         trust_trajectory: bool = False,
         **trainer_arguments: Any,
     ) -> None:
-        require_honoured_arguments(args, trainer_arguments, not callable(schedule))
-        args._n_gpu = min(args.n_gpu, 1)  # DataParallel would separate batches from their positions
+        require_honoured_arguments(model, args, trainer_arguments, not callable(schedule))
+        adapt_to_chunks(args)
         super().__init__(model, args, **trainer_arguments)
-        if "labels" not in self.label_names:  # as of a model whose forward does not take them
-            self.label_names = [*self.label_names, "labels"]
+        self.label_names = list(dict.fromkeys([*self.label_names, "labels"]))  # forward need not take them
         args.ignore_data_skip |= is_source(self.train_dataset)  # its loader starts at the current step
-        objective = objective or objective_of(model)
-        self._shift = objective == "causal"
+        self.objective: Objective = objective or objective_of(model)
+        require_masking(trainer_arguments, self.objective)
+        self._shift = self.objective == "causal"
         self._loss_arguments = losses.LossArguments(
             temperature=temperature if isinstance(temperature, tuple) else (temperature, temperature),
             annealing=annealing,
@@ -129,23 +129,24 @@ class ProgressiveDistillationTrainer(Trainer):
         losses.check_loss_arguments(self._loss_arguments)
         checkpoints = find_checkpoints(teacher) if isinstance(teacher, str | Path) else list(teacher or ())
         autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
-        options = {"load": load_teacher, "dtype": teacher_dtype, "prefetch": prefetch, "downloads_kept": downloads_kept}
-        autocast = {"autocast": self.accelerator.autocast, "autocast_dtype": autocast_dtype}
-        self._teacher = Teacher(checkpoints, unwrap(model), objective, **options, **autocast)  # type: ignore[arg-type]
+        loading: dict[str, Any] = {"load": load_teacher, "dtype": teacher_dtype, "prefetch": prefetch}
+        loading |= {"downloads_kept": downloads_kept, "autocast": self.accelerator.autocast}
+        self._teacher = Teacher(checkpoints, unwrap(model), self.objective, autocast_dtype=autocast_dtype, **loading)
         self._schedule_is_fixed = not callable(schedule)
         self._schedule = schedule if callable(schedule) else lambda evaluations: schedule
         self.records: list[dict[str, Any]] = []
-        """One for each evaluation during training. Those made before the Trainer's checkpoint that training resumed
-        from have step, loss and accuracy only."""
+        """One for each evaluation during training. Those from before the checkpoint that training resumed from have
+        only step, loss and accuracy."""
         self.update_schedule()
-        self._reports_teacher = check_teacher and bool(self._segments)
-        if self._segments:
-            named = {segment.checkpoint for segment in self._segments}
-            used = named if self._schedule_is_fixed else self._teacher.steps
+        self._reports_teacher = check_teacher and bool(self.segments)
+        if self.segments:
+            named = {segment.checkpoint for segment in self.segments}
+            used = named | {max(self._teacher.steps)} if self._schedule_is_fixed else self._teacher.steps
             if check_teacher and load_teacher is None:
                 self._teacher.check_trajectory(used, trust_trajectory)
-            self._teacher.share_classes(self._segments[0].checkpoint, self.processing_class, classes)
+            self._teacher.share_classes(self.segments[0].checkpoint, self.processing_class, classes)
         self._head = LabelledHead(model, self._teacher.classes, autocast_dtype)
+        self._head.permits_chunks &= not (args.world_size > 1 and bool(args.ddp_find_unused_parameters))
         self._head_is_checked, self._steps_without_labels = False, 0
         self._sums = TrainingSums(args.device)
         self.add_callback(RestoreRecords(self))
@@ -159,27 +160,27 @@ class ProgressiveDistillationTrainer(Trainer):
             UserError: the schedule does not fit the teacher.
         """
         evaluations = [(record["step"], record["accuracy"]) for record in self.records if record["step"]]
-        self._segments = self._schedule(evaluations)
-        if bool(self._teacher.steps) != bool(self._segments):
-            raise UserError("distillation needs both a teacher with checkpoints and a schedule that uses them")
-        check_schedule(self._segments, self._teacher.steps)
+        self.segments = self._schedule(evaluations)
+        if bool(self._teacher.steps) != bool(self.segments):
+            raise UserError("give a teacher and a schedule for it, or neither to learn from the labels alone")
+        check_schedule(self.segments, self._teacher.steps)
 
     @property
     def _teacher_step(self) -> int | None:
         """Teacher step of the checkpoint that the latest step learned from."""
-        return checkpoint_at(self._segments, max(self.state.global_step - 1, 0))
+        return checkpoint_at(self.segments, max(self.state.global_step - 1, 0))
 
     def _teacher_output(self, inputs: Mapping[str, Any], positions: Tensor) -> LabelledOutput | None:
         """The current teacher's output at labelled positions; None without a teacher."""
-        step = checkpoint_at(self._segments, self.state.global_step)
+        step = checkpoint_at(self.segments, self.state.global_step)
         if step is None:
             return None
-        following = next_checkpoint(self._segments, self.state.global_step)
+        following = next_checkpoint(self.segments, self.state.global_step)
         return self._teacher.output(inputs, positions, step, following, self.args.device)
 
     def _report_teacher(self) -> None:
-        """Print the accuracy on some evaluation data of the last checkpoint that the student learns from."""
-        step = self._segments[-1].checkpoint if self._schedule_is_fixed else max(self._teacher.steps)
+        """Print the accuracy of the last checkpoint that the student learns from, on some of the evaluation data."""
+        step = self.segments[-1].checkpoint if self._schedule_is_fixed else max(self._teacher.steps)
         first = next(iter(self.eval_dataset)) if isinstance(self.eval_dataset, dict) else None
         batches = map(self._prepare_inputs, self.get_eval_dataloader(first))
         report = self._teacher.report(batches, step, self._shift)
@@ -187,7 +188,7 @@ class ProgressiveDistillationTrainer(Trainer):
             print(report)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in a Trainer; afterwards no teacher is in memory or being loaded, whether or not training failed."""
+        """As in a Trainer; afterwards no teacher is in memory or being loaded, even if training failed."""
         try:
             if self._reports_teacher and self.eval_dataset is not None:
                 self._report_teacher()
@@ -227,8 +228,8 @@ class ProgressiveDistillationTrainer(Trainer):
             device: of the tensors returned.
 
         Returns:
-            The micro-batches, each with `positions` of shape (labelled,), and the number of labels over all processes,
-            at least 1 as the loss is divided by it: a scalar tensor if there are several processes.
+            The micro-batches, each with `positions` of shape (labelled,), and the number of labels over all processes
+            (at least 1, as the loss is divided by it): a scalar tensor if there are several processes.
         """
         batches = [dict(batch) for batch in islice(epoch_iterator, num_batches)]
         for batch in batches:
@@ -249,7 +250,7 @@ class ProgressiveDistillationTrainer(Trainer):
     # Checkpoints of a Trainer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """As in a Trainer, but with every tensor of the model, under the name that it has in the model."""
+        """As in a Trainer, but with every tensor of the model, under its name in the model."""
         is_whole = state_dict is None and not is_adapted(self.model)
         if is_adapted(self.model):
             adapter_tensors(self.model)  # raises if something else is trained
@@ -272,7 +273,7 @@ class ProgressiveDistillationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The student's objective on a micro-batch; outside training, the labels' cross entropy.
+        """The student's objective on a micro-batch; outside training, the cross entropy with the labels.
 
         Args:
             model: the student, as wrapped for training.
@@ -314,7 +315,7 @@ class ProgressiveDistillationTrainer(Trainer):
         """The student's output at labelled positions."""
         if not self._head_is_checked:
             with self.accelerator.autocast():
-                self._head.check(inputs)
+                self._head.check(inputs, "the student" if self._shift else None)
             self._head_is_checked = True
         return self._head(model, inputs, positions)
 
@@ -372,14 +373,14 @@ class ProgressiveDistillationTrainer(Trainer):
             return super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-        is_shared_out = not isinstance(dataloader, DataLoader)
+        is_sharded = not isinstance(dataloader, DataLoader)
         self.model.eval()
         totals = torch.zeros(4, dtype=torch.float64, device=self.args.device)
         with torch.no_grad():
             for batch in dataloader:
                 sums = self._evaluation_sums(batch)
-                totals += (sums if is_shared_out else self.accelerator.gather_for_metrics(sums)).sum(0)
-        if is_shared_out:
+                totals += (sums if is_sharded else self.accelerator.gather_for_metrics(sums)).sum(0)
+        if is_sharded:
             totals = self.accelerator.reduce(totals, "sum")
         loss, correct, labels, samples = totals.tolist()
         metrics = {"loss": loss / max(labels, 1), "accuracy": correct / max(labels, 1)}
@@ -393,7 +394,7 @@ class ProgressiveDistillationTrainer(Trainer):
         inputs = self._prepare_inputs({**batch, "positions": positions})
         labels, positions = inputs.pop("labels"), inputs.pop("positions")
         samples, length = len(labels), labels.numel() // len(labels)
-        labels = labels.flatten()[positions + self._shift]
         with self.accelerator.autocast():
-            values = evaluation_values(self._student_output(self.model, inputs, positions), labels)
+            output = self._student_output(self.model, inputs, positions)
+            values = evaluation_values(output, labels.flatten()[positions + self._shift])
         return evaluation_sums(values, positions, samples, length)

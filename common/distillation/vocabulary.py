@@ -1,4 +1,4 @@
-"""The classes that a student and a teacher share: the tokens of one tokenizer, without the padding of either model."""
+"""The classes that a student and a teacher share: the tokens of a tokenizer, without the padding of either model."""
 
 import tempfile
 from pathlib import Path
@@ -23,7 +23,7 @@ def shared_classes(
         teachers: the teacher's tokenizer, if it has one.
 
     Raises:
-        UserError: the tokenizers differ, or the sizes do and one of the tokenizers is unknown.
+        UserError: the tokenizers differ, or the sizes differ and a tokenizer is unknown.
     """
     if students is None or teachers is None:
         if student != teacher:
@@ -42,8 +42,8 @@ def shared_classes(
         token = (differing or lacking)[0]
         raise UserError(
             f"the teacher's tokenizer ({type(teachers).__name__}, {len(theirs):,} tokens) is not the student's "
-            f"({type(students).__name__}, {len(ours):,} tokens): {token!r} has the number {ours.get(token, 'none')} "
-            f"for the student and {theirs.get(token, 'none')} for the teacher; give a teacher of the same tokenizer"
+            f"({type(students).__name__}, {len(ours):,} tokens): {token!r} has the id {ours.get(token, 'none')} "
+            f"for the student and {theirs.get(token, 'none')} for the teacher; give a teacher with the same tokenizer"
         )
     if len(ours) == len(theirs):
         return min(student, teacher)
@@ -86,6 +86,6 @@ def tokenizer_files(processing_class: Any) -> dict[str, bytes]:
 
 
 def classes_of(config: PretrainedConfig) -> int:
-    """Classes of the logits of a language model."""
+    """Number of classes of a language model's logits."""
     classes: int = config.get_text_config().vocab_size
     return classes

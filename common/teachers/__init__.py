@@ -1,1 +1,1 @@
-"""A teacher: the checkpoints of one training, in a directory or on the Hugging Face hub."""
+"""A teacher: the checkpoints of one training run, in a directory or on the Hugging Face hub."""

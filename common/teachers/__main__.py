@@ -1,4 +1,4 @@
-"""Commands on a teacher: check its checkpoints, download them ahead, choose those to learn from, convert pickles.
+"""Commands for teachers: check checkpoints, download them ahead of time, choose which to learn from, convert pickles.
 
 python -m common.teachers check runs/parity_mlp/laptop
 python -m common.teachers check EleutherAI/pythia-70m

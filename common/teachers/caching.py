@@ -1,4 +1,4 @@
-"""The command that downloads a teacher's checkpoints ahead of time, for machines without a connection."""
+"""The command that downloads a teacher's checkpoints ahead of time, for machines without internet access."""
 
 import shutil
 from collections.abc import Sequence
@@ -15,30 +15,30 @@ from common.teachers import hub
 from common.teachers.discovery import named_checkpoints
 
 THREADS = 8
-"""Revisions that the hub is asked for at a time."""
+"""Number of concurrent requests to the hub."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheArguments:
-    """Download checkpoints from the Hugging Face hub into its cache, where HF_HUB_OFFLINE=1 finds them."""
+    """Download checkpoints from the Hugging Face hub into its cache, for use with HF_HUB_OFFLINE=1."""
 
     teacher: Annotated[str, tyro.conf.Positional]
     """A model's id on the hub."""
     steps: tuple[int, int] | None = None
-    """First and last step; by default all."""
+    """First and last step; all by default."""
     revisions: tuple[str, ...] = ()
-    """Branches, tags or commits instead of the steps."""
+    """Branches, tags or commits to download instead of steps."""
     teacher_pattern: str | None = None
-    """Regular expression of the checkpoints' names, with a group step."""
+    """Regular expression for checkpoint names, with a group named step."""
     dry_run: bool = False
-    """List the sizes only."""
+    """Only list the sizes."""
 
 
 def cache(arguments: CacheArguments) -> None:
-    """Download the revisions that are not cached yet, after a look at the free space.
+    """Download the revisions that are not cached yet, if the disk has enough free space.
 
     Raises:
-        UserError: no such revision, one has no weights, the disk is too small, or a download failed.
+        UserError: a revision does not exist or has no weights, the disk is too small, or a download failed.
     """
     name = arguments.teacher
     if Path(name).is_dir():
@@ -53,10 +53,10 @@ def cache(arguments: CacheArguments) -> None:
             raise UserError(hub.without_weights(name, revision, description))
     sizes = _new_bytes(name, described)
     print("\n".join(f"{size(new):>9}  {revision}" for revision, new in zip(names, sizes, strict=True)))
-    print(f"{size(sum(sizes)):>9}  to download in {len(names):,} revisions, others are cached", flush=True)
+    print(f"{size(sum(sizes)):>9}  to download for {len(names):,} revisions; the rest is cached", flush=True)
     free = _free_bytes()
     if sum(sizes) > free:
-        raise UserError(f"the disk of the cache has {size(free)} free: choose fewer with --steps, or set HF_HUB_CACHE")
+        raise UserError(f"the cache's disk has only {size(free)} free: choose fewer with --steps, or set HF_HUB_CACHE")
     if arguments.dry_run:
         return
     for number, revision in enumerate(names, 1):
@@ -65,7 +65,7 @@ def cache(arguments: CacheArguments) -> None:
 
 
 def size(count: int) -> str:
-    """A number of bytes for a reader."""
+    """A number of bytes in human-readable form."""
     scaled, units = count / 1000, ["kB", "MB", "GB", "TB"]
     while scaled >= 1000 and len(units) > 1:
         scaled, units = scaled / 1000, units[1:]
@@ -75,7 +75,7 @@ def size(count: int) -> str:
 def _chosen(arguments: CacheArguments) -> list[str]:
     """Names of the revisions to download."""
     if arguments.revisions and (arguments.steps or arguments.teacher_pattern):
-        raise UserError("--revisions replaces --steps and --teacher-pattern: give either")
+        raise UserError("--revisions replaces --steps and --teacher-pattern: give one or the other")
     if arguments.revisions:
         return list(arguments.revisions)
     checkpoints = named_checkpoints(arguments.teacher, arguments.teacher_pattern)
@@ -83,12 +83,12 @@ def _chosen(arguments: CacheArguments) -> list[str]:
     chosen = [str(entry.location).partition("@")[2] for entry in checkpoints if first <= entry.step <= last]
     if not chosen:
         ends = f"{checkpoints[0].step} to {checkpoints[-1].step}"
-        raise UserError(f"--steps {first} {last} has no checkpoint: they are at {ends}")
+        raise UserError(f"no checkpoints in --steps {first} {last}: the teacher's are at {ends}")
     return chosen
 
 
 def _new_bytes(name: str, described: Sequence[hub.Revision]) -> list[int]:
-    """What each revision adds to the cache; files with the same content are there once."""
+    """The bytes that each revision adds to the cache, which stores identical files once."""
     known: set[str] = set()
     sizes = []
     for description in described:

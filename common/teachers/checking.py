@@ -1,4 +1,4 @@
-"""The command that checks whether a teacher's checkpoints are the trajectory that their names say."""
+"""The command that checks whether a teacher's checkpoints are what their names say."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ from common.teachers.trajectory import Contents, findings, read_contents
 
 @dataclass(frozen=True, kw_only=True)
 class CheckArguments:
-    """Check a teacher's checkpoints without loading or downloading them: cut or missing files, an architecture that
-    changes, weights that belong to another step.
+    """Check a teacher's checkpoints without loading or downloading them: truncated or missing files, a changing
+    architecture, weights that belong to another step.
 
-    Exit code 0 if there is nothing to report, else 2.
+    The exit code is 0 if nothing is found, else 2.
     """
 
     teacher: Annotated[str, tyro.conf.Positional]
     """A directory, or a model's id on the Hugging Face hub."""
     full: bool = False
-    """Compare all values of the tensors in directories, not only samples of each."""
+    """Compare every value of the tensors in local checkpoints, not only samples."""
     teacher_pattern: str | None = None
-    """Regular expression of the checkpoints' names, with a group step."""
+    """Regular expression for checkpoint names, with a group named step."""
 
 
 def check(arguments: CheckArguments) -> None:
@@ -41,7 +41,7 @@ def check(arguments: CheckArguments) -> None:
 
 
 def summary(contents: Sequence[Contents]) -> list[str]:
-    """Lines that describe the checkpoints, and the model by the last of them that can be read."""
+    """Lines that describe the checkpoints, and the model in the last one that can be read."""
     last = next((entry for entry in reversed(contents) if not entry.problem), Contents(contents[-1].step))
     architectures = last.config.get("architectures") or [last.config.get("model_type", "unknown")]
     parameters = sum(last.parameters.values())

@@ -1,9 +1,9 @@
 """A teacher's training curve, read from the log of its training.
 
-Three kinds of logs are known: `metrics.jsonl` of a run of this project, `trainer_state.json` of a
+Three kinds of logs are supported: `metrics.jsonl` of a run of this project, `trainer_state.json` of a
 `transformers.Trainer`, and a CSV with a header, such as an export from Weights & Biases. Each is a list of rows, from
 which the curve takes a step, a loss and, if every row with that loss has one, an accuracy. The loss is the first of
-`LOSSES` that has at least 8 values, or else the one that has most: held-out losses come first.
+`LOSSES` with at least 8 values, or else the one with the most values; held-out losses come first.
 """
 
 import csv
@@ -21,13 +21,13 @@ from common.runs.files import NUMBER, read_json
 
 STEPS = ("step", "global_step", "train_global_step", "iteration", "_step")
 LOSSES = ("eval_loss", "val_loss", "loss", "train_loss")
-"""Names in order of preference. In the header of a CSV capitals do not matter, and `eval/loss` is `eval_loss`."""
+"""Names in order of preference. CSV headers are case-insensitive, and `eval/loss` is read as `eval_loss`."""
 ENOUGH = 8
-"""Evaluations in which phases can be found."""
+"""Number of evaluations in which phases can be found."""
 ADVICE = "correct it or give another log"
 
 Rows = list[tuple[str, Mapping[str, Any]]]
-"""Where each row is, for messages, and its values by name."""
+"""Each row's location, for messages, and its values by name."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class Curve:
     losses: tuple[float, ...]
     """Finite, one per step."""
     source: str
-    """Where the losses are from, for messages."""
+    """Where the losses come from, for messages."""
     accuracies: tuple[float, ...] | None = None
     """Finite, one per step, if they were logged."""
 
 
 def read_curve(path: str | Path) -> Curve:
-    """The curve in a log, or in the log of a directory as `find_log` finds it.
+    """Read the curve from a log, or from the log that `find_log` finds in a directory.
 
-    Where a step was logged twice, as by a run that was killed and resumed, the last value counts.
+    If a step was logged twice, as by a run that was killed and resumed, the last value is used.
 
     Args:
         path: a .jsonl, .json or .csv file, or a directory.
@@ -65,18 +65,18 @@ def read_curve(path: str | Path) -> Curve:
         raise UserError(f"{log} does not exist: give another log")
     readers = {".jsonl": _json_lines, ".json": _trainer_state, ".csv": _csv}
     if log.suffix not in readers:
-        raise UserError(f"{log} is no log of a known kind: give a metrics.jsonl, trainer_state.json or CSV file")
+        raise UserError(f"{log} is not a supported kind of log: give a metrics.jsonl, trainer_state.json or CSV file")
     try:
         return _curve(log, readers[log.suffix](log))
     except UnicodeDecodeError:
-        raise UserError(f"{log} is damaged, as it is not text: {ADVICE}") from None
+        raise UserError(f"{log} is not a text file: {ADVICE}") from None
 
 
 def find_log(directory: Path) -> Path | None:
-    """The log of a teacher's directory, or None.
+    """The log in a teacher's directory, or None.
 
-    It is the first that exists of metrics.jsonl; trainer_state.json, in the directory or in its last
-    `checkpoint-<step>`, whichever is longer; and a CSV file.
+    The first that exists of metrics.jsonl; trainer_state.json, in the directory or in its last `checkpoint-<step>`,
+    whichever is longer; and a CSV file.
 
     Raises:
         UserError: there are several CSV files and no other log, or a trainer_state.json is damaged.
@@ -141,7 +141,7 @@ def _number(value: object, name: str, place: str) -> float:
 
 
 def _json_lines(path: Path) -> Rows:
-    """A last line that a killed writer cut off does not count."""
+    """A last line that was cut off when its writer was killed is ignored."""
     lines = path.read_text("utf-8").split("\n")
     rows: Rows = []
     for i, line in enumerate(lines):
@@ -161,12 +161,12 @@ def _json_lines(path: Path) -> Rows:
 def _trainer_state(path: Path) -> Rows:
     history = read_json(path, ADVICE).get("log_history")
     if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
-        raise UserError(f"{path} has no log_history, so it is no trainer_state.json: give another log")
+        raise UserError(f"{path} has no log_history, so it is not a trainer_state.json: give another log")
     return [(f"{path}, entry {i} of log_history", entry) for i, entry in enumerate(history)]
 
 
 def _csv(path: Path) -> Rows:
-    """Empty cells are values that were not logged."""
+    """An empty cell is a value that was not logged."""
     reader = csv.reader(io.StringIO(path.read_text("utf-8-sig"), newline=""), strict=True)
     rows: Rows = []
     header: list[str] = []

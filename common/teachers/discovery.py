@@ -10,23 +10,23 @@ from common.runs.files import NUMBER, read_json
 from common.teachers import hub
 from common.teachers.weights import ADAPTER, is_adapter, weight_files
 
-STEP = f"(?P<step>{NUMBER})"
+STEP = f"0*(?P<step>{NUMBER})"
 NAMES = (
     f"checkpoint-{STEP}",  # transformers.Trainer and this project
     f"((?P<stage>stage[0-9]+)-)?step[_-]?{STEP}(-tokens[0-9]+[A-Z]?)?",  # Pythia, OLMo and many others
     f"global_step{STEP}",  # DeepSpeed
-    f"iter_0*{STEP}",  # Megatron
+    f"iter_{STEP}",  # Megatron
     f"ckpt[_-]{STEP}",
     STEP,
 )
-"""What directories, branches and tags of checkpoints are called."""
+"""Names of checkpoint directories, branches and tags."""
 
 EXAMPLE = "such as 'stage1-step(?P<step>[0-9]+).*'"
-"""Of a pattern."""
+"""An example of a pattern, for messages."""
 
 WEIGHT_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
-"""How other files with these suffixes begin."""
+"""Prefixes of files with these suffixes that hold no weights."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ def find_checkpoints(teacher: str | Path, pattern: str | None = None) -> list[Ch
     """All checkpoints of a teacher, in the order of their steps.
 
     Args:
-        teacher: a directory whose directories are checkpoints, such as that of a run of this project or of any
-            `transformers.Trainer`, or which is a model itself; or else a hub id `org/name` whose branches or tags are
-            checkpoints, which are only listed here. `NAMES` has the names that are known.
-        pattern: a regular expression for the whole name, with a group `step`, that replaces `NAMES`.
+        teacher: a directory whose subdirectories are checkpoints, such as that of a run of this project or of any
+            `transformers.Trainer`; the directory of a single model; or a hub id `org/name` whose branches or tags are
+            checkpoints, which are only listed here. `NAMES` has the names that are recognised.
+        pattern: a regular expression that must match the whole name, with a group `step`; it replaces `NAMES`.
 
     Raises:
-        UserError: the teacher does not exist, has no checkpoint, two for a step, or one that lacks its files; or the
-            pattern does not compile or has no such group.
+        UserError: the teacher does not exist, has no checkpoints, two for one step, or one with missing files; or the
+            pattern does not compile or lacks the group.
     """
     checkpoints = named_checkpoints(teacher, pattern)
     for checkpoint in checkpoints:
@@ -60,7 +60,7 @@ def find_checkpoints(teacher: str | Path, pattern: str | None = None) -> list[Ch
 
 
 def named_checkpoints(teacher: str | Path, pattern: str | None = None) -> list[Checkpoint]:
-    """As `find_checkpoints`, but the files of the checkpoints are not looked at."""
+    """Like `find_checkpoints`, but without checking the checkpoints' files."""
     directory = Path(teacher)
     if not directory.is_dir():
         revisions = hub.revisions(str(teacher))
@@ -73,7 +73,7 @@ def named_checkpoints(teacher: str | Path, pattern: str | None = None) -> list[C
     checkpoints = [Checkpoint(step, directory / name) for step, name in steps]
     if pattern is None and _is_model(directory):
         if not any((directory / name / "config.json").is_file() for _, name in steps):
-            checkpoints = []  # such as the states of optimizers that DeepSpeed saves
+            checkpoints = []  # for example, DeepSpeed's optimizer states
         final = saved_step(directory)
         if not checkpoints or (final is not None and final > checkpoints[-1].step):
             checkpoints.append(Checkpoint(final or step_in(directory.resolve().name) or 0, directory))
@@ -83,20 +83,20 @@ def named_checkpoints(teacher: str | Path, pattern: str | None = None) -> list[C
 
 
 def step_in(name: str, pattern: str | None = None) -> int | None:
-    """The step in a checkpoint's name; None if it is not one of `NAMES`, or not of the pattern that replaces them.
+    """The step in a checkpoint's name; None if the name does not match `NAMES`, or the pattern if one is given.
 
     Raises:
-        UserError: the pattern does not compile, has no group `step`, or the group matches something else than digits.
+        UserError: the pattern does not compile, has no group `step`, or the group matches something other than digits.
     """
     match = _match(name, pattern)
     return int(match["step"]) if match else None
 
 
 def local_path(checkpoint: Checkpoint) -> Path:
-    """The directory of a checkpoint; one on the hub is downloaded, without pickles, unless it is cached.
+    """The directory of a checkpoint; one on the hub is downloaded first, without pickles, unless it is cached.
 
     Raises:
-        UserError: the download failed, or it has no config or no safetensors.
+        UserError: the download failed, or the checkpoint has no config or no safetensors.
     """
     if isinstance(checkpoint.location, Path):
         return checkpoint.location
@@ -104,8 +104,13 @@ def local_path(checkpoint: Checkpoint) -> Path:
     return hub.download(name, revision)
 
 
+def is_evictable(checkpoint: Checkpoint) -> bool:
+    """Whether this process downloaded a checkpoint."""
+    return isinstance(checkpoint.location, str) and hub.is_downloaded(checkpoint.location)
+
+
 def evict(checkpoint: Checkpoint) -> int:
-    """Free the disk space of a checkpoint that this process downloaded, and of no other; the number of bytes freed."""
+    """Delete a checkpoint from the disk if this process downloaded it; returns the number of bytes freed."""
     return 0 if isinstance(checkpoint.location, Path) else hub.evict(checkpoint.location)
 
 
@@ -129,7 +134,7 @@ def _match(name: str, pattern: str | None) -> re.Match[str] | None:
 
 
 def _by_step(teacher: str | Path, names: Iterable[str], pattern: str | None) -> list[tuple[int, str]]:
-    """Steps and names of checkpoints, in the order of steps."""
+    """Steps and names of checkpoints, ordered by step."""
     advice = f"choose between them with --teacher-pattern, {EXAMPLE}"
     if pattern is not None:
         _compiled(pattern)
@@ -141,7 +146,9 @@ def _by_step(teacher: str | Path, names: Iterable[str], pattern: str | None) -> 
             continue
         other = steps.setdefault(int(match["step"]), name)
         if other != name:
-            raise UserError(f"{teacher} has two checkpoints of step {int(match['step'])}, {other} and {name}: {advice}")
+            raise UserError(
+                f"{teacher} has two checkpoints for step {int(match['step'])}, {other} and {name}: {advice}"
+            )
         if pattern is None:
             stages.setdefault(match.groupdict().get("stage") or "", name)
     if len(stages) > 1:
@@ -150,13 +157,13 @@ def _by_step(teacher: str | Path, names: Iterable[str], pattern: str | None) -> 
 
 
 def _is_model(directory: Path) -> bool:
-    """Whether a directory itself holds a model, such as the final one that a trainer saves beside its checkpoints."""
+    """Whether a directory itself holds a model, such as the final one that a trainer saves next to its checkpoints."""
     has_weights = any((directory / f"model.safetensors{end}").is_file() for end in ("", ".index.json"))
     return has_weights and (directory / "config.json").is_file() and not is_adapter(directory)
 
 
 def saved_step(directory: Path) -> int | None:
-    """The step that transformers.Trainer noted in a directory, if any.
+    """The step that transformers.Trainer recorded in a directory, if any.
 
     Raises:
         UserError: its trainer_state.json is damaged.
@@ -164,23 +171,23 @@ def saved_step(directory: Path) -> int | None:
     path = directory / "trainer_state.json"
     if not path.is_file():
         return None
-    advice = "complete it by a copy, or choose others with --teacher-pattern"
+    advice = "copy it again, or choose others with --teacher-pattern"
     step = read_json(path, advice).get("global_step")
     if not isinstance(step, int):
-        raise UserError(f"{path} is damaged, it has no global_step: {advice}")
+        raise UserError(f"{path} is damaged (no global_step): {advice}")
     return step
 
 
 def _why_none(directory: Path, pattern: str | None) -> str:
-    """What a directory without checkpoints is."""
+    """Why a directory has no checkpoints, and what to do."""
     entries = sorted(path for path in directory.iterdir() if not path.name.startswith("."))
     files = [path.name for path in entries if path.suffix in WEIGHT_SUFFIXES and not path.name.startswith(NO_WEIGHTS)]
     if is_adapter(directory):
         return f"{directory} {ADAPTER}"
     if files and pattern is None:
         return (
-            f"{directory} has no checkpoint-<step> directory, but files of weights ({listed(files)}): "
-            f"`python -m common.teachers import {directory} --out TEACHER` converts them"
+            f"{directory} has no checkpoint-<step> directory, but weight files ({listed(files)}): "
+            f"convert them with `python -m common.teachers import {directory} --out TEACHER`"
         )
     return (
         f"{directory} has no checkpoint-<step> directory or the like: {_found([p.name for p in entries], pattern)}, "
@@ -189,7 +196,7 @@ def _why_none(directory: Path, pattern: str | None) -> str:
 
 
 def _found(names: list[str], pattern: str | None) -> str:
-    where = f"found {listed(names)}" if names else "found nothing there"
+    where = f"found {listed(names)}" if names else "found nothing"
     if pattern is not None:
         return f"{where}; --teacher-pattern {pattern} must match a whole name"
     return f"{where}; say how checkpoints are named with --teacher-pattern, {EXAMPLE}"

@@ -1,7 +1,7 @@
-"""Teachers on the Hugging Face hub: revisions, online or from the cache, downloads, and one line for what went wrong.
+"""Teachers on the Hugging Face hub: revisions, online or in the cache, downloads, and one-line error messages.
 
-With HF_HUB_OFFLINE=1 only the cache is used, of which a revision counts if its config and all its weights are there.
-Only weights in safetensors, configs and tokenizers are downloaded, never a pickle.
+With HF_HUB_OFFLINE=1 only the cache is used; a cached revision counts if its config and all its weights are there.
+Only safetensors weights, configs and tokenizers are downloaded, never pickles.
 """
 
 import re
@@ -34,15 +34,15 @@ WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
 WANTED = (*WEIGHTS, "*.json", "*.txt", "*.model")
 """Files that are downloaded: weights with their index, configs, and the tokenizer's vocabulary, merges and pieces."""
 IN_FOLDERS = "*/*"
-"""Files that are not, such as those of other frameworks in folders of their own."""
+"""Files that are not downloaded: those in subfolders, such as weights for other frameworks."""
 
 FAILURES = (HTTPError, HFValidationError, OSError, RuntimeError)
 """What huggingface_hub raises if the input or the environment is at fault; its downloader raises RuntimeError."""
 
 _lock = threading.Lock()
-"""Held while a revision is downloaded or evicted: a blob must not vanish while another revision gets a link to it."""
+"""Held while a revision is downloaded or evicted: a blob must not disappear while another revision is linked to it."""
 _downloaded: set[Path] = set()
-"""Snapshots that this process began to download, of which nothing had been cached."""
+"""Snapshots that this process started to download and of which nothing had been cached."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class RemoteFile:
 
     size: int
     digest: str
-    """Its SHA-256 if the hub stores it as a large file, else git's hash; equal files of one revision name have one."""
+    """Its SHA-256 if the hub stores it as a large file, else its git hash."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class Revision:
 
     commit: str
     files: Mapping[str, RemoteFile]
-    """Those that a download brings."""
+    """Those that are downloaded."""
     others: tuple[str, ...]
     """Names of its other files."""
     parameters: Mapping[str, int]
-    """Numbers of parameters by dtype; empty if the hub does not know them."""
+    """Number of parameters by dtype; empty if the hub does not know it."""
 
     @property
     def weights(self) -> dict[str, RemoteFile]:
@@ -98,7 +98,7 @@ def revisions(name: str) -> list[str]:
 
 
 def cached(name: str) -> dict[str, Path]:
-    """Directories in the cache of the branches and tags of which config and weights are complete."""
+    """Cache directories of the branches and tags whose config and weights are complete."""
     repository = _cache_of(name)
     refs = sorted(path for path in (repository / "refs").rglob("*") if path.is_file())
     found = {path.relative_to(repository / "refs").as_posix(): _snapshot(name, path.read_text()) for path in refs}
@@ -106,10 +106,10 @@ def cached(name: str) -> dict[str, Path]:
 
 
 def download(name: str, revision: str) -> Path:
-    """The directory of a revision in the cache, after the download of what is not cached yet.
+    """Download what is not cached yet of a revision; returns its directory in the cache.
 
     Raises:
-        UserError: it is not cached and cannot be downloaded, or has no config or no safetensors.
+        UserError: the revision is not cached and cannot be downloaded, or has no config or no safetensors.
     """
     if is_offline():
         return _cached_revision(name, revision)
@@ -125,7 +125,7 @@ def download(name: str, revision: str) -> Path:
 
 
 def download_file(name: str, commit: str, file: str) -> Path:
-    """One file of a revision.
+    """Download one file of a revision; returns its path in the cache.
 
     Raises:
         UserError: it cannot be downloaded.
@@ -136,7 +136,7 @@ def download_file(name: str, commit: str, file: str) -> Path:
 
 @contextmanager
 def _downloading(name: str, revision: str) -> Iterator[None]:
-    """Note which snapshots are new, and say in one line what went wrong."""
+    """Record new snapshots, and turn failures into one-line errors."""
     with _lock:
         before = _snapshots(name)
         try:
@@ -149,11 +149,17 @@ def _downloading(name: str, revision: str) -> Iterator[None]:
                 _downloaded.add(snapshot)
 
 
-def evict(location: str) -> int:
-    """Free the space of `org/name@revision`, if this process downloaded it; the number of bytes freed.
+def is_downloaded(location: str) -> bool:
+    """Whether this process downloaded `org/name@revision`, of which nothing was in the cache before."""
+    name, _, revision = location.partition("@")
+    return _snapshot(name, _commit(name, revision)) in _downloaded
 
-    What was in the cache before stays, and so does what another cached revision shares. Waits for a download in
-    progress: call it in the thread that loads.
+
+def evict(location: str) -> int:
+    """Delete `org/name@revision` from the cache if this process downloaded it; returns the number of bytes freed.
+
+    Files that were cached before or that another cached revision shares are kept. Waits for a download in progress:
+    call it in the thread that loads.
     """
     name, _, revision = location.partition("@")
     with _lock:
@@ -166,7 +172,7 @@ def evict(location: str) -> int:
         if entry is None or repo is None:
             return 0
         strategy = cache.delete_revisions(entry.commit_hash)
-        if strategy.repos:  # all of the model's folder, where other processes may be downloading
+        if strategy.repos:  # the model's whole folder, to which other processes may be downloading
             strategy = replace(
                 strategy,
                 repos=frozenset(),
@@ -180,15 +186,15 @@ def evict(location: str) -> int:
 
 
 def describe(name: str, revision: str) -> Revision:
-    """What the hub knows of a revision, without a download.
+    """What the hub knows about a revision, without downloading it.
 
     Raises:
-        UserError: the revision does not exist or the hub cannot be asked.
+        UserError: the revision does not exist or the hub cannot be reached.
     """
     try:
         info = huggingface_hub.HfApi().model_info(name, revision=revision, files_metadata=True)
     except FAILURES as error:
-        raise UserError(f"{name}@{revision} cannot be described: {_why(error, name, revision)}") from error
+        raise UserError(f"cannot look up {name}@{revision}: {_why(error, name, revision)}") from error
     siblings = {file.rfilename: file for file in info.siblings or []}
     files = {
         path: RemoteFile(file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id or "")
@@ -200,22 +206,22 @@ def describe(name: str, revision: str) -> Revision:
 
 
 def without_weights(name: str, revision: str, description: Revision) -> str:
-    """What is said of a revision without safetensors."""
+    """The error message for a revision without safetensors."""
     if "adapter_config.json" in description.files:
         return f"{name}@{revision} {ADAPTER}"
     pickles = sorted(file for file in description.others if fnmatchcase(file, "pytorch_model*.bin"))
     if not pickles:
         return f"{name}@{revision} has no model.safetensors: choose others with --teacher-pattern"
     return (
-        f"{name}@{revision} has its weights only as pickles ({listed(pickles)}): download it into a directory, "
-        "which `python -m common.teachers import DIRECTORY --out TEACHER` converts"
+        f"{name}@{revision} has only pickled weights ({listed(pickles)}): download it into a directory "
+        "and convert it with `python -m common.teachers import DIRECTORY --out TEACHER`"
     )
 
 
 def _why(error: BaseException, name: str, revision: str | None = None) -> str:
     """The cause of a failure, and what to do."""
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__:
-        error = error.__cause__  # the cache was searched after this
+        error = error.__cause__  # raised before the cache was searched
     if isinstance(error, OfflineModeIsEnabled):
         return _why_offline(name)
     if isinstance(error, GatedRepoError):
@@ -225,7 +231,7 @@ def _why(error: BaseException, name: str, revision: str | None = None) -> str:
     if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
         return f"{name}@{revision} has no such file"
     if isinstance(error, HFValidationError):
-        return f"{name} is not a valid id of a model: give org/name as the hub spells it"
+        return f"{name} is not a valid model id: give org/name as spelled on the hub"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if isinstance(error, RepositoryNotFoundError) or status in (401, 403, 404):
         return (
@@ -238,7 +244,7 @@ def _why(error: BaseException, name: str, revision: str | None = None) -> str:
     if number in DISK_FULL or re.search("no space left|disk quota", str(error), re.IGNORECASE):
         return f"the disk of the cache {constants.HF_HUB_CACHE} is full: free some space, or set HF_HUB_CACHE"
     if number in NO_ACCESS:
-        return f"the cache {constants.HF_HUB_CACHE} cannot be written: set HF_HUB_CACHE"
+        return f"the cache {constants.HF_HUB_CACHE} is not writable: set HF_HUB_CACHE"
     if isinstance(error, RuntimeError):
         return f"the download failed ({' '.join(str(error).split())}): try again"
     return f"the Hugging Face hub cannot be reached ({type(error).__name__}): check the connection{_cache_advice(name)}"
@@ -254,7 +260,7 @@ def _why_offline(name: str) -> str:
     what = f"only {listed(known)} of {name}" if known else f"nothing of {name}"
     return (
         f"HF_HUB_OFFLINE is set and {what} is cached completely: "
-        f"where there is a connection, `python -m common.teachers cache {name}` downloads it"
+        f"download it with `python -m common.teachers cache {name}` while online"
     )
 
 
@@ -266,7 +272,7 @@ def _cached_revision(name: str, revision: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where downloads go."""
+    """The folder of downloads."""
     return Path(constants.HF_HUB_CACHE).expanduser().resolve()
 
 
@@ -280,7 +286,7 @@ def _cache_of(name: str) -> Path:
 
 
 def _commit(name: str, revision: str) -> str:
-    """The commit of a branch or tag that is cached; anything else is taken for a commit."""
+    """The commit of a cached branch or tag; anything else is taken to be a commit."""
     ref = _cache_of(name) / "refs" / revision
     return ref.read_text() if ref.is_file() else revision
 

@@ -1,8 +1,8 @@
-"""The command that converts a teacher whose weights are pickles to directories that the other commands read.
+"""The command that converts a teacher with pickled weights to checkpoints that the other commands read.
 
-Only tensors are read from pickles (`torch.load(weights_only=True)`); a file that needs anything else is refused. The
-state dict of an MLP, in a file of its own, becomes the checkpoint that the settings on parity read; what is in a folder
-with config.json becomes the same folder with model.safetensors.
+Only tensors are read from pickles (`torch.load(weights_only=True)`); a file that needs anything else is rejected. A
+file with the state dict of an MLP becomes a checkpoint for the parity settings; a folder with config.json becomes the
+same folder with model.safetensors.
 """
 
 import pickle
@@ -24,45 +24,47 @@ from common.teachers.discovery import NO_WEIGHTS, step_in
 PICKLES = (".bin", ".pt", ".pth")
 """Suffixes of the files that are converted."""
 WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Names under which training code saves a state dict beside other things."""
+"""Keys under which training code saves a state dict along with other things."""
 RECORD = "imported.json"
 """File in the converted teacher that says what it was converted from."""
 TEXT = (".json", ".jinja", ".model", ".txt")
-"""Suffixes of what is copied from a folder beside its weights."""
+"""Suffixes of the files that are copied along with a folder's weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportArguments:
-    """Convert checkpoints that are pickles, without changing them: state dicts of MLPs in files, and folders with
+    """Convert pickled checkpoints, without changing the originals: files with state dicts of MLPs, and folders with
     pytorch_model.bin. Rerun the command to resume."""
 
     source: Annotated[Path, tyro.conf.Positional]
     """Directory with the files or folders."""
     out: Path
-    """Directory of the converted teacher."""
+    """Directory for the converted teacher."""
     teacher_pattern: str | None = None
-    """Regular expression of the files' names without their suffix, with a group step; by default their only number."""
+    """Regular expression for file names without suffix, with a group named step; by default the only number in them."""
 
 
 def import_teacher(arguments: ImportArguments) -> None:
-    """Convert what is not converted yet, and print its place.
+    """Convert what is not converted yet, and print where it is.
 
     Raises:
-        UserError: there is nothing to convert, two files are of one step, a file is damaged, needs a pickle or is not
-            an MLP, or --out holds something else.
+        UserError: there is nothing to convert, two files have the same step, a file is damaged, needs unpickling or is
+            not an MLP, or --out holds something else.
     """
     source, out = arguments.source.resolve(), arguments.out.resolve()
     if not source.is_dir():
         raise UserError(f"{arguments.source} is not a directory")
     if out.is_relative_to(source):
-        raise UserError(f"--out {arguments.out} is in {arguments.source}, which is left as it is: give another --out")
+        raise UserError(
+            f"--out {arguments.out} is inside {arguments.source}, which must not change: give another --out"
+        )
     folders = [path for path in [source, *sorted(source.iterdir())] if _pickles_of(path)]
     files = _files_by_step(source, arguments.teacher_pattern)
     if not folders and not files:
         names = [path.name for path in sorted(source.iterdir())]
         raise UserError(
-            f"{arguments.source} has no file of weights ({listed(f'*{suffix}' for suffix in PICKLES)}) with a step in "
-            f"its name, and no folder with pytorch_model.bin and config.json: found {listed(names) or 'nothing there'}"
+            f"{arguments.source} has no weight file ({listed(f'*{suffix}' for suffix in PICKLES)}) with a step in its "
+            f"name, and no folder with pytorch_model.bin and config.json: found {listed(names) or 'nothing'}"
         )
     _require_ours(out, source)
     out.mkdir(parents=True, exist_ok=True)
@@ -79,12 +81,12 @@ def import_teacher(arguments: ImportArguments) -> None:
                 write_directory(target, _folder(folder))
     left = [path.name for path in sorted(source.iterdir()) if _is_weights(path) and path not in files.values()]
     if left := [name for name in left if not name.startswith("pytorch_model")]:
-        print(f"left out, as their names have no step: {listed(left)}")
+        print(f"skipped, as their names have no step: {listed(left)}")
     print(f"{arguments.out}: {len(files) + len(folders):,} checkpoints")
 
 
 def _require_ours(out: Path, source: Path) -> None:
-    """Refuse a directory that holds something else than what was converted from the same source."""
+    """Reject a directory that holds anything other than a conversion of the same source."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / RECORD).is_file():
@@ -99,14 +101,14 @@ def _is_weights(path: Path) -> bool:
 
 
 def _pickles_of(folder: Path) -> list[Path]:
-    """The files of weights of a folder in the layout of transformers; none if it is not one."""
+    """The weight files of a folder in the transformers layout; empty if it is not one."""
     if not folder.is_dir() or not (folder / "config.json").is_file():
         return []
     return sorted(folder.glob("pytorch_model*.bin"))
 
 
 def _files_by_step(source: Path, pattern: str | None) -> dict[int, Path]:
-    """The files of weights whose names hold a step."""
+    """The weight files whose names contain a step."""
     found: dict[int, Path] = {}
     for path in sorted(filter(_is_weights, source.iterdir())):
         if path.name.startswith("pytorch_model"):
@@ -124,7 +126,7 @@ def _files_by_step(source: Path, pattern: str | None) -> dict[int, Path]:
             continue
         if found.setdefault(step, path) != path:
             raise UserError(
-                f"{found[step]} and {path.name} are both of step {step}: choose between them with --teacher-pattern"
+                f"{found[step]} and {path.name} both have step {step}: choose between them with --teacher-pattern"
             )
     return found
 
@@ -133,21 +135,21 @@ def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of a state dict.
 
     Raises:
-        UserError: the file is damaged, needs a pickle or is not a state dict.
+        UserError: the file is damaged, needs unpickling or is not a state dict.
     """
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} cannot be read without running code that it may hold: where it was made, save the model's "
-            "state_dict() alone"
+            f"{path} cannot be read without running code that it may contain: save only the model's state_dict() "
+            "where it was made"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged or not a file of torch ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path} is damaged or not a torch file ({str(error).splitlines()[0]})") from error
     if isinstance(loaded, Mapping):
         loaded = next((loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), Mapping)), loaded)
     if not isinstance(loaded, Mapping) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
-        raise UserError(f"{path} is not a state dict, names with tensors: save the model's state_dict() alone")
+        raise UserError(f"{path} is not a state dict of tensors: save only the model's state_dict()")
     return {str(name): tensor.detach() for name, tensor in loaded.items()}
 
 
@@ -163,7 +165,7 @@ def _mlp(path: Path) -> dict[str, bytes]:
     if len(shapes) < 2 or shapes[1:-1] != [(width, width)] * (len(shapes) - 2) or shapes[-1][1] != width:
         raise UserError(f"{path} is not an MLP with hidden layers of one width: its weights are {shapes}")
     if shapes[-1][0] < 2:
-        raise UserError(f"{path} is an MLP with one output, and a teacher needs one for each class")
+        raise UserError(f"{path} is an MLP with one output, but a teacher needs one per class")
     dtype = torch.float64 if layers[0][0].dtype == torch.float64 else torch.float32
     tensors: dict[str, Tensor] = {}
     for i, (weight, bias) in enumerate(layers):
@@ -181,7 +183,7 @@ def _mlp(path: Path) -> dict[str, bytes]:
 
 
 def _linear_layers(path: Path, tensors: Sequence[tuple[str, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Weight and bias of each layer, in the order of the state dict; a bias that a layer lacks is zero."""
+    """Weight and bias of each layer, in the order of the state dict; a missing bias is zero."""
     rest = list(tensors)
     while rest:
         name, weight = rest.pop(0)
@@ -197,15 +199,15 @@ def _linear_layers(path: Path, tensors: Sequence[tuple[str, Tensor]]) -> Iterato
 
 
 def _folder(folder: Path) -> dict[str, bytes]:
-    """The files of a folder in the layout of transformers, with its weights in model.safetensors.
+    """The files of a folder in the transformers layout, with its weights in model.safetensors.
 
     Raises:
-        UserError: a file of weights is damaged, missing or needs a pickle.
+        UserError: a weight file is damaged, missing or needs unpickling.
     """
     pickles = _pickles_of(folder)
     index = folder / "pytorch_model.bin.index.json"
     if index.is_file():
-        parts = read_json(index, "complete it by a copy or a download").get("weight_map", {})
+        parts = read_json(index, "copy or download it again").get("weight_map", {})
         pickles = [folder / name for name in sorted(set(parts.values()))]
         if missing := [path.name for path in pickles if not path.is_file()]:
             raise UserError(f"{folder} lacks {listed(missing)}, which its index names")
@@ -217,6 +219,6 @@ def _folder(folder: Path) -> dict[str, bytes]:
 
 
 def _stored(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> bytes:
-    """A safetensors file, in which tensors that share their memory are stored one by one."""
+    """A safetensors file; tensors that share memory are stored separately."""
     copies = {name: tensor.to(dtype=dtype or tensor.dtype, copy=True).contiguous() for name, tensor in tensors.items()}
     return save(copies, metadata={"format": "pt"})

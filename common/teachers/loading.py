@@ -1,4 +1,4 @@
-"""Load a teacher's checkpoints: each by its own config.json, one in use and at most one on its way.
+"""Load a teacher's checkpoints, each with its own config.json: one in use and at most one prefetched.
 
 The weights are read in a background thread while the current checkpoint is in use. The model is built from them in the
 caller's thread, as `from_pretrained` changes torch's default dtype and the initialisation of modules in all threads.
@@ -21,24 +21,25 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from common.errors import UserError
-from common.teachers.discovery import Checkpoint, evict, local_path
+from common.teachers.discovery import Checkpoint, evict, is_evictable, local_path
 from common.teachers.objective import Objective, kind_of_class
+from common.teachers.weights import weight_files
 
 OTHER_HEADS = r"(^|\.)(pooler|cls\.seq_relationship)\."
-"""Tensors of the heads that BERT was pre-trained with beside its language model."""
+"""Tensors of the heads that BERT was pre-trained with in addition to its language modelling head."""
 
 
 class Teachers:
-    """Frozen checkpoints, of which at most two are in memory: one in use and one that is read ahead of its use.
+    """Frozen checkpoints, of which at most two are in memory: the one in use and one that is prefetched.
 
     Args:
-        checkpoints: all that may be asked for.
-        read: from a checkpoint's directory to what `build` needs. It is called in a background thread and must not draw
+        checkpoints: all that may be loaded.
+        read: maps a checkpoint's directory to what `build` needs. It is called in a background thread and must not draw
             random numbers.
-        build: makes a model from what `read` gave, in the thread that asks for it. By default `read` gives the model.
-        prefetch: False keeps one checkpoint in memory only.
-        downloads_kept: of the checkpoints that this process downloads from the hub, how many stay on the disk: the
-            latest ones that were read. None keeps all.
+        build: makes a model from what `read` returned, in the caller's thread. By default `read` returns the model.
+        prefetch: False keeps only one checkpoint in memory.
+        downloads_kept: how many of the checkpoints downloaded by this process stay on the disk: those read most
+            recently. None keeps all.
 
     Raises:
         UserError: `downloads_kept` is below 1.
@@ -63,7 +64,7 @@ class Teachers:
 
     @property
     def steps(self) -> set[int]:
-        """Teacher steps that may be asked for."""
+        """Teacher steps that can be loaded."""
         return set(self._checkpoints)
 
     @property
@@ -83,12 +84,12 @@ class Teachers:
         """The checkpoint of teacher step `step`, frozen and in evaluation mode; the previous one is freed first.
 
         Args:
-            step: teacher step; None gives None, as for the steps of `ce_only`.
-            then: teacher step that is asked for next; its weights are read into host memory meanwhile.
+            step: teacher step; None returns None, as for the steps of `ce_only`.
+            then: teacher step that is needed next; its weights are read into host memory in the background.
             device: of the model.
 
         Raises:
-            Exception: any error of loading the checkpoint, unchanged.
+            Exception: any error raised while loading the checkpoint, unchanged.
         """
         if step is None:
             return None
@@ -115,22 +116,23 @@ class Teachers:
         return self._thread.submit(self._read_checkpoint, step)
 
     def _read_checkpoint(self, step: int) -> Any:
-        """What `read` gives for the checkpoint of teacher step `step`; then others are evicted if they are too many."""
+        """What `read` returns for the checkpoint of teacher step `step`; then too many downloads are evicted."""
         content = self._read(local_path(self._checkpoints[step]))
-        self._on_disk = [*(other for other in self._on_disk if other != step), step]
-        while self._downloads_kept is not None and len(self._on_disk) > self._downloads_kept:
-            evict(self._checkpoints[self._on_disk.pop(0)])
+        if self._downloads_kept is not None and is_evictable(self._checkpoints[step]):
+            self._on_disk = [*(other for other in self._on_disk if other != step), step]
+            while len(self._on_disk) > self._downloads_kept:
+                evict(self._checkpoints[self._on_disk.pop(0)])
         return content
 
 
 @dataclass(frozen=True)
 class StoredModel:
-    """The content of a checkpoint in the layout of transformers, as read from the disk."""
+    """The content of a checkpoint in the transformers layout, as read from disk."""
 
     path: Path
     config: PretrainedConfig
     tensors: dict[str, Tensor]
-    """By name, in the dtypes that they were saved in."""
+    """By name, in the dtypes in which they were saved."""
 
 
 def read_model(path: Path) -> StoredModel:
@@ -141,39 +143,38 @@ def read_model(path: Path) -> StoredModel:
     """
     config = read_config(path)
     tensors: dict[str, Tensor] = {}
-    for file in sorted(path.glob("model*.safetensors")):
+    for file in weight_files(path):
         try:
             with safetensors.safe_open(file, framework="pt") as opened:
                 tensors |= {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
         except safetensors.SafetensorError as error:
             raise UserError(f"{file} is truncated or damaged ({_line(error)}): save or download it again") from error
-    if not tensors:
-        raise UserError(f"{path} has no weights: give a checkpoint with model.safetensors")
     return StoredModel(path, config, tensors)
 
 
 def read_config(path: Path) -> PretrainedConfig:
     """The configuration in a checkpoint's directory.
 
-    Numbers 0 and 1 are read as truth values where the configuration has those, as published checkpoints have them.
+    Some published checkpoints have 0 and 1 in place of booleans, which they are converted to.
 
     Raises:
-        UserError: config.json is missing or damaged, or its model type is unknown or has an encoder and a decoder.
+        UserError: config.json is missing or damaged, or its model type is unknown or an encoder-decoder.
     """
     file = path / "config.json"
     try:
         values = json.loads(file.read_bytes())
         kind = values["model_type"]
         default = AutoConfig.for_model(kind)
-        known = {name: bool(value) for name, value in values.items() if isinstance(getattr(default, name, None), bool)}
+        truths = {name for name in values if isinstance(getattr(default, name, None), bool)}
+        known = {name: bool(values[name]) for name in truths if values[name] in (0, 1)}
         config = type(default).from_dict({**values, **known})
     except (OSError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
-        cause = " ".join(str(error).split())  # of several lines, of which the first does not say what is wrong
+        cause = " ".join(str(error).split())  # several lines, the first of which does not say what is wrong
         raise UserError(
-            f"{file} does not describe a model of transformers ({cause}): give load_teacher for another kind"
+            f"{file} does not describe a transformers model ({cause}): give load_teacher for other models"
         ) from error
     if config.is_encoder_decoder:
-        raise UserError(f"{path} is a {kind} model, with an encoder and a decoder: give a causal or masked one")
+        raise UserError(f"{path} is a {kind} model, an encoder-decoder: give a causal or masked language model")
     return config
 
 
@@ -188,14 +189,14 @@ def build_model(
     """A model of the class that its checkpoint names, with exactly the checkpoint's weights.
 
     Args:
-        stored: as `read_model` gives it; its tensors become the model's.
+        stored: as returned by `read_model`; its tensors become the model's.
         objective: what the model must predict.
         dtype: of the weights; by default the one that most of them were saved in.
-        attention: implementation of the attention; by default transformers' choice.
-        own_class: used for checkpoints that name it and that transformers has no class for.
+        attention: attention implementation; by default transformers' choice.
+        own_class: used for checkpoints that name it.
 
     Raises:
-        UserError: the model predicts something else or is of an unknown class, or its weights are not those of its
+        UserError: the model predicts something else or its class is unknown, or its weights do not match its
             config.json.
     """
     path, config = stored.path, stored.config
@@ -248,22 +249,22 @@ def _main_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
 
 
 def _require_all_weights(path: Path, name: str, found: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that lacks weights of its model, or has others."""
+    """Reject a checkpoint with missing, mismatched or unexpected weights."""
     mismatched = {tensor for tensor, *_ in found["mismatched_keys"]}
     unexpected = {tensor for tensor in found["unexpected_keys"] if not re.search(OTHER_HEADS, tensor)}
     for what, tensors in (
-        ("lacks", found["missing_keys"]),
-        ("has, in other shapes than its config.json says,", mismatched),
-        ("has, besides the model's,", unexpected),
+        ("lacks the weights", found["missing_keys"]),
+        ("has weights whose shapes do not match its config.json,", mismatched),
+        ("has weights that the model lacks,", unexpected),
     ):
         if tensors:
             shown = f"{min(tensors)}" + (f" and {len(tensors) - 1} more" if len(tensors) > 1 else "")
-            raise UserError(f"{path} is no checkpoint of a {name}: it {what} the weights {shown}")
+            raise UserError(f"{path} is not a checkpoint of a {name}: it {what} {shown}")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and reports, whose content is checked here."""
+    """Silence transformers' progress bars and loading reports; what they report is checked here."""
     verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -42,29 +42,29 @@ def objective_of(model: nn.Module) -> Objective:
     """What a model was made to predict, from the classes that it derives from.
 
     Args:
-        model: of transformers or a subclass; it may be wrapped, as in `unwrap`.
+        model: a model of transformers or of a subclass; it may be wrapped, as in `unwrap`.
 
     Raises:
-        UserError: the model has an encoder and a decoder, sees the tokens that it predicts, or is of an unknown kind.
+        UserError: the model is an encoder-decoder, sees the tokens that it predicts, or is of an unknown kind.
     """
     model = unwrap(model)
     config = getattr(model, "config", None)
     name = type(model).__name__
     if getattr(config, "is_encoder_decoder", False):
-        raise UserError(f"{name} has an encoder and a decoder: give a causal or a masked language model")
+        raise UserError(f"{name} is an encoder-decoder model: give a causal or a masked language model")
     kinds = (kind_of_class(base.__name__) for base in type(model).__mro__ if issubclass(base, PreTrainedModel))
     kind = next((kind for kind in kinds if kind is not None), None)
     if kind is None and isinstance(model, GenerationMixin):
         kind = "causal"
     if kind is None:
-        raise UserError(f'it is unknown what {name} predicts: give objective="causal" or objective="masked"')
+        raise UserError(f'cannot tell what {name} predicts: give objective="causal" or objective="masked"')
     if kind == "causal" and _sees_the_future(config):
         raise UserError(f"{name} with is_decoder=False sees the tokens that it predicts: set is_decoder=True")
     return kind
 
 
 def kind_of_class(name: str) -> Objective | None:
-    """What models of a class predict, by its name; None if that is unknown."""
+    """What models of a class predict, by the name of the class; None if that is unknown."""
     is_causal = name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() or name.endswith("ForCausalLM")
     unshifted = (
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -78,7 +78,7 @@ def kind_of_class(name: str) -> Objective | None:
 
 
 def _sees_the_future(config: Any) -> bool:
-    """Whether a causal language model attends to later tokens, as those made of an encoder do by default."""
+    """Whether a causal language model attends to later tokens, as those made from encoders do by default."""
     return (
         getattr(config, "model_type", None) in MODEL_FOR_MASKED_LM_MAPPING_NAMES
         and getattr(config, "is_decoder", None) is False

@@ -1,8 +1,8 @@
-"""Whether a teacher's checkpoints are the trajectory that their names say, as far as one can see without loading them.
+"""Checks whether a teacher's checkpoints are what their names say, without loading them.
 
 Published checkpoints are not always: in several models of https://github.com/EleutherAI/pythia (issues 83, 108, 205 and
-206), revisions hold the weights of another step, often the final ones, or share some of their files. Directories are
-compared by digests of samples of every tensor, or of all of it; revisions by the hub's digests of their files.
+206), revisions hold the weights of another step, often the final ones, or share some of their files. Local checkpoints
+are compared by digests of samples of every tensor, or of whole tensors; revisions by the hub's digests of their files.
 """
 
 from collections import defaultdict
@@ -22,28 +22,28 @@ from common.teachers.discovery import Checkpoint, local_path, saved_step
 from common.teachers.weights import FLOATS, StoredTensor, digest, read_header, same_up_to_rounding, weight_files
 
 NOT_ARCHITECTURE = {"_name_or_path", "_commit_hash", "transformers_version", "torch_dtype", "dtype", "use_cache"}
-"""Entries of config.json that may change; the dtype is compared by the tensors."""
+"""Entries of config.json that may change; dtypes are compared tensor by tensor."""
 LARGE = 256
-"""Elements of a tensor whose values do not return by chance."""
+"""Number of elements from which on a tensor's values do not recur by chance."""
 SHOWN = 3
-"""Findings that an error names."""
+"""Number of findings in an error message."""
 THREADS = 8
-"""Checkpoints that are read or asked for at a time."""
+"""Number of checkpoints read or looked up at a time."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a trajectory should not have."""
+    """A problem in a trajectory."""
 
     steps: tuple[int, ...]
-    """Teacher steps that are concerned."""
+    """Teacher steps affected."""
     line: str
-    """What it is; names the steps."""
+    """Describes the problem and names the steps."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What is known of a checkpoint without loading it."""
+    """What is known about a checkpoint without loading it."""
 
     step: int
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -52,25 +52,25 @@ class Contents:
     digests: Mapping[str, str] = field(default_factory=dict)
     """By tensor, or by file if it is on the hub or in its cache; equal ones mean equal weights."""
     parameters: Mapping[str, int] = field(default_factory=dict)
-    """Their number by dtype."""
+    """Number of parameters by dtype."""
     saved_step: int | None = None
-    """That of its trainer_state.json."""
+    """The step in its trainer_state.json."""
     problem: str = ""
     """Why it cannot be used."""
 
 
 def check_trajectory(checkpoints: Sequence[Checkpoint], full: bool = False) -> list[Finding]:
-    """What is wrong with a teacher's checkpoints; nothing is downloaded but configs.
+    """What is wrong with a teacher's checkpoints; only configs are downloaded.
 
     Args:
         checkpoints: in the order of their steps.
-        full: compare all values of tensors in directories, not samples of each.
+        full: compare every value of the tensors in local checkpoints, not only samples.
     """
     return findings(read_contents(checkpoints, full))
 
 
 def require_trajectory(checkpoints: Sequence[Checkpoint], trust: bool, full: bool = False) -> list[Finding]:
-    """As `check_trajectory`, but findings are an error, unless the checkpoints are trusted.
+    """Like `check_trajectory`, but raises an error if there are findings, unless the checkpoints are trusted.
 
     Raises:
         UserError: names the first findings, and the number of others.
@@ -80,21 +80,21 @@ def require_trajectory(checkpoints: Sequence[Checkpoint], trust: bool, full: boo
         more = [f"and {len(found) - SHOWN:,} more"] if len(found) > SHOWN else []
         lines = "; ".join([finding.line for finding in found[:SHOWN]] + more)
         raise UserError(
-            f"the teacher's checkpoints are not what their steps say: {lines}; leave those steps out (--teacher-range, "
-            "--segments or --teacher-pattern), or --trust-trajectory (trust_trajectory=True) uses them regardless"
+            f"the teacher's checkpoints are not what their steps say: {lines}; exclude those steps (--teacher-range, "
+            "--segments or --teacher-pattern), or use them anyway with --trust-trajectory (trust_trajectory=True)"
         )
     return found
 
 
 def read_contents(checkpoints: Sequence[Checkpoint], full: bool = False) -> list[Contents]:
-    """What is known of each checkpoint, in the order given."""
+    """What is known about each checkpoint, in the order given."""
     configs = Configs()
     with ThreadPoolExecutor(THREADS, "check") as threads:
         return list(threads.map(partial(_read, full=full, configs=configs), checkpoints))
 
 
 class Configs:
-    """Configs on the hub, of which equal ones are downloaded once."""
+    """Configs on the hub; identical ones are downloaded once."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -111,7 +111,7 @@ class Configs:
 
 
 def findings(contents: Sequence[Contents]) -> list[Finding]:
-    """All that is wrong with these checkpoints together."""
+    """Everything that is wrong with these checkpoints."""
     found = list(_order([entry.step for entry in contents]))
     for entry in contents:
         if entry.problem:
@@ -123,16 +123,16 @@ def findings(contents: Sequence[Contents]) -> list[Finding]:
     usable = sorted((entry for entry in contents if not entry.problem), key=lambda entry: entry.step)
     usable = list({entry.step: entry for entry in reversed(usable)}.values())[::-1]
     if usable:
-        found += _changes(usable, "another config", _architecture, of_both=True)
+        found += _changes(usable, "a different config", _architecture, of_both=True)
         found += _changes(
-            usable, "other tensors", lambda entry: {k: tensor.kind for k, tensor in entry.tensors.items()}
+            usable, "different tensors", lambda entry: {k: tensor.kind for k, tensor in entry.tensors.items()}
         )
         found += _repeats(usable)
     return found
 
 
 def named(steps: Sequence[int]) -> str:
-    """Steps as a line of text names them."""
+    """Steps as text."""
     return f"step{'s' if len(steps) > 1 else ''} {listed(steps)}"
 
 
@@ -148,11 +148,11 @@ def _read(checkpoint: Checkpoint, full: bool, configs: Configs) -> Contents:
 def _read_directory(checkpoint: Checkpoint, full: bool) -> Contents:
     directory = local_path(checkpoint)
     files = weight_files(directory)
-    config = read_json(directory / "config.json", "complete it by a copy or a download")
+    config = read_json(directory / "config.json", "copy or download it again")
     tensors = {name: tensor for file in files for name, tensor in read_header(file).items()}
     blobs = {file.name: file.resolve() for file in files if file.is_symlink()}
     is_cached = len(blobs) == len(files) and all(blob.parent.name == "blobs" for blob in blobs.values())
-    if is_cached and not full:  # blobs are called by their SHA-256
+    if is_cached and not full:  # blobs are named by their SHA-256
         digests = {name: blob.name for name, blob in blobs.items()}
     else:
         digests = {name: digest(tensor, full) for name, tensor in tensors.items()}
@@ -175,7 +175,7 @@ def _ask_hub(checkpoint: Checkpoint, configs: Configs) -> Contents:
 
 
 def _order(steps: Sequence[int]) -> Iterator[Finding]:
-    """Steps that come twice or not in order."""
+    """Steps that are repeated or out of order."""
     for step in sorted({step for step in steps if steps.count(step) > 1}):
         yield Finding((step,), f"step {step} is given {steps.count(step)} times")
     for before, step in pairwise(steps):
@@ -193,13 +193,13 @@ def _changes(
     entries: Callable[[Contents], Mapping[str, object]],
     of_both: bool = False,
 ) -> Iterator[Finding]:
-    """Checkpoints that are built otherwise than the last one; those that are so in the same way, together.
+    """Checkpoints that differ from the last one, grouped by their differences.
 
     Args:
         contents: all checkpoints.
-        what: the last one has that others have not.
-        entries: what a checkpoint has of it.
-        of_both: compare only entries that both have: other versions of transformers write other ones.
+        what: the last one has, in which others differ.
+        entries: of a checkpoint, to compare.
+        of_both: compare only entries that both have, as versions of transformers write different ones.
     """
     last = contents[-1]
     wanted = entries(last)
@@ -211,12 +211,12 @@ def _changes(
         groups[tuple(f"{name} is {one}, then {other}" for name, one, other in pairs if one != other)].append(entry.step)
     for differences, steps in groups.items():
         if differences:
-            line = f"the last step, {last.step}, has {what} than {named(steps)}: {listed(differences, 3)}"
+            line = f"the last step, {last.step}, has {what} from {named(steps)}: {listed(differences, 3)}"
             yield Finding((*steps, last.step), line)
 
 
 def _repeats(contents: Sequence[Contents]) -> Iterator[Finding]:
-    """Steps that hold the weights of another one, all of them or some."""
+    """Steps that hold all or some of the weights of another step."""
     last = contents[-1]
     equal = _grouped((frozenset(entry.digests.items()), entry) for entry in contents)
     for group in equal:
@@ -236,7 +236,7 @@ def _repeat(steps: Sequence[int], last: Contents, how: str) -> Finding:
 
 
 def _is_rounded(entry: Contents, last: Contents) -> bool:
-    """Whether the weights are the last ones up to rounding, although their dtypes differ."""
+    """Whether the weights equal the last ones up to rounding to another dtype."""
     if not entry.tensors or entry.tensors.keys() != last.tensors.keys():
         return False
     pairs = [(tensor, last.tensors[name]) for name, tensor in entry.tensors.items()]
@@ -244,7 +244,7 @@ def _is_rounded(entry: Contents, last: Contents) -> bool:
 
 
 def _returns(contents: Sequence[Contents]) -> Iterator[Finding]:
-    """Tensors, or files on the hub, that have a value again after another one: they are of another step."""
+    """Tensors, or files on the hub, that return to an earlier value: they belong to another step."""
     names = {name for entry in contents for name in entry.digests}
     again: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for name in sorted(names):
@@ -256,7 +256,9 @@ def _returns(contents: Sequence[Contents]) -> Iterator[Finding]:
     what = "tensors" if names & contents[-1].tensors.keys() else "files"
     for steps, having_again in again.items():
         share = f"{len(having_again)} of {len(names)} {what} ({listed(having_again, 3)})"
-        yield Finding(steps, f"{named(steps)} hold the same values in {share}, and steps between them hold others")
+        yield Finding(
+            steps, f"{named(steps)} hold the same values in {share}, but steps between them hold different ones"
+        )
 
 
 def _is_large(entry: Contents, name: str) -> bool:

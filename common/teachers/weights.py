@@ -1,7 +1,7 @@
-"""What a checkpoint's directory says of its weights without loading them: files, headers, digests of tensors.
+"""What a checkpoint's directory says about its weights without loading them: files, headers, digests of tensors.
 
 A safetensors file begins with the length of its header, in 8 bytes, and the header in JSON: name, dtype, shape and
-place of every tensor. A digest covers `SAMPLE` elements at the start, in the middle and at the end of a tensor, or all.
+position of every tensor. A digest covers `SAMPLE` elements at the start, middle and end of a tensor, or all elements.
 """
 
 import hashlib
@@ -19,19 +19,19 @@ from common.errors import UserError, listed
 from common.runs.files import read_json
 
 SAMPLE = 1024
-"""Elements at each of the three places of a tensor that are compared."""
+"""Number of elements compared at each of three places of a tensor."""
 BLOCK = 1 << 22
-"""Bytes that are read at a time when all of a tensor is."""
+"""Bytes read at a time when a whole tensor is read."""
 
 FLOATS = {"F64": 2.0**-52, "F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}
-"""Distance from 1 to the next number of each dtype that is compared with another one."""
+"""Machine epsilon of each dtype that can be compared with another one."""
 SMALLEST = 2.0**-24
-"""Numbers below the smallest one of float16 are rounded to it or to zero."""
+"""Smallest positive number in float16; smaller ones are rounded to it or to zero."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor is, and of what kind."""
+    """Location, dtype and shape of a tensor."""
 
     file: Path
     begin: int
@@ -47,7 +47,7 @@ class StoredTensor:
 
     @property
     def kind(self) -> str:
-        """Dtype and shape, as a message names them."""
+        """Dtype and shape as text."""
         return f"{self.dtype} {list(self.shape)}"
 
 
@@ -55,7 +55,7 @@ def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a checkpoint, all of which exist.
 
     Raises:
-        UserError: it has no config.json or no weights, they are a pickle or an adapter, or a shard is missing.
+        UserError: it has no config.json or no weights, they are pickles or an adapter, or a shard is missing.
     """
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     shards = sorted(path.name for path in directory.glob("model-*-of-*.safetensors"))
@@ -65,34 +65,37 @@ def weight_files(directory: Path) -> list[Path]:
         raise UserError(f"{directory} {ADAPTER}")
     if pickles and not has_weights:
         raise UserError(
-            f"{directory} has its weights only as pickles ({listed(pickles)}): "
-            f"`python -m common.teachers import {directory.parent} --out TEACHER` converts them"
+            f"{directory} has only pickled weights ({listed(pickles)}): "
+            f"convert them with `python -m common.teachers import {directory.parent} --out TEACHER`"
         )
     if not (directory / "config.json").is_file() or not has_weights:
         raise UserError(
             f"{directory} lacks config.json or model.safetensors: "
-            "let its run finish it, or choose others with --teacher-pattern"
+            "wait until it is saved, or choose others with --teacher-pattern"
         )
     if single.is_file():
         return [single]
-    advice = "complete it by a copy or a download, or choose others with --teacher-pattern"
+    advice = "copy or download it again, or choose others with --teacher-pattern"
     parts = read_json(index, advice).get("weight_map")
     if not isinstance(parts, dict) or not parts:
-        raise UserError(f"{index} is damaged, it has no weight_map: {advice}")
-    files = [directory / name for name in sorted(set(parts.values()))]
+        raise UserError(f"{index} is damaged (no weight_map): {advice}")
+    names = sorted(set(map(str, parts.values())))
+    if outside := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
+        raise UserError(f"{index} names {listed(outside)}, not a safetensors file beside it: {advice}")
+    files = [directory / name for name in names]
     if missing := [path.name for path in files if not path.is_file()]:
         raise UserError(f"{directory} lacks {listed(missing)}, which its index names: {advice}")
     return files
 
 
 ADAPTER = (
-    "is a PEFT adapter without the weights of its model: give a model, "
-    "such as what PEFT's merge_and_unload() makes of it, saved with save_pretrained"
+    "is a PEFT adapter without the weights of its base model: "
+    "merge them with PEFT's merge_and_unload() and give the result, saved with save_pretrained"
 )
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds a PEFT adapter and not all of a model's weights."""
+    """Whether a directory holds a PEFT adapter but not the weights of a whole model."""
     return (directory / "adapter_config.json").is_file() and not any(directory.glob("model*.safetensors"))
 
 
@@ -100,7 +103,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file by name, without their values.
 
     Raises:
-        UserError: the file is cut or damaged.
+        UserError: the file is truncated or damaged.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -113,11 +116,11 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
                 begin, end = (8 + length + offset for offset in entry["data_offsets"])
                 tensors[name] = StoredTensor(path, begin, end, entry["dtype"], tuple(entry["shape"]))
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is cut or damaged: it has no header of safetensors") from None
+        raise UserError(f"{path} is truncated or damaged: it has no safetensors header") from None
     wanted = max((tensor.end for tensor in tensors.values()), default=8 + length)
     if size != wanted:
-        what = "is cut" if size < wanted else "is damaged"
-        raise UserError(f"{path} {what}: it has {size:,} bytes, and its header describes {wanted:,}")
+        what = "is truncated" if size < wanted else "is damaged"
+        raise UserError(f"{path} {what}: it has {size:,} bytes, but its header describes {wanted:,}")
     return tensors
 
 
@@ -130,7 +133,7 @@ def digest(tensor: StoredTensor, full: bool = False) -> str:
 
 
 def same_up_to_rounding(one: StoredTensor, other: StoredTensor) -> bool:
-    """Whether two tensors differ by no more, at the sampled places, than by rounding to one of their dtypes."""
+    """Whether two tensors differ only by rounding to one of their dtypes, at the sampled places."""
     if one.kind == other.kind:
         return digest(one) == digest(other)
     if one.shape != other.shape or not {one.dtype, other.dtype} <= FLOATS.keys():
@@ -142,7 +145,7 @@ def same_up_to_rounding(one: StoredTensor, other: StoredTensor) -> bool:
 
 
 def _samples(tensor: StoredTensor) -> Iterator[bytes]:
-    """The first elements of a tensor, those in its middle and the last ones; all, if they are few."""
+    """The first, middle and last elements of a tensor; all if they are few."""
     count = tensor.elements
     if count == 0:
         return

@@ -47,7 +47,8 @@ def test_a_teacher_without_checkpoints_is_refused_in_one_line(tmp_path):
 
 
 def test_plain_torch(tmp_path):
-    done = python(ROOT / "examples" / "plain_torch.py", "--directory", tmp_path / "teacher")
+    words = ("--directory", tmp_path / "teacher", "--steps", 200, "--every", 20)
+    done = python(ROOT / "examples" / "plain_torch.py", *words)
     assert done.returncode == 0, done.stderr
     found = dict(re.findall(r"(\w[\w ]*?) +accuracy ([0-9.]+)", done.stdout))
     assert list(found) == ["labels", "final teacher", "progressive"]

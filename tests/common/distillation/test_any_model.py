@@ -19,8 +19,10 @@ from transformers import (
     BartForConditionalGeneration,
     BertConfig,
     BertLMHeadModel,
+    DataCollatorWithFlattening,
     T5Config,
     T5ForConditionalGeneration,
+    TrainingArguments,
 )
 
 from common.distillation.batches import ReadyBatches
@@ -234,18 +236,18 @@ def encoder_decoders():
 
 def test_a_model_with_an_encoder_and_a_decoder_is_refused(tmp_path):
     for name, model in encoder_decoders().items():
-        with pytest.raises(UserError, match=f"{name} has an encoder and a decoder: give a causal or a masked"):
+        with pytest.raises(UserError, match=f"{name} is an encoder-decoder model: give a causal or a masked"):
             trainer_of(tmp_path, model)
         for step in (10, 20):
             model.save_pretrained(tmp_path / name / f"checkpoint-{step}")
-        with pytest.raises(UserError, match=f"is a {model.config.model_type} model, with an encoder and a decoder"):
+        with pytest.raises(UserError, match=f"is a {model.config.model_type} model, an encoder-decoder"):
             trainer_of(tmp_path, make("llama", 1), tmp_path / name, check_teacher=False)
 
 
 def test_a_model_of_an_unknown_kind_needs_an_objective(tmp_path):
     for model in (Forgetful(), Plain(1)):
         name = type(model).__name__
-        with pytest.raises(UserError, match=f'unknown what {name} predicts: give objective="causal" or'):
+        with pytest.raises(UserError, match=f'cannot tell what {name} predicts: give objective="causal" or'):
             trainer_of(tmp_path, model)
     for objective, shift in (("causal", 1), ("masked", 0)):
         trainer = trainer_of(tmp_path, Forgetful(), objective=objective, eval_dataset=ReadyBatches(HELD_OUT))
@@ -288,6 +290,28 @@ def test_a_student_does_not_learn_to_copy_its_input(tmp_path, kind):
     trainer = trainer_of(tmp_path, student, suite, args, **options)
     trainer.train()
     assert trainer.evaluate()["eval_accuracy"] < 0.25
+
+
+def test_packed_samples_are_kept_apart(tmp_path):
+    """In the teacher, too, whose cache would join them."""
+    suite = save_suite(tmp_path / "teacher", "llama", length=32)
+    rows = [{"input_ids": row, "labels": row} for row in torch.randint(CLASSES, (4, 5)).tolist()]
+    args = arguments(tmp_path, steps=1, batch_size=4, lr=1e-9)
+    options = {"train_dataset": rows, "data_collator": DataCollatorWithFlattening(), "schedule": [Segment(0, 20)]}
+    trainer = trainer_of(tmp_path, make("llama", 1, length=32), suite, args, **options)
+    trainer.train()
+    batch = torch.tensor([row["input_ids"] for row in rows])
+    with torch.no_grad():
+        logits = [model(batch).logits[:, :-1].double() for model in (make("llama", 1, length=32), loaded(suite, 20))]
+    log_p, log_q = (z.log_softmax(-1) for z in logits)
+    expected = (log_q.exp() * (log_q - log_p)).sum(-1).mean().item()
+    assert logged(trainer, "kl") == [pytest.approx(expected, rel=1e-5)]
+
+
+def test_several_processes_take_no_chunked_head_for_unused(tmp_path):
+    args = TrainingArguments(str(tmp_path), max_steps=1, use_cpu=True, report_to="none")
+    trainer_of(tmp_path, make("llama", 1), args=args)
+    assert args.ddp_find_unused_parameters is False
 
 
 # What is said of a teacher before training

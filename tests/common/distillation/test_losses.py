@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from common.distillation.losses import (
+    IGNORED_LABEL,
     LOG_PROBABILITY_FLOOR,
     annealed_temperature,
     cross_entropy,
@@ -252,3 +253,15 @@ def test_annealed_temperature_goes_from_start_to_end_and_stays(kind, middle):
 def test_a_wrong_argument_is_an_error(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_positions_without_labels_do_not_count(alpha):
+    drawn = torch.Generator().manual_seed(0)
+    logits, teacher = torch.randn(2, 4, 5, 7, generator=drawn)
+    labels = torch.randint(7, (4, 5), generator=drawn)
+    labels[torch.rand(4, 5, generator=drawn) < 0.4] = IGNORED_LABEL
+    chosen = labels != IGNORED_LABEL
+    found = distillation_loss(logits, labels, teacher.softmax(-1), alpha=alpha)
+    expected = distillation_loss(logits[chosen], labels[chosen], teacher[chosen].softmax(-1), alpha=alpha)
+    torch.testing.assert_close(found, expected)

@@ -1,8 +1,10 @@
 """What a run refuses among a Trainer's arguments, and that it takes the ordinary ones."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from transformers import AutoTokenizer, TrainingArguments
 
 from common.distillation.batches import ReadyBatches
@@ -12,9 +14,21 @@ from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.errors import UserError
 from common.runs.processes import Processes, open_shared_run
 from common.runs.run import Run, open_run
-from tests.commands import files, stopped
-from tests.models import byte_pairs, save_suite
-from tests.trainers import CLASSES, HELD_OUT, Draws, bert, content, make_batch, samples, send_stop_signal
+from tests.commands import Killed, files, stopped
+from tests.models import byte_pairs, make, save_suite
+from tests.trainers import (
+    CLASSES,
+    HELD_OUT,
+    Draws,
+    arguments,
+    assert_same_model,
+    bert,
+    content,
+    kill_by_exception,
+    make_batch,
+    samples,
+    send_stop_signal,
+)
 
 ROWS = samples(make_batch(0, 20))
 
@@ -159,11 +173,51 @@ def test_a_run_does_not_resume_with_other_arguments(tmp_path, capsys, suite, nam
     run_as(tmp_path / "run", **supervision)
 
 
-def test_a_complete_run_is_left_as_it_is(tmp_path):
-    run_as(tmp_path / "run")
+def test_a_complete_run_gives_its_final_weights(tmp_path, capsys):
+    trained = run_as(tmp_path / "run")
     before = content(tmp_path / "run")
-    assert run_as(str(tmp_path / "run")).state.global_step == 0
+    again = run_as(str(tmp_path / "run"))
+    assert "is complete: the student has its final weights" in capsys.readouterr().out
+    assert_same_model(again.model, trained.model, atol=0)
+    assert again.records == trained.records
+    assert again.evaluate()["eval_loss"] == pytest.approx(trained.records[-1]["loss"], rel=1e-6)
+    with pytest.raises(UserError, match=r"other arguments: learning_rate was 5e-05 and is 0\.01"):
+        run_as(tmp_path / "run", changes={"learning_rate": 0.01})
     assert content(tmp_path / "run") == before
+    shutil.rmtree(tmp_path / "run" / "checkpoint-5")
+    with pytest.raises(UserError, match="is complete, but has no checkpoint-5"):
+        run_as(tmp_path / "run")
+
+
+def test_a_run_of_an_adapter_resumes_with_the_same_base(tmp_path, capsys):
+    pytest.importorskip("peft")
+
+    def run_on(seed, stop=None):
+        with open_shared_run(tmp_path / "run", {}, Processes(), setting="test") as run:
+            options = {"train_dataset": ROWS, "eval_dataset": ROWS[:5], "callbacks": [Draws(stop, send_stop_signal)]}
+            student = make("llama with lora", seed)
+            train_run(RunTrainer(student, ordinary(tmp_path / "run"), run=run, **options), "test")
+
+    assert stopped(capsys, lambda: run_on(1, 3)) == 3
+    with pytest.raises(UserError, match="began with other arguments: frozen was"):
+        run_on(2)
+    run_on(1)
+    with pytest.raises(UserError, match="began with other arguments: frozen was"):
+        run_on(2)
+
+
+@pytest.mark.filterwarnings("error:the schedule is longer")
+def test_a_schedule_that_is_longer_than_the_training_is_noted(tmp_path, suite):
+    for start, warns in ((4, False), (5, True)):
+        options = {"teacher": suite, "schedule": [Segment(0, 10), Segment(start, 20)], "check_teacher": False}
+        args = ordinary(tmp_path, eval_strategy="no", save_strategy="no")
+        trainer = ProgressiveDistillationTrainer(bert(0), args, train_dataset=ROWS, **options)
+        if warns:
+            line = "training of 5 steps: the student does not learn from teacher step 20, due at step 5"
+            with pytest.raises(UserWarning, match=line):
+                trainer.train()
+        else:
+            trainer.train()
 
 
 def test_a_run_in_another_thread_goes_without_signal_handlers(tmp_path):
@@ -180,3 +234,48 @@ def test_a_tokenizer_is_part_of_every_checkpoint(tmp_path):
         saved = AutoTokenizer.from_pretrained(tmp_path / "run" / f"checkpoint-{step}")
         assert saved.get_vocab() == tokenizer.get_vocab()
         assert saved("a word").input_ids == tokenizer("a word").input_ids
+
+
+@pytest.mark.parametrize(("name", "value"), [("top_k", 0), ("divergence", "total-variation"), ("temperature", -1)])
+def test_arguments_of_the_loss_are_checked_before_training(tmp_path, suite, name, value):
+    options = {"teacher": suite, "schedule": [Segment(0, 10)], name: value}
+    with pytest.raises(UserError, match=name):
+        ProgressiveDistillationTrainer(bert(0), arguments(tmp_path), **options)
+
+
+def test_checkpoints_of_a_training_that_saved_no_state_do_not_stay(tmp_path, monkeypatch):
+    """As with another step between checkpoints, when the run is started again."""
+    monkeypatch.setattr("common.runs.resume.SECONDS", 1e9, raising=False)
+    with pytest.raises(Killed), open_shared_run(tmp_path / "run", {}, Processes(), setting="test") as run:
+        train_run(trainer(tmp_path / "run", run, callbacks=[Draws(3, kill_by_exception)]), "test")
+    shutil.rmtree(tmp_path / "run" / "resume", ignore_errors=True)
+    assert (tmp_path / "run" / "checkpoint-2").exists()
+    run_as(tmp_path / "run", changes={"save_steps": 5})
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-5"]
+
+
+def test_an_adapter_that_adds_tokens_and_the_loss_of_routers_are_refused(tmp_path):
+    peft = pytest.importorskip("peft")
+    prompt = peft.PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    with pytest.raises(UserError, match="adds tokens"):
+        ProgressiveDistillationTrainer(peft.get_peft_model(make("llama", 0), prompt), arguments(tmp_path))
+    model = make("llama", 0)
+    model.config.output_router_logits = True
+    with pytest.raises(UserError, match="auxiliary loss"):
+        ProgressiveDistillationTrainer(model, arguments(tmp_path))
+
+
+def test_the_active_one_of_two_adapters_is_saved(tmp_path):
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    student = peft.get_peft_model(make("llama", 0), lora)
+    student.add_adapter("second", lora)
+    student.set_adapter("second")
+    with open_shared_run(tmp_path / "run", {}, Processes(), setting="test") as run:
+        options = {"train_dataset": ROWS, "eval_dataset": ROWS[:5]}
+        train_run(RunTrainer(student, ordinary(tmp_path / "run"), run=run, **options), "test")
+    loaded = peft.PeftModel.from_pretrained(make("llama", 0), tmp_path / "run" / "checkpoint-5")
+    tokens = make_batch(0)["input_ids"]
+    torch.testing.assert_close(loaded.eval()(tokens).logits, student.eval()(tokens).logits)
+    student.set_adapter("default")
+    assert (student(tokens).logits - loaded(tokens).logits).abs().max() > 0

@@ -423,9 +423,9 @@ def test_a_directory_of_a_plain_trainer_is_a_teacher(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"schedule": ()}, "needs both a teacher"),
-        ({"teacher": None}, "needs both a teacher"),
-        ({"teacher": []}, "needs both a teacher"),
+        ({"schedule": ()}, "give a teacher and a schedule for it"),
+        ({"teacher": None}, "give a teacher and a schedule for it"),
+        ({"teacher": []}, "give a teacher and a schedule for it"),
         ({"schedule": [Segment(0, 10), Segment(2, 25)]}, "teacher step 25, which has no checkpoint"),
         ({"schedule": [Segment(1, 10)]}, "must begin at step 0"),
         ({"schedule": [Segment(0, 10), Segment(4, 20), Segment(4, 30)]}, "be in order"),

@@ -88,7 +88,7 @@ def test_sizes_of_published_models():
     assert shared_classes(50_257, 50_304, ours, tokenizer(*words)) == 50_257
     assert shared_classes(50_304, 50_257, ours, tokenizer(*words[:50_000])) == 50_000
     assert shared_classes(50_304, 50_304, ours, tokenizer(*words)) == 50_304
-    with pytest.raises(UserError, match="'word0' has the number 0 for the student and 1 for the teacher"):
+    with pytest.raises(UserError, match="'word0' has the id 0 for the student and 1 for the teacher"):
         shared_classes(50_257, 50_257, ours, tokenizer(words[1], words[0], *words[2:]))
     with pytest.raises(UserError, match="the tokenizer of the teacher is unknown"):
         shared_classes(50_304, 50_257, ours, None)

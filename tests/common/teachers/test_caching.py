@@ -56,7 +56,7 @@ def test_a_dry_run_lists_what_would_be_added(teacher, cache, capsys):
         f"  {size(WEIGHTS)}  step1",
         "   0.0 kB  step2",
         "   0.0 kB  step10",
-        f" {size(2 * WEIGHTS)}  to download in 4 revisions, others are cached",
+        f" {size(2 * WEIGHTS)}  to download for 4 revisions; the rest is cached",
     ]
     assert cached(cache) == ["step10"]
 
@@ -65,13 +65,13 @@ def test_a_disk_that_is_too_small_is_found_before_the_download(teacher, cache, c
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=200_000))
     code, _, stderr = start(capsys, main, "cache", NAME)
     assert code == 2
-    assert stderr == "error: the disk of the cache has 200.0 kB free: choose fewer with --steps, or set HF_HUB_CACHE\n"
+    assert stderr == "error: the cache's disk has only 200.0 kB free: choose fewer with --steps, or set HF_HUB_CACHE\n"
     assert cached(cache) == []
 
 
 def test_a_revision_without_weights_is_found_before_the_download(teacher, cache, capsys):
     teacher.models[NAME]["step2"] = {"config.json": b"{}", "pytorch_model.bin": b""}
-    assert "org/name@step2 has its weights only as pickles" in fail_in_one_line(capsys, main, "cache", NAME)
+    assert "org/name@step2 has only pickled weights" in fail_in_one_line(capsys, main, "cache", NAME)
     assert cached(cache) == []
 
 
@@ -79,7 +79,7 @@ def test_a_revision_without_weights_is_found_before_the_download(teacher, cache,
     ("words", "message"),
     [
         ((".",), ". is a directory: there is nothing to download"),
-        ((NAME, "--steps", "3", "9"), "--steps 3 9 has no checkpoint: they are at 0 to 10"),
+        ((NAME, "--steps", "3", "9"), "no checkpoints in --steps 3 9: the teacher's are at 0 to 10"),
         ((NAME, "--revisions", "step3"), "org/name has no branch or tag step3"),
         ((NAME, "--revisions", "step1", "--steps", "1", "1"), "--revisions replaces --steps and --teacher-pattern"),
         (("org/another",), "has no model org/another"),

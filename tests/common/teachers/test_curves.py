@@ -297,4 +297,4 @@ def test_one_of_several_tables_must_be_given(tmp_path):
 def test_no_log(tmp_path):
     assert refused(tmp_path / "log.csv") == "log.csv does not exist: give another log"
     kinds = "give a metrics.jsonl, trainer_state.json or CSV file"
-    assert refused(write(tmp_path / "log.txt", "1 2")) == f"log.txt is no log of a known kind: {kinds}"
+    assert refused(write(tmp_path / "log.txt", "1 2")) == f"log.txt is not a supported kind of log: {kinds}"

@@ -33,7 +33,7 @@ def refusal(teacher, pattern=None):
 def test_checkpoints_are_found_in_order_of_steps_and_nothing_else_is(tmp_path):
     for step in (1000, 9, 200, 0):
         save_checkpoint(tmp_path, step, TENSORS, CONFIG)
-    for name in ("checkpoint-best", "checkpoint-07", "checkpoint-1-old", ".checkpoint-5.123.unfinished", "resume"):
+    for name in ("checkpoint-best", "checkpoint-x7", "checkpoint-1-old", ".checkpoint-5.123.unfinished", "resume"):
         (tmp_path / name).mkdir()
     found = find_checkpoints(str(tmp_path))
     assert found == [Checkpoint(step, tmp_path / f"checkpoint-{step}") for step in (0, 9, 200, 1000)]
@@ -53,13 +53,16 @@ NAMES = {
     "iter_0000000": 0,
     "ckpt-1000": 1000,
     "ckpt_1000": 1000,
+    "ckpt_050": 50,
+    "step_00500": 500,
+    "checkpoint-000": 0,
     "1000": 1000,
     "0": 0,
 }
 OTHERS = (
     "main",
     "step",
-    "step07",
+    "step7x",
     "checkpoint-1-old",
     "step1000-final",
     "mystep5",
@@ -126,7 +129,7 @@ def test_two_names_for_a_step_are_refused(names, tmp_path, hub):
     for teacher in (tmp_path / "teacher", NAME):
         line = refusal(teacher)
         step = step_in(names[0])
-        assert f"two checkpoints of step {step}, {names[0]} and {names[1]}: choose between them with --teacher" in line
+        assert f"two checkpoints for step {step}, {names[0]} and {names[1]}: choose between them with --teacher" in line
 
 
 def test_the_same_name_of_a_branch_and_a_tag_is_one_checkpoint(monkeypatch):
@@ -141,9 +144,7 @@ def test_checkpoints_of_several_stages_are_not_mixed(tmp_path):
 
 
 def test_a_directory_without_checkpoints_says_what_it_has(tmp_path):
-    assert re.fullmatch(
-        r".* has no checkpoint-<step> directory .* nothing there; .*--teacher-pattern.*", refusal(tmp_path)
-    )
+    assert re.fullmatch(r".* has no checkpoint-<step> directory .* nothing; .*--teacher-pattern.*", refusal(tmp_path))
     make(tmp_path, *(f"epoch{number}" for number in range(9)), ".hidden")
     (tmp_path / "notes.md").touch()
     line = refusal(tmp_path)
@@ -159,16 +160,16 @@ def test_a_hub_model_without_steps_says_what_it_has(hub):
 def test_checkpoints_that_are_files_can_be_imported(tmp_path, name):
     for file in ("config.json", "optimizer.pt", "training_args.bin", name):
         (tmp_path / file).touch()
-    command = f"`python -m common.teachers import {tmp_path} --out TEACHER` converts them"
-    assert re.fullmatch(rf".* files of weights \({name}\): {re.escape(command)}", refusal(tmp_path))
+    command = f"convert them with `python -m common.teachers import {tmp_path} --out TEACHER`"
+    assert re.fullmatch(rf".* weight files \({name}\): {re.escape(command)}", refusal(tmp_path))
 
 
 def test_checkpoints_that_are_pickles_can_be_imported(tmp_path):
     make(tmp_path, "checkpoint-1")
     make(tmp_path, "checkpoint-2", files={"config.json": b"{}", "pytorch_model.bin": b"", "optimizer.pt": b""})
     line = refusal(tmp_path)
-    assert "checkpoint-2 has its weights only as pickles (pytorch_model.bin)" in line
-    assert line.endswith(f"`python -m common.teachers import {tmp_path} --out TEACHER` converts them")
+    assert "checkpoint-2 has only pickled weights (pytorch_model.bin)" in line
+    assert line.endswith(f"convert them with `python -m common.teachers import {tmp_path} --out TEACHER`")
     assert len(named_checkpoints(tmp_path)) == 2
 
 
@@ -176,7 +177,7 @@ def test_checkpoints_that_are_pickles_can_be_imported(tmp_path):
 def test_a_checkpoint_that_is_not_complete_is_refused(tmp_path, file):
     make(tmp_path, "checkpoint-1")
     make(tmp_path, "checkpoint-2", files={name: b"{}" for name in MODEL if name != file})
-    assert "checkpoint-2 lacks config.json or model.safetensors: let its run finish it" in refusal(tmp_path)
+    assert "checkpoint-2 lacks config.json or model.safetensors: wait until it is saved" in refusal(tmp_path)
 
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -251,7 +252,7 @@ def test_a_teacher_that_does_not_exist(teacher, cache):
 
 
 def test_a_hub_teacher_is_listed_at_once_and_downloaded_on_use(hub, cache):
-    hub.models[NAME] = {step: checkpoint(0) for step in ("main", "step1000", "step1", "v1", "step07")}
+    hub.models[NAME] = {step: checkpoint(0) for step in ("main", "step1000", "step1", "v1", "stepx7")}
     found = find_checkpoints(NAME)
     assert found == [Checkpoint(step, f"{NAME}@step{step}") for step in (1, 1000)]
     assert not cache.exists()

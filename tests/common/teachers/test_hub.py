@@ -45,7 +45,7 @@ def test_only_weights_configs_and_tokenizers_are_downloaded(hub):
 def test_a_revision_without_safetensors_says_what_it_has(hub):
     hub.models[NAME]["step1"] = {"config.json": b"{}", "pytorch_model.bin": b""}
     line = refusal(local_path, AT)
-    assert "org/name@step1 has its weights only as pickles (pytorch_model.bin)" in line
+    assert "org/name@step1 has only pickled weights (pytorch_model.bin)" in line
     assert "common.teachers import" in line
     hub.models[NAME]["step3"] = {"adapter_config.json": b"{}", "adapter_model.safetensors": b""}
     assert "org/name@step3 is a PEFT adapter" in refusal(local_path, Checkpoint(3, f"{NAME}@step3"))
@@ -77,7 +77,7 @@ def test_a_revision_that_does_not_exist(hub):
 
 
 def test_an_id_that_cannot_be(hub):
-    assert "a--b/c is not a valid id" in refusal(find_checkpoints, "a--b/c")
+    assert "a--b/c is not a valid model id" in refusal(find_checkpoints, "a--b/c")
 
 
 def test_no_connection(cache):
@@ -121,7 +121,7 @@ def test_a_time_out_is_a_lost_connection(hub, monkeypatch):
         ),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "is full"),
         (RuntimeError("Data processing error: I/O error: No space left on device (os error 28)"), "is full"),
-        (PermissionError(errno.EACCES, "Permission denied"), "cannot be written: set HF_HUB_CACHE"),
+        (PermissionError(errno.EACCES, "Permission denied"), "is not writable: set HF_HUB_CACHE"),
         (RuntimeError("two\nlines"), r"the download failed \(two lines\): try again"),
     ],
 )

@@ -62,7 +62,7 @@ def test_mlps_compute_the_same(tmp_path, capsys, bias, hidden, wrapper):
     torch.save({}, tmp_path / "published" / "optimizer_100.pt")
     before = files(tmp_path / "published")
     stdout = succeed(capsys, main, "import", tmp_path / "published", "--out", tmp_path / "teacher")
-    assert stdout == f"left out, as their names have no step: best.pt\n{tmp_path / 'teacher'}: 3 checkpoints\n"
+    assert stdout == f"skipped, as their names have no step: best.pt\n{tmp_path / 'teacher'}: 3 checkpoints\n"
     assert files(tmp_path / "published") == before
     found = find_checkpoints(tmp_path / "teacher")
     assert [checkpoint.step for checkpoint in found] == [0, 100, 2000]
@@ -162,7 +162,7 @@ class Harmful:
         ({"w": torch.zeros(4, 3), "b": torch.zeros(4)}, "is not an MLP with hidden layers of one width"),
         ({"w": torch.zeros(4, 3), "b": torch.zeros(3), "v": torch.zeros(2, 4)}, "the bias after w has 3 entries"),
         ({"w": torch.zeros(4, 3), "v": torch.zeros(1, 4)}, "is an MLP with one output"),
-        (b"cut", "is damaged or not a file of torch"),
+        (b"cut", "is damaged or not a torch file"),
     ],
 )
 def test_what_is_not_an_mlp_is_refused_by_name(tmp_path, capsys, monkeypatch, content, message):
@@ -182,12 +182,12 @@ def test_what_is_not_an_mlp_is_refused_by_name(tmp_path, capsys, monkeypatch, co
 def test_names_that_do_not_say_the_step(tmp_path, capsys):
     (tmp_path / "published").mkdir()
     words = ["import", tmp_path / "published", "--out", tmp_path / "teacher"]
-    assert "found nothing there" in fail_in_one_line(capsys, main, *words)
+    assert "found nothing" in fail_in_one_line(capsys, main, *words)
     torch.save(Published(0).state_dict(), tmp_path / "published" / "d6_step10.pt")
     assert "--teacher-pattern" in fail_in_one_line(capsys, main, *words)
     torch.save(Published(0).state_dict(), tmp_path / "published" / "d7_step10.pt")
     line = fail_in_one_line(capsys, main, *words, "--teacher-pattern", "d._step(?P<step>[0-9]+)")
-    assert "are both of step 10" in line
+    assert "both have step 10" in line
     succeed(capsys, main, *words, "--teacher-pattern", "d6_step(?P<step>[0-9]+)")
     assert [checkpoint.step for checkpoint in find_checkpoints(tmp_path / "teacher")] == [10]
 

@@ -1,5 +1,6 @@
 """Teachers in memory: prefetched, or loaded when needed; models of transformers as it loads them itself."""
 
+import json
 import threading
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def test_a_checkpoint_is_the_model_that_transformers_loads(tmp_path, kind, dtype
 
 
 @pytest.mark.parametrize("verbosity", [transformers.logging.DEBUG, transformers.logging.ERROR])
-@pytest.mark.parametrize("damage", ["lacks", "besides the model's", "in other shapes"])
+@pytest.mark.parametrize("damage", ["lacks", "that the model lacks", "shapes do not match"])
 def test_weights_that_are_not_the_model_s_are_refused_whatever_the_verbosity(tmp_path, damage, verbosity):
     path = save_suite(tmp_path, "llama", (10,)) / "checkpoint-10"
     tensors = load_file(path / "model.safetensors")
@@ -89,7 +90,7 @@ def test_weights_that_are_not_the_model_s_are_refused_whatever_the_verbosity(tmp
     match damage:
         case "lacks":
             del tensors[name]
-        case "besides the model's":
+        case "that the model lacks":
             name = "model.layers.7.mlp.up_proj.weight"
             tensors[name] = torch.zeros(2)
         case _:
@@ -98,8 +99,25 @@ def test_weights_that_are_not_the_model_s_are_refused_whatever_the_verbosity(tmp
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(verbosity)
     try:
-        with pytest.raises(UserError, match=f"no checkpoint of a LlamaForCausalLM: it .*{damage}.* weights {name}"):
+        with pytest.raises(UserError, match=f"not a checkpoint of a LlamaForCausalLM: it .*{damage}.* {name}"):
             build_model(read_model(path), "causal")
         assert transformers.logging.get_verbosity() == verbosity
     finally:
         transformers.logging.set_verbosity(before)
+
+
+def test_files_that_no_index_names_are_not_loaded(tmp_path):
+    path = save_suite(tmp_path, "llama", (10,)) / "checkpoint-10"
+    expected = load_file(path / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in expected.items()}, path / "model_ema.safetensors")
+    tensors = read_model(path).tensors
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
+
+
+def test_text_is_no_truth_value(tmp_path):
+    path = save_suite(tmp_path, "qwen3", (10,)) / "checkpoint-10"
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "use_sliding_window": "false"}))
+    with pytest.raises(UserError, match="use_sliding_window"):
+        read_model(path)

@@ -111,7 +111,7 @@ def test_some_tensors_of_another_step_are_found(tmp_path, hub):
     hub.models[NAME] = files
     for name, content in files.items():
         write_directory(tmp_path / "teacher" / name, content)
-    end = "and steps between them hold others"
+    end = "but steps between them hold different ones"
     assert lines(tmp_path / "teacher") == [
         f"steps 1, 4 and 8 hold the same values in 1 of 3 tensors (embedding), {end}"
     ]
@@ -138,17 +138,17 @@ def test_equal_weights_in_other_files_are_equal(tmp_path):
 CHANGES = {
     "vocab_size": (
         checkpoint(2, vocab_size=9),
-        "^the last step, 8, has another config than step 2: vocab_size is 9, then 7$",
+        "^the last step, 8, has a different config from step 2: vocab_size is 9, then 7$",
     ),
     "architectures": (checkpoint(2, architectures=["Another"]), r"architectures is \['Another'\], then \['GPT2"),
     "dtype": ({"model.safetensors": to_safetensors(weights(2, "float16"))}, r"F16 \[5\], then F32 \[5\], .* and layer"),
     "shape": (
         {"model.safetensors": to_safetensors(weights(2) | {"bias": np.zeros(6, np.float32)})},
-        r"^the last step, 8, has other tensors than step 2: bias is F32 \[6\], then F32 \[5\]",
+        r"^the last step, 8, has different tensors from step 2: bias is F32 \[6\], then F32 \[5\]",
     ),
     "names": (
         {"model.safetensors": to_safetensors(weights(2) | {"more": np.zeros(6, np.float32)})},
-        r"other tensors than step 2: more is F32 \[6\], then absent",
+        r"different tensors from step 2: more is F32 \[6\], then absent",
     ),
 }
 
@@ -163,7 +163,7 @@ def test_a_model_that_changes_is_found(tmp_path, change):
 
 def test_a_config_that_changes_is_found_on_the_hub(hub):
     hub.models[NAME] = {f"step{step}": checkpoint(step, vocab_size=9 if step < 2 else 7) for step in STEPS}
-    assert lines(NAME) == ["the last step, 8, has another config than steps 0 and 1: vocab_size is 9, then 7"]
+    assert lines(NAME) == ["the last step, 8, has a different config from steps 0 and 1: vocab_size is 9, then 7"]
 
 
 def test_entries_of_other_versions_of_transformers_are_no_change(tmp_path):
@@ -183,7 +183,7 @@ def test_files_that_are_cut_or_missing_are_named_with_their_step(tmp_path):
     found = lines(tmp_path)
     assert len(found) == 4
     for line, message in zip(
-        found, ("1: .* lacks", "2: .* is cut: ", "3: .* lacks model-00001", "4: .* damaged"), strict=True
+        found, ("1: .* lacks", "2: .* is truncated: ", "3: .* lacks model-00001", "4: .* damaged"), strict=True
     ):
         assert re.match(f"step {message}", line)
 
@@ -192,8 +192,8 @@ def test_revisions_without_weights_are_named(hub):
     hub.models[NAME] = {f"step{step}": checkpoint(step) for step in STEPS}
     hub.models[NAME]["step2"] = {"config.json": b"{}", "pytorch_model.bin": b""}
     hub.models[NAME]["step4"] = {"model.safetensors": b""}
-    assert [line[:70] for line in lines(NAME)] == [
-        "step 2: org/name@step2 has its weights only as pickles (pytorch_model.bin"[:70],
+    assert [line.partition(": download")[0] for line in lines(NAME)] == [
+        "step 2: org/name@step2 has only pickled weights (pytorch_model.bin)",
         "step 4: org/name@step4 has no config.json",
     ]
 
@@ -234,6 +234,6 @@ def test_findings_stop_a_run_unless_the_checkpoints_are_trusted(tmp_path):
         require_trajectory(checkpoints, trust=False)
     line = str(caught.value)
     assert all((finding.line in line) == (place < 3) for place, finding in enumerate(found))
-    assert "; and 1 more; leave those steps out (" in line
+    assert "; and 1 more; exclude those steps (" in line
     assert "--trust-trajectory (trust_trajectory=True)" in line
     assert require_trajectory(checkpoints[:1], trust=False) == []

@@ -1,5 +1,7 @@
 """Headers, digests and comparisons of tensors in safetensors files, against safetensors and torch."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from safetensors.torch import save_file
 
 from common.errors import UserError
 from common.runs.files import to_safetensors
-from common.teachers.weights import SAMPLE, digest, read_header, same_up_to_rounding
+from common.teachers.weights import SAMPLE, digest, read_header, same_up_to_rounding, weight_files
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -35,15 +37,18 @@ def test_a_header_is_as_safetensors_reads_it(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda whole: whole[:-1], "is cut: it has .* bytes, and its header describes"),
-        (lambda whole: whole[: len(whole) // 2], "is cut"),
+        (lambda whole: whole[:-1], "is truncated: it has .* bytes, but its header describes"),
+        (lambda whole: whole[: len(whole) // 2], "is truncated"),
         (lambda whole: whole + b"0", "is damaged: it has .* bytes"),
-        (lambda whole: whole[:20], "is cut or damaged"),
-        (lambda whole: b"", "is cut or damaged"),
-        (lambda whole: b"\xff" * 8 + whole[8:], "is cut or damaged"),
-        (lambda whole: whole.replace(b"data_offsets", b"data_0ffsets"), "is cut or damaged"),
-        (lambda whole: (2).to_bytes(8, "little") + b"[]", "is cut or damaged"),
-        (lambda whole: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "is cut or damaged"),
+        (lambda whole: whole[:20], "is truncated or damaged"),
+        (lambda whole: b"", "is truncated or damaged"),
+        (lambda whole: b"\xff" * 8 + whole[8:], "is truncated or damaged"),
+        (lambda whole: whole.replace(b"data_offsets", b"data_0ffsets"), "is truncated or damaged"),
+        (lambda whole: (2).to_bytes(8, "little") + b"[]", "is truncated or damaged"),
+        (
+            lambda whole: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n",
+            "is truncated or damaged",
+        ),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, change, message):
@@ -90,3 +95,11 @@ def test_other_shapes_and_integers_are_not_the_same_by_rounding(tmp_path):
     ones = stored(tmp_path, torch.ones(4), "a")
     assert not same_up_to_rounding(ones, stored(tmp_path, torch.ones(2, 2).half(), "b"))
     assert not same_up_to_rounding(ones, stored(tmp_path, torch.ones(4).int(), "c"))
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "pytorch_model.bin", "/model.safetensors"])
+def test_an_index_that_names_files_elsewhere_is_refused(tmp_path, name):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(UserError, match="not a safetensors file beside it"):
+        weight_files(tmp_path)
