@@ -28,9 +28,10 @@ from tests.commands import (
 )
 from tests.parity import CASES
 from tests.pcfg import SETTINGS
+from tests.text import TEXT_SETTINGS
 
 
-@pytest.fixture(scope="module", params=[*CASES.values(), *SETTINGS], ids=lambda setting: setting.name)
+@pytest.fixture(scope="module", params=[*CASES.values(), *SETTINGS, *TEXT_SETTINGS], ids=lambda setting: setting.name)
 def setting(request, one_torch_thread):
     return request.param
 

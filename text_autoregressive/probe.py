@@ -29,8 +29,11 @@ def probe(arguments: NgramArguments | KneserNeyArguments, argv: Sequence[str] = 
     from common.text import probing  # these take seconds to import, and `command` prepares the process first
     from text_autoregressive.training import SETTING
 
-    measure = probing.ngrams if isinstance(arguments, NgramArguments) else probing.kneser_ney
-    measure(arguments, argv, SETTING)
+    match arguments:
+        case NgramArguments():
+            probing.ngrams(arguments, argv, SETTING)
+        case KneserNeyArguments():
+            probing.kneser_ney(arguments, argv, SETTING)
 
 
 def main() -> None:

@@ -36,6 +36,18 @@ class Arguments(arguments.Arguments, TextArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrepareArguments(TextArguments):
+    """Make blocks of tokens from documents."""
+
+    tokenizer: str = "wordpiece"
+    """wordpiece or bpe, to be trained on the corpora; or a directory or a model on the hub."""
+    vocabulary: int = 4096
+    """Tokens of a tokenizer that is trained."""
+    length: int = 64
+    """Tokens per sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskArguments(ProbedArguments):
     """Shared by all probes."""
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 FOLDER = ROOT / "data" / "text"
-"""Where blocks are stored by default."""
+"""Where blocks are stored, unless the environment variable TEXT_BLOCKS names another directory."""
 
 FORMAT = 1
 """To be raised when the same arguments give other blocks."""

@@ -39,12 +39,13 @@ def prepared(data: TextData, folder: Path | None = None) -> Blocks:
 
     Args:
         data: what they are made from.
-        folder: with the directories of blocks; by default data/text in the repository.
+        folder: with the directories of blocks; by default that of TEXT_BLOCKS or data/text in the repository.
 
     Raises:
         UserError: a corpus or the tokenizer cannot be read, there are too few documents, or earlier blocks are damaged.
     """
-    directory = place_of(data, stored.FOLDER if folder is None else folder)
+    folder = folder or Path(os.environ.get("TEXT_BLOCKS") or stored.FOLDER)
+    directory = place_of(data, folder)
     if not directory.exists():
         directory.parent.mkdir(parents=True, exist_ok=True)
         with _lock(directory.with_name(f".{directory.name}.lock"), directory):

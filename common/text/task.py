@@ -17,8 +17,9 @@ from common.teachers.loading import build_model, read_model
 from common.teachers.objective import Objective
 from common.text.arguments import Arguments
 from common.text.batches import TextBatches, TextTask, evaluation_batches
-from common.text.blocks import Blocks, TextData
+from common.text.blocks import Blocks
 from common.text.preparation import prepared
+from common.text.report import text_data
 
 EVALUATION_BATCH_SIZE = 64
 """Samples per evaluation batch."""
@@ -62,15 +63,7 @@ def open_task(arguments: Mapping[str, Any], batch_of: TextTask) -> CorpusTask:
     Raises:
         UserError: an argument is out of range, a corpus or the tokenizer cannot be read, or they do not fit.
     """
-    data = TextData(
-        tuple(arguments["corpus"]),
-        arguments["text_column"],
-        arguments["tokenizer"],
-        arguments["vocabulary"],
-        arguments["length"],
-        arguments["held_out"],
-    )
-    blocks = prepared(data)
+    blocks = prepared(text_data(arguments))
     batch_of.require_fit(blocks)
     return CorpusTask(blocks, batch_of, tuple(arguments["weights"]) or None)
 
