@@ -273,7 +273,7 @@ def mine(teacher, tmp_path):
     ("damage", "named"),
     [
         (lambda teacher, unit: (teacher / "done.json").unlink(), "is not complete"),
-        (lambda teacher, unit: change_config(teacher, setting="text_mlm"), "text_mlm"),
+        (lambda teacher, unit: change_config(teacher, setting="another"), "another"),
         (
             lambda teacher, unit: (teacher / f"checkpoint-{20 * unit}" / "model.safetensors").unlink(),
             "checkpoint-{} lacks config.json or model.safetensors",
