@@ -21,7 +21,7 @@ from common.text.docstrings import hash_of
 from common.text.near_duplicates import normalised
 from common.text.preparation import is_held_out, prepared
 from common.text.tokenization import load_tokenizer, plain, train_tokenizer
-from tests.text import documents, write_text
+from tests.documents import documents, write_text
 
 FRACTION = 0.2
 FIRST, SECOND = documents(200), documents(100, first=1000)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from common.text.near_duplicates import PREFIX, SHINGLE, NearDuplicates, normalised, prefix_key
-from tests.text import documents
+from tests.documents import documents
 
 LETTERS = st.text(st.sampled_from("abé \n"), max_size=30)
 

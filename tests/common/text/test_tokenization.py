@@ -14,7 +14,7 @@ from common.runs.names import ROOT
 from common.text import encoding
 from common.text.encoding import Encoder, ends_tokens_at_spaces
 from common.text.tokenization import load_tokenizer, plain, separator_of, tokenizer_hash, train_tokenizer
-from tests.text import documents
+from tests.documents import documents
 
 DOCUMENTS = documents(300)
 KINDS = ("wordpiece", "bpe")
@@ -35,7 +35,7 @@ def test_training_gives_the_same_in_every_process_and_with_any_threads(trained, 
     code = "\n".join(
         [
             "from common.text.tokenization import tokenizer_hash, train_tokenizer",
-            "from tests.text import documents",
+            "from tests.documents import documents",
             f"print(tokenizer_hash(train_tokenizer(lambda: documents(300), {kind!r}, 400)))",
         ]
     )
