@@ -123,7 +123,7 @@ class NgramVariants:
             Units(length, None if begins_word is None else begins_word[i]) for i, length in enumerate(self._lengths)
         ]
         allowed = [unit.positions_within(*ngram(0, max(sizes)), whole=True) for unit in units]
-        self.pairs = _pairs(allowed, spacing, limit, positions, seed)
+        self.pairs = _pairs(allowed, max(sizes), spacing, limit, positions, seed)
         """(pairs, 2): sequence and position."""
         spans = [[units[i].span(p, *ngram(0, n)) for n in self.sizes] for i, p in self.pairs.tolist()]
         self._spans = np.array(spans) - self.pairs[:, 1, None, None]
@@ -210,7 +210,7 @@ class CausalNgramVariants:
         self._first = int(keeps_first)
         units = _units(sequences, begins_word)
         allowed = [unit.positions_within(1 - max(sizes), 0, whole=False) for unit in units]
-        self.pairs = _pairs(allowed, spacing, limit, positions, seed)
+        self.pairs = _pairs(allowed, max(sizes), spacing, limit, positions, seed)
         """(pairs, 2): sequence and position."""
         self._starts = [[units[i].span(p, 1 - n, 0)[0] for n in self.sizes] for i, p in self.pairs.tolist()]
 
@@ -301,7 +301,7 @@ def _check(spacing: int, sizes: Sequence[int]) -> None:
 
 
 def _pairs(
-    allowed: Sequence[NDArray[np.int64]], spacing: int, limit: int, positions: int | None, seed: int
+    allowed: Sequence[NDArray[np.int64]], longest: int, spacing: int, limit: int, positions: int | None, seed: int
 ) -> NDArray[np.int64]:
     """(pairs, 2), sequences and positions: those allowed that are multiples of the spacing, up to the limit."""
     pairs: list[tuple[int, int]] = []
@@ -313,7 +313,7 @@ def _pairs(
         pairs.extend((i, p) for p in multiples.tolist())
     if not pairs:
         raise UserError(
-            f"no sequence has a whole n-gram of the longest size around a multiple of {spacing}: give a smaller spacing"
+            f"no sequence has a whole {longest}-gram around a multiple of {spacing}: give a smaller spacing"
         )
     return np.array(pairs)
 

@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 
 from common.language_models.setting import task_of_run
 from common.probes.kneser_ney import KneserNey
+from common.probes.ngrams import CausalNgramVariants
 from common.runs.run import Run
 from common.text.probing import hides_masked, probed_samples
+from common.text.words import begins_word
 from tests.commands import change_config
 from tests.models import save_suite
 from tests.text import CAUSAL, CORPUS, MASKED, TEXT_SETTINGS
@@ -174,9 +176,8 @@ def plain_prediction(setting, model, task, sample, position, masked):
         return model(tokens, attention_mask=attention).logits[0, position].softmax(-1)
 
 
-def test_ngrams_of_tokens_are_masked_as_defined(setting, capsys, teacher):
-    if setting is CAUSAL:
-        pytest.skip("tokens are replaced by random ones")
+def test_ngrams_of_tokens_are_masked_as_defined(capsys, teacher_of, one_torch_thread):
+    setting, teacher = MASKED, teacher_of(MASKED)
     found = probe(setting, capsys, teacher, "ngrams", "--samples", 12, "--values", "--sizes", 2, 3)
     task = task_of_run(teacher, setting.setting)
     samples = probed_samples(task.blocks, 12)
@@ -213,6 +214,46 @@ def test_words_are_masked_whole(capsys, teacher_of, one_torch_thread):
             ngram = {i for word in words[place - n // 2 : place + (n - 1) // 2 + 1] for i in word}
             predictions = [plain_prediction(MASKED, model, task, samples[row], p, chosen) for chosen in ({p}, ngram)]
             assert value == pytest.approx((predictions[0] - predictions[1]).abs().sum().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("unit", ["token", "word"])
+def test_a_causal_models_ngrams_end_at_the_predicted_token(capsys, teacher_of, one_torch_thread, unit):
+    """What is replaced is found by comparing the queries; the probabilities are those of whole samples."""
+    teacher = teacher_of(CAUSAL)
+    words = ("ngrams", "--samples", 12, "--values", "--sizes", 2, 3, "--unit", unit)
+    found = probe(CAUSAL, capsys, teacher, *words)
+    task = task_of_run(teacher, CAUSAL.setting)
+    samples = list(probed_samples(task.blocks, 12))
+    begins = begins_word(task.tokenizer, task.vocabulary)
+    ordinary = np.setdiff1d(np.arange(task.vocabulary), task.blocks.special)
+    options = {"begins_word": [begins[sample] for sample in samples]} if unit == "word" else {}
+    variants = CausalNgramVariants(
+        samples, ordinary, spacing=1, limit=12, positions=1, sizes=(2, 3), keeps_first=False, **options
+    )
+    model = loaded(CAUSAL, teacher / "checkpoint-30")
+    values = {n: {} for n in range(4)}
+    for indices, queries in variants.batches(10**6):
+        for index, tokens, column in zip(indices, queries.input_ids.numpy(), queries.columns.tolist(), strict=True):
+            (row, p), variant = variants.pairs[index // 5], index % 5
+            assert column == p - 1
+            same = tokens[:p] == samples[row][:p]
+            starts = np.flatnonzero(begins[samples[row][:p]]) if unit == "word" else np.arange(p)
+            if unit == "word":
+                assert begins[samples[row][p]]
+            if variant == 0:
+                assert same.all()
+                original = plain_prediction(CAUSAL, model, task, samples[row], p, ())
+                continue
+            start = starts[1 - (2, 3)[(variant - 1) % 2]]
+            inside = np.arange(p) >= start
+            assert same[~inside if variant <= 2 else inside].all()
+            assert not same[inside if variant <= 2 else ~inside].all() or same.all() or inside.all()
+            changed = plain_prediction(CAUSAL, model, task, tokens, p, ())
+            values[variant - 1][index // 5] = (original - changed).abs().sum().item()
+    entry = found["checkpoints"][-1]
+    for statistics, of_pairs in zip((*entry["robust"], *entry["close"]), values.values(), strict=True):
+        expected = [of_pairs[i] for i in range(len(variants.pairs))]
+        np.testing.assert_allclose(statistics["values"], expected, atol=1e-5)
 
 
 def test_the_divergence_from_ngram_models(setting, capsys, teacher):
