@@ -766,7 +766,7 @@ def test_exported_runs_are_those_of_a_setting_and_preset_with_fewer_records(made
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("*.ipynb")), ids=lambda path: path.stem)
-def test_notebooks_run_and_print_what_is_committed(path):
+def test_notebooks_run_and_print_what_is_committed(path, one_torch_thread):
     committed = nbformat.read(path, as_version=4)
     again = nbformat.read(path, as_version=4)
     NotebookClient(again, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()

@@ -46,7 +46,7 @@ def test_a_teacher_without_checkpoints_is_refused_in_one_line(tmp_path):
         main_of("pythia")(str(tmp_path), tmp_path / "text.txt")
 
 
-def test_plain_torch(tmp_path):
+def test_plain_torch(tmp_path, one_torch_thread):
     words = ("--directory", tmp_path / "teacher", "--steps", 200, "--every", 20)
     done = python(ROOT / "examples" / "plain_torch.py", *words)
     assert done.returncode == 0, done.stderr
