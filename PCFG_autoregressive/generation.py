@@ -21,11 +21,11 @@ from transformers import DynamicCache, GPT2LMHeadModel
 
 from common.arguments import require_at_least, require_seed, worker_threads
 from common.errors import UserError
+from common.language_models.probing import probe_models, probed_task
+from common.language_models.setting import Setting
 from common.pcfg.grammar import Grammar
 from common.pcfg.prefix import possible_beginning
-from common.pcfg.probing import probe_models, probed_task
 from common.pcfg.sampler import sample
-from common.pcfg.training import Setting
 from PCFG_autoregressive.arguments import GenerationArguments
 from PCFG_autoregressive.batches import NextTokenTask
 
@@ -75,7 +75,7 @@ def probe_generation(arguments: GenerationArguments, argv: Sequence[str], settin
         written = continuations(model, task, prefixes, arguments.tokens, arguments.seed, arguments.batch_size)
         return asdict(acceptance(task, prefixes, written))
 
-    probe_models(arguments, argv, "generation", setting, task, measure, {"given": lambda: given})
+    probe_models(arguments, argv, "generation", setting, task, measure, {"given": lambda: given}, arguments.device)
 
 
 def beginnings(grammar: Grammar, seed: int, length: int, count: int) -> NDArray[np.int64]:

@@ -48,6 +48,8 @@ def probe(
 ) -> None:
     """Measure what is not in the probe's file yet."""
     # these take seconds to import, and `command` prepares the process first
+    import numpy as np
+
     from common.pcfg import probing
     from common.probes.ngrams import CausalNgramVariants, gpt2_predictor
     from common.probes.nonterminals import gpt2_encoder
@@ -59,7 +61,7 @@ def probe(
         case NgramArguments():
 
             def variants(task: Any, sequences: Sequence[Any], **options: Any) -> CausalNgramVariants:
-                return CausalNgramVariants(sequences, task.terminals, **options)
+                return CausalNgramVariants(sequences, np.arange(task.terminals), **options)
 
             probing.ngrams(arguments, argv, SETTING, variants, gpt2_predictor)
         case NonterminalArguments():

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.cli import command, run_command
-from common.pcfg import arguments
+from common.language_models import arguments
 from PCFG_autoregressive.arguments import LAPTOP, PAPER, SMOKE, Arguments
 
 
@@ -28,7 +28,9 @@ PRESETS = {
 
 def train(arguments: TrainArguments, argv: Sequence[str] = ()) -> None:
     """Start the run that the arguments describe, or resume it."""
-    from common.pcfg import commands  # these take seconds to import, and `command` prepares the process first
+    from common.language_models import (
+        commands,
+    )  # these take seconds to import, and `command` prepares the process first
     from PCFG_autoregressive.training import SETTING
 
     commands.train(arguments, PRESETS, SETTING, argv)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.pcfg.grammar_files import load_grammar
-from common.pcfg.training import Setting
+from common.pcfg.setting import grammar_setting
 from PCFG_autoregressive.batches import NextTokenTask
 from PCFG_autoregressive.models import load_model, new_model
 
@@ -14,7 +14,7 @@ def task_of(arguments: Mapping[str, Any]) -> NextTokenTask:
     return NextTokenTask(load_grammar(arguments["grammar"], arguments["start"]), arguments["label_level"])
 
 
-SETTING = Setting(
+SETTING = grammar_setting(
     name="PCFG_autoregressive",
     task=task_of,
     new_model=new_model,

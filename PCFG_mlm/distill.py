@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.cli import command, run_command
-from common.pcfg import arguments
+from common.language_models import arguments
 from PCFG_mlm.arguments import LAPTOP, PAPER, SMOKE, Arguments
 
 
@@ -50,7 +50,9 @@ PRESETS = {
 
 def distill(arguments: DistillArguments, argv: Sequence[str] = ()) -> None:
     """Start or resume one run for every method, size, number of steps and seed (and first checkpoint of two-shot)."""
-    from common.pcfg import commands  # these take seconds to import, and `command` prepares the process first
+    from common.language_models import (
+        commands,
+    )  # these take seconds to import, and `command` prepares the process first
     from PCFG_mlm.training import SETTING
 
     commands.distill(arguments, PRESETS, SETTING, argv)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.pcfg.grammar_files import load_grammar
-from common.pcfg.training import Setting
+from common.pcfg.setting import grammar_setting
 from PCFG_mlm.batches import MaskedTask
 from PCFG_mlm.models import load_model, new_model
 
@@ -15,7 +15,7 @@ def task_of(arguments: Mapping[str, Any]) -> MaskedTask:
     return MaskedTask(grammar, arguments["mask_rate"], arguments["hide_masked"])
 
 
-SETTING = Setting(
+SETTING = grammar_setting(
     name="PCFG_mlm",
     task=task_of,
     new_model=new_model,

@@ -49,17 +49,13 @@ from common.distillation.batches import ReadyBatches
 from common.distillation.losses import IGNORED_LABEL
 from common.distillation.schedules import one_shot
 from common.distillation.trainer import ProgressiveDistillationTrainer
-from common.pcfg.arguments import TrainArguments
-from common.pcfg.batches import TrainingBatches, evaluation_batches
+from common.language_models.arguments import TrainArguments
+from common.language_models.setting import Setting, task_of
+from common.language_models.training import trainer_arguments
+from common.pcfg.batches import TrainingBatches
 from common.pcfg.sampler import Sentences, sample
+from common.pcfg.setting import held_out_batches, training_batches
 from common.pcfg.task import Batch, GrammarTask
-from common.pcfg.training import (
-    EVALUATION_BATCH_SIZE,
-    Setting,
-    task_of,
-    trainer_arguments,
-    training_batches,
-)
 
 SENTENCES = 1024
 """The plain way pads to the longest of so many."""
@@ -174,7 +170,7 @@ class Setup:
 
     def new_model(self, heads: int) -> PreTrainedModel:
         preset = self.arguments
-        return self.subject.setting.new_model(self.task, preset.layers, heads, preset.head_dim, preset.dropout, SEED)
+        return self.subject.setting.new_model(self.task, preset, heads, SEED)
 
     def source(self) -> TrainingBatches:
         """Batches of this project."""
@@ -333,13 +329,13 @@ def _accuracies(subject: Subject, steps: int, directory: Path) -> dict[str, Any]
     """Held-out accuracy of the laptop preset after `steps` in both precisions."""
     setting, preset = subject.setting, replace(subject.presets["laptop"], device="cpu")
     task: GrammarTask = task_of(preset, setting)
-    held_out = ReadyBatches(evaluation_batches(task, preset.eval_samples, EVALUATION_BATCH_SIZE))
+    held_out = ReadyBatches(held_out_batches(task, preset.eval_samples))
     found: dict[Precision, list[float]] = {"float32": [], "bf16": []}
     for precision, accuracies in found.items():
         for seed in SEEDS:
             arguments = replace(preset, precision=precision)
             trainer = ProgressiveDistillationTrainer(
-                setting.new_model(task, preset.layers, preset.heads, preset.head_dim, preset.dropout, seed),
+                setting.new_model(task, preset, preset.heads, seed),
                 _quiet(trainer_arguments(arguments, directory, steps, seed)),
                 train_dataset=training_batches(arguments, task, steps, seed),
                 eval_dataset=held_out,

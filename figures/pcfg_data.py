@@ -26,7 +26,7 @@ from finding_runs import (
 from common.distillation.phases import find_phases
 from common.distillation.supervision import first_checkpoint
 from common.errors import UserError
-from common.pcfg.training import Setting, config_of, task_of
+from common.language_models.setting import Setting, config_of, task_of
 from common.teachers.discovery import find_checkpoints
 from PCFG_autoregressive.distill import PRESETS as AUTOREGRESSIVE_STUDENTS
 from PCFG_autoregressive.train import PRESETS as AUTOREGRESSIVE_TEACHERS
@@ -48,7 +48,7 @@ class Package:
 
     def config(self, arguments: Any) -> dict[str, Any]:
         """The arguments in the config.json of a run, its grammar resolved."""
-        return config_of(arguments, task_of(arguments, self.setting))
+        return config_of(arguments, task_of(arguments, self.setting), self.setting)
 
 
 PACKAGES: dict[SettingName, Package] = {

@@ -34,6 +34,14 @@ def one_torch_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def text_blocks(tmp_path_factory):
+    """Where text is prepared, here and in processes of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEXT_BLOCKS", str(tmp_path_factory.mktemp("blocks")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def teacher_of(tmp_path_factory):
     """A function that gives a setting's teacher, trained once."""

@@ -8,9 +8,10 @@ from typing import Any
 import transformers
 
 from common.distillation import run_loop
+from common.language_models.setting import task_of
 from common.pcfg.batches import evaluation_batches
 from common.pcfg.grammar_files import load_grammar
-from common.pcfg.training import EVALUATION_BATCH_SIZE, task_of
+from common.pcfg.setting import EVALUATION_BATCH_SIZE
 from PCFG_autoregressive.batches import NextTokenTask
 from PCFG_mlm.batches import MaskedTask
 from tests.settings import Setting
@@ -32,7 +33,7 @@ class PCFGSetting(Setting):
     kills: tuple[int, int] = (4, 2)
     wide: str = "--heads 8"
     saver: ModuleType = run_loop
-    trainer: str = "common.pcfg.training.RunTrainer"
+    trainer: str = "common.language_models.training.RunTrainer"
     width: int = 8
     rounding: float = 0
 

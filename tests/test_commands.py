@@ -28,9 +28,10 @@ from tests.commands import (
 )
 from tests.parity import CASES
 from tests.pcfg import SETTINGS
+from tests.text import TEXT_SETTINGS
 
 
-@pytest.fixture(scope="module", params=[*CASES.values(), *SETTINGS], ids=lambda setting: setting.name)
+@pytest.fixture(scope="module", params=[*CASES.values(), *SETTINGS, *TEXT_SETTINGS], ids=lambda setting: setting.name)
 def setting(request, one_torch_thread):
     return request.param
 
@@ -117,7 +118,7 @@ def test_students_killed_again_and_again_are_bit_identical(setting, tmp_path, ca
     last = max((tmp_path / "undisturbed").iterdir())
     assert last.name.startswith("until-saturation")
     assert len({record["teacher"] for record in Run(last).records()}) == 3
-    if setting in SETTINGS:  # students are trained one after the other
+    if setting in (*SETTINGS, *TEXT_SETTINGS):  # students are trained one after the other
         shutil.copytree(last.parent, tmp_path / "killed", ignore=shutil.ignore_patterns(last.name))
     name = setting.main(words).__module__
     kill_again_and_again(setting.kills[1], tmp_path / "killed" / last.name, name, *words[1:], tmp_path / "killed")
@@ -272,7 +273,7 @@ def mine(teacher, tmp_path):
     ("damage", "named"),
     [
         (lambda teacher, unit: (teacher / "done.json").unlink(), "is not complete"),
-        (lambda teacher, unit: change_config(teacher, setting="text_mlm"), "text_mlm"),
+        (lambda teacher, unit: change_config(teacher, setting="another"), "another"),
         (
             lambda teacher, unit: (teacher / f"checkpoint-{20 * unit}" / "model.safetensors").unlink(),
             "checkpoint-{} lacks config.json or model.safetensors",

@@ -31,7 +31,7 @@ import PCFG_mlm.distill
 import PCFG_mlm.train
 import PCFG_mlm.training
 from common.errors import UserError
-from common.pcfg import training
+from common.language_models.setting import config_of, task_of
 from tests.commands import python
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -438,7 +438,8 @@ def name_of(package):
 
 
 def with_rules(arguments, package):
-    return training.config_of(arguments, training.task_of(arguments, package.training.SETTING))
+    setting = package.training.SETTING
+    return config_of(arguments, task_of(arguments, setting), setting)
 
 
 def make_up_teacher(directory, package, accuracies, arguments):

@@ -10,18 +10,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = ("parity_mlp", "parity_gpt2", "PCFG_mlm", "PCFG_autoregressive")
+SETTINGS = ("parity_mlp", "parity_gpt2", "PCFG_mlm", "PCFG_autoregressive", "text_mlm", "text_autoregressive")
 
 LAYERS = (
     ("common", "common.errors"),
-    ("common.arguments", "common.attention", "common.plotting"),
+    ("common.arguments", "common.attention", "common.philox", "common.plotting"),
     ("common.runs",),
     ("common.cli",),
     ("common.teachers",),
     ("common.distillation",),
     ("common.cluster",),
-    ("common.probes",),
-    ("common.parity", "common.pcfg"),
+    ("common.masking", "common.probes"),
+    ("common.language_models",),
+    ("common.parity", "common.pcfg", "common.text"),
     SETTINGS,
 )
 """From the ground up: a folder or file imports from lower layers only, and from itself."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = ("parity_mlp", "parity_gpt2", "PCFG_mlm", "PCFG_autoregressive")
+SETTINGS = ("parity_mlp", "parity_gpt2", "PCFG_mlm", "PCFG_autoregressive", "text_mlm", "text_autoregressive")
 PYTHON = rf"python (?:-m )?(?:({'|'.join(SETTINGS)})[./])?(train|distill|probe)(?:\.py)? ([^`\n]*[^`\n ])(?=`|\n)"
 
 
@@ -18,7 +18,10 @@ def printed():
     found = set()
     for folder in (".", *SETTINGS):
         for setting, command, line in re.findall(PYTHON, (ROOT / folder / "README.md").read_text()):
-            has_subcommands = command == "probe" and (setting or folder).startswith("PCFG")  # tested in tests/PCFG_*
+            has_subcommands = command == "probe" and (setting or folder).startswith(
+                ("PCFG", "text")
+            )  # tested elsewhere
+            # those of probes with subcommands are tested with their settings
             if not has_subcommands and not re.search(r"[$\\]", line):
                 found.add((setting or folder, command, line))
     return sorted(found)

@@ -34,6 +34,7 @@ from common.distillation.dataset_source import DatasetSource
 from common.distillation.run_arguments import require_run_arguments, require_same_training, training_facts
 from common.distillation.state import configuration, load_weights, restore_training_state, save_training_state, weights
 from common.distillation.trainer import ProgressiveDistillationTrainer
+from common.distillation.vocabulary import tokenizer_files
 from common.errors import DivergedError, UserError
 from common.runs.checkpoints import save_checkpoint
 from common.runs.files import remove, write_directory
@@ -124,7 +125,8 @@ class RunTrainer(ProgressiveDistillationTrainer):
             trainer = RunTrainer(student, args, run=run, train_dataset=..., data_collator=..., eval_dataset=...)
             train_run(trainer, "my student")
 
-    Checkpoints of a student with an adapter, such as LoRA, contain only the adapter, for `PeftModel.from_pretrained`.
+    Checkpoints of a student with an adapter, such as LoRA, contain only the adapter, for `PeftModel.from_pretrained`. A
+    tokenizer given as `processing_class` is part of every checkpoint.
 
     Args:
         model: the student.
@@ -144,6 +146,7 @@ class RunTrainer(ProgressiveDistillationTrainer):
         super().__init__(model, args, **options)
         if args.save_strategy == SaveStrategy.STEPS:
             (adapter_tensors if is_adapted(self.model) else configuration)(self.model)  # raises if there is none
+        self._tokenizer_files = tokenizer_files(self.processing_class)
         self.train_dataset = source_of(self)
         self._fixed_facts: dict[str, Any] = {
             "objective": self.objective,
@@ -178,9 +181,11 @@ class RunTrainer(ProgressiveDistillationTrainer):
             if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
                 raise self._diverged()
             if self.is_world_process_zero() and adapted:
-                write_directory(self.run.directory / f"checkpoint-{step}", adapter_files(self.model))
+                files = {**adapter_files(self.model), **self._tokenizer_files}
+                write_directory(self.run.directory / f"checkpoint-{step}", files)
             elif self.is_world_process_zero():
-                save_checkpoint(self.run.directory, step, tensors, configuration(self.model))
+                config = configuration(self.model)
+                save_checkpoint(self.run.directory, step, tensors, config, self._tokenizer_files)
 
     def save_resume_state(self) -> None:
         """Save what the run needs to resume from the current step; every process must call this."""

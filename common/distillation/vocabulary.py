@@ -1,5 +1,6 @@
 """The classes that a student and a teacher share: the tokens of a tokenizer, without the padding of either model."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,15 @@ def student_tokenizer(student: PreTrainedModel, processing_class: Any) -> PreTra
     if isinstance(processing_class, PreTrainedTokenizerBase):
         return processing_class
     return tokenizer_of(student.config.name_or_path or "")
+
+
+def tokenizer_files(processing_class: Any) -> dict[str, bytes]:
+    """The files of a tokenizer, by name; none of anything else."""
+    if not isinstance(processing_class, PreTrainedTokenizerBase):
+        return {}
+    with tempfile.TemporaryDirectory() as directory:
+        processing_class.save_pretrained(directory)
+        return {path.name: path.read_bytes() for path in sorted(Path(directory).iterdir()) if path.is_file()}
 
 
 def classes_of(config: PretrainedConfig) -> int:

@@ -10,10 +10,16 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from common.errors import UserError
+from common.language_models.models import Tokens
 from common.pcfg.task import GrammarTask
 from common.teachers.loading import read_config
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def tokens_of(task: GrammarTask) -> Tokens:
+    """What a model must know of a task's tokens."""
+    return Tokens(task.vocabulary, task.positions, task.bos, task.eos, task.pad)
 
 
 def require_room(width: int, task: GrammarTask) -> None:

@@ -3,31 +3,27 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from common.arguments import require_at_least, require_seed
-from common.distillation.supervision import print_notes
 from common.errors import UserError
+from common.language_models.arguments import require_positive_lr
+from common.language_models.probing import probe_models, probed_task
+from common.language_models.setting import Setting
 from common.pcfg.arguments import (
     BayesOptimalArguments,
     NgramArguments,
     NonterminalArguments,
-    ProbeArguments,
-    TaskArguments,
-    require_positive_lr,
 )
 from common.pcfg.batches import evaluation_batches
 from common.pcfg.inside_outside import ancestor_posteriors
-from common.pcfg.models import vocabulary_note
 from common.pcfg.sampler import Sentences, sample
+from common.pcfg.setting import EVALUATION_BATCH_SIZE
 from common.pcfg.task import GrammarTask
-from common.pcfg.training import EVALUATION_BATCH_SIZE, Setting, task_of_run
-from common.probes.checkpoints import given_task, identity, is_run, probe_checkpoints, probe_file
+from common.probes.checkpoints import identity, is_run, probe_file
 from common.probes.ngrams import CausalNgramVariants, NgramVariants, Predictor, probe_ngrams
 from common.probes.nonterminals import NO_SYMBOL, Encoder, LabelledSentences, probe_nonterminals
 from common.runs.files import write_file
@@ -87,7 +83,16 @@ def ngrams(
         once["positions"] = shown.pairs.tolist
     if optimal is not None:
         once["bayes_optimal"] = lambda: statistics(*optimal(task, sequences, **options))
-    probe_models(arguments, argv, "ngrams", setting, task, lambda model: statistics(shown, predictor(model)), once)
+    probe_models(
+        arguments,
+        argv,
+        "ngrams",
+        setting,
+        task,
+        lambda model: statistics(shown, predictor(model)),
+        once,
+        arguments.device,
+    )
 
 
 def nonterminals(
@@ -131,7 +136,7 @@ def nonterminals(
 
     exact = arguments.exact > 0 and task.grammar.depth is not None
     once = {"bayes_optimal": optimal} if exact else {}
-    probe_models(arguments, argv, "nonterminals", setting, task, measure, once)
+    probe_models(arguments, argv, "nonterminals", setting, task, measure, once, arguments.device)
 
 
 def bayes_optimal(
@@ -163,16 +168,6 @@ def bayes_optimal(
         whose = {} if path.parent == arguments.run / "probes" else identity(arguments, path)
         write_file(path, json.dumps({"argv": list(argv), **whose, "eval_samples": samples, **result}).encode())
     print(path)
-
-
-def probed_task(arguments: TaskArguments, setting: Setting) -> Any:
-    """The task of the run that is probed, or the one given for a teacher that is not a run.
-
-    Raises:
-        UserError: the run is of another setting or its grammar has changed; or no task, or an unknown one, is given.
-    """
-    given = given_task(arguments)
-    return task_of_run(arguments.run, setting) if given is None else setting.task(given)
 
 
 def bayes_optimal_levels(task: GrammarTask, data: LabelledSentences) -> list[dict[str, float]]:
@@ -225,34 +220,3 @@ def labelled_sentences(task: GrammarTask, seed: int, first: int, count: int, lev
 def with_bos(task: GrammarTask, sentences: Sentences) -> list[NDArray[np.integer]]:
     """Token ids of each sentence, BOS first."""
     return [np.concatenate([[task.bos], sentences.sentence(i)]) for i in range(len(sentences))]
-
-
-def probe_models(
-    arguments: ProbeArguments,
-    argv: Sequence[str],
-    name: str,
-    setting: Setting,
-    task: GrammarTask,
-    measure: Callable[[Any], dict[str, Any]],
-    once: Mapping[str, Callable[[], object]],
-) -> None:
-    """`probe_checkpoints` with `measure` called on the model of each checkpoint, on the device.
-
-    Raises:
-        UserError: the device cannot be used, or the run has no checkpoint.
-    """
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda cannot be used: torch finds no GPU")
-    device = "cuda" if arguments.device != "cpu" and torch.cuda.is_available() else "cpu"
-
-    noted: list[str] = []
-
-    def measure_checkpoint(checkpoint: Path) -> dict[str, Any]:
-        model = setting.load_model(checkpoint, task)
-        if not noted and (lines := vocabulary_note(checkpoint, task)):
-            print_notes(lines)
-            noted.extend(lines)
-        model.to(device)  # type: ignore[arg-type]
-        return measure(model)
-
-    probe_checkpoints(arguments, argv, setting.name, name, measure_checkpoint, once)

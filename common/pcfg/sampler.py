@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from common.errors import UserError
 from common.pcfg.grammar import Grammar
-from common.pcfg.philox import multiply_high, philox4x64
+from common.philox import multiply_high, philox4x64
 
 MAX_TOKENS = 10_000_000
 """A longer sentence is an error; only grammars with recursion have such sentences."""

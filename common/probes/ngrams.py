@@ -21,6 +21,9 @@ and the others keep their position ids; that changes no prediction, and M_close(
 A causal model sees only what is to the left of p, so that its n-gram is p - n + 1 to p. It knows no MASK, and its
 prediction is computed at p - 1, which cannot be hidden from attention. Instead of being masked, tokens are replaced by
 uniformly random ones, which carry no information about the sentence.
+
+N-grams may also consist of words of one or more tokens, with the word of p in the place of p. Then p is a word of one
+token, or for a causal model the first token of a word.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -90,6 +93,7 @@ class NgramVariants:
         positions: number of positions per sequence, drawn at random; by default all.
         sizes: the n.
         seed: of the positions.
+        begins_word: for each sequence, whether a token begins a word, (length,); n-grams then consist of words.
         shorten: omit hidden positions from the input; no effect unless masked positions are hidden.
 
     Raises:
@@ -106,6 +110,7 @@ class NgramVariants:
         positions: int | None = None,
         sizes: Sequence[int] = (2, 3, 4, 5),
         seed: int = 0,
+        begins_word: Sequence[NDArray[np.bool_]] | None = None,
         shorten: bool = True,
     ) -> None:
         _check(spacing, sizes)
@@ -114,8 +119,15 @@ class NgramVariants:
         self._lengths = np.array([len(sequence) for sequence in sequences])
         self._tokens = np.concatenate([np.asarray(sequence, np.int64) for sequence in sequences])
         self._starts = np.cumsum(self._lengths) - self._lengths
-        self.pairs = _pairs(self._lengths, ngram(0, max(sizes)), spacing, limit, positions, seed)
+        units = [
+            Units(length, None if begins_word is None else begins_word[i]) for i, length in enumerate(self._lengths)
+        ]
+        allowed = [unit.positions_within(*ngram(0, max(sizes)), whole=True) for unit in units]
+        self.pairs = _pairs(allowed, max(sizes), spacing, limit, positions, seed)
         """(pairs, 2): sequence and position."""
+        spans = [[units[i].span(p, *ngram(0, n)) for n in self.sizes] for i, p in self.pairs.tolist()]
+        self._spans = np.array(spans) - self.pairs[:, 1, None, None]
+        """(pairs, sizes, 2): first and last position of each n-gram, from the position."""
         self.variants = 1 + 2 * len(sizes)
         """Queries per pair: p_0, then p_n for each n, then q_n for each n."""
 
@@ -139,16 +151,17 @@ class NgramVariants:
     def _widths(self) -> NDArray[np.int64]:
         lengths = np.repeat(self._lengths[self.pairs[:, 0], None], self.variants, axis=1)
         if self._shorten:
-            for i, n in enumerate(self.sizes, 1):
-                lengths[:, i] -= n - 1
-                lengths[:, len(self.sizes) + i] = n
+            tokens = self._spans[..., 1] - self._spans[..., 0] + 1
+            lengths[:, 1 : 1 + len(self.sizes)] -= tokens - 1
+            lengths[:, 1 + len(self.sizes) :] = tokens
         return lengths.ravel()
 
     def _queries(self, indices: NDArray[np.int64]) -> NgramQueries:
         pairs, variants = np.divmod(indices, self.variants)
         sequences, targets = self.pairs[pairs].T[..., None]
         close = variants[:, None] > len(self.sizes)
-        left, right = np.array([(0, 0), *(ngram(0, n) for n in 2 * self.sizes)])[variants].T[..., None]
+        spans = np.where(variants[:, None] > 0, self._spans[pairs, (variants - 1) % len(self.sizes)], 0)
+        left, right = spans.T[..., None]
         lengths = self._lengths[sequences]
         columns = np.arange(lengths.max())
         inside = (columns >= targets + left) & (columns <= targets + right)
@@ -172,8 +185,9 @@ class CausalNgramVariants:
     """All variants of some sequences, up to the position before the predicted one, as queries to causal models.
 
     Args:
-        terminals: number of terminals; replacements are drawn from token ids below it.
+        replacements: token ids that others are replaced by, each as often as any other.
         seed: of the positions and of the replacements.
+        keeps_first: whether the first token, such as BOS, is never replaced.
 
     All other arguments, and the errors, are those of `NgramVariants`.
     """
@@ -181,19 +195,24 @@ class CausalNgramVariants:
     def __init__(
         self,
         sequences: Sequence[NDArray[np.integer]],
-        terminals: int,
+        replacements: NDArray[np.integer],
         spacing: int = 30,
         limit: int = 420,
         positions: int | None = None,
         sizes: Sequence[int] = (2, 3, 4, 5),
         seed: int = 0,
+        begins_word: Sequence[NDArray[np.bool_]] | None = None,
+        keeps_first: bool = True,
     ) -> None:
         _check(spacing, sizes)
         self.sizes = tuple(sizes)
-        self._sequences, self._terminals, self._seed = sequences, terminals, seed
-        lengths = np.array([len(sequence) for sequence in sequences])
-        self.pairs = _pairs(lengths, (1 - max(sizes), 0), spacing, limit, positions, seed)
+        self._sequences, self._replacements, self._seed = sequences, replacements, seed
+        self._first = int(keeps_first)
+        units = _units(sequences, begins_word)
+        allowed = [unit.positions_within(1 - max(sizes), 0, whole=False) for unit in units]
+        self.pairs = _pairs(allowed, max(sizes), spacing, limit, positions, seed)
         """(pairs, 2): sequence and position."""
+        self._starts = [[units[i].span(p, 1 - n, 0)[0] for n in self.sizes] for i, p in self.pairs.tolist()]
 
     @property
     def variants(self) -> int:
@@ -220,11 +239,10 @@ class CausalNgramVariants:
             sequence, position = self.pairs[pair]
             generator = np.random.Generator(np.random.Philox(key=[self._seed, pair], counter=[0, 0, 0, 1]))
             rows[:, :position] = self._sequences[sequence][:position]
-            drawn = generator.integers(self._terminals, size=position)
-            for i, n in enumerate(self.sizes, 1):
-                window = slice(position - n + 1, position)
-                rows[i, window] = drawn[window]
-                rows[len(self.sizes) + i, 1 : window.start] = drawn[1 : window.start]
+            drawn = self._replacements[generator.integers(len(self._replacements), size=position)]
+            for i, start in enumerate(self._starts[pair], 1):
+                rows[i, start:position] = drawn[start:]
+                rows[len(self.sizes) + i, self._first : start] = drawn[self._first : start]
         exists = np.arange(width) < positions.repeat(self.variants)[:, None]
         arrays = (
             input_ids.reshape(-1, width),
@@ -233,6 +251,43 @@ class CausalNgramVariants:
             positions.repeat(self.variants) - 1,
         )
         return NgramQueries(*(torch.from_numpy(array.astype(np.int64)) for array in arrays))
+
+
+class Units:
+    """What n-grams of a sequence consist of: its tokens, or its words.
+
+    Args:
+        length: of the sequence.
+        begins: whether a token begins a word, (length,); None for tokens.
+    """
+
+    def __init__(self, length: int, begins: NDArray[np.bool_] | None) -> None:
+        starts = np.arange(length) if begins is None else np.flatnonzero(begins)
+        self._starts = np.append(starts, length)
+        self._unit = np.searchsorted(self._starts, np.arange(length), side="right") - 1
+
+    def positions_within(self, left: int, right: int, whole: bool) -> NDArray[np.int64]:
+        """Positions whose unit has so many others beside it: `-left` before, without the first one, and `right` after.
+
+        Args:
+            left: of the n-gram, at most 0.
+            right: of the n-gram, at least 0.
+            whole: only units of one token; else the first token of any.
+        """
+        units = np.arange(max(1 - left, 0), len(self._starts) - 1 - right)
+        if whole:
+            units = units[self._starts[units + 1] - self._starts[units] == 1]
+        return self._starts[units]
+
+    def span(self, position: int, left: int, right: int) -> tuple[int, int]:
+        """First and last position of the n-gram from `left` to `right` units around a position."""
+        unit = self._unit[position]
+        return int(self._starts[unit + left]), int(self._starts[unit + right + 1]) - 1
+
+
+def _units(sequences: Sequence[NDArray[np.integer]], begins_word: Sequence[NDArray[np.bool_]] | None) -> list[Units]:
+    begins = [None] * len(sequences) if begins_word is None else begins_word
+    return [Units(len(sequence), of_sequence) for sequence, of_sequence in zip(sequences, begins, strict=True)]
 
 
 def ngram(position: int, n: int) -> tuple[int, int]:
@@ -246,25 +301,17 @@ def _check(spacing: int, sizes: Sequence[int]) -> None:
 
 
 def _pairs(
-    lengths: NDArray[np.int64],
-    window: tuple[int, int],
-    spacing: int,
-    limit: int,
-    positions: int | None,
-    seed: int,
+    allowed: Sequence[NDArray[np.int64]], longest: int, spacing: int, limit: int, positions: int | None, seed: int
 ) -> NDArray[np.int64]:
-    """(pairs, 2), sequences and positions around which the longest n-gram, `window` from the position, is whole."""
-    left, right = window
+    """(pairs, 2), sequences and positions: those allowed that are multiples of the spacing, up to the limit."""
     pairs: list[tuple[int, int]] = []
-    for i, length in enumerate(lengths):
-        multiples = np.arange(spacing, min(limit + 1, length - right), spacing)
-        multiples = multiples[multiples + left > 0]
+    for i, of_sequence in enumerate(allowed):
+        multiples = of_sequence[(of_sequence % spacing == 0) & (of_sequence <= limit)]
         if positions is not None and positions < len(multiples):
             generator = np.random.Generator(np.random.Philox(key=[seed, i]))
             multiples = np.sort(generator.choice(multiples, positions, replace=False))
         pairs.extend((i, p) for p in multiples.tolist())
     if not pairs:
-        longest = right - left + 1
         raise UserError(
             f"no sequence has a whole {longest}-gram around a multiple of {spacing}: give a smaller spacing"
         )

@@ -9,7 +9,13 @@ import numpy as np
 from common.runs.files import read_json, read_safetensors, to_json, to_safetensors, write_directory
 
 
-def save_checkpoint(run: Path, step: int, tensors: Mapping[str, np.ndarray], config: Mapping[str, object]) -> None:
+def save_checkpoint(
+    run: Path,
+    step: int,
+    tensors: Mapping[str, np.ndarray],
+    config: Mapping[str, object],
+    more: Mapping[str, bytes] | None = None,
+) -> None:
     """Write `checkpoint-<step>` into a run's directory.
 
     An existing checkpoint is replaced; it is there if the run was stopped after it and resumed from an earlier state.
@@ -17,12 +23,13 @@ def save_checkpoint(run: Path, step: int, tensors: Mapping[str, np.ndarray], con
     Args:
         tensors: the model's weights by name, of any shape and memory order.
         config: what is needed to build the model, as JSON values.
+        more: other files, such as a tokenizer's.
 
     Raises:
         OSError: an existing checkpoint of this step is intact.
     """
     files = {"config.json": to_json(config), "model.safetensors": to_safetensors(tensors)}
-    write_directory(run / f"checkpoint-{step}", files)
+    write_directory(run / f"checkpoint-{step}", {**files, **(more or {})})
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from common.distillation.batches import ReadyBatches
 from common.distillation.losses import IGNORED_LABEL
 from common.distillation.trainer import ProgressiveDistillationTrainer
-from common.pcfg import training
+from common.language_models import training
 from common.pcfg.batches import TrainingBatches, evaluation_batches
 from common.pcfg.grammar_files import load_grammar
 from common.pcfg.task import rules_of

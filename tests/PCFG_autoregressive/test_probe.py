@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
+from common.language_models.setting import task_of_run
 from common.pcfg.batches import evaluation_batches
 from common.pcfg.grammar_files import load_grammar
 from common.pcfg.sampler import sample
-from common.pcfg.training import task_of_run
 from common.teachers.discovery import find_checkpoints
 from PCFG_autoregressive import train
 from PCFG_autoregressive.batches import NextTokenTask

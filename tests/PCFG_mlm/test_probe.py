@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from common.language_models.setting import task_of_run
 from common.pcfg import probing
 from common.pcfg.batches import evaluation_batches
 from common.pcfg.grammar_files import load_grammar
 from common.pcfg.probing import bayes_optimal_levels, labelled_sentences
 from common.pcfg.sampler import sample
-from common.pcfg.training import task_of_run
 from common.probes.ngrams import ngram
 from common.teachers.discovery import find_checkpoints
 from PCFG_mlm import bayes_optimal as optimum, train

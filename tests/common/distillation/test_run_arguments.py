@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import AutoTokenizer, TrainingArguments
 
 from common.distillation.batches import ReadyBatches
 from common.distillation.run_loop import RunTrainer, train_run
@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.runs.processes import Processes, open_shared_run
 from common.runs.run import Run, open_run
 from tests.commands import Killed, files, stopped
-from tests.models import make, save_suite
+from tests.models import byte_pairs, make, save_suite
 from tests.trainers import (
     CLASSES,
     HELD_OUT,
@@ -224,6 +224,16 @@ def test_a_run_in_another_thread_goes_without_signal_handlers(tmp_path):
     with ThreadPoolExecutor(1) as thread:
         thread.submit(run_as, tmp_path / "run").result()
     assert Run(tmp_path / "run").complete
+
+
+def test_a_tokenizer_is_part_of_every_checkpoint(tmp_path):
+    tokenizer = byte_pairs()
+    tokenizer.pad_token = tokenizer.eos_token
+    run_as(tmp_path / "run", processing_class=tokenizer)
+    for step in (2, 4, 5):
+        saved = AutoTokenizer.from_pretrained(tmp_path / "run" / f"checkpoint-{step}")
+        assert saved.get_vocab() == tokenizer.get_vocab()
+        assert saved("a word").input_ids == tokenizer("a word").input_ids
 
 
 @pytest.mark.parametrize(("name", "value"), [("top_k", 0), ("divergence", "total-variation"), ("temperature", -1)])

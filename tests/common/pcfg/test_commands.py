@@ -13,7 +13,7 @@ import pytest
 from common.distillation import run_loop
 from common.distillation.supervision import FROM_LABELS
 from common.distillation.trainer import ProgressiveDistillationTrainer
-from common.pcfg import commands as pcfg_commands
+from common.language_models import commands as shared_commands
 from common.pcfg.grammar_files import GRAMMARS, parse_grammar
 from common.runs.names import EXECUTION_ARGUMENTS
 from common.runs.run import Run
@@ -101,7 +101,7 @@ def test_runs_killed_before_a_record_end_with_the_same_bits(pcfg, tmp_path, caps
     ("owner", "name", "call", "step"),
     [
         (ProgressiveDistillationTrainer, "compute_loss", 4, 4),
-        (pcfg_commands, "open_shared_run", 2, None),
+        (shared_commands, "open_shared_run", 2, None),
         (run_loop, "progress", 2, 0),
         (ProgressiveDistillationTrainer, "compute_loss", 12 + 7, 7),
     ],
@@ -212,7 +212,9 @@ def test_usage_errors_name_the_word_and_exit_with_two(pcfg, capsys, words, named
 
 def save_model_of(pcfg, text, directory):
     task = pcfg.task(parse_grammar(text, "another"))
-    pcfg.setting.new_model(task, 1, 1, 8, 0.0, 0).save_pretrained(directory / "checkpoint-10")
+    pcfg.setting.new_model(task, SimpleNamespace(layers=1, head_dim=8, dropout=0.0), 1, 0).save_pretrained(
+        directory / "checkpoint-10"
+    )
 
 
 @pytest.mark.parametrize(
@@ -284,14 +286,14 @@ def test_a_dataset_that_is_of_another_grammar_or_too_small_is_one_line(pcfg, tmp
 
 
 def test_a_student_that_diverges_does_not_stop_the_others(pcfg, tmp_path, capsys, monkeypatch, teacher):
-    trainer_arguments = pcfg_commands.trainer_arguments
+    trainer_arguments = shared_commands.trainer_arguments
 
     def diverging_trainer_arguments(arguments, directory, steps, seed):
         return trainer_arguments(replace(arguments, lr=1e30) if seed == 1 else arguments, directory, steps, seed)
 
     words = [*DISTILL, "--methods", "one-shot", "--teacher", teacher, "--out"]
     with monkeypatch.context() as patch:
-        patch.setattr(pcfg_commands, "trainer_arguments", diverging_trainer_arguments)
+        patch.setattr(shared_commands, "trainer_arguments", diverging_trainer_arguments)
         code, _, stderr = start(capsys, pcfg.main(words), *words[1:], tmp_path / "runs", "--seeds", 1, 0)
     assert code == 3
     assert "one-shot-heads1-steps12-seed1: the loss is not finite at step 5" in stderr.splitlines()[-1]
@@ -340,20 +342,24 @@ def directory_of(pcfg, monkeypatch, name, arguments):
         raise Named(directory)
 
     stand_in = {
-        **{"task_of": lambda *arguments: pcfg.task(SMALL), "training_batches": lambda *arguments: None},
+        "task_of": lambda *arguments: pcfg.task(SMALL),
         **{
             "find_checkpoints": lambda *arguments: [SimpleNamespace(step=1)],
             "local_path": str,
             "open_shared_run": stop,
         },
         **{"own_teacher": lambda *arguments: None, "supervision": lambda *arguments: FROM_LABELS},
-        **{"vocabulary_note": lambda *arguments: []},
         **{"trainer_arguments": lambda *arguments: None, "processes_of": lambda trainer_args: None},
     }
+    without_work = ("training_batches", "load_model", "notes")
     with monkeypatch.context() as patch:
-        patch.setattr(pcfg.module("training"), "SETTING", replace(pcfg.setting, load_model=lambda *arguments: None))
+        patch.setattr(
+            pcfg.module("training"),
+            "SETTING",
+            replace(pcfg.setting, **dict.fromkeys(without_work, lambda *arguments: [])),
+        )
         for function, substitute in stand_in.items():
-            patch.setattr(pcfg_commands, function, substitute)
+            patch.setattr(shared_commands, function, substitute)
         with pytest.raises(Named) as named:
             getattr(pcfg.commands[name], name)(arguments)
     return named.value.args[0]

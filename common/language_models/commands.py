@@ -1,4 +1,4 @@
-"""`train.py` and `distill.py` of the settings on grammars."""
+"""`train.py` and `distill.py` of the settings with language models."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,20 +19,9 @@ from common.distillation.supervision import (
     used_checkpoints,
 )
 from common.errors import DivergedError, UserError
-from common.pcfg.arguments import DistillArguments, TrainArguments, check
-from common.pcfg.batches import evaluation_batches
-from common.pcfg.models import vocabulary_note
-from common.pcfg.task import GrammarTask
-from common.pcfg.training import (
-    EVALUATION_BATCH_SIZE,
-    Setting,
-    config_of,
-    processes_of,
-    task_of,
-    train_to_end,
-    trainer_arguments,
-    training_batches,
-)
+from common.language_models.arguments import DistillArguments, TrainArguments, check
+from common.language_models.setting import Setting, Task, config_of, task_of
+from common.language_models.training import processes_of, train_to_end, trainer_arguments
 from common.runs.names import EXECUTION_ARGUMENTS, ROOT, RUNS, default_name
 from common.runs.processes import open_shared_run
 from common.teachers.discovery import Checkpoint, find_checkpoints, local_path
@@ -57,13 +46,14 @@ def train(
     require_at_least(1, arguments, "heads", "steps")
     require_seed(arguments, "seed")
     task = task_of(arguments, setting)
-    batches = training_batches(arguments, task, arguments.steps, arguments.seed)
+    batches = setting.training_batches(arguments, task, arguments.steps, arguments.seed)
     name = default_name(arguments, presets[arguments.preset], arguments.preset)
     directory = arguments.out or RUNS / setting.name / name
     trainer_args = trainer_arguments(arguments, directory, arguments.steps, arguments.seed)
     options = {"setting": setting.name, "argv": argv, "force": arguments.force, "wandb": arguments.wandb}
-    with open_shared_run(directory, config_of(arguments, task), processes_of(trainer_args), **options) as run:
-        train_to_end(arguments, setting, run, trainer_args, batches, arguments.heads, arguments.seed, FROM_LABELS)
+    config = config_of(arguments, task, setting)
+    with open_shared_run(directory, config, processes_of(trainer_args), **options) as run:
+        train_to_end(arguments, setting, run, trainer_args, task, batches, arguments.heads, arguments.seed, FROM_LABELS)
 
 
 def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting, argv: Sequence[str] = ()) -> None:
@@ -89,20 +79,20 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     prepared = []
     for student in student_arguments(arguments, PLURAL):
         (steps,) = student.steps
-        batches = training_batches(student, task, steps, student.stream_seed)
+        batches = setting.training_batches(student, task, steps, student.stream_seed)
         supervised = supervision(student, steps, teacher, directory, task.vocabulary, lambda record: record["loss"])
         prepared.append((student, batches, supervised))
     used = used_checkpoints((student, supervised, student.steps[0]) for student, _, supervised in prepared)
     last = (used or teacher)[-1]
     setting.load_model(local_path(last), task)
-    notes = [*vocabulary_note(local_path(last), task), *trajectory_warnings(used, arguments.trust_trajectory)]
+    notes = [*setting.notes(local_path(last), task), *trajectory_warnings(used, arguments.trust_trajectory)]
     is_reported = not used
     diverged: list[DivergedError] = []
     for student, batches, supervised in prepared:
         (heads,), (steps,), (seed,) = student.student_heads, student.steps, student.seeds
         run_directory = _run_directory(arguments, student, presets, setting)
         trainer_args = trainer_arguments(student, run_directory, steps, seed)
-        config = {**config_of(student, task), "teacher_id": teacher_id}
+        config = {**config_of(student, task, setting), "teacher_id": teacher_id}
         options = {"argv": argv, "force": student.force, "wandb": student.wandb, "group": student.preset}
         processes = processes_of(trainer_args)
         with open_shared_run(run_directory, config, processes, setting=setting.name, **options) as run:
@@ -111,7 +101,7 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
                 if processes.first:
                     print_notes([*notes, _report(last, task, arguments, setting, trainer_args.device)])
             try:
-                train_to_end(student, setting, run, trainer_args, batches, heads, seed, supervised)
+                train_to_end(student, setting, run, trainer_args, task, batches, heads, seed, supervised)
             except DivergedError as divergence:
                 diverged.append(divergence)
     if diverged:
@@ -119,11 +109,11 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
 
 
 def _report(
-    teacher: Checkpoint, task: GrammarTask, arguments: DistillArguments, setting: Setting, device: torch.device
+    teacher: Checkpoint, task: Task, arguments: DistillArguments, setting: Setting, device: torch.device
 ) -> str:
     """A line on a teacher's accuracy on the evaluation data of all students."""
     model = setting.load_model(local_path(teacher), task)
-    held_out = evaluation_batches(task, arguments.eval_samples, EVALUATION_BATCH_SIZE)
+    held_out = setting.evaluation_batches(task, arguments.eval_samples)
     return report_on(model, teacher.step, held_out, objective_of(model), device)
 
 
@@ -142,19 +132,18 @@ def _run_directory(arguments: Distill, student: Distill, presets: Mapping[str, D
     return RUNS / setting.name / default_name(student, preset, name, exclude=(*EXECUTION_ARGUMENTS, *PLURAL))
 
 
-def _check_own_teacher(arguments: DistillArguments, setting: Setting, task: GrammarTask, directory: Path) -> str | None:
+def _check_own_teacher(arguments: DistillArguments, setting: Setting, task: Task, directory: Path) -> str | None:
     """The id of a teacher that is a run of ours; None for any other.
 
     Raises:
-        UserError: the run is not complete, its config.json is damaged, or it was trained on another grammar.
+        UserError: the run is not complete, its config.json is damaged, or it was trained on other data.
     """
     config = own_teacher(directory, (setting.name,))
     if config is None:
         return None
-    theirs, ours = config["arguments"], config_of(arguments, task)
-    if (theirs["start"], theirs["rules"]) != (ours["start"], ours["rules"]):
+    theirs, ours = config["arguments"], config_of(arguments, task, setting)
+    if any(theirs.get(name) != ours[name] for name in setting.identity(task)):
         raise UserError(
-            f"{directory} was trained on {theirs['grammar']} from {theirs['start']}, but here the grammar is "
-            f"{arguments.grammar} from {ours['start']}"
+            f"{directory} was trained on {setting.describe(theirs)}, but here the data is {setting.describe(ours)}"
         )
     return config.get("id")

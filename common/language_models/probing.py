@@ -1,0 +1,54 @@
+"""`probe.py` of the settings with language models: the task that is probed, and the models of all checkpoints."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from common.distillation.supervision import print_notes
+from common.errors import UserError
+from common.language_models.setting import Setting, Task, task_of_run
+from common.probes.arguments import ProbedArguments
+from common.probes.checkpoints import given_task, probe_checkpoints
+
+
+def probed_task(arguments: ProbedArguments, setting: Setting) -> Any:
+    """The task of the run that is probed, or the one given for a teacher that is not a run.
+
+    Raises:
+        UserError: the run is of another setting or its data has changed; or no task, or an unknown one, is given.
+    """
+    given = given_task(arguments)
+    return task_of_run(arguments.run, setting) if given is None else setting.task(given)
+
+
+def probe_models(
+    arguments: ProbedArguments,
+    argv: Sequence[str],
+    name: str,
+    setting: Setting,
+    task: Task,
+    measure: Callable[[Any], dict[str, Any]],
+    once: Mapping[str, Callable[[], object]],
+    device: Literal["auto", "cpu", "cuda"],
+) -> None:
+    """`probe_checkpoints` with `measure` called on the model of each checkpoint, on the device.
+
+    Raises:
+        UserError: the device cannot be used, or the run has no checkpoint.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda cannot be used: torch finds no GPU")
+    used = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    noted: list[str] = []
+
+    def measure_checkpoint(checkpoint: Path) -> dict[str, Any]:
+        model = setting.load_model(checkpoint, task)
+        if not noted and (lines := setting.notes(checkpoint, task)):
+            print_notes(lines)
+            noted.extend(lines)
+        model.to(used)  # type: ignore[arg-type]
+        return measure(model)
+
+    probe_checkpoints(arguments, argv, setting.name, name, measure_checkpoint, once)

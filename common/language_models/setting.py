@@ -1,0 +1,78 @@
+"""A setting with a Transformer on sequences of tokens; each setting's folder defines one."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import PreTrainedModel
+
+from common.distillation.batches import Source
+from common.errors import UserError
+from common.runs.run import Run
+
+
+class Task(Protocol):
+    """What is predicted, and on which data."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids, which are the classes."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A prediction task, its data, and models for it."""
+
+    name: str
+    """As in config.json; also the setting's folder in runs/."""
+    task: Callable[[Mapping[str, Any]], Any]
+    """From a run's arguments, by name, to a `Task`."""
+    training_batches: Callable[[Any, Any, int, int], Source]
+    """From a command's arguments, the task, the number of steps and the seed of the data stream."""
+    evaluation_batches: Callable[[Any, int], list[Any]]
+    """From the task and a number of samples to held-out batches."""
+    new_model: Callable[[Any, Any, int, int], PreTrainedModel]
+    """From the task, a command's arguments, the number of attention heads and the seed."""
+    load_model: Callable[[Path, Any], PreTrainedModel]
+    """From a checkpoint's directory and the task; raises `UserError` if it does not fit the task."""
+    trainer_options: Callable[[Any], dict[str, Any]]
+    """From a task to further arguments of its trainers, such as how a teacher is loaded."""
+    notes: Callable[[Path, Any], list[str]]
+    """From a checkpoint's directory and the task: lines on what `load_model` changes about it."""
+    identity: Callable[[Any], dict[str, Any]]
+    """From a task to what identifies its data in config.json, such as a grammar's rules, as its file may change."""
+    describe: Callable[[Mapping[str, Any]], str]
+    """From a run's arguments, by name, to its data in words."""
+
+
+def task_of(arguments: Any, setting: Setting) -> Any:
+    """The task that a command's arguments describe, with its data opened.
+
+    Raises:
+        UserError: the data cannot be opened, or an argument of the task is out of range.
+    """
+    return setting.task(asdict(arguments))
+
+
+def config_of(arguments: Any, task: Any, setting: Setting) -> dict[str, Any]:
+    """The arguments as config.json stores them, with what identifies the data."""
+    return {**asdict(arguments), **setting.identity(task)}
+
+
+def task_of_run(directory: Path, setting: Setting) -> Any:
+    """The task that a run was trained on.
+
+    Raises:
+        UserError: the directory is not a run of this setting, or its data has changed since.
+    """
+    run = Run(directory)
+    if run.setting != setting.name:
+        raise UserError(f"{directory} is a run of {run.setting}, not of {setting.name}: give one of its runs")
+    config = run.config["arguments"]
+    task = setting.task(config)
+    if any(config.get(name) != value for name, value in setting.identity(task).items()):
+        raise UserError(
+            f"{setting.describe(config)} has changed since {directory} was trained on it: restore its files"
+        )
+    return task

@@ -1,0 +1,74 @@
+"""Settings on grammars: what `train.py`, `distill.py` and `probe.py` need of their task and their model."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from common.language_models.setting import Setting
+from common.pcfg.arguments import Arguments
+from common.pcfg.batches import TrainingBatches, evaluation_batches
+from common.pcfg.dataset import open_dataset
+from common.pcfg.models import require_room, vocabulary_note
+from common.pcfg.task import Batch, GrammarTask, rules_of
+
+EVALUATION_BATCH_SIZE = 128
+"""Sentences per evaluation batch."""
+
+
+def grammar_setting(
+    name: str,
+    task: Callable[[Mapping[str, Any]], Any],
+    new_model: Callable[[Any, int, int, int, float, int], PreTrainedModel],
+    load_model: Callable[[Path, Any], PreTrainedModel],
+) -> Setting:
+    """A setting on sentences of a grammar.
+
+    Args:
+        name: of the setting.
+        task: from a run's arguments, by name, to a `GrammarTask`.
+        new_model: from the task, layers, heads, dimensions per head, dropout rate and seed.
+        load_model: from a checkpoint's directory and the task; raises `UserError` if it does not fit the task.
+    """
+
+    def make_model(task: Any, arguments: Arguments, heads: int, seed: int) -> PreTrainedModel:
+        return new_model(task, arguments.layers, heads, arguments.head_dim, arguments.dropout, seed)
+
+    return Setting(
+        name=name,
+        task=task,
+        training_batches=training_batches,
+        evaluation_batches=held_out_batches,
+        new_model=make_model,
+        load_model=load_model,
+        trainer_options=lambda task: {"load_teacher": lambda path: load_model(path, task)},
+        notes=vocabulary_note,
+        identity=lambda task: {"start": task.grammar.start, "rules": rules_of(task.grammar)},
+        describe=lambda arguments: f"the grammar {arguments['grammar']} from {arguments['start']}",
+    )
+
+
+def training_batches(arguments: Any, task: GrammarTask, steps: int, seed: int) -> TrainingBatches:
+    """The training batches of one run, sampled or from `--dataset`, which must have enough for `steps`.
+
+    Raises:
+        UserError: the dataset is of another grammar, lacks what the task needs, or is too small.
+    """
+    dataset = None
+    if arguments.dataset is not None:
+        needed = steps * arguments.batch_size
+        dataset = open_dataset(arguments.dataset, task.grammar, needed, task.tree_levels > 0)
+    return TrainingBatches(task, seed, arguments.batch_size, dataset)
+
+
+def held_out_batches(task: GrammarTask, samples: int) -> list[Batch]:
+    """The first held-out sentences in batches.
+
+    Raises:
+        UserError: a sentence is longer than models of the task have positions.
+    """
+    batches = evaluation_batches(task, samples, EVALUATION_BATCH_SIZE)
+    for batch in batches:
+        require_room(batch.input_ids.shape[1], task)
+    return batches

@@ -1,0 +1,251 @@
+"""Corpora as blocks of a fixed number of tokens on disk, split into train and held-out.
+
+A document that nearly repeats an earlier one, of any of the corpora, is left out (see near_duplicates.py). A hash of
+the beginning of each other one decides whether it is held out, so that a document is on the same side whatever else is
+prepared. The documents of a side, each followed by a separator, are cut into blocks of `length` tokens; of each corpus
+the rest that does not fill a block is left out. No block has documents of both sides, or of two corpora.
+
+    data/text/<hash of what the blocks depend on>/
+      train.npy, held_out.npy   (blocks, length), corpus after corpus; uint16 if the vocabulary fits, else uint32
+      tokenizer/                as `save_pretrained` writes it
+      blocks.json               written last: what they were made from, and counts
+
+The directory is made under a hidden name, with a lock, and renamed once it is complete: what a killed process leaves
+behind is made again, and a process that comes second waits and uses the blocks of the first.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import UserError
+from common.runs.files import read_json
+from common.runs.names import ROOT
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+FOLDER = ROOT / "data" / "text"
+"""Where blocks are stored, unless the environment variable TEXT_BLOCKS names another directory."""
+
+FORMAT = 1
+"""To be raised when the same arguments give other blocks."""
+
+SPLITS = ("train", "held_out")
+
+
+@dataclass(frozen=True)
+class TextData:
+    """What blocks are made from."""
+
+    corpora: tuple[str, ...] = ("docs",)
+    """Names; see corpora.py."""
+    text_column: str = "text"
+    """Column with the documents, of JSON, parquet and hub datasets."""
+    tokenizer: str = "wordpiece"
+    """wordpiece or bpe, to be trained on the corpora; or a directory or a model on the hub."""
+    vocabulary: int = 8192
+    """Tokens of a tokenizer that is trained."""
+    length: int = 128
+    """Tokens per block."""
+    held_out: float = 0.03
+    """Fraction of the documents that is held out."""
+
+    def __post_init__(self) -> None:
+        if not self.corpora or len(set(self.corpora)) < len(self.corpora):
+            raise UserError(f"give one or more different corpora, not {', '.join(self.corpora) or 'none'}")
+        if self.length < 2:
+            raise UserError(f"--length must be at least 2 tokens, got {self.length}")
+        if not 0 < self.held_out < 1:
+            raise UserError(f"--held-out must be between 0 and 1, got {self.held_out}")
+
+
+@dataclass(frozen=True)
+class CorpusBlocks:
+    """A corpus within the blocks."""
+
+    name: str
+    train: int
+    held_out: int
+    """Blocks."""
+    train_documents: int
+    held_out_documents: int
+    train_tokens: int
+    held_out_tokens: int
+    """With separators, and with the rest that does not fill a block."""
+    duplicates: int
+    """Documents that were left out because they nearly repeat another one."""
+    characters: int
+    """Of all documents that were not left out."""
+    sha256: str
+    """Of these documents."""
+    notes: dict[str, Any]
+    """What else was left out."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Prepared blocks; they are read on demand."""
+
+    directory: Path
+    length: int
+    """Tokens per block."""
+    vocabulary: int
+    """Size of an embedding for the tokens."""
+    separator: int
+    """Id of the token after each document."""
+    mask: int | None
+    """Id of the mask token, if there is one."""
+    special: tuple[int, ...]
+    """Ids of all special tokens, in order."""
+    tokenizer_sha256: str
+    corpora: tuple[CorpusBlocks, ...]
+    dtype: str
+    seconds: dict[str, float]
+    """That preparation took: for the tokenizer, and for reading, tokenizing and packing the documents."""
+
+    @cached_property
+    def train(self) -> NDArray[np.unsignedinteger]:
+        """(blocks, length), memory-mapped."""
+        return self._open("train")
+
+    @cached_property
+    def held_out(self) -> NDArray[np.unsignedinteger]:
+        """(blocks, length), memory-mapped."""
+        return self._open("held_out")
+
+    def ranges(self, split: str) -> list[range]:
+        """The rows of each corpus in `train` or `held_out`."""
+        ends = np.cumsum([0, *(getattr(corpus, split) for corpus in self.corpora)]).tolist()
+        return [range(start, stop) for start, stop in pairwise(ends)]
+
+    def tokenizer(self) -> "PreTrainedTokenizerFast":
+        """The tokenizer.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        from common.text.tokenization import load_tokenizer, tokenizer_hash
+
+        try:
+            tokenizer = load_tokenizer(str(self.directory / "tokenizer"))
+        except UserError as error:
+            raise _damaged(self.directory / "tokenizer", self.directory) from error
+        if tokenizer_hash(tokenizer) != self.tokenizer_sha256:
+            raise _damaged(self.directory / "tokenizer", self.directory)
+        return tokenizer
+
+    def _open(self, split: str) -> NDArray[np.unsignedinteger]:
+        path = self.directory / f"{split}.npy"
+        rows = sum(getattr(corpus, split) for corpus in self.corpora)
+        try:
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            raise _damaged(path, self.directory) from None
+        if found.shape != (rows, self.length) or found.dtype != self.dtype:
+            raise _damaged(path, self.directory)
+        return np.asarray(found)
+
+
+def open_blocks(directory: Path) -> Blocks:
+    """Blocks that were prepared.
+
+    Raises:
+        UserError: a file is missing or damaged. The tokens themselves are not checked.
+    """
+    found = read_json(directory / "blocks.json", f"remove {directory}, and its blocks are prepared again")
+    try:
+        values = {field.name: found[field.name] for field in fields(Blocks) if field.name != "directory"}
+        values["corpora"] = tuple(CorpusBlocks(**corpus) for corpus in found["corpora"])
+        blocks = Blocks(directory, **{**values, "special": tuple(found["special"])})
+    except (KeyError, TypeError):
+        raise _damaged(directory / "blocks.json", directory) from None
+    for split in SPLITS:
+        blocks._open(split)
+    if not (directory / "tokenizer" / "tokenizer.json").is_file():
+        raise _damaged(directory / "tokenizer", directory)
+    return blocks
+
+
+def place_of(data: TextData, folder: Path = FOLDER) -> Path:
+    """The directory of the blocks, named by a hash of all that they depend on.
+
+    Raises:
+        UserError: a corpus or a tokenizer to be loaded does not exist.
+    """
+    from common.text.corpora import Corpus
+
+    if data.tokenizer in ("wordpiece", "bpe"):
+        tokenizer: dict[str, Any] = {"trained": data.tokenizer, "vocabulary": data.vocabulary}
+    else:
+        from common.text.tokenization import load_tokenizer, tokenizer_hash
+
+        tokenizer = {"sha256": tokenizer_hash(load_tokenizer(data.tokenizer))}
+    identity = {
+        "format": FORMAT,
+        "corpora": [Corpus(name, data.text_column).identity() for name in data.corpora],
+        "tokenizer": tokenizer,
+        "length": data.length,
+        "held_out": data.held_out,
+    }
+    return folder / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class BlockFile:
+    """A `.npy` file of blocks that grows; its header is written again at the end.
+
+    Args:
+        path: of a file that does not exist.
+        length: tokens per block.
+        dtype: of the tokens.
+    """
+
+    def __init__(self, path: Path, length: int, dtype: str) -> None:
+        self._file = path.open("xb")
+        self._length, self._dtype = length, np.dtype(dtype)
+        self._rest = np.zeros(0, self._dtype)
+        self.blocks = 0
+        self._header = self._write_header()
+
+    def append(self, tokens: NDArray[np.int64]) -> None:
+        """Continue the latest block with more tokens."""
+        joined = np.concatenate([self._rest, tokens.astype(self._dtype)])
+        full = len(joined) // self._length
+        joined[: full * self._length].tofile(self._file)
+        self._rest = joined[full * self._length :].copy()
+        self.blocks += full
+
+    def drop_rest(self) -> None:
+        """Leave out the tokens after the last full block."""
+        self._rest = self._rest[:0]
+
+    def close(self) -> None:
+        """Make the file complete, and flush it to disk."""
+        self._file.seek(0)
+        if self._write_header() != self._header:
+            raise AssertionError("NumPy leaves room for a longer shape, so that the header keeps its length")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def _write_header(self) -> int:
+        description = {"descr": self._dtype.str, "fortran_order": False, "shape": (self.blocks, self._length)}
+        np.lib.format.write_array_header_1_0(self._file, description)
+        return self._file.tell()
+
+
+def description_of(blocks: Blocks, data: TextData) -> dict[str, Any]:
+    """The content of blocks.json."""
+    return {"data": asdict(data), **{key: value for key, value in asdict(blocks).items() if key != "directory"}}
+
+
+def _damaged(path: Path, directory: Path) -> UserError:
+    return UserError(f"{path} is missing or damaged: remove {directory}, and its blocks are prepared again")

@@ -1,0 +1,234 @@
+"""Corpora as iterators of documents, by name.
+
+    docs                        documentation of the installed packages, without a download (see docstrings.py)
+    wikipedia-books             English Wikipedia of November 2023, then BookCorpus, both from the hub
+    org/name, org/name:config   the split train of a dataset on the hub; @revision may follow
+    a.txt                       UTF-8 text; blank lines separate documents
+    a.jsonl                     an object per line
+    a.parquet                   rows
+
+Files are read and hub datasets streamed a little at a time, so that a corpus of any size fits into memory.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError, listed
+from common.text import docstrings
+
+DOCS = "docs"
+WIKIPEDIA_BOOKS = "wikipedia-books"
+WIKIPEDIA = "wikimedia/wikipedia:20231101.en"
+BOOKS = "bookcorpus/bookcorpus@refs/convert/parquet"
+"""The hub's own conversion: `datasets` no longer runs the script that the dataset has."""
+
+BOOK_CHARACTERS = 4096
+"""BookCorpus has a sentence per row; successive ones are joined to documents of so many characters or just above."""
+
+_SUFFIXES = (".txt", ".jsonl", ".parquet")
+_HUB = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
+_ROWS = 1024
+"""Rows of a parquet file that are read together."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus that can be read from its beginning any number of times.
+
+    Raises:
+        UserError: there is no such corpus.
+    """
+
+    name: str
+    """See above."""
+    column: str = "text"
+    """Column with the documents, of JSON, parquet and hub datasets."""
+
+    def __post_init__(self) -> None:
+        if self.name in (DOCS, WIKIPEDIA_BOOKS):
+            return
+        path = Path(self.name)
+        if path.suffix in _SUFFIXES:
+            if not path.is_file():
+                raise UserError(f"{path} is {'a directory' if path.is_dir() else 'missing'}: give an existing file")
+            if path.stat().st_size == 0:
+                raise UserError(f"{path} is empty: give a file with documents")
+        elif path.exists() or not _HUB.fullmatch(self.name):
+            raise UserError(
+                f"{self.name} is no corpus: give {DOCS}, {WIKIPEDIA_BOOKS}, a file that ends in {listed(_SUFFIXES)}, "
+                "or a dataset on the hub as org/name or org/name:config"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """JSON values that change if the corpus does; cheap, so that of a file it has the size and time, not a hash.
+
+        That a hub dataset without @revision is changed is not noticed.
+        """
+        if self.name == DOCS:
+            sources = docstrings.sources()
+            return {"docs": 1, "python": sources.python, "packages": sources.packages}
+        if Path(self.name).suffix in _SUFFIXES:
+            status = Path(self.name).stat()
+            identity = {"file": Path(self.name).name, "bytes": status.st_size, "changed": status.st_mtime_ns}
+            return identity if self.name.endswith(".txt") else {**identity, "column": self.column}
+        return {"hub": self.name, **({} if self.name == WIKIPEDIA_BOOKS else {"column": self.column})}
+
+    def notes(self) -> dict[str, Any]:
+        """What was left out of `docs`, for the record."""
+        if self.name != DOCS:
+            return {}
+        collected = docstrings.collect()
+        return {
+            "packages_missing": list(docstrings.sources().missing),
+            "files_unreadable": collected.unreadable,
+            "duplicates_left_out": collected.duplicates,
+        }
+
+    def documents(self) -> Iterator[str]:
+        """The documents, in order; those of whitespace only are left out.
+
+        Raises:
+            UserError: the corpus cannot be read, has no such column, or no documents.
+        """
+        found = False
+        for document in self._documents():
+            if document and not document.isspace():
+                found = True
+                yield document
+        if not found:
+            raise UserError(f"{self.name} has no documents: give another corpus")
+
+    def _documents(self) -> Iterator[str]:
+        if self.name == DOCS:
+            yield from docstrings.collect().documents
+        elif self.name == WIKIPEDIA_BOOKS:
+            yield from _read_hub(WIKIPEDIA, "text")
+            yield from _joined(_read_hub(BOOKS, "text"))
+        else:
+            path = Path(self.name)
+            match path.suffix:
+                case ".txt":
+                    yield from _read_text(path)
+                case ".jsonl":
+                    yield from _read_json_lines(path, self.column)
+                case ".parquet":
+                    yield from _read_parquet(path, self.column)
+                case _:
+                    yield from _read_hub(self.name, self.column)
+
+
+def _read_text(path: Path) -> Iterator[str]:
+    lines: list[str] = []
+    for line in _lines(path):
+        if line.isspace():
+            yield "".join(lines).strip("\n")
+            lines = []
+        else:
+            lines.append(line)
+    yield "".join(lines).strip("\n")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for line in file:
+                if "\0" in line:
+                    raise _no_text(path)
+                yield line
+    except UnicodeDecodeError:
+        raise _no_text(path) from None
+
+
+def _no_text(path: Path) -> UserError:
+    return UserError(f"{path} is not UTF-8 text: convert it, for example with iconv -t UTF-8")
+
+
+def _read_json_lines(path: Path, column: str) -> Iterator[str]:
+    for number, line in enumerate(_lines(path), 1):
+        if line.isspace():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise UserError(f"line {number} of {path} is not a JSON object: give one object per line")
+        if column not in row:
+            raise _no_column(f"line {number} of {path}", column, list(row))
+        # an escape may be half of a surrogate pair, which UTF-8 lacks
+        yield _text(row[column], f"line {number} of {path}", column).encode("utf-8", "replace").decode()
+
+
+def _read_parquet(path: Path, column: str) -> Iterator[str]:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    try:
+        with pq.ParquetFile(path) as file:
+            if column not in file.schema_arrow.names:
+                raise _no_column(str(path), column, file.schema_arrow.names)
+            for batch in file.iter_batches(_ROWS, columns=[column]):
+                for value in batch.column(0).to_pylist():
+                    yield _text(value, str(path), column)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is not a parquet file, or is damaged ({_first_line(error)}): give another") from error
+
+
+def _read_hub(name: str, column: str) -> Iterator[str]:
+    import datasets  # type: ignore[import-untyped]
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+
+    match = _HUB.fullmatch(name)
+    assert match is not None
+    offline = "" if not datasets.config.HF_HUB_OFFLINE else ", with HF_HUB_OFFLINE set"
+    try:
+        rows = datasets.load_dataset(
+            match["name"], match["config"], revision=match["revision"], split="train", streaming=True
+        )
+        if rows.column_names is not None:
+            if column not in rows.column_names:
+                raise _no_column(name, column, rows.column_names)
+            rows = rows.select_columns([column])
+        for row in rows:
+            if column not in row:
+                raise _no_column(name, column, list(row))
+            yield _text(row[column], name, column)
+    except UserError:
+        raise
+    except (HfHubHTTPError, HFValidationError, HTTPError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the dataset {name} cannot be read from the hub{offline} ({_first_line(error)}): check its name and "
+            f"config and the network, or give {DOCS} or a local file"
+        ) from error
+
+
+def _joined(sentences: Iterator[str]) -> Iterator[str]:
+    document: list[str] = []
+    characters = 0
+    for sentence in sentences:
+        document.append(sentence)
+        characters += len(sentence) + 1
+        if characters > BOOK_CHARACTERS:
+            yield " ".join(document)
+            document, characters = [], 0
+    yield " ".join(document)
+
+
+def _text(value: Any, place: str, column: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UserError(f"column {column} in {place} is {type(value).__name__}, not text: give another --text-column")
+    return value
+
+
+def _no_column(place: str, column: str, columns: list[str]) -> UserError:
+    return UserError(f"{place} has no column {column}, only {listed(columns)}: give one of these as --text-column")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

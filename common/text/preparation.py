@@ -1,0 +1,188 @@
+"""Making blocks from corpora: training of the tokenizer, near-duplicates, the split, tokenizing and packing."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from common.errors import UserError
+from common.runs.files import to_json, write_file
+from common.text import blocks as stored
+from common.text.blocks import BlockFile, Blocks, CorpusBlocks, TextData, description_of, open_blocks, place_of
+from common.text.corpora import Corpus
+from common.text.docstrings import update_hash
+from common.text.encoding import Encoder
+from common.text.near_duplicates import NearDuplicates, normalised, prefix_key
+from common.text.tokenization import (
+    TRAINING_CHARACTERS,
+    load_tokenizer,
+    plain,
+    separator_of,
+    tokenizer_hash,
+    train_tokenizer,
+)
+
+BATCH_CHARACTERS = 1 << 20
+"""Characters of documents that are processed together, or a little more."""
+
+
+def prepared(data: TextData, folder: Path | None = None) -> Blocks:
+    """The blocks of some corpora, prepared if they are not there yet.
+
+    Args:
+        data: what they are made from.
+        folder: with the directories of blocks; by default that of TEXT_BLOCKS or data/text in the repository.
+
+    Raises:
+        UserError: a corpus or the tokenizer cannot be read, there are too few documents, or earlier blocks are damaged.
+    """
+    folder = folder or Path(os.environ.get("TEXT_BLOCKS") or stored.FOLDER)
+    directory = place_of(data, folder)
+    if not directory.exists():
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(directory.with_name(f".{directory.name}.lock"), directory):
+            if not directory.exists():
+                unfinished = directory.with_name(f".{directory.name}.unfinished")
+                shutil.rmtree(unfinished, ignore_errors=True)
+                try:
+                    _prepare(data, directory, unfinished)
+                    os.rename(unfinished, directory)
+                finally:
+                    shutil.rmtree(unfinished, ignore_errors=True)
+    return open_blocks(directory)
+
+
+def is_held_out(document: str, fraction: float) -> bool:
+    """The side of a normalised document, which its first `PREFIX` characters decide."""
+    return prefix_key(document) < fraction * 2**64
+
+
+@contextmanager
+def _lock(path: Path, directory: Path) -> Iterator[None]:
+    """Hold a lock, once another process that holds it has ended."""
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that prepares {directory}", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _prepare(data: TextData, directory: Path, unfinished: Path) -> None:
+    """Write what will be `directory` to `unfinished`."""
+    unfinished.mkdir()
+    print(f"preparing {', '.join(data.corpora)} in {directory}", file=sys.stderr, flush=True)
+    corpora = [Corpus(name, data.text_column) for name in data.corpora]
+    started = time.perf_counter()
+    tokenizer = _tokenizer(data, corpora)
+    tokenizer.save_pretrained(unfinished / "tokenizer")
+    trained = time.perf_counter()
+    dtype = "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
+    files = {split: BlockFile(unfinished / f"{split}.npy", data.length, dtype) for split in stored.SPLITS}
+    encoder, known = Encoder(plain(tokenizer)), NearDuplicates()
+    packed = tuple(_pack(corpus, data, encoder, separator_of(tokenizer), known, files) for corpus in corpora)
+    for split, file in files.items():
+        file.close()
+        if not file.blocks:
+            raise UserError(
+                f"{', '.join(data.corpora)} has no {split.replace('_', '-')} block of {data.length} tokens: give a "
+                "larger corpus or a smaller --length" + (", or a larger --held-out" if split == "held_out" else "")
+            )
+    blocks = Blocks(
+        directory=directory,
+        length=data.length,
+        vocabulary=len(tokenizer),
+        separator=separator_of(tokenizer),
+        mask=tokenizer.mask_token_id,
+        special=tuple(sorted(tokenizer.all_special_ids)),
+        tokenizer_sha256=tokenizer_hash(tokenizer),
+        corpora=packed,
+        dtype=dtype,
+        seconds={"tokenizer": round(trained - started, 2), "blocks": round(time.perf_counter() - trained, 2)},
+    )
+    write_file(unfinished / "blocks.json", to_json(description_of(blocks, data)))
+
+
+def _tokenizer(data: TextData, corpora: Sequence[Corpus]) -> PreTrainedTokenizerFast:
+    if data.tokenizer not in ("wordpiece", "bpe"):
+        return load_tokenizer(data.tokenizer)
+
+    def training_documents() -> Iterator[str]:
+        """From every corpus the same number of characters at most, and nothing that is held out."""
+        for corpus in corpora:
+            characters = 0
+            for document in corpus.documents():
+                if not is_held_out(normalised(document), data.held_out):
+                    yield document
+                    characters += len(document)
+                    if characters >= TRAINING_CHARACTERS // len(corpora):
+                        break
+
+    return train_tokenizer(training_documents, "bpe" if data.tokenizer == "bpe" else "wordpiece", data.vocabulary)
+
+
+def _pack(
+    corpus: Corpus,
+    data: TextData,
+    encoder: Encoder,
+    separator: int,
+    known: NearDuplicates,
+    files: dict[str, BlockFile],
+) -> CorpusBlocks:
+    """Append a corpus to the files of both sides."""
+    before = {split: file.blocks for split, file in files.items()}
+    documents, tokens = dict.fromkeys(files, 0), dict.fromkeys(files, 0)
+    duplicates, characters, digest = 0, 0, hashlib.sha256()
+    for batch in _batches(corpus):
+        normal = [normalised(document) for document in batch]
+        accepted = known.accept(normal)
+        duplicates += len(batch) - int(accepted.sum())
+        sides: dict[str, list[str]] = {split: [] for split in files}
+        for document, text, is_new in zip(batch, normal, accepted, strict=True):
+            if is_new:
+                sides["held_out" if is_held_out(text, data.held_out) else "train"].append(document)
+                update_hash(digest, document)
+                characters += len(document)
+        for split, chosen in sides.items():
+            if chosen:
+                ids, counts = encoder.encode(chosen, separator)
+                files[split].append(ids)
+                documents[split] += int(np.count_nonzero(counts))
+                tokens[split] += len(ids)
+    for file in files.values():
+        file.drop_rest()
+    return CorpusBlocks(
+        name=corpus.name,
+        train=files["train"].blocks - before["train"],
+        held_out=files["held_out"].blocks - before["held_out"],
+        train_documents=documents["train"],
+        held_out_documents=documents["held_out"],
+        train_tokens=tokens["train"],
+        held_out_tokens=tokens["held_out"],
+        duplicates=duplicates,
+        characters=characters,
+        sha256=digest.hexdigest(),
+        notes=corpus.notes(),
+    )
+
+
+def _batches(corpus: Corpus) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for document in corpus.documents():
+        batch.append(document)
+        characters += len(document)
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

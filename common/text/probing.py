@@ -1,0 +1,218 @@
+"""`probe.py` of the settings on text."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import BertForMaskedLM, GPT2LMHeadModel
+
+from common.arguments import require_at_least, require_seed
+from common.distillation.labelled_head import LabelledHead
+from common.errors import UserError
+from common.language_models.probing import probe_models, probed_task
+from common.language_models.setting import Setting
+from common.probes.kneser_ney import KneserNey, divergence_statistics, divergences
+from common.probes.ngrams import (
+    CausalNgramVariants,
+    NgramQueries,
+    NgramVariants,
+    Predictor,
+    bert_predictor,
+    gpt2_predictor,
+    probe_ngrams,
+)
+from common.teachers.objective import objective_of
+from common.text.arguments import KneserNeyArguments, NgramArguments
+from common.text.batches import MaskedText
+from common.text.blocks import Blocks
+from common.text.task import CorpusTask
+from common.text.words import begins_word
+
+
+def ngrams(arguments: NgramArguments, argv: Sequence[str], setting: Setting) -> None:
+    """`probe.py ngrams`: M_robust and M_close of every checkpoint that is not in the probe's file yet.
+
+    Each sample has one position, drawn from those around which the longest n-gram is whole.
+
+    Args:
+        arguments: of the command.
+        argv: the command, for the probe's file.
+        setting: of the run.
+
+    Raises:
+        UserError: an argument is out of range, or the directory is not a run of the setting.
+    """
+    task: CorpusTask = probed_task(arguments, setting)
+    require_at_least(1, arguments, "samples", "columns")
+    require_at_least(2, arguments, "sizes")
+    require_seed(arguments, "seed")
+    hide_masked = hides_masked(task)
+    sequences = list(probed_samples(task.blocks, arguments.samples))
+    options: dict[str, Any] = {
+        "spacing": 1,
+        "limit": task.positions,
+        "positions": 1,
+        "sizes": arguments.sizes,
+        "seed": arguments.seed,
+    }
+    if arguments.unit == "word":
+        begins = begins_word(task.tokenizer, task.vocabulary)
+        options["begins_word"] = [begins[sequence] for sequence in sequences]
+    shown: NgramVariants | CausalNgramVariants
+    if hide_masked is None:
+        ordinary = np.setdiff1d(np.arange(task.vocabulary), task.blocks.special)
+        shown = CausalNgramVariants(sequences, ordinary, keeps_first=False, **options)
+    else:
+        assert task.blocks.mask is not None
+        shown = NgramVariants(sequences, task.blocks.mask, hide_masked, shorten=False, **options)
+
+    def measure(model: Any) -> dict[str, Any]:
+        return asdict(probe_ngrams(shown, predictor_of(model), arguments.columns, arguments.values))
+
+    once = {"positions": shown.pairs.tolist} if arguments.values else {}
+    probe_models(arguments, argv, "ngrams", setting, task, measure, once, arguments.device)
+
+
+def kneser_ney(arguments: KneserNeyArguments, argv: Sequence[str], setting: Setting) -> None:
+    """`probe.py kneser-ney`: how far every checkpoint's predictions are from those of n-gram models.
+
+    The n-gram models are fitted to the training blocks. They see the tokens before a position or, of a masked one, the
+    tokens on both sides. Each sample has one position, far enough from its ends for the longest n-gram.
+
+    Args:
+        arguments: of the command.
+        argv: the command, for the probe's file.
+        setting: of the run.
+
+    Raises:
+        UserError: an argument is out of range, or the directory is not a run of the setting.
+    """
+    task: CorpusTask = probed_task(arguments, setting)
+    require_at_least(1, arguments, "samples", "order", "tokens", "batch_size")
+    require_seed(arguments, "seed")
+    hide_masked, beside = hides_masked(task), arguments.order - 1
+    if task.positions < 2 * beside + 1:
+        raise UserError(f"samples of {task.positions} tokens are too short for --order {arguments.order}")
+    samples = probed_samples(task.blocks, arguments.samples)
+    generator = np.random.Generator(np.random.Philox(key=[arguments.seed, 0]))
+    places = generator.integers(beside, task.positions - beside, size=len(samples))
+    rows = np.arange(len(samples))
+    truth = samples[rows, places]
+    model = fitted(task.blocks, arguments.order, arguments.tokens)
+    window = places[:, None] + np.arange(-beside, beside + 1)
+    around = samples[rows[:, None], window]
+    queries = _queries(samples, places, task.blocks.mask, hide_masked)
+
+    def predictions(part: slice, n: int) -> NDArray[np.float64]:
+        left, right = around[part, :beside], around[part, beside + 1 :]
+        if hide_masked is None:
+            return model.distributions(left, n)
+        return model.window_distributions(left, right, n)
+
+    parts = [slice(start, start + arguments.batch_size) for start in range(0, len(samples), arguments.batch_size)]
+    sizes = range(1, arguments.order + 1)
+
+    def quality() -> list[dict[str, float]]:
+        found = []
+        for n in sizes:
+            chosen = [predictions(part, n) for part in parts]
+            own = np.concatenate([p[np.arange(len(p)), truth[part]] for p, part in zip(chosen, parts, strict=True)])
+            correct = np.concatenate([p.argmax(1) == truth[part] for p, part in zip(chosen, parts, strict=True)])
+            found.append({"n": n, "loss": float(-np.log(own).mean()), "accuracy": float(correct.mean())})
+        return found
+
+    def measure(checkpoint: Any) -> dict[str, Any]:
+        predict = predictor_of(checkpoint)
+        values: dict[int, list[NDArray[np.float64]]] = {n: [] for n in sizes}
+        loss = correct = 0.0
+        for part in parts:
+            probabilities = predict(_part(queries, part)).double().cpu().numpy()[:, : task.vocabulary]
+            probabilities /= probabilities.sum(1, keepdims=True)
+            own = probabilities[np.arange(len(probabilities)), truth[part]]
+            loss -= float(np.log(np.maximum(own, np.finfo(np.float64).tiny)).sum())
+            correct += float((probabilities.argmax(1) == truth[part]).sum())
+            with np.errstate(divide="ignore"):
+                log_probabilities = np.log(probabilities)
+            for n in sizes:
+                values[n].append(divergences(log_probabilities, predictions(part, n)))
+        return {
+            "loss": loss / len(samples),
+            "accuracy": correct / len(samples),
+            "ngrams": [
+                {"n": n, **asdict(divergence_statistics(np.concatenate(found, axis=1)))} for n, found in values.items()
+            ],
+        }
+
+    once: dict[str, Callable[[], object]] = {"ngrams": quality}
+    probe_models(arguments, argv, "kneser_ney", setting, task, measure, once, arguments.device)
+
+
+def hides_masked(task: CorpusTask) -> bool | None:
+    """Whether masked positions are hidden from attention; None for causal models."""
+    return task.batch_of.hide_masked if isinstance(task.batch_of, MaskedText) else None
+
+
+def probed_samples(blocks: Blocks, samples: int) -> NDArray[np.int64]:
+    """Held-out blocks (samples, length) at equal distances.
+
+    Raises:
+        UserError: there are too few.
+    """
+    count = len(blocks.held_out)
+    if samples > count:
+        raise UserError(f"there are {count:,} held-out blocks: give at most so many --samples")
+    return blocks.held_out[np.arange(samples) * count // samples].astype(np.int64)
+
+
+def fitted(blocks: Blocks, order: int, tokens: int) -> KneserNey:
+    """An n-gram model of training blocks at equal distances, with at most so many tokens."""
+    count = len(blocks.train)
+    used = min(count, max(1, tokens // blocks.length))
+    return KneserNey.fit(blocks.train[np.arange(used) * count // used], order, blocks.vocabulary)
+
+
+def predictor_of(model: Any) -> Predictor:
+    """A model's probabilities at queried columns, for queries with all columns of a sample."""
+    if isinstance(model, BertForMaskedLM):
+        return bert_predictor(model)
+    if isinstance(model, GPT2LMHeadModel):
+        return gpt2_predictor(model)
+    is_causal = objective_of(model) == "causal"
+
+    @torch.inference_mode()
+    def predict(queries: NgramQueries) -> torch.Tensor:
+        inputs = {"input_ids": queries.input_ids.to(model.device)}
+        if not is_causal:
+            inputs["attention_mask"] = queries.attention_mask.to(model.device)
+        positions = torch.arange(len(queries.input_ids)) * queries.input_ids.shape[1] + queries.columns
+        head = LabelledHead(model)
+        try:
+            output = head(model, inputs, positions.to(model.device), chunked=False)
+        finally:
+            head.remove()
+        return output.logits().softmax(dim=-1)
+
+    model.eval()
+    return predict
+
+
+def _queries(
+    samples: NDArray[np.int64], places: NDArray[np.int64], mask: int | None, hide_masked: bool | None
+) -> NgramQueries:
+    """Samples with only one place masked, or for causal models as they are, to be predicted at the place before."""
+    rows = np.arange(len(samples))
+    input_ids, attended = samples.copy(), np.ones_like(samples)
+    if hide_masked is not None:
+        assert mask is not None
+        input_ids[rows, places] = mask
+        attended[rows, places] = 0 if hide_masked else 1
+    columns = places - 1 if hide_masked is None else places
+    position_ids = np.broadcast_to(np.arange(samples.shape[1]), samples.shape)
+    return NgramQueries(*(torch.from_numpy(np.array(array)) for array in (input_ids, attended, position_ids, columns)))
+
+
+def _part(queries: NgramQueries, part: slice) -> NgramQueries:
+    return NgramQueries(*(tensor[part] for tensor in vars(queries).values()))

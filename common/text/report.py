@@ -1,0 +1,42 @@
+"""`data.py` of the settings on text: prepare blocks, and say what they are."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from common.text.arguments import PrepareArguments
+from common.text.blocks import Blocks, TextData
+from common.text.preparation import prepared
+
+
+def text_data(arguments: Mapping[str, Any]) -> TextData:
+    """What the blocks of a command's arguments, by name, are made from."""
+    return TextData(
+        corpora=tuple(arguments["corpus"]),
+        text_column=arguments["text_column"],
+        tokenizer=arguments["tokenizer"],
+        vocabulary=arguments["vocabulary"],
+        length=arguments["length"],
+        held_out=arguments["held_out"],
+    )
+
+
+def prepare(arguments: PrepareArguments) -> None:
+    """Prepare the blocks, unless they are there, and print what they are.
+
+    Raises:
+        UserError: a corpus or the tokenizer cannot be read, or there are too few documents.
+    """
+    print("\n".join(summary(prepared(text_data(asdict(arguments))))))
+
+
+def summary(blocks: Blocks) -> list[str]:
+    """Lines on the blocks and on each of their corpora."""
+    lines = [f"{blocks.directory}: {blocks.vocabulary:,} tokens in the vocabulary, {blocks.length} in a block"]
+    for corpus in blocks.corpora:
+        lines.append(
+            f"{corpus.name}: {corpus.train:,} training and {corpus.held_out:,} held-out blocks of "
+            f"{corpus.train_documents:,} and {corpus.held_out_documents:,} documents; {corpus.duplicates:,} "
+            f"near-duplicates left out; SHA-256 {corpus.sha256[:12]}"
+        )
+    return lines

@@ -1,0 +1,139 @@
+"""A prediction task on text: blocks of some corpora, and what a batch of them is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from common.distillation.vocabulary import classes_of, shared_classes, tokenizer_of
+from common.errors import UserError
+from common.language_models.models import Tokens
+from common.language_models.setting import Setting
+from common.teachers.loading import build_model, read_model
+from common.teachers.objective import Objective
+from common.text.arguments import Arguments
+from common.text.batches import TextBatches, TextTask, evaluation_batches
+from common.text.blocks import Blocks
+from common.text.preparation import prepared
+from common.text.report import text_data
+
+EVALUATION_BATCH_SIZE = 64
+"""Samples per evaluation batch."""
+
+
+@dataclass(frozen=True)
+class CorpusTask:
+    """Blocks of text, and what is predicted of them."""
+
+    blocks: Blocks
+    batch_of: TextTask
+    weights: tuple[float, ...] | None
+    """Of the corpora; None for their sizes."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return self.blocks.vocabulary
+
+    @property
+    def positions(self) -> int:
+        """Tokens per sample."""
+        return self.blocks.length
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Of the blocks."""
+        return self.blocks.tokenizer()
+
+    @property
+    def tokens(self) -> Tokens:
+        """What a model must know of the tokens."""
+        tokenizer = self.tokenizer
+        ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        return Tokens(self.vocabulary, self.positions, *ids)
+
+
+def open_task(arguments: Mapping[str, Any], batch_of: TextTask) -> CorpusTask:
+    """The task of a run's arguments, by name; its blocks are prepared if they are not there yet.
+
+    Raises:
+        UserError: an argument is out of range, a corpus or the tokenizer cannot be read, or they do not fit.
+    """
+    blocks = prepared(text_data(arguments))
+    batch_of.require_fit(blocks)
+    return CorpusTask(blocks, batch_of, tuple(arguments["weights"]) or None)
+
+
+def text_setting(
+    name: str,
+    batch_of: Callable[[Mapping[str, Any]], TextTask],
+    new_model: Callable[[CorpusTask, Any, int, int], PreTrainedModel],
+    objective: Objective,
+) -> Setting:
+    """A setting on text.
+
+    Args:
+        name: of the setting.
+        batch_of: from a run's arguments, by name, to what is predicted.
+        new_model: from the task, a command's arguments, the number of attention heads and the seed.
+        objective: what models predict.
+    """
+
+    def load_model(path: Path, task: CorpusTask) -> PreTrainedModel:
+        return load_checked(path, task, objective)
+
+    return Setting(
+        name=name,
+        task=lambda arguments: open_task(arguments, batch_of(arguments)),
+        training_batches=training_batches,
+        evaluation_batches=held_out_batches,
+        new_model=new_model,
+        load_model=load_model,
+        trainer_options=lambda task: {"processing_class": task.tokenizer},
+        notes=lambda path, task: [],
+        identity=identity,
+        describe=lambda arguments: f"the text {', '.join(arguments['corpus'])}",
+    )
+
+
+def training_batches(arguments: Arguments, task: CorpusTask, steps: int, seed: int) -> TextBatches:
+    """The training batches of one run."""
+    return TextBatches(task.blocks, task.batch_of, seed, arguments.batch_size, task.weights)
+
+
+def held_out_batches(task: CorpusTask, samples: int) -> list[Any]:
+    """The first held-out blocks in batches.
+
+    Raises:
+        UserError: there are too few.
+    """
+    return evaluation_batches(task.blocks, task.batch_of, samples, EVALUATION_BATCH_SIZE, task.weights)
+
+
+def identity(task: CorpusTask) -> dict[str, Any]:
+    """Hashes of the documents and of the tokenizer."""
+    return {
+        "documents": [corpus.sha256 for corpus in task.blocks.corpora],
+        "tokenizer_sha256": task.blocks.tokenizer_sha256,
+    }
+
+
+def load_checked(path: Path, task: CorpusTask, objective: Objective) -> PreTrainedModel:
+    """The model of a checkpoint, built by its own config.json, in float32.
+
+    Raises:
+        UserError: it is damaged, predicts something else, has another tokenizer than the blocks, or fewer positions
+            than they have tokens.
+    """
+    stored = read_model(path)
+    shared_classes(task.vocabulary, classes_of(stored.config), task.tokenizer, tokenizer_of(path))
+    room = getattr(stored.config, "max_position_embeddings", None)
+    if isinstance(room, int) and 0 < room < task.positions:
+        raise UserError(
+            f"{path} has {room:,} positions, but samples have {task.positions:,} tokens: give --length {room}"
+        )
+    return build_model(stored, objective, dtype=torch.float32)

@@ -1,0 +1,279 @@
+"""The settings on text: what teaches, what is refused, and the probes against plain computations."""
+
+import json
+import re
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+
+from common.language_models.setting import task_of_run
+from common.probes.kneser_ney import KneserNey
+from common.probes.ngrams import CausalNgramVariants
+from common.runs.run import Run
+from common.text.probing import hides_masked, probed_samples
+from common.text.words import begins_word
+from tests.commands import change_config
+from tests.models import save_suite
+from tests.text import CAUSAL, CORPUS, MASKED, TEXT_SETTINGS
+
+
+@pytest.fixture(scope="module", params=TEXT_SETTINGS, ids=lambda setting: setting.name)
+def setting(request, one_torch_thread):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def teacher(setting, teacher_of):
+    return teacher_of(setting)
+
+
+def refusal(setting, capsys, *words):
+    """The line of an error; another one may say that text is prepared."""
+    code, (*notes, line) = setting.start(capsys, *words)
+    assert code == 2
+    assert all(note.startswith("preparing ") for note in notes)
+    return line
+
+
+def loaded(setting, path):
+    auto = AutoModelForMaskedLM if setting is MASKED else AutoModelForCausalLM
+    return auto.from_pretrained(path).eval()
+
+
+def test_every_command_of_the_readme_parses(setting, capsys, monkeypatch):
+    parsed = []
+    modules = {name: setting.module(name) for name in ("train", "distill", "probe", "data")}
+    for name, module in modules.items():
+        work = "prepare" if name == "data" else name
+        monkeypatch.setattr(module, work, lambda *arguments: parsed.append(arguments[0]))
+    texts = [(CORPUS.parents[1] / setting.name / "README.md").read_text(), *(m.__doc__ for m in modules.values())]
+    found = {match for text in texts for match in re.findall(r"python (\w+)\.py ([^`\n]*[^`\n ])", text)}
+    assert {name for name, _ in found} == modules.keys()
+    for name, line in sorted(found):
+        setting.succeed(capsys, name, *shlex.split(line))
+        assert len(parsed) == 1
+        parsed.clear()
+
+
+def test_a_checkpoint_has_its_tokenizer(setting, teacher):
+    task = task_of_run(teacher, setting.setting)
+    for step in (10, 30):
+        tokenizer = AutoTokenizer.from_pretrained(teacher / f"checkpoint-{step}")
+        assert tokenizer.get_vocab() == task.tokenizer.get_vocab()
+        assert loaded(setting, teacher / f"checkpoint-{step}").config.vocab_size == task.vocabulary
+
+
+def test_held_out_documents_are_not_trained_on(setting, teacher):
+    """By their content: no document of the held-out blocks is in a training block."""
+    task = task_of_run(teacher, setting.setting)
+    separator = task.blocks.separator
+
+    def documents(blocks):
+        tokens = blocks.reshape(-1)
+        return {
+            tuple(part[part != separator].tolist()) for part in np.split(tokens, np.flatnonzero(tokens == separator))
+        }
+
+    train, held_out = documents(np.asarray(task.blocks.train)), documents(np.asarray(task.blocks.held_out))
+    long = {document for document in held_out if len(document) > 20}
+    assert len(long) > 10
+    assert not long & train
+
+
+def test_the_evaluation_is_the_mean_over_held_out_labels(setting, teacher):
+    task = task_of_run(teacher, setting.setting)
+    batches = setting.setting.evaluation_batches(task, 24)
+    model = loaded(setting, teacher / "checkpoint-30")
+    losses, right = [], []
+    with torch.no_grad():
+        for batch in batches:
+            inputs = {name: value for name, value in vars(batch).items() if name != "labels"}
+            logits, labels = model(**inputs).logits, batch.labels
+            if setting is CAUSAL:
+                logits, labels = logits[:, :-1], labels[:, 1:]
+            chosen = labels != -100
+            losses.append(torch.nn.functional.cross_entropy(logits[chosen], labels[chosen], reduction="none"))
+            right.append(logits[chosen].argmax(-1) == labels[chosen])
+    record = Run(teacher).records()[-1]
+    assert record["loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
+    assert record["accuracy"] == pytest.approx(torch.cat(right).float().mean().item(), abs=1e-6)
+
+
+# What does not fit
+
+
+def test_other_text_is_refused(setting, tmp_path, capsys, teacher):
+    other = tmp_path / "other.txt"
+    other.write_text("\n\n".join(CORPUS.read_text().split("\n\n")[:200]))
+    words = [*setting.distill, "--corpus", other, "--teacher", teacher, "--out", tmp_path / "students"]
+    line = refusal(setting, capsys, *words)
+    assert "was trained on the text" in line
+    assert "other.txt" in line
+
+
+def test_a_teacher_with_a_different_tokenizer_is_refused(setting, tmp_path, capsys):
+    suite = save_suite(tmp_path / "teacher", "bert" if setting is MASKED else "gpt_neox")
+    line = refusal(setting, capsys, *setting.distill, "--teacher", suite, "--out", tmp_path / "run")
+    assert "the tokenizer of the teacher is unknown" in line
+
+
+def test_too_few_held_out_samples_are_refused(setting, tmp_path, capsys):
+    line = refusal(setting, capsys, *setting.train, "--eval-samples", 10**6, "--out", tmp_path / "run")
+    assert "held-out blocks" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--corpus {}/missing.txt", "missing.txt is missing"),
+        ("--corpus {}/empty.txt", "empty.txt is empty"),
+        ("--corpus {}/binary.txt", "binary.txt"),
+        ("--corpus {}/rows.jsonl", "other"),
+        ("--tokenizer {}/nothing", "nothing"),
+        ("--length 1", "--length must be at least 2"),
+        ("--held-out 1", "--held-out must be between 0 and 1"),
+        ("--weights 1 2", "--weights has 2 numbers for 1 corpora"),
+    ],
+)
+def test_data_that_cannot_be_used_is_one_line(setting, tmp_path, capsys, words, named):
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 8)
+    (tmp_path / "rows.jsonl").write_text('{"other": "words"}\n')
+    line = refusal(setting, capsys, *setting.train, *words.format(tmp_path).split(), "--out", tmp_path / "run")
+    assert named in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_text_has_changed_is_not_probed(setting, tmp_path, capsys, teacher):
+    shutil.copytree(teacher, tmp_path / "run")
+    arguments = Run(tmp_path / "run").config["arguments"]
+    change_config(tmp_path / "run", arguments={**arguments, "documents": ["0" * 64]})
+    assert "has changed since" in refusal(setting, capsys, "probe", "ngrams", "--run", tmp_path / "run")
+
+
+# Probes
+
+
+def probe(setting, capsys, teacher, *words):
+    path = setting.succeed(capsys, "probe", *words, "--run", teacher).strip().splitlines()[-1]
+    return json.loads(open(path).read())
+
+
+def plain_prediction(setting, model, task, sample, position, masked):
+    """Probabilities at a position, with some positions masked, or for a causal model replaced."""
+    tokens = torch.tensor(sample)[None]
+    with torch.no_grad():
+        if setting is CAUSAL:
+            return model(tokens[:, :position]).logits[0, -1].softmax(-1)
+        tokens[0, list(masked)] = task.blocks.mask
+        attention = torch.ones_like(tokens)
+        if hides_masked(task):
+            attention[0, list(masked)] = 0
+        return model(tokens, attention_mask=attention).logits[0, position].softmax(-1)
+
+
+def test_ngrams_of_tokens_are_masked_as_defined(capsys, teacher_of, one_torch_thread):
+    setting, teacher = MASKED, teacher_of(MASKED)
+    found = probe(setting, capsys, teacher, "ngrams", "--samples", 12, "--values", "--sizes", 2, 3)
+    task = task_of_run(teacher, setting.setting)
+    samples = probed_samples(task.blocks, 12)
+    for entry in found["checkpoints"]:
+        model = loaded(setting, teacher / f"checkpoint-{entry['step']}")
+        for statistics in (*entry["robust"], *entry["close"]):
+            n, is_close = statistics["n"], statistics in entry["close"]
+            for (row, p), value in zip(found["positions"], statistics["values"], strict=True):
+                ngram = set(range(p - n // 2, p + (n - 1) // 2 + 1))
+                hidden = (set(range(len(samples[row]))) - ngram) | {p} if is_close else ngram
+                predictions = [
+                    plain_prediction(setting, model, task, samples[row], p, chosen) for chosen in ({p}, hidden)
+                ]
+                assert value == pytest.approx((predictions[0] - predictions[1]).abs().sum().item(), abs=1e-5)
+
+
+def test_words_are_masked_whole(capsys, teacher_of, one_torch_thread):
+    teacher = teacher_of(MASKED)
+    found = probe(MASKED, capsys, teacher, "ngrams", "--samples", 20, "--values", "--sizes", 2, 3, "--unit", "word")
+    task = task_of_run(teacher, MASKED.setting)
+    samples = probed_samples(task.blocks, 20)
+    texts = task.tokenizer.convert_ids_to_tokens(list(range(task.vocabulary)))
+    entry = found["checkpoints"][-1]
+    model = loaded(MASKED, teacher / f"checkpoint-{entry['step']}")
+    for statistics in entry["robust"]:
+        for (row, p), value in zip(found["positions"], statistics["values"], strict=True):
+            words, n = [], statistics["n"]
+            for i, token in enumerate(samples[row]):
+                if texts[token].startswith("##") and words:
+                    words[-1].append(i)
+                else:
+                    words.append([i])
+            (place,) = (i for i, word in enumerate(words) if word == [p])
+            ngram = {i for word in words[place - n // 2 : place + (n - 1) // 2 + 1] for i in word}
+            predictions = [plain_prediction(MASKED, model, task, samples[row], p, chosen) for chosen in ({p}, ngram)]
+            assert value == pytest.approx((predictions[0] - predictions[1]).abs().sum().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("unit", ["token", "word"])
+def test_a_causal_models_ngrams_end_at_the_predicted_token(capsys, teacher_of, one_torch_thread, unit):
+    """What is replaced is found by comparing the queries; the probabilities are those of whole samples."""
+    teacher = teacher_of(CAUSAL)
+    words = ("ngrams", "--samples", 12, "--values", "--sizes", 2, 3, "--unit", unit)
+    found = probe(CAUSAL, capsys, teacher, *words)
+    task = task_of_run(teacher, CAUSAL.setting)
+    samples = list(probed_samples(task.blocks, 12))
+    begins = begins_word(task.tokenizer, task.vocabulary)
+    ordinary = np.setdiff1d(np.arange(task.vocabulary), task.blocks.special)
+    options = {"begins_word": [begins[sample] for sample in samples]} if unit == "word" else {}
+    variants = CausalNgramVariants(
+        samples, ordinary, spacing=1, limit=12, positions=1, sizes=(2, 3), keeps_first=False, **options
+    )
+    model = loaded(CAUSAL, teacher / "checkpoint-30")
+    values = {n: {} for n in range(4)}
+    for indices, queries in variants.batches(10**6):
+        for index, tokens, column in zip(indices, queries.input_ids.numpy(), queries.columns.tolist(), strict=True):
+            (row, p), variant = variants.pairs[index // 5], index % 5
+            assert column == p - 1
+            same = tokens[:p] == samples[row][:p]
+            starts = np.flatnonzero(begins[samples[row][:p]]) if unit == "word" else np.arange(p)
+            if unit == "word":
+                assert begins[samples[row][p]]
+            if variant == 0:
+                assert same.all()
+                original = plain_prediction(CAUSAL, model, task, samples[row], p, ())
+                continue
+            start = starts[1 - (2, 3)[(variant - 1) % 2]]
+            inside = np.arange(p) >= start
+            assert same[~inside if variant <= 2 else inside].all()
+            assert not same[inside if variant <= 2 else ~inside].all() or same.all() or inside.all()
+            changed = plain_prediction(CAUSAL, model, task, tokens, p, ())
+            values[variant - 1][index // 5] = (original - changed).abs().sum().item()
+    entry = found["checkpoints"][-1]
+    for statistics, of_pairs in zip((*entry["robust"], *entry["close"]), values.values(), strict=True):
+        expected = [of_pairs[i] for i in range(len(variants.pairs))]
+        np.testing.assert_allclose(statistics["values"], expected, atol=1e-5)
+
+
+def test_the_divergence_from_ngram_models(setting, capsys, teacher):
+    found = probe(setting, capsys, teacher, "kneser-ney", "--samples", 10, "--order", 3, "--batch-size", 4)
+    task = task_of_run(teacher, setting.setting)
+    samples = probed_samples(task.blocks, 10)
+    places = np.random.Generator(np.random.Philox(key=[0, 0])).integers(2, task.positions - 2, size=10)
+    ngrams = KneserNey.fit(np.asarray(task.blocks.train), 3, task.vocabulary)
+    for entry in found["checkpoints"]:
+        model = loaded(setting, teacher / f"checkpoint-{entry['step']}")
+        rows = [
+            plain_prediction(setting, model, task, sample, p, {p}).double().numpy()
+            for sample, p in zip(samples, places, strict=True)
+        ]
+        predicted = np.stack(rows)
+        for n, statistics in enumerate(entry["ngrams"], 1):
+            left = np.stack([sample[p - 2 : p] for sample, p in zip(samples, places, strict=True)])
+            right = np.stack([sample[p + 1 : p + 3] for sample, p in zip(samples, places, strict=True)])
+            q = ngrams.distributions(left, n) if setting is CAUSAL else ngrams.window_distributions(left, right, n)
+            expected = (predicted * (np.log(predicted) - np.log(q))).sum(1).mean()
+            assert statistics["model_to_ngram"]["mean"] == pytest.approx(expected, rel=1e-4)
+        own = predicted[np.arange(10), samples[np.arange(10), places]]
+        assert entry["loss"] == pytest.approx(-np.log(own).mean(), rel=1e-5)

@@ -1,0 +1,185 @@
+"""Tokenizers: the same in every process, saved and loaded; pieces of documents against whole documents."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings, strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from common.errors import UserError
+from common.runs.names import ROOT
+from common.text import encoding
+from common.text.encoding import Encoder, ends_tokens_at_spaces
+from common.text.tokenization import load_tokenizer, plain, separator_of, tokenizer_hash, train_tokenizer
+from tests.documents import documents
+
+DOCUMENTS = documents(300)
+KINDS = ("wordpiece", "bpe")
+TEXTS = st.text(
+    st.one_of(st.sampled_from("abkoNé's.,[] \n\t\r\x0b\x1c\x85\xa0\u2028\u3000中\u0301"), st.characters(codec="utf-8")),
+    max_size=60,
+)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return {kind: train_tokenizer(lambda: DOCUMENTS, kind, 400) for kind in KINDS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_gives_the_same_in_every_process_and_with_any_threads(trained, kind):
+    code = "\n".join(
+        [
+            "from common.text.tokenization import tokenizer_hash, train_tokenizer",
+            "from tests.documents import documents",
+            f"print(tokenizer_hash(train_tokenizer(lambda: documents(300), {kind!r}, 400)))",
+        ]
+    )
+    for environment in ({"RAYON_NUM_THREADS": "1"}, {"RAYON_NUM_THREADS": "3", "PYTHONHASHSEED": "5"}):
+        command = ["env", *(f"{name}={value}" for name, value in environment.items()), sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == tokenizer_hash(trained[kind])
+
+
+def test_the_order_of_documents_does_not_matter(trained):
+    for kind in KINDS:
+        again = train_tokenizer(lambda: DOCUMENTS[::-1], kind, 400)
+        assert tokenizer_hash(again) == tokenizer_hash(trained[kind])
+
+
+def test_special_tokens(trained):
+    wordpiece, bpe = trained["wordpiece"], trained["bpe"]
+    assert wordpiece.convert_tokens_to_ids(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]) == [0, 1, 2, 3, 4]
+    assert (wordpiece.pad_token_id, wordpiece.mask_token_id, separator_of(wordpiece)) == (0, 4, 3)
+    assert wordpiece("ba").input_ids[0] == 2
+    assert wordpiece("ba").input_ids[-1] == 3
+    assert (bpe.all_special_ids, separator_of(bpe), bpe.mask_token) == ([0], 0, None)
+    assert wordpiece.decode(wordpiece("Balan, NÉ").input_ids, skip_special_tokens=True).replace(" ", "") == "balan,ne"
+    assert bpe.decode(bpe("Balan,\n NÉ ħ").input_ids) == "Balan,\n NÉ ħ"
+
+
+def test_the_vocabulary_has_the_given_size(trained):
+    assert {len(tokenizer) for tokenizer in trained.values()} == {400}
+    tokens = trained["wordpiece"].convert_ids_to_tokens(range(400))
+    assert len(set(tokens)) == 400
+    for kind in KINDS:
+        assert len(train_tokenizer(lambda: ["a few words"], kind, 10_000)) < 300
+        with pytest.raises(UserError, match="--vocabulary must be at least 300, got 299"):
+            train_tokenizer(lambda: DOCUMENTS, kind, 299)
+
+
+def test_rare_characters_are_unknown():
+    """Of Ethiopic, which has no upper case and no accents."""
+    counts = {chr(0x1200 + i): 2 + i % 7 for i in range(300)}
+    tokenizer = train_tokenizer(lambda: [c * count for c, count in counts.items()], "wordpiece", 400)
+    known = {token.removeprefix("##")[0] for token in tokenizer.get_vocab()}
+    frequent = sorted(counts, key=lambda c: (-counts[c], c))[:100]
+    assert known & set(counts) == set(frequent)
+
+
+def test_only_so_many_characters_are_read():
+    read = []
+
+    def some():
+        for document in DOCUMENTS:
+            read.append(document)
+            yield document
+
+    train_tokenizer(some, "bpe", 300, characters=sum(map(len, DOCUMENTS[:20])))
+    assert read == DOCUMENTS[:20]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_and_loaded(trained, kind, tmp_path):
+    trained[kind].save_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path))
+    assert tokenizer_hash(loaded) == tokenizer_hash(trained[kind])
+    assert loaded(DOCUMENTS[0]).input_ids == trained[kind](DOCUMENTS[0]).input_ids
+
+
+def test_what_is_no_tokenizer_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "tokenizer.json").write_text("{")
+    for name in (str(tmp_path), str(tmp_path / "missing"), "org/absent"):
+        with pytest.raises(UserError, match=f"cannot load the tokenizer {name} .*give wordpiece or bpe") as caught:
+            load_tokenizer(name)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_a_separator_is_refused():
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
+    with pytest.raises(UserError, match="no token that ends a document"):
+        separator_of(bare)
+
+
+# Encoding
+
+
+def expected(tokenizer, some, separator):
+    """Documents one by one, as a whole."""
+    whole = [tokenizer.encode(document, add_special_tokens=False).ids for document in some]
+    whole = [[*ids, separator] if ids else [] for ids in whole]
+    return [token for ids in whole for token in ids], [len(ids) for ids in whole]
+
+
+def check(encoder, tokenizer, some):
+    ids, counts = encoder.encode(some, 7)
+    assert (ids.tolist(), counts.tolist()) == expected(tokenizer, some, 7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(some=st.lists(TEXTS, min_size=1, max_size=6))
+@settings(deadline=None, max_examples=200)
+def test_pieces_give_the_tokens_of_whole_documents(trained, kind, some):
+    tokenizer = plain(trained[kind])
+    encoder = Encoder(tokenizer)
+    assert encoder.cuts
+    check(encoder, tokenizer, some)
+    check(encoder, tokenizer, some[::-1])
+
+
+def test_special_tokens_in_a_document_are_words(trained):
+    for kind in KINDS:
+        tokenizer = plain(trained[kind])
+        ids, _ = Encoder(tokenizer).encode(["[MASK] [SEP]<|endoftext|>", "a [PAD]"], 499)
+        assert not set(ids.tolist()) & set(trained[kind].all_special_ids) - {trained[kind].unk_token_id}
+
+
+def test_memory_for_pieces_is_bounded(trained, monkeypatch):
+    monkeypatch.setattr(encoding, "MOST_PIECES", 200)
+    tokenizer = plain(trained["bpe"])
+    encoder = Encoder(tokenizer)
+    for start in range(0, 300, 20):
+        check(encoder, tokenizer, DOCUMENTS[start : start + 20])
+    assert len(encoder._numbers) < 600
+
+
+def test_tokenizers_that_may_join_words_are_given_whole_documents():
+    tokenizer = Tokenizer(models.BPE({"a": 0, " ": 1, "a ": 2, "a a": 3}, [("a", " "), ("a ", "a")]))
+    encoder = Encoder(tokenizer)
+    assert not encoder.cuts
+    check(encoder, tokenizer, ["a a", "a a a", "", "a"])
+    assert encoder.encode(["a a"], 7)[0].tolist() == [3, 7]
+
+
+def test_which_tokenizers_end_tokens_at_spaces(trained):
+    def cuts(tokenizer, **changes):
+        return ends_tokens_at_spaces(json.loads(tokenizer.to_str()) | changes)
+
+    for kind in KINDS:
+        assert cuts(plain(trained[kind]))
+        assert not cuts(plain(trained[kind]), added_tokens=[{"special": False}])
+        assert not cuts(plain(trained[kind]), normalizer={"type": "NFC"})
+        assert not cuts(plain(trained[kind]), pre_tokenizer={"type": "Metaspace"})
+    for prefix, regex in ((True, True), (False, False)):
+        other = plain(trained["bpe"])
+        other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=regex)
+        assert not cuts(other)
+    other = plain(trained["wordpiece"])
+    other.normalizer = normalizers.Lowercase()
+    assert not cuts(other)
+    check(Encoder(other), other, ["ba lan"])

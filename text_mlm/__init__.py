@@ -1,0 +1,1 @@
+"""BERT on natural language, masked prediction (setting 5 of the paper)."""
