@@ -1,1 +1,1 @@
-"""Causal language models on natural language: the twin of text_autoregressive that predicts the next token."""
+"""GPT-NeoX and GPT-2 on natural language, next-token prediction: the causal twin of text_mlm."""

@@ -51,6 +51,14 @@ class Arguments(arguments.Arguments):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrepareArguments(arguments.PrepareArguments):
+    """Make blocks of tokens from documents."""
+
+    tokenizer: str = "bpe"
+    """wordpiece or bpe, to be trained on the corpora; or a directory or a model on the hub."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskArguments(arguments.TaskArguments):
     """Shared by all probes."""
 

@@ -9,7 +9,7 @@ part of the name) after each checkpoint; rerun the command to resume. For the ch
 run, give its text and its tokenizer; the file is then in runs/text_autoregressive/probes-of-<teacher>/, or --out.
 
 `kneser-ney` fits n-gram models to the training text and measures the divergence of every checkpoint's predictions from
-theirs, for n = 1 to 5: a checkpoint is nearest to the model whose context is as long as what it uses. Text has no
+theirs, for n = 1 to 5: a checkpoint that uses n - 1 tokens of context should be near the model of order n. Text has no
 Bayes-optimal predictor to compare with.
 """
 

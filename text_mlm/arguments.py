@@ -64,9 +64,9 @@ class TaskArguments(arguments.TaskArguments):
     mask_rate: float | None = None
     """Fraction of positions to predict (a teacher that is not a run); by default 0.3."""
     hide_masked: bool | None = None
-    """Whether the positions to predict are hidden from attention (a teacher that is not a run); by default False."""
+    """Whether the positions to predict are hidden from attention (a teacher that is not a run); by default True."""
 
-    defaults = MappingProxyType({**arguments.TASK_DEFAULTS, "mask_rate": 0.3, "hide_masked": False})
+    defaults = MappingProxyType({**arguments.TASK_DEFAULTS, "mask_rate": 0.3, "hide_masked": True})
 
 
 @dataclass(frozen=True, kw_only=True)

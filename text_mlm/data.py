@@ -14,7 +14,7 @@ from common.text.arguments import PrepareArguments
 
 
 def prepare(arguments: PrepareArguments) -> None:
-    """Prepare the blocks, unless they are there, and print what they are."""
+    """Prepare the blocks, unless they exist, and print a summary."""
     from common.text import report  # this takes seconds to import, and `command` prepares the process first
 
     report.prepare(arguments)

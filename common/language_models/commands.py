@@ -143,7 +143,6 @@ def _check_own_teacher(arguments: DistillArguments, setting: Setting, task: Task
         return None
     theirs, ours = config["arguments"], config_of(arguments, task, setting)
     if any(theirs.get(name) != ours[name] for name in setting.identity(task)):
-        raise UserError(
-            f"{directory} was trained on {setting.describe(theirs)}, but here the data is {setting.describe(ours)}"
-        )
+        data = f"{setting.describe(theirs)}, but here the data is {setting.describe(ours)}"
+        raise UserError(f"{directory} was trained on {data}: give the teacher's arguments")
     return config.get("id")

@@ -73,6 +73,6 @@ def task_of_run(directory: Path, setting: Setting) -> Any:
     task = setting.task(config)
     if any(config.get(name) != value for name, value in setting.identity(task).items()):
         raise UserError(
-            f"{setting.describe(config)} has changed since {directory} was trained on it: restore its files"
+            f"{setting.describe(config)} has changed since {directory} was trained on it: restore what it is made from"
         )
     return task

@@ -94,6 +94,7 @@ class NgramVariants:
         sizes: the n.
         seed: of the positions.
         begins_word: for each sequence, whether a token begins a word, (length,); n-grams then consist of words.
+        never: token ids that are not predicted.
         shorten: omit hidden positions from the input; no effect unless masked positions are hidden.
 
     Raises:
@@ -111,6 +112,7 @@ class NgramVariants:
         sizes: Sequence[int] = (2, 3, 4, 5),
         seed: int = 0,
         begins_word: Sequence[NDArray[np.bool_]] | None = None,
+        never: NDArray[np.integer] | None = None,
         shorten: bool = True,
     ) -> None:
         _check(spacing, sizes)
@@ -119,10 +121,10 @@ class NgramVariants:
         self._lengths = np.array([len(sequence) for sequence in sequences])
         self._tokens = np.concatenate([np.asarray(sequence, np.int64) for sequence in sequences])
         self._starts = np.cumsum(self._lengths) - self._lengths
-        units = [
-            Units(length, None if begins_word is None else begins_word[i]) for i, length in enumerate(self._lengths)
-        ]
+        units = _units(sequences, begins_word)
         allowed = [unit.positions_within(*ngram(0, max(sizes)), whole=True) for unit in units]
+        if never is not None:
+            allowed = [p[~np.isin(sequence[p], never)] for sequence, p in zip(sequences, allowed, strict=True)]
         self.pairs = _pairs(allowed, max(sizes), spacing, limit, positions, seed)
         """(pairs, 2): sequence and position."""
         spans = [[units[i].span(p, *ngram(0, n)) for n in self.sizes] for i, p in self.pairs.tolist()]
@@ -313,7 +315,8 @@ def _pairs(
         pairs.extend((i, p) for p in multiples.tolist())
     if not pairs:
         raise UserError(
-            f"no sequence has a whole {longest}-gram around a multiple of {spacing}: give a smaller spacing"
+            f"no sequence has a whole {longest}-gram around a multiple of {spacing}: give a smaller spacing, or "
+            "smaller n-grams"
         )
     return np.array(pairs)
 

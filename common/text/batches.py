@@ -260,8 +260,20 @@ class TextBatches:
         return np.random.Generator(np.random.Philox(key=[self._seed, stream], counter=[0, 0, corpus, place]))
 
 
+def rows_at_equal_distances(
+    blocks: Blocks, split: Literal["train", "held_out"], samples: int, weights: Sequence[float] | None = None
+) -> NDArray[np.int64]:
+    """Rows of `blocks.train` or `blocks.held_out`: of each corpus as many as its weight's share, or else all it has."""
+    shares = shares_of(samples, weights_of(blocks, weights, split))
+    found = []
+    for share, rows in zip(shares, blocks.ranges(split), strict=True):
+        count = min(share, len(rows))
+        found.append(rows.start + np.arange(count) * len(rows) // max(count, 1))
+    return np.concatenate(found)
+
+
 def evaluation_rows(blocks: Blocks, samples: int, weights: Sequence[float] | None = None) -> NDArray[np.int64]:
-    """Rows (samples,) of `blocks.held_out`: the first ones of each corpus, as many as its weight's share.
+    """Rows (samples,) of `blocks.held_out` that every run is evaluated on; see `rows_at_equal_distances`.
 
     Raises:
         UserError: there are too few.
@@ -274,27 +286,20 @@ def evaluation_rows(blocks: Blocks, samples: int, weights: Sequence[float] | Non
                 f"{corpus.name} has {len(rows):,} held-out blocks and the evaluation needs {share:,}: give fewer "
                 "--eval-samples, or a larger --held-out"
             )
-    return np.concatenate(
-        [np.arange(rows.start, rows.start + share) for rows, share in zip(ranges, shares, strict=True)]
-    )
-
-
-def evaluation_blocks(blocks: Blocks, samples: int, weights: Sequence[float] | None = None) -> NDArray[np.int64]:
-    """Held-out blocks (samples, length) that every run is evaluated on; see `evaluation_rows`."""
-    return blocks.held_out[evaluation_rows(blocks, samples, weights)].astype(np.int64)
+    return rows_at_equal_distances(blocks, "held_out", samples, weights)
 
 
 def evaluation_batches(
     blocks: Blocks, task: TextTask, samples: int, batch_size: int, weights: Sequence[float] | None = None
 ) -> list[Any]:
-    """The blocks of `evaluation_blocks` in batches, whatever the seed of a run; the last may be smaller.
+    """The blocks of `evaluation_rows` in batches, whatever the seed of a run; the last may be smaller.
 
     Raises:
         UserError: there are too few, or they do not suit the task.
     """
     task.require_fit(blocks)
     rows = evaluation_rows(blocks, samples, weights)
-    tokens = evaluation_blocks(blocks, samples, weights)
+    tokens = blocks.held_out[rows].astype(np.int64)
     cuts = [slice(start, start + batch_size) for start in range(0, samples, batch_size)]
     return [
         task.batch(blocks, tokens[cut], EVALUATION_SEED, "evaluation", rows[cut], np.zeros_like(rows[cut]))

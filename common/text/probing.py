@@ -26,8 +26,7 @@ from common.probes.ngrams import (
 )
 from common.teachers.objective import objective_of
 from common.text.arguments import KneserNeyArguments, NgramArguments
-from common.text.batches import MaskedText
-from common.text.blocks import Blocks
+from common.text.batches import MaskedText, rows_at_equal_distances
 from common.text.task import CorpusTask
 from common.text.words import begins_word
 
@@ -50,7 +49,7 @@ def ngrams(arguments: NgramArguments, argv: Sequence[str], setting: Setting) -> 
     require_at_least(2, arguments, "sizes")
     require_seed(arguments, "seed")
     hide_masked = hides_masked(task)
-    sequences = list(probed_samples(task.blocks, arguments.samples))
+    sequences = list(probed_samples(task, arguments.samples))
     options: dict[str, Any] = {
         "spacing": 1,
         "limit": task.positions,
@@ -67,7 +66,8 @@ def ngrams(arguments: NgramArguments, argv: Sequence[str], setting: Setting) -> 
         shown = CausalNgramVariants(sequences, ordinary, keeps_first=False, **options)
     else:
         assert task.blocks.mask is not None
-        shown = NgramVariants(sequences, task.blocks.mask, hide_masked, shorten=False, **options)
+        special = np.array(task.blocks.special)
+        shown = NgramVariants(sequences, task.blocks.mask, hide_masked, never=special, shorten=False, **options)
 
     def measure(model: Any) -> dict[str, Any]:
         return asdict(probe_ngrams(shown, predictor_of(model), arguments.columns, arguments.values))
@@ -79,8 +79,9 @@ def ngrams(arguments: NgramArguments, argv: Sequence[str], setting: Setting) -> 
 def kneser_ney(arguments: KneserNeyArguments, argv: Sequence[str], setting: Setting) -> None:
     """`probe.py kneser-ney`: how far every checkpoint's predictions are from those of n-gram models.
 
-    The n-gram models are fitted to the training blocks. They see the tokens before a position or, of a masked one, the
-    tokens on both sides. Each sample has one position, far enough from its ends for the longest n-gram.
+    The n-gram models are fitted to the training blocks. Special tokens are never masked in training: for masked models
+    neither a position nor a probability is theirs. The n-gram models see the tokens before a position or, of a masked
+    one, the tokens on both sides. Each sample has one position, far enough from its ends for the longest n-gram.
 
     Args:
         arguments: of the command.
@@ -95,13 +96,18 @@ def kneser_ney(arguments: KneserNeyArguments, argv: Sequence[str], setting: Sett
     require_seed(arguments, "seed")
     hide_masked, beside = hides_masked(task), arguments.order - 1
     if task.positions < 2 * beside + 1:
-        raise UserError(f"samples of {task.positions} tokens are too short for --order {arguments.order}")
-    samples = probed_samples(task.blocks, arguments.samples)
+        raise UserError(
+            f"samples of {task.positions} tokens are too short for --order {arguments.order}: give a smaller one"
+        )
+    samples = probed_samples(task, arguments.samples)
     generator = np.random.Generator(np.random.Philox(key=[arguments.seed, 0]))
-    places = generator.integers(beside, task.positions - beside, size=len(samples))
+    special = [] if hide_masked is None else list(task.blocks.special)
+    allowed = ~np.isin(samples[:, beside : task.positions - beside], special)
+    samples = samples[allowed.any(1)]
+    places = np.array([beside + generator.choice(np.flatnonzero(row)) for row in allowed[allowed.any(1)]])
     rows = np.arange(len(samples))
     truth = samples[rows, places]
-    model = fitted(task.blocks, arguments.order, arguments.tokens)
+    model = fitted(task, arguments.order, arguments.tokens)
     window = places[:, None] + np.arange(-beside, beside + 1)
     around = samples[rows[:, None], window]
     queries = _queries(samples, places, task.blocks.mask, hide_masked)
@@ -110,7 +116,7 @@ def kneser_ney(arguments: KneserNeyArguments, argv: Sequence[str], setting: Sett
         left, right = around[part, :beside], around[part, beside + 1 :]
         if hide_masked is None:
             return model.distributions(left, n)
-        return model.window_distributions(left, right, n)
+        return without(special, model.window_distributions(left, right, n))
 
     parts = [slice(start, start + arguments.batch_size) for start in range(0, len(samples), arguments.batch_size)]
     sizes = range(1, arguments.order + 1)
@@ -130,7 +136,7 @@ def kneser_ney(arguments: KneserNeyArguments, argv: Sequence[str], setting: Sett
         loss = correct = 0.0
         for part in parts:
             probabilities = predict(_part(queries, part)).double().cpu().numpy()[:, : task.vocabulary]
-            probabilities /= probabilities.sum(1, keepdims=True)
+            probabilities = without(special, probabilities)
             own = probabilities[np.arange(len(probabilities)), truth[part]]
             loss -= float(np.log(np.maximum(own, np.finfo(np.float64).tiny)).sum())
             correct += float((probabilities.argmax(1) == truth[part]).sum())
@@ -155,23 +161,32 @@ def hides_masked(task: CorpusTask) -> bool | None:
     return task.batch_of.hide_masked if isinstance(task.batch_of, MaskedText) else None
 
 
-def probed_samples(blocks: Blocks, samples: int) -> NDArray[np.int64]:
-    """Held-out blocks (samples, length) at equal distances.
+def probed_samples(task: CorpusTask, samples: int) -> NDArray[np.int64]:
+    """Held-out blocks (samples, length) at equal distances, of each corpus as many as its weight's share.
 
     Raises:
         UserError: there are too few.
     """
-    count = len(blocks.held_out)
-    if samples > count:
-        raise UserError(f"there are {count:,} held-out blocks: give at most so many --samples")
-    return blocks.held_out[np.arange(samples) * count // samples].astype(np.int64)
+    rows = rows_at_equal_distances(task.blocks, "held_out", samples, task.weights)
+    if len(rows) < samples:
+        raise UserError(
+            f"there are too few held-out blocks: give at most {len(rows):,} --samples, or a larger --held-out"
+        )
+    return task.blocks.held_out[rows].astype(np.int64)
 
 
-def fitted(blocks: Blocks, order: int, tokens: int) -> KneserNey:
-    """An n-gram model of training blocks at equal distances, with at most so many tokens."""
-    count = len(blocks.train)
-    used = min(count, max(1, tokens // blocks.length))
-    return KneserNey.fit(blocks.train[np.arange(used) * count // used], order, blocks.vocabulary)
+def fitted(task: CorpusTask, order: int, tokens: int) -> KneserNey:
+    """An n-gram model of training blocks at equal distances, with at most `tokens` tokens, mixed as in training."""
+    count = min(len(task.blocks.train), max(1, tokens // task.blocks.length))
+    rows = rows_at_equal_distances(task.blocks, "train", count, task.weights)
+    return KneserNey.fit(task.blocks.train[rows], order, task.vocabulary)
+
+
+def without(tokens: Sequence[int], probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities (rows, tokens) given that none of some tokens is right."""
+    others = probabilities.copy()
+    others[:, list(tokens)] = 0
+    return others / others.sum(1, keepdims=True)
 
 
 def predictor_of(model: Any) -> Predictor:

@@ -22,7 +22,7 @@ def text_data(arguments: Mapping[str, Any]) -> TextData:
 
 
 def prepare(arguments: PrepareArguments) -> None:
-    """Prepare the blocks, unless they are there, and print what they are.
+    """Prepare the blocks, unless they exist, and print a summary.
 
     Raises:
         UserError: a corpus or the tokenizer cannot be read, or there are too few documents.

@@ -16,7 +16,7 @@ from common.language_models.setting import Setting
 from common.teachers.loading import build_model, read_model
 from common.teachers.objective import Objective
 from common.text.arguments import Arguments
-from common.text.batches import TextBatches, TextTask, evaluation_batches
+from common.text.batches import MaskedText, TextBatches, TextTask, evaluation_batches
 from common.text.blocks import Blocks
 from common.text.preparation import prepared
 from common.text.report import text_data
@@ -33,6 +33,8 @@ class CorpusTask:
     batch_of: TextTask
     weights: tuple[float, ...] | None
     """Of the corpora; None for their sizes."""
+    held_out: float
+    """Fraction of the documents that is held out."""
 
     @property
     def vocabulary(self) -> int:
@@ -65,7 +67,7 @@ def open_task(arguments: Mapping[str, Any], batch_of: TextTask) -> CorpusTask:
     """
     blocks = prepared(text_data(arguments))
     batch_of.require_fit(blocks)
-    return CorpusTask(blocks, batch_of, tuple(arguments["weights"]) or None)
+    return CorpusTask(blocks, batch_of, tuple(arguments["weights"]) or None, arguments["held_out"])
 
 
 def text_setting(
@@ -96,7 +98,7 @@ def text_setting(
         trainer_options=lambda task: {"processing_class": task.tokenizer},
         notes=lambda path, task: [],
         identity=identity,
-        describe=lambda arguments: f"the text {', '.join(arguments['corpus'])}",
+        describe=describe,
     )
 
 
@@ -106,7 +108,7 @@ def training_batches(arguments: Arguments, task: CorpusTask, steps: int, seed: i
 
 
 def held_out_batches(task: CorpusTask, samples: int) -> list[Any]:
-    """The first held-out blocks in batches.
+    """Held-out blocks at equal distances, in batches.
 
     Raises:
         UserError: there are too few.
@@ -115,11 +117,25 @@ def held_out_batches(task: CorpusTask, samples: int) -> list[Any]:
 
 
 def identity(task: CorpusTask) -> dict[str, Any]:
-    """Hashes of the documents and of the tokenizer."""
+    """Hashes of the documents and of the tokenizer, and what decides which tokens are seen and predicted."""
+    masks = {"hide_masked": task.batch_of.hide_masked} if isinstance(task.batch_of, MaskedText) else {}
     return {
         "documents": [corpus.sha256 for corpus in task.blocks.corpora],
         "tokenizer_sha256": task.blocks.tokenizer_sha256,
+        "held_out": task.held_out,
+        **masks,
     }
+
+
+def describe(arguments: Mapping[str, Any]) -> str:
+    """The data of a run's arguments, by name, in words."""
+    documents = ", ".join(digest[:8] for digest in arguments["documents"])
+    tokenizer = f"tokenizer {arguments['tokenizer']} {arguments['tokenizer_sha256'][:8]}"
+    hidden = "".join(f", hide_masked {arguments[name]}" for name in ("hide_masked",) if name in arguments)
+    return (
+        f"the text {', '.join(arguments['corpus'])} (documents {documents}, {tokenizer}, "
+        f"{arguments['held_out']:.0%} held out{hidden})"
+    )
 
 
 def load_checked(path: Path, task: CorpusTask, objective: Objective) -> PreTrainedModel:
@@ -129,8 +145,10 @@ def load_checked(path: Path, task: CorpusTask, objective: Objective) -> PreTrain
         UserError: it is damaged, predicts something else, has another tokenizer than the blocks, or fewer positions
             than they have tokens.
     """
-    stored = read_model(path)
-    shared_classes(task.vocabulary, classes_of(stored.config), task.tokenizer, tokenizer_of(path))
+    stored, tokenizer = read_model(path), tokenizer_of(path)
+    if tokenizer is None:
+        raise UserError(f"{path} has no tokenizer: save the teacher's there with tokenizer.save_pretrained")
+    shared_classes(task.vocabulary, classes_of(stored.config), task.tokenizer, tokenizer)
     room = getattr(stored.config, "max_position_embeddings", None)
     if isinstance(room, int) and 0 < room < task.positions:
         raise UserError(

@@ -18,8 +18,8 @@ from common.text.batches import (
     MaskedText,
     TextBatches,
     evaluation_batches,
-    evaluation_blocks,
     evaluation_rows,
+    rows_at_equal_distances,
     shares_of,
 )
 
@@ -188,11 +188,13 @@ def test_wrong_weights_are_one_line(train, weights, message):
 # Evaluation
 
 
-def test_evaluation_takes_the_first_blocks_of_each_corpus():
+def test_evaluation_takes_blocks_at_equal_distances_of_each_corpus():
     blocks = blocks_of([5, 5], [10, 30])
-    assert evaluation_rows(blocks, 8).tolist() == [0, 1, *range(10, 16)]
-    assert evaluation_rows(blocks, 8, [1, 1]).tolist() == [*range(4), *range(10, 14)]
-    np.testing.assert_array_equal(evaluation_blocks(blocks, 8), blocks.held_out[evaluation_rows(blocks, 8)])
+    assert evaluation_rows(blocks, 8).tolist() == [0, 5, 10, 15, 20, 25, 30, 35]
+    assert evaluation_rows(blocks, 8, [1, 1]).tolist() == [0, 2, 5, 7, 10, 17, 25, 32]
+    assert evaluation_rows(blocks, 40).tolist() == list(range(40))
+    assert rows_at_equal_distances(blocks, "held_out", 30, [1, 0]).tolist() == list(range(10))
+    assert rows_at_equal_distances(blocks, "train", 4, [0, 1]).tolist() == [5, 6, 7, 8]
     for task in (CausalText(), MaskedText()):
         whole, parts = (evaluation_batches(blocks, task, 8, size) for size in (8, 3))
         assert [len(part.labels) for part in parts] == [3, 3, 2]

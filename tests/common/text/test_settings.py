@@ -14,7 +14,7 @@ from common.language_models.setting import task_of_run
 from common.probes.kneser_ney import KneserNey
 from common.probes.ngrams import CausalNgramVariants
 from common.runs.run import Run
-from common.text.probing import hides_masked, probed_samples
+from common.text.probing import fitted, hides_masked, probed_samples
 from common.text.words import begins_word
 from tests.commands import change_config
 from tests.models import save_suite
@@ -115,15 +115,46 @@ def test_other_text_is_refused(setting, tmp_path, capsys, teacher):
     assert "other.txt" in line
 
 
-def test_a_teacher_with_a_different_tokenizer_is_refused(setting, tmp_path, capsys):
+def test_a_teacher_with_a_different_tokenizer_is_refused(setting, tmp_path, capsys, teacher_of):
+    other = teacher_of(CAUSAL if setting is MASKED else MASKED) / "checkpoint-30"
     suite = save_suite(tmp_path / "teacher", "bert" if setting is MASKED else "gpt_neox")
     line = refusal(setting, capsys, *setting.distill, "--teacher", suite, "--out", tmp_path / "run")
-    assert "the tokenizer of the teacher is unknown" in line
+    assert "has no tokenizer: save the teacher's there" in line
+    for step in (10, 20):
+        AutoTokenizer.from_pretrained(other).save_pretrained(suite / f"checkpoint-{step}")
+    line = refusal(setting, capsys, *setting.distill, "--teacher", suite, "--out", tmp_path / "run")
+    assert "the teacher's tokenizer" in line
 
 
 def test_too_few_held_out_samples_are_refused(setting, tmp_path, capsys):
     line = refusal(setting, capsys, *setting.train, "--eval-samples", 10**6, "--out", tmp_path / "run")
     assert "held-out blocks" in line
+
+
+@pytest.mark.parametrize("words", ["--held-out 0.3", "--no-hide-masked"])
+def test_a_teacher_of_another_split_or_mask_is_refused(tmp_path, capsys, teacher_of, words):
+    """Such a teacher may have been trained on what its students are evaluated on, or has seen other inputs."""
+    out = ("--teacher", teacher_of(MASKED), "--out", tmp_path / "run")
+    line = refusal(MASKED, capsys, *MASKED.distill, *words.split(), *out)
+    assert "give the teacher's arguments" in line
+
+
+def test_probes_look_at_the_text_that_was_trained_on(setting, tmp_path, capsys):
+    """Of two corpora, one of which has no weight."""
+    other = tmp_path / "other.txt"
+    other.write_text("\n\n".join(document[::-1] for document in CORPUS.read_text().split("\n\n")))
+    words = [*setting.train, "--corpus", CORPUS, other, "--weights", 1, 0, "--out", tmp_path / "run"]
+    setting.succeed(capsys, *words)
+    task = task_of_run(tmp_path / "run", setting.setting)
+    (first, second) = task.blocks.ranges("held_out")
+    assert len(second) > 50
+    assert {tuple(row) for row in probed_samples(task, 20)} <= {
+        tuple(row) for row in task.blocks.held_out[: len(first)]
+    }
+    own = fitted(task, 2, 10**6)
+    alone = KneserNey.fit(np.asarray(task.blocks.train[: len(task.blocks.ranges("train")[0])]), 2, task.vocabulary)
+    contexts = np.arange(task.vocabulary)[:, None]
+    np.testing.assert_allclose(own.distributions(contexts, 2), alone.distributions(contexts, 2))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +211,7 @@ def test_ngrams_of_tokens_are_masked_as_defined(capsys, teacher_of, one_torch_th
     setting, teacher = MASKED, teacher_of(MASKED)
     found = probe(setting, capsys, teacher, "ngrams", "--samples", 12, "--values", "--sizes", 2, 3)
     task = task_of_run(teacher, setting.setting)
-    samples = probed_samples(task.blocks, 12)
+    samples = probed_samples(task, 12)
     for entry in found["checkpoints"]:
         model = loaded(setting, teacher / f"checkpoint-{entry['step']}")
         for statistics in (*entry["robust"], *entry["close"]):
@@ -198,7 +229,7 @@ def test_words_are_masked_whole(capsys, teacher_of, one_torch_thread):
     teacher = teacher_of(MASKED)
     found = probe(MASKED, capsys, teacher, "ngrams", "--samples", 20, "--values", "--sizes", 2, 3, "--unit", "word")
     task = task_of_run(teacher, MASKED.setting)
-    samples = probed_samples(task.blocks, 20)
+    samples = probed_samples(task, 20)
     texts = task.tokenizer.convert_ids_to_tokens(list(range(task.vocabulary)))
     entry = found["checkpoints"][-1]
     model = loaded(MASKED, teacher / f"checkpoint-{entry['step']}")
@@ -223,7 +254,7 @@ def test_a_causal_models_ngrams_end_at_the_predicted_token(capsys, teacher_of, o
     words = ("ngrams", "--samples", 12, "--values", "--sizes", 2, 3, "--unit", unit)
     found = probe(CAUSAL, capsys, teacher, *words)
     task = task_of_run(teacher, CAUSAL.setting)
-    samples = list(probed_samples(task.blocks, 12))
+    samples = list(probed_samples(task, 12))
     begins = begins_word(task.tokenizer, task.vocabulary)
     ordinary = np.setdiff1d(np.arange(task.vocabulary), task.blocks.special)
     options = {"begins_word": [begins[sample] for sample in samples]} if unit == "word" else {}
@@ -259,8 +290,10 @@ def test_a_causal_models_ngrams_end_at_the_predicted_token(capsys, teacher_of, o
 def test_the_divergence_from_ngram_models(setting, capsys, teacher):
     found = probe(setting, capsys, teacher, "kneser-ney", "--samples", 10, "--order", 3, "--batch-size", 4)
     task = task_of_run(teacher, setting.setting)
-    samples = probed_samples(task.blocks, 10)
-    places = np.random.Generator(np.random.Philox(key=[0, 0])).integers(2, task.positions - 2, size=10)
+    samples = probed_samples(task, 10)
+    special = list(task.blocks.special) if setting is MASKED else []
+    generator = np.random.Generator(np.random.Philox(key=[0, 0]))
+    places = np.array([2 + generator.choice(np.flatnonzero(~np.isin(sample[2:-2], special))) for sample in samples])
     ngrams = KneserNey.fit(np.asarray(task.blocks.train), 3, task.vocabulary)
     for entry in found["checkpoints"]:
         model = loaded(setting, teacher / f"checkpoint-{entry['step']}")
@@ -268,12 +301,17 @@ def test_the_divergence_from_ngram_models(setting, capsys, teacher):
             plain_prediction(setting, model, task, sample, p, {p}).double().numpy()
             for sample, p in zip(samples, places, strict=True)
         ]
-        predicted = np.stack(rows)
+        ordinary = np.setdiff1d(np.arange(task.vocabulary), special)
+        predicted = np.zeros((10, task.vocabulary))
+        predicted[:, ordinary] = np.stack(rows)[:, ordinary]
+        predicted /= predicted.sum(1, keepdims=True)
         for n, statistics in enumerate(entry["ngrams"], 1):
             left = np.stack([sample[p - 2 : p] for sample, p in zip(samples, places, strict=True)])
             right = np.stack([sample[p + 1 : p + 3] for sample, p in zip(samples, places, strict=True)])
             q = ngrams.distributions(left, n) if setting is CAUSAL else ngrams.window_distributions(left, right, n)
-            expected = (predicted * (np.log(predicted) - np.log(q))).sum(1).mean()
+            q = q[:, ordinary] / q[:, ordinary].sum(1, keepdims=True)
+            p = predicted[:, ordinary]
+            expected = (p * (np.log(p) - np.log(q))).sum(1).mean()
             assert statistics["model_to_ngram"]["mean"] == pytest.approx(expected, rel=1e-4)
         own = predicted[np.arange(10), samples[np.arange(10), places]]
         assert entry["loss"] == pytest.approx(-np.log(own).mean(), rel=1e-5)
