@@ -42,6 +42,8 @@ class Setting:
     """From a checkpoint's directory and the task: lines on what `load_model` changes about it."""
     identity: Callable[[Any], dict[str, Any]]
     """From a task to what identifies its data in config.json, such as a grammar's rules, as its file may change."""
+    resolved: Callable[[Any], dict[str, Any]]
+    """From a task to arguments as config.json stores them, such as names of files that do not depend on the folder."""
     describe: Callable[[Mapping[str, Any]], str]
     """From a run's arguments, by name, to its data in words."""
 
@@ -57,7 +59,7 @@ def task_of(arguments: Any, setting: Setting) -> Any:
 
 def config_of(arguments: Any, task: Any, setting: Setting) -> dict[str, Any]:
     """The arguments as config.json stores them, with what identifies the data."""
-    return {**asdict(arguments), **setting.identity(task)}
+    return {**asdict(arguments), **setting.resolved(task), **setting.identity(task)}
 
 
 def task_of_run(directory: Path, setting: Setting) -> Any:

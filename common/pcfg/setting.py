@@ -45,6 +45,7 @@ def grammar_setting(
         trainer_options=lambda task: {"load_teacher": lambda path: load_model(path, task)},
         notes=vocabulary_note,
         identity=lambda task: {"start": task.grammar.start, "rules": rules_of(task.grammar)},
+        resolved=lambda task: {},
         describe=lambda arguments: f"the grammar {arguments['grammar']} from {arguments['start']}",
     )
 

@@ -95,8 +95,12 @@ def _prepare(data: TextData, directory: Path, unfinished: Path) -> None:
         if not file.blocks:
             raise UserError(
                 f"{', '.join(data.corpora)} has no {split.replace('_', '-')} block of {data.length} tokens: give a "
-                "larger corpus or a smaller --length" + (", or a larger --held-out" if split == "held_out" else "")
+                "larger corpus or a smaller --length"
+                + (", or a larger --held-out" if split == "held_out" else "")
+                + "; blank lines separate the documents of a .txt file"
             )
+    for corpus in packed:
+        _warn_of_repeats(corpus)
     blocks = Blocks(
         directory=directory,
         length=data.length,
@@ -110,6 +114,17 @@ def _prepare(data: TextData, directory: Path, unfinished: Path) -> None:
         seconds={"tokenizer": round(trained - started, 2), "blocks": round(time.perf_counter() - trained, 2)},
     )
     write_file(unfinished / "blocks.json", to_json(description_of(blocks, data)))
+
+
+def _warn_of_repeats(corpus: CorpusBlocks) -> None:
+    """Say so if most of a corpus was left out."""
+    kept = corpus.train_documents + corpus.held_out_documents
+    if corpus.duplicates > kept:
+        print(
+            f"warning: {corpus.duplicates:,} of {corpus.duplicates + kept:,} documents of {corpus.name} repeat an "
+            "earlier one and were left out: if they begin with the same text, remove it",
+            file=sys.stderr,
+        )
 
 
 def _tokenizer(data: TextData, corpora: Sequence[Corpus]) -> PreTrainedTokenizerFast:

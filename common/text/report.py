@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from common.text.arguments import PrepareArguments
@@ -10,11 +11,12 @@ from common.text.preparation import prepared
 
 
 def text_data(arguments: Mapping[str, Any]) -> TextData:
-    """What the blocks of a command's arguments, by name, are made from."""
+    """What the blocks of a command's arguments, by name, are made from; files have absolute names."""
+    tokenizer = arguments["tokenizer"]
     return TextData(
-        corpora=tuple(arguments["corpus"]),
+        corpora=tuple(str(Path(name).resolve()) if Path(name).is_file() else name for name in arguments["corpus"]),
         text_column=arguments["text_column"],
-        tokenizer=arguments["tokenizer"],
+        tokenizer=str(Path(tokenizer).resolve()) if Path(tokenizer).is_dir() else tokenizer,
         vocabulary=arguments["vocabulary"],
         length=arguments["length"],
         held_out=arguments["held_out"],

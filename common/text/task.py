@@ -17,7 +17,7 @@ from common.teachers.loading import build_model, read_model
 from common.teachers.objective import Objective
 from common.text.arguments import Arguments
 from common.text.batches import MaskedText, TextBatches, TextTask, evaluation_batches
-from common.text.blocks import Blocks
+from common.text.blocks import Blocks, TextData
 from common.text.preparation import prepared
 from common.text.report import text_data
 
@@ -33,8 +33,8 @@ class CorpusTask:
     batch_of: TextTask
     weights: tuple[float, ...] | None
     """Of the corpora; None for their sizes."""
-    held_out: float
-    """Fraction of the documents that is held out."""
+    data: TextData
+    """What the blocks were made from."""
 
     @property
     def vocabulary(self) -> int:
@@ -65,9 +65,10 @@ def open_task(arguments: Mapping[str, Any], batch_of: TextTask) -> CorpusTask:
     Raises:
         UserError: an argument is out of range, a corpus or the tokenizer cannot be read, or they do not fit.
     """
-    blocks = prepared(text_data(arguments))
+    data = text_data(arguments)
+    blocks = prepared(data)
     batch_of.require_fit(blocks)
-    return CorpusTask(blocks, batch_of, tuple(arguments["weights"]) or None, arguments["held_out"])
+    return CorpusTask(blocks, batch_of, tuple(arguments["weights"]) or None, data)
 
 
 def text_setting(
@@ -98,6 +99,7 @@ def text_setting(
         trainer_options=lambda task: {"processing_class": task.tokenizer},
         notes=lambda path, task: [],
         identity=identity,
+        resolved=lambda task: {"corpus": task.data.corpora, "tokenizer": task.data.tokenizer},
         describe=describe,
     )
 
@@ -122,7 +124,7 @@ def identity(task: CorpusTask) -> dict[str, Any]:
     return {
         "documents": [corpus.sha256 for corpus in task.blocks.corpora],
         "tokenizer_sha256": task.blocks.tokenizer_sha256,
-        "held_out": task.held_out,
+        "held_out": task.data.held_out,
         **masks,
     }
 

@@ -266,8 +266,14 @@ def test_a_damaged_tokenizer_is_one_line(blocks, tmp_path):
         ({"corpora": ("docs", "docs")}, "give one or more different corpora, not docs, docs"),
         ({"corpora": ("missing.txt",)}, r"missing\.txt is missing"),
         ({"vocabulary": 100}, "--vocabulary must be at least 300, got 100"),
-        ({"length": 100_000}, "has no train block of 100000 tokens: give a larger corpus or a smaller --length$"),
-        ({"length": 1000, "held_out": 0.01}, "has no held-out block of 1000 tokens: .* or a larger --held-out$"),
+        (
+            {"length": 100_000},
+            "has no train block of 100000 tokens: give a larger corpus or a smaller --length; blank lines",
+        ),
+        (
+            {"length": 1000, "held_out": 0.01},
+            "has no held-out block of 1000 tokens: .* or a larger --held-out; blank lines",
+        ),
         ({"tokenizer": "missing/directory/"}, "cannot load the tokenizer missing/directory/"),
     ],
 )

@@ -157,6 +157,24 @@ def test_probes_look_at_the_text_that_was_trained_on(setting, tmp_path, capsys):
     np.testing.assert_allclose(own.distributions(contexts, 2), alone.distributions(contexts, 2))
 
 
+def test_a_run_is_probed_from_any_folder(setting, tmp_path, capsys, monkeypatch):
+    shutil.copy(CORPUS, tmp_path / "mine.txt")
+    monkeypatch.chdir(tmp_path)
+    setting.succeed(capsys, *setting.train, "--corpus", "mine.txt", "--out", tmp_path / "run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    probe(setting, capsys, tmp_path / "run", "ngrams", "--samples", 4)
+
+
+def test_documents_with_the_same_beginning_are_noted(tmp_path, capsys):
+    header = 8 * "The same words begin them. "
+    documents = CORPUS.read_text().split("\n\n")
+    (tmp_path / "mine.txt").write_text("\n\n".join([*documents[:100], *(header + text for text in documents[100:])]))
+    code, lines = MASKED.start(capsys, *MASKED.train, "--corpus", tmp_path / "mine.txt", "--out", tmp_path / "run")
+    assert code == 0
+    assert any("warning: 199 of 300 documents of" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
