@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import transformers
@@ -40,6 +40,10 @@ class PCFGSetting(Setting):
     @property
     def setting(self):
         return self.module("training").SETTING
+
+    def new_model(self, task, heads, seed):
+        """A model with one layer and no dropout."""
+        return self.setting.new_model(task, SimpleNamespace(layers=1, head_dim=8, dropout=0.0), heads, seed)
 
     @property
     def commands(self) -> dict[str, ModuleType]:

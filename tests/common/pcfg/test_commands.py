@@ -212,9 +212,7 @@ def test_usage_errors_name_the_word_and_exit_with_two(pcfg, capsys, words, named
 
 def save_model_of(pcfg, text, directory):
     task = pcfg.task(parse_grammar(text, "another"))
-    pcfg.setting.new_model(task, SimpleNamespace(layers=1, head_dim=8, dropout=0.0), 1, 0).save_pretrained(
-        directory / "checkpoint-10"
-    )
+    pcfg.new_model(task, 1, 0).save_pretrained(directory / "checkpoint-10")
 
 
 @pytest.mark.parametrize(

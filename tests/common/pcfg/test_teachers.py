@@ -74,7 +74,7 @@ def test_the_accuracy_of_the_last_checkpoint_in_use_is_printed_once(pcfg, capsys
 
 def test_a_teacher_that_knows_nothing_is_a_warning(pcfg, capsys, tmp_path, foreign):
     task = pcfg.task(SMALL)
-    model = pcfg.setting.new_model(task, 1, 2, 8, 0.0, 5)
+    model = pcfg.new_model(task, 2, 5)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
@@ -125,7 +125,7 @@ def larger(pcfg, tmp_path):
     """A teacher with a vocabulary of 50 whose first tokens are those of the task, and the same with these alone."""
     task = pcfg.task(SMALL)
     for step in (4, 8):
-        small = pcfg.setting.new_model(task, 1, 1, 8, 0.0, step)
+        small = pcfg.new_model(task, 1, step)
         config = type(small.config).from_dict({**small.config.to_dict(), "vocab_size": 50, "pad_token_id": 49})
         large = type(small)(config)
         state = large.state_dict()
