@@ -16,7 +16,7 @@ from common.language_models.setting import Setting
 from common.teachers.loading import build_model, read_model
 from common.teachers.objective import Objective
 from common.text.arguments import Arguments
-from common.text.batches import MaskedText, TextBatches, TextTask, evaluation_batches
+from common.text.batches import MaskedText, TextBatches, TextTask, evaluation_batches, evaluation_rows
 from common.text.blocks import Blocks, TextData
 from common.text.preparation import prepared
 from common.text.report import text_data
@@ -105,7 +105,12 @@ def text_setting(
 
 
 def training_batches(arguments: Arguments, task: CorpusTask, steps: int, seed: int) -> TextBatches:
-    """The training batches of one run."""
+    """The training batches of one run.
+
+    Raises:
+        UserError: there are too few held-out blocks for its evaluations, or the weights do not suit the corpora.
+    """
+    evaluation_rows(task.blocks, arguments.eval_samples, task.weights)  # before anything of the run is made
     return TextBatches(task.blocks, task.batch_of, seed, arguments.batch_size, task.weights)
 
 

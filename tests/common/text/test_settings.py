@@ -129,6 +129,7 @@ def test_a_teacher_with_a_different_tokenizer_is_refused(setting, tmp_path, caps
 def test_too_few_held_out_samples_are_refused(setting, tmp_path, capsys):
     line = refusal(setting, capsys, *setting.train, "--eval-samples", 10**6, "--out", tmp_path / "run")
     assert "held-out blocks" in line
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("words", ["--held-out 0.3", "--no-hide-masked"])
