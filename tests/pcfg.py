@@ -7,39 +7,24 @@ from typing import Any
 
 import transformers
 
-from common.distillation import run_loop
 from common.language_models.setting import task_of
 from common.pcfg.batches import evaluation_batches
 from common.pcfg.grammar_files import load_grammar
 from common.pcfg.setting import EVALUATION_BATCH_SIZE
 from PCFG_autoregressive.batches import NextTokenTask
 from PCFG_mlm.batches import MaskedTask
-from tests.settings import Setting
+from tests.language_models import LONG, LONG_STUDENTS, LanguageModelSetting
 
 
 @dataclass(frozen=True, kw_only=True)
-class PCFGSetting(Setting):
+class PCFGSetting(LanguageModelSetting):
     """A setting on grammars."""
 
     task: Callable[..., Any]
     """From a grammar."""
     other_model: Callable[[], transformers.PreTrainedModel]
     """A small model of another type."""
-    unit: int = 1
     sizes: str = "--batch-size 8 --eval-samples 32"
-    teacher: str = "--heads 2"
-    student: str = "--student-heads 1"
-    student_name: str = "heads1-steps{steps}-seed{seed}"
-    kills: tuple[int, int] = (4, 2)
-    wide: str = "--heads 8"
-    saver: ModuleType = run_loop
-    trainer: str = "common.language_models.training.RunTrainer"
-    width: int = 8
-    rounding: float = 0
-
-    @property
-    def setting(self):
-        return self.module("training").SETTING
 
     def new_model(self, task, heads, seed):
         """A model with one layer and no dropout."""
@@ -70,11 +55,6 @@ def small_gpt2():
     return transformers.GPT2LMHeadModel(config)
 
 
-LONG = "--steps 100 --eval-every 3 --checkpoint-every 15 --accumulate 2 --dropout 0.2"
-LONG_STUDENTS = (
-    "--steps 60 --eval-every 2 --saturation-steps 26 --alpha 0.3 0 --alpha-steps 30 --dropout 0.2 "
-    "--methods progressive until-saturation"
-)
 MLM = PCFGSetting(
     name="PCFG_mlm",
     other="parity_mlp",

@@ -19,7 +19,7 @@ from typing import Any
 import tyro
 
 from common.cli import command, command_line
-from text_autoregressive.arguments import KneserNeyArguments, NgramArguments
+from common.text.arguments import KneserNeyArguments, NgramArguments
 
 PROBES: dict[str, Callable[..., Any]] = {"ngrams": NgramArguments, "kneser-ney": KneserNeyArguments}
 

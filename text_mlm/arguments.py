@@ -6,39 +6,9 @@ from typing import Any
 
 from common.text import arguments
 
-SMOKE: dict[str, Any] = dict(
-    preset="smoke",
-    tokenizer="wordpiece",
-    vocabulary=1024,
-    length=32,
-    layers=1,
-    batch_size=16,
-    eval_samples=128,
-    lr=5e-3,
-    eval_every=5,
-)
-LAPTOP: dict[str, Any] = dict(
-    preset="laptop",
-    tokenizer="wordpiece",
-    vocabulary=4096,
-    length=64,
-    layers=2,
-    head_dim=16,
-    dropout=0.0,
-    batch_size=64,
-    eval_samples=512,
-)
-PAPER: dict[str, Any] = dict(
-    preset="paper",
-    corpus=("wikipedia-books",),
-    tokenizer="bert-base-uncased",
-    length=512,
-    layers=12,
-    head_dim=64,
-    batch_size=256,
-    lr=1e-4,
-    eval_every=500,
-)
+SMOKE: dict[str, Any] = {**arguments.SMOKE, "tokenizer": "wordpiece"}
+LAPTOP: dict[str, Any] = {**arguments.LAPTOP, "tokenizer": "wordpiece"}
+PAPER: dict[str, Any] = {**arguments.PAPER, "tokenizer": "bert-base-uncased", "lr": 1e-4}
 """What `train.py` and `distill.py` share of each preset."""
 
 
@@ -66,7 +36,7 @@ class TaskArguments(arguments.TaskArguments):
     hide_masked: bool | None = None
     """Whether the positions to predict are hidden from attention (a teacher that is not a run); by default True."""
 
-    defaults = MappingProxyType({**arguments.TASK_DEFAULTS, "mask_rate": 0.3, "hide_masked": True})
+    defaults = MappingProxyType({**arguments.TaskArguments.defaults, "mask_rate": 0.3, "hide_masked": True})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -226,7 +226,7 @@ class RunTrainer(ProgressiveDistillationTrainer):
         require_same_training(self.run.directory, summary.get("training", {}), self.training_facts())
         checkpoint = self.run.directory / f"checkpoint-{summary['step']}"
         if not checkpoint.is_dir():
-            raise UserError(f"{self.run.directory} is complete, but has no {checkpoint.name}: it is not trained again")
+            raise UserError(f"{self.run.directory} is complete without {checkpoint.name}: start over with force=True")
         load_weights(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), checkpoint)
         self.records = self.run.records()
         self.state.global_step = summary["step"]

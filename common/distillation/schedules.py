@@ -225,7 +225,7 @@ def check_schedule(schedule: Sequence[Segment], checkpoints: Collection[int]) ->
 
 
 def unused_segments(schedule: Sequence[Segment], steps: int) -> str:
-    """A line on the segments that begin after the end of a training of so many steps; empty if there are none."""
+    """A line about the segments that begin after the last of `steps` training steps; empty if there are none."""
     unused = [segment for segment in schedule if segment.start >= steps]
     if not unused:
         return ""

@@ -22,7 +22,7 @@ from common.teachers.objective import Objective
 from common.teachers.trajectory import require_trajectory
 
 REPORT_BATCHES, REPORT_LABELS = 8, 4096
-"""Evaluation batches on which a teacher is tested before training, and labels in them: at least so many of both."""
+"""Least number of evaluation batches, and of labels in them, that a teacher is tested on before training."""
 
 
 class Teacher:

@@ -100,13 +100,6 @@ class KneserNey:
         """(2, order, 3): D1, D2 and D3+ of every order, for raw and for continuation counts (unused at the highest)."""
         return self._trie.discounts[:, 1:, 1:].copy()
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of the model in bytes."""
-        trie = self._trie
-        arrays = (trie.token, trie.first_child, *trie.counts, *trie.totals, *trie.backoffs, trie.discounts)
-        return sum(array.nbytes for array in arrays)
-
     def distributions(self, contexts: NDArray[np.integer], n: int) -> NDArray[np.float64]:
         """Probabilities of the next token in the model of order n.
 
@@ -184,8 +177,6 @@ class DivergenceStatistics:
     mean: float
     percentiles: dict[str, float]
     """The 25th, 50th, 75th and 90th, by their number."""
-    values: list[float] | None
-    """One for each position, if requested."""
 
 
 @dataclass(frozen=True)
@@ -226,11 +217,8 @@ def divergences(log_probabilities: NDArray[np.floating], ngram: NDArray[np.float
     return np.maximum(np.stack([forward, reverse]), 0)
 
 
-def divergence_statistics(values: NDArray[np.floating], keep: bool = False) -> NgramDivergence:
+def divergence_statistics(values: NDArray[np.floating]) -> NgramDivergence:
     """Mean and percentiles of what `divergences` returned, (2, rows), possibly of several batches concatenated.
-
-    Args:
-        keep: whether to keep the value of each position.
 
     Raises:
         UserError: no positions.
@@ -241,7 +229,6 @@ def divergence_statistics(values: NDArray[np.floating], keep: bool = False) -> N
         DivergenceStatistics(
             mean=float(row.mean()),
             percentiles={str(q): float(np.percentile(row, q)) for q in PERCENTILES},
-            values=row.tolist() if keep else None,
         )
         for row in values
     )

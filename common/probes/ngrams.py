@@ -269,7 +269,7 @@ class Units:
         self._unit = np.searchsorted(self._starts, np.arange(length), side="right") - 1
 
     def positions_within(self, left: int, right: int, whole: bool) -> NDArray[np.int64]:
-        """Positions whose unit has so many others beside it: `-left` before, without the first one, and `right` after.
+        """Positions whose unit has at least `-left` units before it, not counting the first, and `right` after it.
 
         Args:
             left: of the n-gram, at most 0.

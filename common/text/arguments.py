@@ -4,10 +4,35 @@ Importing this must stay cheap, as every command starts with it: see `common.cli
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 from common.language_models import arguments
 from common.probes.arguments import ProbedArguments
+
+SMOKE: dict[str, Any] = dict(
+    preset="smoke", vocabulary=1024, length=32, layers=1, batch_size=16, eval_samples=128, lr=5e-3, eval_every=5
+)
+LAPTOP: dict[str, Any] = dict(
+    preset="laptop",
+    vocabulary=4096,
+    length=64,
+    layers=2,
+    head_dim=16,
+    dropout=0.0,
+    batch_size=64,
+    eval_samples=512,
+)
+PAPER: dict[str, Any] = dict(
+    preset="paper",
+    corpus=("wikipedia-books",),
+    length=512,
+    layers=12,
+    head_dim=64,
+    batch_size=256,
+    eval_every=500,
+)
+"""What both settings share of each preset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +92,9 @@ class TaskArguments(ProbedArguments):
     """As in train.py (a teacher that is not a run); by default 0.03."""
 
     required = ("corpus", "tokenizer")
-
-
-TASK_DEFAULTS = {"weights": (), "text_column": "text", "vocabulary": 8192, "length": 128, "held_out": 0.03}
-"""Of the arguments of the task of a teacher that is not a run."""
+    defaults = MappingProxyType(
+        {"weights": (), "text_column": "text", "vocabulary": 8192, "length": 128, "held_out": 0.03}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

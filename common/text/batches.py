@@ -9,7 +9,7 @@ processes can share batches.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -32,31 +32,29 @@ MIN_MASK_RATE = 0.001
 _ORDER_STREAM, _CORPUS_STREAM = 0x6F726465, 0x636F7270
 
 
+class Selection(NamedTuple):
+    """The blocks of a batch."""
+
+    tokens: NDArray[np.int64]
+    """(samples, length)"""
+    seed: int
+    """Of what the task draws, such as masks."""
+    stream: Stream
+    """Where the blocks are from, for the same."""
+    rows: NDArray[np.int64]
+    """(samples,) of the blocks, below 2^32."""
+    epochs: NDArray[np.int64]
+    """(samples,) in which they are visited, below 2^32."""
+
+
 class TextTask(Protocol):
     """What a batch of blocks is."""
 
     def require_fit(self, blocks: Blocks) -> None:
         """Raise a `UserError` if the blocks do not suit the task."""
 
-    def batch(
-        self,
-        blocks: Blocks,
-        tokens: NDArray[np.int64],
-        seed: int,
-        stream: Stream,
-        rows: NDArray[np.int64],
-        epochs: NDArray[np.int64],
-    ) -> Any:
-        """Blocks as a dataclass of tensors, named as the model's arguments, and `labels`.
-
-        Args:
-            blocks: where they are from.
-            tokens: (samples, length).
-            seed: of what the task draws, such as masks.
-            stream: where they are from, for the same.
-            rows: (samples,) of the blocks, below 2^32.
-            epochs: (samples,) in which they are visited, below 2^32.
-        """
+    def batch(self, blocks: Blocks, selection: Selection) -> Any:
+        """Blocks as a dataclass of tensors, named as the model's arguments, and `labels`."""
 
 
 @dataclass(frozen=True)
@@ -95,35 +93,25 @@ class MaskedText:
         if blocks.mask is None:
             raise UserError("the tokenizer has no mask token: give --tokenizer wordpiece, or one of a masked model")
 
-    def batch(
-        self,
-        blocks: Blocks,
-        tokens: NDArray[np.int64],
-        seed: int,
-        stream: Stream,
-        rows: NDArray[np.int64],
-        epochs: NDArray[np.int64],
-    ) -> MaskedBatch:
+    def batch(self, blocks: Blocks, selection: Selection) -> MaskedBatch:
         """Masked blocks; see `TextTask.batch`."""
-        self.require_fit(blocks)
-        samples, length = tokens.shape
-        fixed = np.zeros(blocks.vocabulary, np.bool_)
-        fixed[list(blocks.special)] = True
+        assert blocks.mask is not None  # see `require_fit`
+        samples, length = selection.tokens.shape
         input_ids, attention_mask, labels = (np.empty((samples, length), np.int64) for _ in range(3))
         fill_masked(
-            np.ascontiguousarray(tokens).reshape(-1),
+            np.ascontiguousarray(selection.tokens).reshape(-1),
             np.arange(samples) * length,
             np.full(samples, length),
             np.zeros(0, np.int64),
-            (rows + (epochs << 32)).astype(np.uint64),
-            np.uint64(seed),
-            np.uint64(MASK_STREAMS[stream]),
+            (selection.rows + (selection.epochs << 32)).astype(np.uint64),
+            np.uint64(selection.seed),
+            np.uint64(MASK_STREAMS[selection.stream]),
             threshold_of(self.mask_rate),
             1,
             self.hide_masked,
             blocks.mask,
-            fixed,
-            np.flatnonzero(~fixed),
+            blocks.is_special,
+            blocks.ordinary,
             input_ids,
             attention_mask,
             labels,
@@ -147,17 +135,9 @@ class CausalText:
     def require_fit(self, blocks: Blocks) -> None:
         """All blocks suit."""
 
-    def batch(
-        self,
-        blocks: Blocks,
-        tokens: NDArray[np.int64],
-        seed: int,
-        stream: Stream,
-        rows: NDArray[np.int64],
-        epochs: NDArray[np.int64],
-    ) -> CausalBatch:
+    def batch(self, blocks: Blocks, selection: Selection) -> CausalBatch:
         """The blocks as they are; see `TextTask.batch`."""
-        input_ids = torch.from_numpy(tokens)
+        input_ids = torch.from_numpy(selection.tokens)
         return CausalBatch(input_ids, input_ids)
 
 
@@ -198,7 +178,7 @@ class TextBatches:
         """The global batch of step `step`, from 0: a `MaskedBatch` or a `CausalBatch`."""
         rows, epochs = self.rows(step * self._batch_size, self._batch_size)
         tokens = self.blocks.train[rows].astype(np.int64)
-        return self.task.batch(self.blocks, tokens, self._seed, "train", rows, epochs)
+        return self.task.batch(self.blocks, Selection(tokens, self._seed, "train", rows, epochs))
 
     def rows(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Which blocks samples first .. first + count - 1 are.
@@ -301,9 +281,9 @@ def evaluation_batches(
     rows = evaluation_rows(blocks, samples, weights)
     tokens = blocks.held_out[rows].astype(np.int64)
     cuts = [slice(start, start + batch_size) for start in range(0, samples, batch_size)]
+    first = np.zeros_like(rows)
     return [
-        task.batch(blocks, tokens[cut], EVALUATION_SEED, "evaluation", rows[cut], np.zeros_like(rows[cut]))
-        for cut in cuts
+        task.batch(blocks, Selection(tokens[cut], EVALUATION_SEED, "evaluation", rows[cut], first[cut])) for cut in cuts
     ]
 
 

@@ -122,6 +122,18 @@ class Blocks:
         """(blocks, length), memory-mapped."""
         return self._open("held_out")
 
+    @cached_property
+    def is_special(self) -> NDArray[np.bool_]:
+        """Whether a token is special, (vocabulary,)."""
+        special = np.zeros(self.vocabulary, np.bool_)
+        special[list(self.special)] = True
+        return special
+
+    @cached_property
+    def ordinary(self) -> NDArray[np.int64]:
+        """Ids of all other tokens, in order."""
+        return np.flatnonzero(~self.is_special)
+
     def ranges(self, split: str) -> list[range]:
         """The rows of each corpus in `train` or `held_out`."""
         ends = np.cumsum([0, *(getattr(corpus, split) for corpus in self.corpora)]).tolist()

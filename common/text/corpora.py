@@ -27,7 +27,7 @@ BOOKS = "bookcorpus/bookcorpus@refs/convert/parquet"
 """The hub's own conversion: `datasets` no longer runs the script that the dataset has."""
 
 BOOK_CHARACTERS = 4096
-"""BookCorpus has a sentence per row; successive ones are joined to documents of so many characters or just above."""
+"""BookCorpus has a sentence per row; successive ones are joined into documents of slightly more characters."""
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 _HUB = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")

@@ -18,7 +18,7 @@ MOST_PIECES = 1 << 20
 """Different pieces whose tokens are remembered; then all are forgotten, so that memory is bounded."""
 
 _OTHER_SPACE = "\t-\r\x1c-\x1f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-"""Whitespace after which a document is not cut: a token may begin with it and go on."""
+"""Whitespace after which a document is not cut: a token may begin with it and continue into the next word."""
 _PIECES = re.compile(rf"[ \n]*[^ \n]+(?:(?<=[{_OTHER_SPACE}])[ \n]+[^ \n]*)*|[ \n]+")
 
 

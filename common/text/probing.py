@@ -62,8 +62,7 @@ def ngrams(arguments: NgramArguments, argv: Sequence[str], setting: Setting) -> 
         options["begins_word"] = [begins[sequence] for sequence in sequences]
     shown: NgramVariants | CausalNgramVariants
     if hide_masked is None:
-        ordinary = np.setdiff1d(np.arange(task.vocabulary), task.blocks.special)
-        shown = CausalNgramVariants(sequences, ordinary, keeps_first=False, **options)
+        shown = CausalNgramVariants(sequences, task.blocks.ordinary, keeps_first=False, **options)
     else:
         assert task.blocks.mask is not None
         special = np.array(task.blocks.special)

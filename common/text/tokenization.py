@@ -50,7 +50,7 @@ def train_tokenizer(
         read: gives the documents, each time it is called; only the counts of their words are kept.
         kind: of the tokenizer.
         vocabulary: tokens, including special ones; fewer if the documents have too few words.
-        characters: stop after the document that brings so many.
+        characters: stop after the document that reaches this number.
 
     Raises:
         UserError: the vocabulary is smaller than `SMALLEST_VOCABULARY`.

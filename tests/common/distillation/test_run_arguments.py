@@ -133,7 +133,7 @@ def test_a_schedule_by_evaluations_needs_records(tmp_path, more):
         ProgressiveDistillationTrainer(bert(0), args, schedule=lambda evaluations: [], **more)
 
 
-# A run goes on as it began
+# A run resumes as it began
 
 
 def run_as(directory, stop=None, changes=None, **options):
@@ -185,7 +185,7 @@ def test_a_complete_run_gives_its_final_weights(tmp_path, capsys):
         run_as(tmp_path / "run", changes={"learning_rate": 0.01})
     assert content(tmp_path / "run") == before
     shutil.rmtree(tmp_path / "run" / "checkpoint-5")
-    with pytest.raises(UserError, match="is complete, but has no checkpoint-5"):
+    with pytest.raises(UserError, match="is complete without checkpoint-5"):
         run_as(tmp_path / "run")
 
 

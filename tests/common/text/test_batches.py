@@ -16,6 +16,7 @@ from common.text import batches as module
 from common.text.batches import (
     CausalText,
     MaskedText,
+    Selection,
     TextBatches,
     evaluation_batches,
     evaluation_rows,
@@ -51,6 +52,8 @@ def blocks_of(train, held_out=(9,), length=12, vocabulary=50, special_rate=0.1, 
         length=length,
         vocabulary=vocabulary,
         special=SPECIAL,
+        is_special=np.isin(np.arange(vocabulary), SPECIAL),
+        ordinary=np.setdiff1d(np.arange(vocabulary), SPECIAL),
         mask=mask,
     )
 
@@ -210,9 +213,9 @@ def test_evaluation_takes_blocks_at_equal_distances_of_each_corpus():
 @settings(deadline=None)
 def test_masked_batches_are_what_the_definition_says(samples, length, rate, seed, hide, special_rate):
     blocks = blocks_of([samples], length=length, special_rate=special_rate)
-    batch = MaskedText(rate, hide).batch(
-        blocks, blocks.train.astype(np.int64), seed, "train", np.arange(samples), np.zeros(samples, int)
-    )
+    tokens = blocks.train.astype(np.int64)
+    selection = Selection(tokens, seed, "train", np.arange(samples), np.zeros(samples, int))
+    batch = MaskedText(rate, hide).batch(blocks, selection)
     assert {tensor.dtype for tensor in vars(batch).values()} == {torch.int64}
     for true, ids, attention, labels in zip(blocks.train, *map(np.asarray, vars(batch).values()), strict=True):
         chosen = labels != IGNORED_LABEL
@@ -230,7 +233,7 @@ def test_masked_batches_are_what_the_definition_says(samples, length, rate, seed
 def test_rates(rate):
     blocks = blocks_of([3000], length=64)
     tokens = blocks.train.astype(np.int64)
-    batch = MaskedText(rate).batch(blocks, tokens, 1, "train", np.arange(3000), np.zeros(3000, int))
+    batch = MaskedText(rate).batch(blocks, Selection(tokens, 1, "train", np.arange(3000), np.zeros(3000, int)))
     ids, labels = batch.input_ids.numpy(), batch.labels.numpy()
     chosen, ordinary = labels != IGNORED_LABEL, tokens >= 5
 
@@ -253,7 +256,7 @@ def test_masks_depend_on_seed_stream_block_and_epoch_alone(seed, row, epoch, str
     tokens = blocks.train.astype(np.int64)
 
     def labels(tokens, seed, stream, rows, epochs):
-        return MaskedText().batch(blocks, tokens, seed, stream, np.array(rows), np.array(epochs)).labels
+        return MaskedText().batch(blocks, Selection(tokens, seed, stream, np.array(rows), np.array(epochs))).labels
 
     alone = labels(tokens[:1], seed, stream, [row], [epoch])
     among = labels(tokens[[1, 0, 2]], seed, stream, [5, row, 6], [1, epoch, 2])
