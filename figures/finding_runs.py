@@ -233,32 +233,35 @@ def collect_parts(
     return Collected(data, errors)
 
 
-def probe_file(run: FoundRun, name: str) -> Path | None:
-    """The file that a probe wrote for a run, with whatever arguments; None if it was not probed.
+def probe_file(run: FoundRun, name: str, **settings: object) -> Path | None:
+    """The file that a probe wrote for a run, whatever its arguments but for `settings`; None if it was not probed.
 
     Raises:
         UserError: there are several.
     """
     found = sorted([*run.directory.glob(f"probes/{name}.json"), *run.directory.glob(f"probes/{name}-*.json")])
+    if settings:
+        found = [path for path in found if settings.items() <= json.loads(path.read_bytes())["settings"].items()]
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise UserError(f"{run.directory / 'probes'} has {names}: keep only the file to be drawn")
     return found[0] if found else None
 
 
-def probe_result(run: FoundRun, name: str, command: str) -> dict[str, Any]:
+def probe_result(run: FoundRun, name: str, command: str, **settings: object) -> dict[str, Any]:
     """The content of a probe's file.
 
     Args:
         run: that was probed.
         name: of the probe.
         command: that probes it.
+        settings: arguments of the probe; the others may have any value.
 
     Raises:
         MissingError: there is no such file, or it lacks checkpoints.
         UserError: there are several.
     """
-    path = probe_file(run, name)
+    path = probe_file(run, name, **settings)
     if path is None:
         raise MissingError(f"{run.directory} has not been probed; do so with {command}")
     content = json.loads(path.read_bytes())

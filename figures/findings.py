@@ -1,4 +1,4 @@
-"""Statements and tables about the figures; `parity_findings.py` and `pcfg_findings.py` derive them from the data.
+"""Statements and tables about the figures; the other files named so derive them from the data.
 
 Whether a statement holds is computed from the data that `make_figures.py` collects. Accuracies are on
 held-out samples. As there are only a few seeds, students are compared with students of the same seed.

@@ -22,6 +22,8 @@ import parity_data
 import parity_figures
 import pcfg_data
 import pcfg_figures
+import text_data
+import text_figures
 import tyro
 from finding_runs import Collected, FoundRun, MissingError, find_runs
 from matplotlib.figure import Figure
@@ -32,7 +34,7 @@ from common.plotting import save
 from common.runs.files import write_file
 
 FIGURES = Path(__file__).resolve().parent
-SettingName = Literal["parity_mlp", "parity_gpt2", "PCFG_mlm", "PCFG_autoregressive"]
+SettingName = Literal["parity_mlp", "parity_gpt2", "PCFG_mlm", "PCFG_autoregressive", "text_mlm", "text_autoregressive"]
 Preset = Literal["smoke", "laptop", "paper"]
 Collect = Callable[[Sequence[FoundRun], str], Collected]
 Draw = Callable[[dict[str, Any]], Figure]
@@ -44,6 +46,8 @@ SETTINGS: dict[SettingName, tuple[Collect, Mapping[str, tuple[Draw, tuple[str, .
         partial(pcfg_data.collect, setting="PCFG_autoregressive"),
         pcfg_figures.FIGURES["PCFG_autoregressive"],
     ),
+    "text_mlm": (partial(text_data.collect, setting="text_mlm"), text_figures.FIGURES),
+    "text_autoregressive": (partial(text_data.collect, setting="text_autoregressive"), text_figures.FIGURES),
 }
 """How the data of a setting are collected, and how each figure is drawn from which parts of them."""
 

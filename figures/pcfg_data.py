@@ -4,17 +4,15 @@
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 from finding_runs import (
     Collected,
     FoundRun,
-    MissingError,
     Part,
     collect_parts,
-    final_accuracies,
     only_run,
     probe_file,
     probe_result,
@@ -22,12 +20,17 @@ from finding_runs import (
     students_of,
     with_arguments,
 )
+from language_model_data import (
+    NGRAM,
+    compared_students,
+    phases_of,
+    robust_quartiles,
+    teacher_data,
+    teachers_among,
+    two_shot_students,
+)
 
-from common.distillation.phases import find_phases
-from common.distillation.supervision import first_checkpoint
-from common.errors import UserError
 from common.language_models.setting import Setting, config_of, task_of
-from common.teachers.discovery import find_checkpoints
 from PCFG_autoregressive.distill import PRESETS as AUTOREGRESSIVE_STUDENTS
 from PCFG_autoregressive.train import PRESETS as AUTOREGRESSIVE_TEACHERS
 from PCFG_autoregressive.training import SETTING as AUTOREGRESSIVE
@@ -55,13 +58,10 @@ PACKAGES: dict[SettingName, Package] = {
     "PCFG_mlm": Package(MLM, MLM_TEACHERS, MLM_STUDENTS),
     "PCFG_autoregressive": Package(AUTOREGRESSIVE, AUTOREGRESSIVE_TEACHERS, AUTOREGRESSIVE_STUDENTS),
 }
-METHODS = ("ce", "one-shot", "progressive")
-"""Methods that are compared at every budget of steps."""
 TASK = ("label_level", "grammar", "start")
 """Arguments that define the task of a GPT-2 teacher; teachers of a preset may differ in them."""
 CHECKPOINTS = ("teacher_range", "teacher_every")
 """Arguments that choose the checkpoints of progressive students; good values depend on the task."""
-NGRAM = 3
 
 
 def collect(found: Sequence[FoundRun], preset: str, setting: SettingName = "PCFG_mlm") -> Collected:
@@ -86,7 +86,7 @@ def collect(found: Sequence[FoundRun], preset: str, setting: SettingName = "PCFG
     """
     package = PACKAGES[setting]
     runs = [run for run in found if run.setting == setting]
-    preset_teachers = with_arguments(_trained(runs), package.config(package.teachers[preset]))
+    preset_teachers = with_arguments(teachers_among(runs), package.config(package.teachers[preset]))
     teacher = only_run(preset_teachers, f"the teacher of {setting} {preset}", f"python -m {setting}.train {preset}")
     students = students_of(teacher, runs)
     panel = _panel(runs, preset, setting, teacher, package.students[preset].steps)
@@ -99,29 +99,23 @@ def collect(found: Sequence[FoundRun], preset: str, setting: SettingName = "PCFG
             else {"generation": lambda: _generation(runs, preset, teacher)}
         ),
         "students": panel["students"],
-        "two_shot": lambda: _two_shot(students, preset, setting, teacher),
+        "two_shot": lambda: two_shot_students(
+            teacher,
+            students,
+            _same_task(preset, teacher),
+            f"python -m {setting}.distill {preset} --methods two-shot",
+        ),
         **({"other_tasks": lambda: _other_tasks(runs, preset)} if setting == "PCFG_autoregressive" else {}),
     }
-    always = {**_teacher_data(teacher), "phases": _phases(teacher.records())}
+    always = {**_teacher_data(teacher), "phases": phases_of(teacher.records())}
     return collect_parts(preset, teacher, students, always, parts)
-
-
-def _trained(runs: Sequence[FoundRun]) -> list[FoundRun]:
-    return [run for run in runs if not run.is_student]
 
 
 def _teacher_data(teacher: FoundRun) -> dict[str, Any]:
     """The main arguments of a teacher, and its learning curve."""
-    records, names = teacher.records(), ("grammar", "start", "layers", "heads", "head_dim", "batch_size", "lr", "steps")
-    return {
-        **({"label_level": teacher.arguments["label_level"]} if teacher.setting == "PCFG_autoregressive" else {}),
-        "teacher": {
-            "arguments": {name: teacher.arguments[name] for name in (*names, "seed")},
-            "steps": [record["step"] for record in records],
-            "loss": [round(record["loss"], 5) for record in records],
-            "accuracy": [round(record["accuracy"], 5) for record in records],
-        },
-    }
+    names = ("grammar", "start", "layers", "heads", "head_dim", "batch_size", "lr", "steps", "seed")
+    label_level = {"label_level": teacher.arguments["label_level"]} if "label_level" in teacher.arguments else {}
+    return {**label_level, "teacher": teacher_data(teacher, names)}
 
 
 def _panel(
@@ -152,20 +146,8 @@ def _panel(
         return Part(values, [result.get("argv", ())])
 
     def students() -> Part:
-        heads = PACKAGES[setting].students[preset].student_heads[0]
-        data, commands = {}, []
-        for method in METHODS:
-            wanted = {**_same_task(preset, teacher), "methods": [method], "student_heads": [heads], "checkpoint": []}
-            some = with_arguments(students_of(teacher, runs), wanted, free=("seeds", "steps", "teacher", *free))
-            by_budget = {steps: [run for run in some if run.arguments["steps"] == [steps]] for steps in budgets}
-            final = final_accuracies(
-                by_budget,
-                lambda steps, method=method: f"{method} students of {teacher.directory} and {steps} steps",  # type: ignore[misc]
-                f"python -m {setting}.distill {preset}{flags}",
-            )
-            data[method] = {"heads": heads, "steps": list(budgets), **final}
-            commands += [run.argv for used in by_budget.values() for run in used]
-        return Part(data, commands)
+        command = f"python -m {setting}.distill {preset}{flags}"
+        return compared_students(teacher, runs, _same_task(preset, teacher), budgets, command, free)
 
     return {"bayes_optimal": bayes_optimal, "students": students}
 
@@ -213,51 +195,7 @@ def _trained_on(free: Collection[str], runs: Sequence[FoundRun], preset: str, **
         task: arguments that differ from the preset's task.
     """
     wanted = PACKAGES["PCFG_autoregressive"].config(AUTOREGRESSIVE_TEACHERS[preset]) | task
-    return with_arguments(_trained(runs), wanted, free=(*free, "rules", "eval_every", "checkpoint_every"))
-
-
-def _phases(records: list[dict[str, Any]]) -> dict[str, float] | None:
-    """The phases of the teacher's loss; None without a transition, as after very few steps."""
-    try:
-        phases = find_phases([record["step"] for record in records], [record["loss"] for record in records])
-    except UserError:
-        return None
-    return {name: round(step, 1) for name, step in asdict(phases).items()}
-
-
-def _two_shot(students: Sequence[FoundRun], preset: str, setting: SettingName, teacher: FoundRun) -> Part:
-    """Final accuracies by the first checkpoint, for the budget of steps with the most checkpoints.
-
-    If a checkpoint was given both by its step and as before, inside or after, the students that gave its step are used.
-    """
-    heads = PACKAGES[setting].students[preset].student_heads[0]
-    wanted = {**_same_task(preset, teacher), "methods": ["two-shot"], "student_heads": [heads]}
-    found = with_arguments(students, wanted, free=("seeds", "steps", "teacher", "checkpoint"))
-    command = f"python -m {setting}.distill {preset} --methods two-shot"
-    if not found:
-        raise MissingError(
-            f"no two-shot students of {teacher.directory}; create them with {command}, with the arguments in "
-            "scripts/reproduce.sh"
-        )
-    saved = [checkpoint.step for checkpoint in find_checkpoints(teacher.directory)]
-    budgets: dict[int, dict[str, list[FoundRun]]] = {}
-    for run in found:
-        names = budgets.setdefault(run.arguments["steps"][0], {})
-        names.setdefault(run.arguments["checkpoint"][0], []).append(run)
-    budget = max(budgets, key=lambda steps: (len(budgets[steps]), steps))
-    names_at: dict[int, str] = {}
-    for name in sorted(budgets[budget]):  # digits come before letters
-        names_at.setdefault(first_checkpoint(name, saved, teacher.directory, lambda record: record["loss"]), name)
-    by_checkpoint = {step: budgets[budget][names_at[step]] for step in sorted(names_at)}
-    checkpoints = " ".join(names_at[step] for step in by_checkpoint)
-    final = final_accuracies(
-        by_checkpoint,
-        lambda step: f"two-shot students from {names_at[step]} of {teacher.directory} and {budget} steps",
-        f"{command} --steps {budget} --checkpoint {checkpoints}",
-    )
-    first_steps = found[0].arguments["first_steps"]
-    data = {"steps": budget, "first_steps": first_steps, "checkpoints": list(by_checkpoint), **final}
-    return Part(data, [run.argv for used in by_checkpoint.values() for run in used])
+    return with_arguments(teachers_among(runs), wanted, free=(*free, "rules", "eval_every", "checkpoint_every"))
 
 
 def _probe(run: FoundRun, name: str) -> Part:
@@ -276,22 +214,17 @@ def _generation(runs: Sequence[FoundRun], preset: str, teacher: FoundRun) -> Par
         run = only_run(probed or candidates[:1], f"a teacher of all tokens of PCFG_autoregressive {preset}", command)
         used = [run.argv]
     data, commands = _probe(run, "generation")
-    return Part({**data, "grammar": run.arguments["grammar"], "phases": _phases(run.records())}, [*used, *commands])
+    return Part({**data, "grammar": run.arguments["grammar"], "phases": phases_of(run.records())}, [*used, *commands])
 
 
 def _ngram_summary(result: dict[str, Any]) -> dict[str, Any]:
     """25th, 50th and 75th percentiles of M_robust by checkpoint and, if it was probed, of the Bayes-optimal model."""
-
-    def quartiles(probe: dict[str, Any]) -> list[float]:
-        found = next(entry["percentiles"] for entry in probe["robust"] if entry["n"] == NGRAM)
-        return [float(f"{found[key]:.4g}") for key in ("25", "50", "75")]
-
     return {
         "n": NGRAM,
         "pairs": result["checkpoints"][0]["pairs"],
         "steps": [entry["step"] for entry in result["checkpoints"]],
-        "percentiles": [quartiles(entry) for entry in result["checkpoints"]],
-        "bayes_optimal": quartiles(result["bayes_optimal"]) if "bayes_optimal" in result else None,
+        "percentiles": [robust_quartiles(entry) for entry in result["checkpoints"]],
+        "bayes_optimal": robust_quartiles(result["bayes_optimal"]) if "bayes_optimal" in result else None,
     }
 
 

@@ -10,26 +10,24 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
+from language_model_figures import draw_quartiles, draw_students, finish_teacher_axis, reference_level
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
+from matplotlib.ticker import EngFormatter
 
 from common.plotting import (
     BLACK,
     COLUMN_WIDTH,
     METHODS,
     PAGE_WIDTH,
-    PURPLE,
     Line,
     curve,
     legend_below,
     level,
-    logarithmic_step_axis,
     new_figure,
     panel_title,
-    shade_transition,
 )
 
 MARKERS = "osv^D<>P"
@@ -53,30 +51,11 @@ def overview(data: dict[str, Any]) -> Figure:
 
 def _draw_panel(axis: Axes, panel: dict[str, Any]) -> None:
     """The accuracies at one label level."""
-    for method, runs in panel["students"].items():
-        curve(axis, runs["steps"], runs["accuracy"], METHODS[method], mark_every_point=True)
-    teacher = panel["teacher"]
-    for name, value, label, above in (
-        ("bayes-optimal", panel["bayes_optimal"]["accuracy"], "Bayes-optimal", True),
-        ("teacher", teacher["accuracy"][-1], f"teacher, {EngFormatter(sep='')(teacher['steps'][-1])} steps", False),
-    ):
-        level(axis, [value], replace(METHODS[name], label=""))
-        axis.annotate(
-            label,
-            (0.01, value),
-            (0, 2 if above else -3),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            verticalalignment="bottom" if above else "top",
-            fontsize=7,
-        )
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(FixedLocator(panel["students"]["ce"]["steps"]))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axis.set_xlabel("student's training steps")
-    _leave_room(axis, above=0.08)
-    panel_title(axis, f"{teacher['arguments']['grammar']}, {predicted(panel)}")
+    draw_students(axis, panel)
+    reference_level(axis, panel["bayes_optimal"]["accuracy"], METHODS["bayes-optimal"], "Bayes-optimal", above=True)
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high + 0.08 * (high - low))  # for the label above the line
+    panel_title(axis, f"{panel['teacher']['arguments']['grammar']}, {predicted(panel)}")
 
 
 def predicted(panel: Mapping[str, Any]) -> str:
@@ -104,11 +83,7 @@ def curriculum(data: dict[str, Any]) -> Figure:
     loss.set_ylabel("loss")
     panel_title(loss, "(a) teacher")
 
-    quartiles = np.asarray(ngrams["percentiles"])
-    robust.fill_between(ngrams["steps"], quartiles[:, 0], quartiles[:, 2], color=PURPLE, alpha=0.2, linewidth=0)
-    robust.plot(ngrams["steps"], quartiles[:, 1], color=PURPLE, linewidth=1.2, label="median and 25% to 75%")
-    robust.set_yscale("log")
-    robust.set_ylabel(rf"$M_\mathrm{{robust}}$, {ngrams['n']}-grams")
+    draw_quartiles(robust, ngrams)
     if ngrams["bayes_optimal"] is not None:
         _bayes_optimal_robust(robust, ngrams["bayes_optimal"][1])
     panel_title(robust, f"(b) {ngrams['n']}-gram dependence")
@@ -122,7 +97,7 @@ def curriculum(data: dict[str, Any]) -> Figure:
     panel_title(students, f"(c) students, {EngFormatter(sep='')(two_shot['steps'])} steps")
 
     for axis in axes[0]:
-        _finish_teacher_axis(axis, data["phases"], ngrams["steps"][0], teacher["steps"][-1])
+        finish_teacher_axis(axis, data["phases"], ngrams["steps"][0], teacher["steps"][-1])
     students.set_xlabel("first checkpoint (step)")
     legend_below(figure, 4, f"students: mean and range of {len(two_shot['seeds'])} seeds")
     return figure
@@ -142,7 +117,7 @@ def nonterminals(data: dict[str, Any]) -> Figure:
     for name, (dashes, label) in REFERENCES.items():
         if found["levels"][0][name] is not None:
             axis.plot([], [], color=BLACK, linestyle=dashes, linewidth=1.2, label=label)
-    _finish_teacher_axis(axis, data["phases"], found["steps"][0], data["teacher"]["steps"][-1])
+    finish_teacher_axis(axis, data["phases"], found["steps"][0], data["teacher"]["steps"][-1])
     axis.set_ylabel("accuracy of the probe")
     panel_title(axis, "nonterminals")
     legend_below(figure, 3)
@@ -154,7 +129,7 @@ def generation(data: dict[str, Any]) -> Figure:
     figure, axes = new_figure(height=2.5)
     axis, found = axes[0, 0], data["generation"]
     curve(axis, found["steps"], [found["accepted"]], replace(METHODS["teacher"], dashes="-"))
-    _finish_teacher_axis(axis, found["phases"], found["steps"][0], found["steps"][-1])
+    finish_teacher_axis(axis, found["phases"], found["steps"][0], found["steps"][-1])
     axis.set_ylim(0, 1)
     axis.set_ylabel("share that the grammar accepts")
     panel_title(axis, f"{found['grammar']}, {found['given']} tokens given, {found['tokens']} written")
@@ -179,13 +154,6 @@ FIGURES = {
 """How each is drawn, and the parts of the data that it needs."""
 
 
-def _finish_teacher_axis(axis: Axes, phases: dict[str, float] | None, first: float, last: float) -> None:
-    """Shade the transition, and show the teacher's steps from `first` to `last`."""
-    if phases is not None:
-        shade_transition(axis, phases["start"], phases["end"])
-    logarithmic_step_axis(axis, "teacher's training steps", first, last)
-
-
 def _bayes_optimal_robust(axis: Axes, value: float) -> None:
     """A line, or words at the bottom if the value lies below a logarithmic axis."""
     if value > axis.get_ylim()[0]:
@@ -199,9 +167,3 @@ def _bayes_optimal_robust(axis: Axes, value: float) -> None:
             horizontalalignment="right",
             fontsize=7,
         )
-
-
-def _leave_room(axis: Axes, above: float) -> None:
-    """Raise the top of an axis by a share of its height."""
-    low, high = axis.get_ylim()
-    axis.set_ylim(low, high + above * (high - low))

@@ -1,7 +1,6 @@
 """What the figures of BERT and GPT-2 on grammars show, in numbers."""
 
 from collections.abc import Mapping
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from findings import (
     steps_text,
     transition_text,
 )
+from language_model_findings import budgets_table, ends_above_at_every_budget
 from pcfg_figures import predicted
 
 from common.plotting import METHODS
@@ -30,27 +30,13 @@ def overview(data: Mapping[str, Any]) -> Finding:
     verdicts, tables = [], []
     for panel in panels:
         target = predicted(panel)
-        students, budgets = panel["students"], panel["students"]["ce"]["steps"]
+        students = panel["students"]
         where = f" ({target})" if len(panels) > 1 else ""
         for upper, lower in (("progressive", "one-shot"), ("progressive", "ce"), ("one-shot", "ce")):
-            verdicts.append(_ends_above_at_every_budget(upper, lower, students, where))
-        rows = [
-            [METHODS[method].label, comma_separated(runs["seeds"])]
-            + [mean_and_range([row[at] for row in runs["accuracy"]]) for at in range(len(budgets))]
-            for method, runs in students.items()
-        ]
-        teacher = panel["teacher"]
-        final = f"{teacher['accuracy'][-1]:.3f}, {steps_text(teacher['steps'][-1])} steps"
-        rows.append(["teacher", str(teacher["arguments"]["seed"]), final] + [""] * (len(budgets) - 1))
-        best = f"{panel['bayes_optimal']['accuracy']:.3f}"
-        rows.append(["best possible (Bayes)", "", best] + [""] * (len(budgets) - 1))
-        tables.append(
-            Table(
-                f"Final accuracy, {target} of {teacher['arguments']['grammar']}: mean (range)",
-                ["method", "seeds", *(f"{steps_text(steps)} steps" for steps in budgets)],
-                rows,
-            )
-        )
+            verdicts.append(ends_above_at_every_budget(upper, lower, students, where))
+        teacher, best = panel["teacher"], panel["bayes_optimal"]["accuracy"]
+        caption = f"Final accuracy, {target} of {teacher['arguments']['grammar']}: mean (range)"
+        tables.append(budgets_table(caption, students, teacher, best))
     return Finding(
         title="Final accuracy by training steps",
         claim="For every budget of steps, students that learn from the teacher's checkpoints, one after another, end "
@@ -196,21 +182,6 @@ FINDINGS: dict[str, dict[str, Describe]] = {
     "PCFG_autoregressive": {"figure1": overview, "figure3": curriculum, "figure_generation": generation},
 }
 """By setting and figure."""
-
-
-def _ends_above_at_every_budget(upper: str, lower: str, students: Mapping[str, Any], where: str) -> Verdict:
-    """Whether a method ends above another at every budget for every seed."""
-    first, second = students[upper], students[lower]
-    pairs = [
-        (first["accuracy"][first["seeds"].index(seed)][i], second["accuracy"][second["seeds"].index(seed)][i])
-        for seed, i in product(sorted(set(first["seeds"]) & set(second["seeds"])), range(len(first["steps"])))
-    ]
-    above = sum(one > other for one, other in pairs)
-    return Verdict(
-        f"{METHODS[upper].label.capitalize()} ends above {METHODS[lower].label} at every budget, for every seed{where}",
-        bool(pairs) and above == len(pairs),
-        f"{above} of {len(pairs)} pairs of students with the same seed and budget",
-    )
 
 
 def _position(step: float, phases: Mapping[str, float] | None) -> str:

@@ -2,7 +2,7 @@
 
     python figures/report.py --runs runs --preset laptop
 
-The figures are drawn as by `make_figures.py --runs`; `parity_findings.py` and `pcfg_findings.py` say what they show.
+The figures are drawn as by `make_figures.py --runs`; `parity_findings.py` and its like say what they show.
 The page is self-contained, pictures included. It lists the times of commands if `scripts/reproduce.sh` made the runs,
 from figures/times.jsonl in their directory.
 """
@@ -19,6 +19,7 @@ from typing import Any, get_args
 import jinja2
 import parity_findings
 import pcfg_findings
+import text_findings
 import tyro
 from findings import Describe, Finding
 from make_figures import Drawn, Preset, SettingName, draw_settings, report_missing
@@ -32,11 +33,14 @@ TITLES: dict[SettingName, str] = {
     "parity_gpt2": "GPT-2 on sparse parity",
     "PCFG_mlm": "BERT on a grammar, masked prediction",
     "PCFG_autoregressive": "GPT-2 on a grammar, next-token prediction",
+    "text_mlm": "BERT on natural language, masked prediction",
+    "text_autoregressive": "GPT-NeoX on natural language, next-token prediction",
 }
 FINDINGS: dict[str, Mapping[str, Describe]] = {
     "parity_mlp": parity_findings.FINDINGS,
     "parity_gpt2": parity_findings.FINDINGS,
     **pcfg_findings.FINDINGS,
+    **text_findings.FINDINGS,
 }
 """By setting and figure."""
 WIDE = 2.0

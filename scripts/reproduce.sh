@@ -14,15 +14,15 @@ if [ "$setting" = all ]; then
             exit 2
             ;;
     esac
-    for each in parity_mlp parity_gpt2 PCFG_mlm PCFG_autoregressive; do
+    for each in parity_mlp parity_gpt2 PCFG_mlm PCFG_autoregressive text_mlm text_autoregressive; do
         report_follows=yes "${BASH_SOURCE[0]}" "$each" "$preset"
     done
     source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
     python figures/report.py --preset "$preset" --runs runs
     exit
 fi
-# the teacher's probes, and the budget and first checkpoints of two-shot students; for GPT-2 on grammars also other
-# label levels, their probes, and the arguments of their teachers and students
+# the teacher's probes; but for text, the budget and first checkpoints of two-shot students; for GPT-2 on grammars also
+# other label levels, their probes, and the arguments of their teachers and students
 levels=""
 level_probes=(bayes-optimal)
 level_teacher=""
@@ -66,9 +66,15 @@ case "$setting $preset" in
         two_shot=(--steps 4000 --checkpoint before inside after 1000 2000 4000)
         levels="1 2 3"
         ;;
+    "text_mlm smoke" | "text_autoregressive smoke")
+        probes=("ngrams --samples 64" "ngrams --unit word --samples 64" "kneser-ney --samples 64 --order 3")
+        ;;
+    "text_mlm laptop" | "text_autoregressive laptop" | "text_mlm paper" | "text_autoregressive paper")
+        probes=(ngrams "ngrams --unit word" kneser-ney)
+        ;;
     *)
-        echo "error: no '$setting $preset'; settings are parity_mlp, parity_gpt2, PCFG_mlm, PCFG_autoregressive" \
-            "and all, presets smoke, laptop and paper" >&2
+        echo "error: no '$setting $preset'; settings are parity_mlp, parity_gpt2, PCFG_mlm, PCFG_autoregressive," \
+            "text_mlm, text_autoregressive and all, presets smoke, laptop and paper" >&2
         exit 2
         ;;
 esac
@@ -100,25 +106,43 @@ measure() { # RUN PROBE...: each probe with its arguments
 }
 
 timed python -m "$setting.train" "$preset"
-measure "runs/$setting/$preset" "${probes[@]}"
 
-students() {
-    timed python -m "$setting.distill" "$preset"
-}
-other_students() {
-    timed python -m "$setting.distill" "$preset" --methods two-shot "${two_shot[@]}"
-    for level in $levels; do
-        teacher=runs/$setting/$preset-labels-$level
-        # shellcheck disable=SC2086
-        timed python -m "$setting.train" "$preset" --label-level "$level" --out "$teacher" $level_teacher
-        measure "$teacher" "${level_probes[@]}"
-        # shellcheck disable=SC2086
-        timed python -m "$setting.distill" "$preset" --label-level "$level" --teacher "$teacher" $level_students
-    done
-}
+# two groups of students that do not depend on each other
+case "$setting" in
+    text_*)
+        students() {
+            timed python -m "$setting.distill" "$preset" --methods ce one-shot
+        }
+        other_students() {
+            timed python -m "$setting.distill" "$preset" --methods progressive
+            measure "runs/$setting/$preset" "${probes[@]}"
+        }
+        ;;
+    *)
+        measure "runs/$setting/$preset" "${probes[@]}"
+        students() {
+            timed python -m "$setting.distill" "$preset"
+        }
+        other_students() {
+            timed python -m "$setting.distill" "$preset" --methods two-shot "${two_shot[@]}"
+            for level in $levels; do
+                teacher=runs/$setting/$preset-labels-$level
+                # shellcheck disable=SC2086
+                timed python -m "$setting.train" "$preset" --label-level "$level" --out "$teacher" $level_teacher
+                measure "$teacher" "${level_probes[@]}"
+                # shellcheck disable=SC2086
+                timed python -m "$setting.distill" "$preset" --label-level "$level" --teacher "$teacher" $level_students
+            done
+        }
+        ;;
+esac
 
 case "$setting" in
-    PCFG_*)
+    parity_*)
+        students
+        other_students
+        ;;
+    *)
         # such small networks cannot use many threads: two commands in parallel, with half of the processors each
         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(getconf _NPROCESSORS_ONLN) + 1) / 2))}
         set -m # in a process group of its own, which ends with this script
@@ -128,10 +152,6 @@ case "$setting" in
         trap 'kill -TERM -- "-$background" 2> /dev/null || true' EXIT
         other_students
         wait "$background"
-        ;;
-    *)
-        students
-        other_students
         ;;
 esac
 if [ -z "${report_follows:-}" ]; then

@@ -2,7 +2,7 @@
 #
 #   scripts/sweep_NAME.sh SETTING PRESET [--teacher RUN] [--dry-run | -j N | --slurm] [-- ARGUMENTS]
 #
-#   SETTING         parity_mlp, parity_gpt2, PCFG_mlm or PCFG_autoregressive
+#   SETTING         parity_mlp, parity_gpt2, PCFG_mlm, PCFG_autoregressive, text_mlm or text_autoregressive
 #   PRESET          smoke, laptop or paper
 #   --teacher RUN   students learn from this run or directory of checkpoints; by default from the run of train.py with
 #                   the preset, which is trained first unless it exists
@@ -33,8 +33,8 @@ if [[ ${1:-} =~ ^(-h|--help)$ ]]; then
 fi
 setting=${1:-}
 preset=${2:-}
-[[ $setting =~ ^(parity_mlp|parity_gpt2|PCFG_mlm|PCFG_autoregressive)$ ]] ||
-    refuse "no setting '$setting'; settings are parity_mlp, parity_gpt2, PCFG_mlm and PCFG_autoregressive: $usage"
+settings="parity_mlp parity_gpt2 PCFG_mlm PCFG_autoregressive text_mlm text_autoregressive"
+[[ $setting =~ ^(${settings// /|})$ ]] || refuse "no setting '$setting'; settings are ${settings// /, }: $usage"
 [[ $preset =~ ^(smoke|laptop|paper)$ ]] || refuse "no preset '$preset'; presets are smoke, laptop and paper: $usage"
 shift 2
 
@@ -86,17 +86,21 @@ done
 
 size_flag=--student-heads
 [ "$setting" != parity_mlp ] || size_flag=--widths
-# presets on grammars have several budgets for students: the one that sweeps of other arguments use
+# presets of language models have several budgets for students: the one that sweeps of other arguments use
 budget=
 case "$setting $preset" in
     PCFG_*" smoke") budget=60 ;;
     "PCFG_mlm laptop") budget=700 ;;
     "PCFG_autoregressive laptop") budget=600 ;;
     PCFG_*" paper") budget=8000 ;;
+    text_*" smoke") budget=60 ;;
+    text_*" laptop") budget=600 ;;
+    text_*" paper") budget=60000 ;;
 esac
 # disk space for a teacher
 teacher_megabytes=100
 [ "$preset" != paper ] || teacher_megabytes=2000
+[[ "$setting $preset" != text_*" paper" ]] || teacher_megabytes=60000
 
 name=$sweep-$setting-$preset$changed
 directory=runs/$setting/sweeps/$name

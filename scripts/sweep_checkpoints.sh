@@ -18,6 +18,9 @@ case "$setting $preset" in
     "PCFG_mlm laptop") checkpoints=(100 200 300 400 500 600 1000 1500 2000) ;;
     "PCFG_autoregressive laptop") checkpoints=(300 400 450 500 550 600 700 1000 1500) ;;
     PCFG_*" paper") checkpoints=(400 800 1200 1600 2000 3000 4000 6000) ;;
+    text_*" smoke") checkpoints=(10 20 30 40 50) ;;
+    text_*" laptop") checkpoints=(200 400 600 800 1000 1400 1800 2400) ;;
+    text_*" paper") checkpoints=(2000 4000 6000 8000 12000 20000 40000 80000) ;;
 esac
 
 new_teacher 0

@@ -15,6 +15,8 @@ case "$setting $preset" in
     "parity_gpt2 paper") rates=(1e-4 3e-4 1e-3) ;;
     PCFG_*" laptop") rates=(5e-3 1e-2 2e-2) ;;
     PCFG_*) rates=(2e-3 5e-3 1e-2) ;;
+    text_*" paper") rates=(1e-4 3e-4 1e-3) ;;
+    text_*) rates=(2e-3 5e-3 1e-2) ;;
 esac
 
 new_teacher 0

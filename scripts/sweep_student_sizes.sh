@@ -12,6 +12,8 @@ case "$setting $preset" in
     *" smoke") sizes=(1 2) ;;
     "parity_gpt2 laptop") sizes=(1 2 4) ;;
     PCFG_*" laptop") sizes=(2 3 4) ;;
+    text_*" laptop") sizes=(1 2 4) ;;
+    text_*" paper") sizes=(2 4 8) ;;
     *" paper") sizes=(4 8 16) ;;
 esac
 

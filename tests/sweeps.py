@@ -11,7 +11,7 @@ from pathlib import Path
 from common.runs.run import Run
 from tests.commands import ROOT, results
 
-SETTINGS = ("parity_mlp", "parity_gpt2", "PCFG_mlm", "PCFG_autoregressive")
+SETTINGS = ("parity_mlp", "parity_gpt2", "PCFG_mlm", "PCFG_autoregressive", "text_mlm", "text_autoregressive")
 CODE = ("common", *SETTINGS, "scripts", "requirements.txt", "pyproject.toml")
 
 HOLD = """

@@ -18,6 +18,7 @@ import numpy as np
 import parity_figures
 import pcfg_figures
 import pytest
+import text_figures
 from nbclient import NotebookClient
 
 import parity_gpt2.distill
@@ -30,9 +31,15 @@ import PCFG_autoregressive.training
 import PCFG_mlm.distill
 import PCFG_mlm.train
 import PCFG_mlm.training
+import text_autoregressive.distill
+import text_autoregressive.train
+import text_mlm.distill
+import text_mlm.train
 from common.errors import UserError
 from common.language_models.setting import config_of, task_of
+from common.text import docstrings
 from tests.commands import python
+from tests.documents import documents
 
 ROOT = Path(__file__).resolve().parents[1]
 PNG = b"\x89PNG\r\n"
@@ -87,8 +94,17 @@ SMOKE = {
         "--checkpoint 20 40",
         ("figure1", "figure3", "figure_generation"),
     ),
+    **dict.fromkeys(
+        ("text_mlm", "text_autoregressive"),
+        (
+            ["ngrams --samples 16", "ngrams --unit word --samples 16", "kneser-ney --samples 16 --order 2"],
+            None,
+            ("figure4", "figure_contexts"),
+        ),
+    ),
 }
-"""Arguments of the probes and of two-shot students, and the figures; the last one needs no students."""
+"""Arguments of the probes and of two-shot students, if there are any, and the figures; the last one needs no students.
+"""
 
 
 @pytest.mark.parametrize("setting", SMOKE)
@@ -96,6 +112,9 @@ def test_the_smoke_runs_become_figures(tmp_path, monkeypatch, setting):
     probes, two_shot, names = SMOKE[setting]
     runs, out, commands = tmp_path / "runs", tmp_path / "figures", []
     teacher = runs / "a_teacher"
+    few_documents = docstrings.Docstrings(tuple(documents(2000)), duplicates=0, unreadable=0, sha256="")
+    monkeypatch.setattr(docstrings, "collect", lambda: few_documents)  # all of them would take a minute
+    monkeypatch.setenv("TEXT_BLOCKS", str(tmp_path / "blocks"))
 
     def run(command, *arguments):
         monkeypatch.setattr(sys, "argv", [f"{command}.py", *map(str, arguments)])
@@ -118,7 +137,9 @@ def test_the_smoke_runs_become_figures(tmp_path, monkeypatch, setting):
 
     students = ("--teacher", teacher, "--seeds", 0, 1)
     run("distill", "smoke", *students, "--out", runs / "students")
-    run("distill", "smoke", "--methods", "two-shot", *two_shot.split(), *students, "--out", runs / "deep" / "two_shot")
+    if two_shot:
+        others = ("--methods", "two-shot", *two_shot.split())
+        run("distill", "smoke", *others, *students, "--out", runs / "deep" / "two_shot")
     result = draw()
     assert result.returncode == 0, result.stderr
     drawn = [Path(line) for line in result.stdout.splitlines()]
@@ -739,6 +760,102 @@ def test_the_figures_of_gpt2_on_pcfg_draw_the_data(made_up_gpt2):
     assert shaded(axis) == [data["phases"]["start"]]
     assert (axis.get_xlim(), axis.get_ylim()) == ((200, 1200), (0, 1))
     assert axis.get_title(loc="left") == "cfg3f, 50 tokens given, 100 written"
+
+
+TEXT_SOFT_LOSSES = [8, 5.5, 5.2, 5.1, 5, 4.2, 3.3, 3.1, 3.05, 3, 2.99, 2.98, 2.97]
+"""Against the logarithm of the step: a descent, a plateau, and a drop."""
+TEXT = {"text_mlm": text_mlm, "text_autoregressive": text_autoregressive}
+
+
+@pytest.fixture(params=sorted(TEXT))
+def made_up_text(request, tmp_path):
+    """Runs of a laptop preset whose students' accuracies say who they are."""
+    setting, runs = request.param, tmp_path / "runs"
+    identity = {"documents": ["0" * 64], "tokenizer_sha256": "1" * 64}
+    arguments = asdict(TEXT[setting].train.PRESETS["laptop"])
+    make_up_run(
+        runs / "teacher", setting, [0.4] * 13, TEXT_SOFT_LOSSES, ["train", "teacher"], **{**arguments, **identity}
+    )
+    probed = range(200, 1201, 200)
+    make_up_checkpoints(runs / "teacher", probed)
+    for unit, size in (("token", 1), ("word", 2)):
+        medians = {step: size * min(step, 1800 - step) / 1e3 for step in probed}
+        content = {
+            "argv": ["probe", unit],
+            "settings": {"sizes": [3], "unit": unit},
+            "checkpoints": [
+                {"step": step, "pairs": 8, "robust": quartiles(0, median, 1)} for step, median in medians.items()
+            ],
+        }
+        write(runs / "teacher" / "probes" / f"ngrams{'-unitword' if unit == 'word' else ''}.json", content)
+    content = {
+        "argv": ["probe", "models"],
+        "ngrams": [{"n": n, "loss": 6 - n, "accuracy": n / 10} for n in (1, 2)],
+        "checkpoints": [
+            {
+                "step": step,
+                "ngrams": [
+                    {"n": n, "positions": 8, "model_to_ngram": {"mean": abs(step - 400 * n) / 1e3}} for n in (1, 2)
+                ],
+            }
+            for step in probed
+        ],
+    }
+    write(runs / "teacher" / "probes" / "kneser_ney.json", content)
+    preset = asdict(TEXT[setting].distill.PRESETS["laptop"])
+    for seed in (0, 1, 2):
+        for steps in preset["steps"]:
+            for place, method in enumerate(METHODS):
+                own = {"methods": [method], "steps": [steps], "seeds": [seed], "checkpoint": []}
+                accuracies = [0, 0.1 * place + steps / 1e4 + seed / 100]
+                argv = ["distill", method]
+                name = runs / f"{method}_{steps}_{seed}"
+                own |= {"teacher_id": "id of teacher", **identity}
+                make_up_run(name, setting, accuracies, argv=argv, **{**preset, **own})
+    return runs, setting
+
+
+def test_text_data_are_those_of_the_runs(made_up_text):
+    runs, setting = made_up_text
+    data = collect(runs, setting)
+    assert data["documents"] == ["0" * 16]
+    assert data["teacher"]["loss"] == TEXT_SOFT_LOSSES
+    assert 400 <= data["phases"]["start"] <= 500 <= data["phases"]["end"] <= 700
+    progressive = data["students"]["progressive"]
+    assert (progressive["steps"], progressive["seeds"]) == ([600, 1200], [0, 1, 2])
+    np.testing.assert_allclose(progressive["accuracy"], [[0.26, 0.32], [0.27, 0.33], [0.28, 0.34]])
+    medians = [0.2, 0.4, 0.6, 0.8, 0.8, 0.6]
+    assert data["ngrams"]["medians"] == [medians]
+    assert data["word_ngrams"]["medians"][0] == [2 * value for value in medians]
+    assert data["kneser_ney"]["kl"] == [[0.2, 0, 0.2, 0.4, 0.6, 0.8], [0.6, 0.4, 0.2, 0, 0.2, 0.4]]
+    assert data["commands"] == [
+        *("train teacher", "probe token", "probe word", "probe models"),
+        *(f"distill {method}" for method in METHODS),
+    ]
+    for part, path, command in (
+        ("word_ngrams", "teacher/probes/ngrams-unitword.json", f"{setting}.probe ngrams .*/teacher --unit word$"),
+        ("kneser_ney", "teacher/probes/kneser_ney.json", f"{setting}.probe kneser-ney --run .*/teacher$"),
+        ("students", "ce_600_1/done.json", f"600 steps with seed 1; create it with python -m {setting}.distill laptop"),
+    ):
+        remove(runs / path, runs)
+        assert re.search(command, str(what_is_missing(runs, setting)[part]))
+
+
+def test_the_text_figures_draw_the_data(made_up_text):
+    data = collect(*made_up_text)
+    loss, robust, students = text_figures.curriculum(data).axes
+    np.testing.assert_allclose(lines_of(loss)["teacher"], TEXT_SOFT_LOSSES[1:])  # step 0 has no logarithm
+    np.testing.assert_allclose(lines_of(robust)["median and 25% to 75%"], data["ngrams"]["medians"][0])
+    np.testing.assert_allclose(lines_of(students)["progressive"], [0.27, 0.33])
+    for axis in (loss, robust):
+        assert shaded(axis) == [data["phases"]["start"]]
+    assert not shaded(students)
+
+    tokens, words, models = text_figures.contexts(data).axes
+    np.testing.assert_allclose(lines_of(tokens)["n = 3"], data["ngrams"]["medians"][0])
+    np.testing.assert_allclose(lines_of(words)["n = 3"], data["word_ngrams"]["medians"][0])
+    np.testing.assert_allclose(lines_of(models)["n = 1"], data["kneser_ney"]["kl"][0])
+    assert {axis.get_xlim() for axis in (tokens, words, models)} == {(200, 1200)}
 
 
 def test_exported_runs_are_those_of_a_setting_and_preset_with_fewer_records(made_up_parity, tmp_path):

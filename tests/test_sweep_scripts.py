@@ -8,7 +8,7 @@ from common.runs.run import Run
 from tests.commands import ROOT, files
 from tests.sweeps import assert_same_bits, assert_whole, copy_of_project, wait_until
 
-SETTINGS = ("parity_mlp", "parity_gpt2", "PCFG_mlm", "PCFG_autoregressive")
+SETTINGS = ("parity_mlp", "parity_gpt2", "PCFG_mlm", "PCFG_autoregressive", "text_mlm", "text_autoregressive")
 PRESETS = ("smoke", "laptop", "paper")
 SWEEPS = sorted(path.name for path in (ROOT / "scripts").glob("sweep_*.sh"))
 

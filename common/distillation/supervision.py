@@ -10,11 +10,11 @@ from common.distillation import schedules
 from common.distillation.arguments import DistillationArguments
 from common.distillation.choosing import find_transition
 from common.distillation.losses import LossArguments, check_loss_arguments
-from common.distillation.phases import choose_checkpoints, find_phases
+from common.distillation.phases import choose_checkpoints
 from common.errors import UserError
 from common.runs.files import read_json
 from common.runs.run import Run
-from common.teachers.curves import find_log, read_curve
+from common.teachers.curves import Curve, find_log, read_curve
 from common.teachers.discovery import Checkpoint
 from common.teachers.trajectory import require_trajectory
 
@@ -224,7 +224,8 @@ def first_checkpoint(
         raise UserError(f"--checkpoint must be a teacher step, before, inside or after; got {name!r}")
     if (directory / "metrics.jsonl").exists():
         records = Run(directory).records()
-        phases = find_phases([record["step"] for record in records], [loss_of_record(record) for record in records])
+        evaluated = tuple(record["step"] for record in records)
+        phases = find_transition(Curve(evaluated, tuple(map(loss_of_record, records)), "metrics.jsonl")).phases
     elif directory.is_dir() and (log := find_log(directory)):
         phases = find_transition(read_curve(log)).phases
     else:
