@@ -12,6 +12,7 @@ import tyro
 from hypothesis import example, given, settings, strategies as st
 
 from common.distillation.arguments import DistillationArguments, require_distinct, resolve_teacher, student_arguments
+from common.distillation.phases import find_phases
 from common.distillation.schedules import checkpoint_at
 from common.distillation.supervision import (
     FROM_LABELS,
@@ -321,6 +322,19 @@ def test_the_first_checkpoint_is_chosen_from_any_log(directory, tmp_path_factory
     (other / "trainer_state.json").write_text(json.dumps({"log_history": records}))
     for named, expected in {"before": 90, "inside": 250, "after": 390}.items():
         assert first_checkpoint(named, steps, other, loss_of) == expected
+
+
+def test_without_a_transition_against_the_step_one_against_its_logarithm_is_used(tmp_path):
+    steps = [50, 100, 150, 200, 300, 400, 600, *range(800, 3401, 200)]
+    losses = [7.66, 6.37, 6.02, 5.86, 5.62, 5.46, 5.29, 5.19, 4.96, 4.76, 4.55, 4.38, 4.16, 3.98, 3.83, 3.73, 3.64]
+    losses += [3.56, 3.52, 3.44, 3.42]  # of a BERT on text
+    with (tmp_path / "metrics.jsonl").open("w") as file:
+        for step, loss in zip(steps, losses, strict=True):
+            file.write(json.dumps({"step": step, "loss": loss}) + "\n")
+    with pytest.raises(UserError, match="no transition"):
+        find_phases(steps, losses)
+    for named, expected in {"before": 600, "inside": 1600, "after": 3400}.items():
+        assert first_checkpoint(named, [200, 600, 1600, 2200, 3400], tmp_path, loss_of) == expected
 
 
 def test_a_teacher_without_a_curve_or_without_a_transition_is_refused(directory, tmp_path_factory):
