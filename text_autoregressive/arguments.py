@@ -6,7 +6,7 @@ from typing import Any, Literal
 from common.text import arguments
 
 SMOKE: dict[str, Any] = {**arguments.SMOKE, "tokenizer": "bpe"}
-LAPTOP: dict[str, Any] = {**arguments.LAPTOP, "tokenizer": "bpe"}
+LAPTOP: dict[str, Any] = {**arguments.LAPTOP, "tokenizer": "bpe", "batch_size": 32}
 PAPER: dict[str, Any] = {**arguments.PAPER, "tokenizer": "EleutherAI/pythia-160m", "lr": 6e-4}
 """What `train.py` and `distill.py` share of each preset."""
 

@@ -27,6 +27,7 @@ PRESETS = {
     "laptop": DistillArguments(
         **LAPTOP,
         student_heads=(2,),
+        seeds=(2, 3, 4),  # the other arguments were chosen with other seeds
         steps=(600, 1_200),
         lr=5e-3,
         temperature=1.0,
