@@ -16,7 +16,14 @@ from common.language_models.setting import Setting
 from common.teachers.loading import build_model, read_model
 from common.teachers.objective import Objective
 from common.text.arguments import Arguments
-from common.text.batches import MaskedText, TextBatches, TextTask, evaluation_batches, evaluation_rows
+from common.text.batches import (
+    MaskedText,
+    TextBatches,
+    TextTask,
+    evaluation_batches,
+    evaluation_rows,
+    require_weights,
+)
 from common.text.blocks import Blocks, TextData
 from common.text.preparation import prepared
 from common.text.report import text_data
@@ -65,10 +72,12 @@ def open_task(arguments: Mapping[str, Any], batch_of: TextTask) -> CorpusTask:
     Raises:
         UserError: an argument is out of range, a corpus or the tokenizer cannot be read, or they do not fit.
     """
-    data = text_data(arguments)
+    data, weights = text_data(arguments), tuple(arguments["weights"])
+    if weights:
+        require_weights(weights, len(data.corpora))
     blocks = prepared(data)
     batch_of.require_fit(blocks)
-    return CorpusTask(blocks, batch_of, tuple(arguments["weights"]) or None, data)
+    return CorpusTask(blocks, batch_of, weights or None, data)
 
 
 def text_setting(

@@ -205,7 +205,63 @@ def test_a_run_whose_text_has_changed_is_not_probed(setting, tmp_path, capsys, t
     assert "has changed since" in refusal(setting, capsys, "probe", "ngrams", "--run", tmp_path / "run")
 
 
+WITHOUT_DATA = (
+    ("train", "--steps 0"),
+    ("train", "--weights 1 2"),
+    ("train", "--batch-size 9 --accumulate 2"),
+    ("distill", "--teacher-every 0 --methods progressive"),
+    ("distill", "--temperature -1 --methods progressive"),
+    ("distill", "--teacher {}/missing"),
+    ("distill", "--teacher {}"),
+    ("probe", "ngrams --samples 0 --run {teacher}"),
+    ("probe", "kneser-ney --rows 0 --run {teacher}"),
+    ("probe", "ngrams --run {}/missing --tokenizer wordpiece"),
+)
+if not torch.cuda.is_available():
+    WITHOUT_DATA += (
+        ("train", "--device cuda"),
+        ("distill", "--device cuda"),
+        ("probe", "ngrams --device cuda --run {teacher}"),
+    )
+
+
+@pytest.mark.parametrize(("command", "words"), WITHOUT_DATA)
+def test_what_needs_no_data_is_refused_before_any_is_prepared(setting, tmp_path, capsys, teacher, command, words):
+    """Preparation may take minutes, and says so in a line."""
+    shutil.copy(CORPUS, tmp_path / "new.txt")
+    given = {"train": setting.train, "distill": [*setting.distill, "--teacher", teacher], "probe": ["probe"]}[command]
+    given = [*given, *words.format(tmp_path, teacher=teacher).split()]
+    if command != "probe" or "missing" in words:
+        given += ["--corpus", tmp_path / "new.txt"]
+    setting.fail_in_one_line(capsys, *given)
+
+
 # Probes
+
+
+def test_a_probe_of_a_foreign_teacher_knows_its_data(setting, tmp_path, capsys, monkeypatch, teacher):
+    """From any folder; if the text or the tokenizer has changed, it is not resumed."""
+    foreign, elsewhere = tmp_path / "theirs", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copytree(teacher / "checkpoint-30", foreign / "checkpoint-30")
+    shutil.copy(CORPUS, tmp_path / "mine.txt")
+    AutoTokenizer.from_pretrained(foreign / "checkpoint-30").save_pretrained(tmp_path / "tokenizer")
+    monkeypatch.chdir(tmp_path)
+    more = "--length 12 --held-out 0.2 --samples 4 --out"
+    words = ["probe", "ngrams", "--run", foreign, *more.split(), tmp_path / "ngrams.json"]
+    setting.succeed(capsys, *words, "--corpus", "mine.txt", "--tokenizer", "tokenizer")
+    content = json.loads((tmp_path / "ngrams.json").read_text())
+    assert content["settings"]["corpus"] == [str(tmp_path / "mine.txt")]
+    task = setting.setting.task(content["settings"])
+    assert content["data"] == json.loads(json.dumps(setting.setting.identity(task)))
+    monkeypatch.chdir(elsewhere)
+    shutil.copytree(foreign / "checkpoint-30", foreign / "checkpoint-31")
+    setting.succeed(capsys, *words, "--corpus", "../mine.txt", "--tokenizer", "../tokenizer")
+    resumed = json.loads((tmp_path / "ngrams.json").read_text())
+    assert [entry["step"] for entry in resumed["checkpoints"]] == [30, 31]
+    (tmp_path / "mine.txt").write_text("\n\n".join(CORPUS.read_text().split("\n\n")[:250]))
+    line = refusal(setting, capsys, *words, "--corpus", "../mine.txt", "--tokenizer", "../tokenizer")
+    assert "ngrams.json holds a probe of other data than here: give another --out" in line
 
 
 def probe(setting, capsys, teacher, *words):
@@ -307,9 +363,12 @@ def test_a_causal_models_ngrams_end_at_the_predicted_token(capsys, teacher_of, o
 
 
 def test_the_divergence_from_ngram_models(setting, capsys, teacher):
-    found = probe(setting, capsys, teacher, "kneser-ney", "--samples", 10, "--order", 3, "--batch-size", 4)
+    found = probe(setting, capsys, teacher, "kneser-ney", "--samples", 10, "--order", 3, "--rows", 4)
     task = task_of_run(teacher, setting.setting)
     samples = probed_samples(task, 10)
+    assert {path.stem for path in (teacher / "probes").iterdir() if "kneser" in path.stem} == {
+        "kneser_ney-samples10-order3"
+    }
     special = list(task.blocks.special) if setting is MASKED else []
     generator = np.random.Generator(np.random.Philox(key=[0, 0]))
     places = np.array([2 + generator.choice(np.flatnonzero(~np.isin(sample[2:-2], special))) for sample in samples])
