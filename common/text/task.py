@@ -108,7 +108,7 @@ def text_setting(
         trainer_options=lambda task: {"processing_class": task.tokenizer},
         notes=lambda path, task: [],
         identity=identity,
-        resolved=lambda task: {"corpus": task.data.corpora, "tokenizer": task.data.tokenizer},
+        resolved=resolved,
         describe=describe,
     )
 
@@ -130,6 +130,18 @@ def held_out_batches(task: CorpusTask, samples: int) -> list[Any]:
         UserError: there are too few.
     """
     return evaluation_batches(task.blocks, task.batch_of, samples, EVALUATION_BATCH_SIZE, task.weights)
+
+
+def resolved(task: CorpusTask) -> dict[str, Any]:
+    """Absolute names of files, and the commits of datasets on the hub, if there are any."""
+    commits = {
+        name: commit for corpus in task.blocks.corpora for name, commit in corpus.notes.get("commits", {}).items()
+    }
+    return {
+        "corpus": task.data.corpora,
+        "tokenizer": task.data.tokenizer,
+        **({"commits": commits} if commits else {}),
+    }
 
 
 def identity(task: CorpusTask) -> dict[str, Any]:
