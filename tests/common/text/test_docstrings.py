@@ -93,4 +93,5 @@ def test_requirements_must_pin(tmp_path):
 
 def test_our_own_requirements():
     assert "torch" in pinned()
+    assert "tokenizers" not in pinned()
     assert "numpy" in sources().packages
