@@ -158,13 +158,23 @@ def test_probes_look_at_the_text_that_was_trained_on(setting, tmp_path, capsys):
     np.testing.assert_allclose(own.distributions(contexts, 2), alone.distributions(contexts, 2))
 
 
-def test_a_run_is_probed_from_any_folder(setting, tmp_path, capsys, monkeypatch):
+def test_a_run_is_probed_and_distilled_from_any_folder(setting, tmp_path, capsys, monkeypatch, teacher):
+    """The text and the tokenizer are given by names that depend on the folder."""
     shutil.copy(CORPUS, tmp_path / "mine.txt")
+    AutoTokenizer.from_pretrained(teacher / "checkpoint-30").save_pretrained(tmp_path / "tokenizer")
     monkeypatch.chdir(tmp_path)
-    setting.succeed(capsys, *setting.train, "--corpus", "mine.txt", "--out", tmp_path / "run")
+    words = ["--corpus", "mine.txt", "--tokenizer", "tokenizer"]
+    setting.succeed(capsys, *setting.train, *words, "--out", "run")
+    arguments = Run(tmp_path / "run").config["arguments"]
+    assert arguments["corpus"] == [str(tmp_path / "mine.txt")]
+    assert arguments["tokenizer"] == str(tmp_path / "tokenizer")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     probe(setting, capsys, tmp_path / "run", "ngrams", "--samples", 4)
+    words = ["--corpus", "../mine.txt", "--tokenizer", "../tokenizer", "--teacher", "../run", "--out", "student"]
+    for _ in range(2):
+        setting.succeed(capsys, *setting.distill, "--methods", "progressive", *words)
+    assert Run(tmp_path / "elsewhere" / "student").complete
 
 
 def test_documents_with_the_same_beginning_are_noted(tmp_path, capsys):
