@@ -23,6 +23,7 @@ from common.text.batches import (
     evaluation_batches,
     evaluation_rows,
     require_weights,
+    weights_of,
 )
 from common.text.blocks import Blocks, TextData
 from common.text.preparation import prepared
@@ -117,8 +118,16 @@ def training_batches(arguments: Arguments, task: CorpusTask, steps: int, seed: i
     """The training batches of one run.
 
     Raises:
-        UserError: there are too few held-out blocks for its evaluations, or the weights do not suit the corpora.
+        UserError: there are too few blocks for a batch, or too few held-out ones for its evaluations; or the weights do
+            not suit the corpora.
     """
+    weights = weights_of(task.blocks, task.weights)
+    blocks = sum(corpus.train for corpus, weight in zip(task.blocks.corpora, weights, strict=True) if weight)
+    if blocks < arguments.batch_size:
+        raise UserError(
+            f"{', '.join(task.data.corpora)} has {blocks:,} training blocks, fewer than --batch-size "
+            f"{arguments.batch_size}: give a larger corpus, or a smaller --length or --batch-size"
+        )
     evaluation_rows(task.blocks, arguments.eval_samples, task.weights)  # before anything of the run is made
     return TextBatches(task.blocks, task.batch_of, seed, arguments.batch_size, task.weights)
 

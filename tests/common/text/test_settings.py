@@ -6,6 +6,8 @@ import shlex
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
@@ -124,6 +126,9 @@ def test_a_teacher_with_a_different_tokenizer_is_refused(setting, tmp_path, caps
         AutoTokenizer.from_pretrained(other).save_pretrained(suite / f"checkpoint-{step}")
     line = refusal(setting, capsys, *setting.distill, "--teacher", suite, "--out", tmp_path / "run")
     assert "the teacher's tokenizer" in line
+    words = f"probe ngrams --run {suite} --corpus {CORPUS} --vocabulary 300 --length 12 --samples 8".split()
+    line = refusal(setting, capsys, *words, "--tokenizer", "wordpiece" if setting is MASKED else "bpe")
+    assert "the teacher's tokenizer" in line
 
 
 def test_too_few_held_out_samples_are_refused(setting, tmp_path, capsys):
@@ -192,19 +197,50 @@ def test_documents_with_the_same_beginning_are_noted(tmp_path, capsys):
         ("--corpus {}/missing.txt", "missing.txt is missing"),
         ("--corpus {}/empty.txt", "empty.txt is empty"),
         ("--corpus {}/binary.txt", "binary.txt"),
-        ("--corpus {}/rows.jsonl", "other"),
-        ("--tokenizer {}/nothing", "nothing"),
+        ("--corpus {}/binary.jsonl", "binary.jsonl is not UTF-8 text"),
+        ("--corpus {}/binary.parquet", "binary.parquet is not a parquet file"),
+        ("--corpus {}/rows.jsonl", "has no column text, only other: give one of these as --text-column"),
+        ("--corpus {}/rows.parquet", "has no column text, only other: give one of these as --text-column"),
+        ("--corpus {}/short.txt", "short.txt has no train block of 12 tokens"),
+        ("--corpus {}", "is no corpus: give docs"),
+        ("--corpus org/absent", "org/absent cannot be read from the hub, with HF_HUB_OFFLINE set"),
+        ("--tokenizer {}/nothing", "cannot load the tokenizer"),
+        ("--tokenizer org/absent", "cannot load the tokenizer org/absent"),
+        ("--vocabulary 299", "--vocabulary must be at least 300"),
         ("--length 1", "--length must be at least 2"),
+        ("--length 100000", "has no train block of 100000 tokens"),
         ("--held-out 1", "--held-out must be between 0 and 1"),
-        ("--weights 1 2", "--weights has 2 numbers for 1 corpora"),
     ],
 )
-def test_data_that_cannot_be_used_is_one_line(setting, tmp_path, capsys, words, named):
+def test_data_that_cannot_be_used_is_one_line(setting, tmp_path, capsys, monkeypatch, words, named):
+    for place in ("huggingface_hub.constants", "datasets.config"):
+        monkeypatch.setattr(f"{place}.HF_HUB_OFFLINE", True)
     (tmp_path / "empty.txt").write_bytes(b"")
-    (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 8)
+    for name in ("binary.txt", "binary.jsonl", "binary.parquet"):
+        (tmp_path / name).write_bytes(bytes(range(256)) * 8)
     (tmp_path / "rows.jsonl").write_text('{"other": "words"}\n')
-    line = refusal(setting, capsys, *setting.train, *words.format(tmp_path).split(), "--out", tmp_path / "run")
-    assert named in line
+    (tmp_path / "short.txt").write_text("a few words")
+    pq.write_table(pa.table({"other": ["words"]}), tmp_path / "rows.parquet")
+    given = words.format(tmp_path).split()
+    data = {"--corpus": CORPUS, "--vocabulary": 300, "--length": 12, "--held-out": 0.2}
+    prepare = ["data", "prepare", *(word for pair in data.items() for word in pair)]
+    for command in ([*setting.train, "--out", tmp_path / "run"], prepare):
+        assert named in refusal(setting, capsys, *command, *given)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--weights 1 2", "--weights has 2 numbers for 1 corpora: give one for each"),
+        ("--weights 0", "--weights must be at least 0 and not all 0, got 0.0"),
+        ("--weights nan", "--weights must be at least 0 and not all 0, got nan"),
+        ("--batch-size 100000", "training blocks, fewer than --batch-size 100000: give a larger corpus"),
+    ],
+)
+def test_a_mixture_or_batch_that_cannot_be_is_one_line(setting, tmp_path, capsys, teacher, words, named):
+    for command in (setting.train, [*setting.distill, "--teacher", teacher]):
+        assert named in refusal(setting, capsys, *command, *words.split(), "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
