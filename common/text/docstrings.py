@@ -27,7 +27,7 @@ from common.runs.names import ROOT
 REQUIREMENTS = ROOT / "requirements.txt"
 
 NEWER = ("tokenizers",)
-"""Packages that are pinned since the corpus has been in use; they are left out, so that it stays the same."""
+"""Packages that were pinned after the corpus was first used; they are left out, so that it stays the same."""
 
 SHORTEST = 200
 """Characters that a docstring must exceed."""
