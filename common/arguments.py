@@ -2,6 +2,7 @@
 
 import os
 import re
+from typing import Literal
 
 from common.errors import UserError
 
@@ -30,6 +31,19 @@ def require_seed(arguments: object, *names: str) -> None:
         value = getattr(arguments, name)
         if max(value if isinstance(value, tuple) else (value,)) >= 2**63:
             raise UserError(f"--{name.replace('_', '-')} must be below 2^63, got {value}")
+
+
+def device_of(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """What --device means here: auto is a GPU if there is one.
+
+    Raises:
+        UserError: there is no GPU, and it is wanted.
+    """
+    import torch  # slow, and not needed by the other functions
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda cannot be used: torch finds no GPU")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def worker_threads() -> int:

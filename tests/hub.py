@@ -1,6 +1,7 @@
 """A Hugging Face hub on this machine that answers as the real one does, and a cache of its own."""
 
 import hashlib
+import io
 import json
 import threading
 from contextlib import contextmanager
@@ -8,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from huggingface_hub import constants
 
 from common.runs.files import to_json, to_safetensors
@@ -141,9 +144,9 @@ def use(monkeypatch, cache, address=NOWHERE):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
 
 
-def cache_by_hand(cache, revision, files, name=NAME):
-    """Put a revision into a cache, as a download would."""
-    model = cache / f"models--{name.replace('/', '--')}"
+def cache_by_hand(cache, revision, files, name=NAME, kind="models"):
+    """Put a revision of a model, or of one of the `datasets`, into a cache, as a download would."""
+    model = cache / f"{kind}--{name.replace('/', '--')}"
     commit = hashlib.sha1(f"{name}{revision}".encode()).hexdigest()
     snapshot = model / "snapshots" / commit
     for folder in (model / "blobs", snapshot, (model / "refs" / revision).parent):
@@ -151,6 +154,28 @@ def cache_by_hand(cache, revision, files, name=NAME):
     for path, content in files.items():
         blob = model / "blobs" / digests(content)[is_large(path)]
         blob.write_bytes(content)
+        (snapshot / path).parent.mkdir(parents=True, exist_ok=True)
         (snapshot / path).symlink_to(blob)
     (model / "refs" / revision).write_text(commit)
     return snapshot
+
+
+def cache_dataset(cache, name, config, commit, texts):
+    """Put the split `train` of a dataset with a column `text` into a cache of `datasets`, as `load_dataset` would."""
+    organisation, short = name.split("/")
+    folder = cache / f"{organisation}___{short}" / config / "0.0.0" / commit
+    folder.mkdir(parents=True)
+    table = pa.table({"text": texts})
+    with pa.ipc.new_stream(str(folder / f"{short}-train.arrow"), table.schema) as stream:
+        stream.write_table(table)
+    split = {"name": "train", "num_examples": len(texts), "dataset_name": short}
+    features = {"text": {"dtype": "string", "_type": "Value"}}
+    info = {"config_name": config, "dataset_name": short, "features": features, "splits": {"train": split}}
+    (folder / "dataset_info.json").write_bytes(to_json(info))
+
+
+def parquet(texts):
+    """A file with a column `text`."""
+    content = io.BytesIO()
+    pq.write_table(pa.table({"text": texts}), content)
+    return content.getvalue()

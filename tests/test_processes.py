@@ -1,14 +1,17 @@
-"""Commands of Transformer settings in several processes: as one, stopped, and with a changing number of them.
+"""Commands of Transformer settings in several processes: as one, stopped, killed, and with a changing number of them.
 
 Run as a script, this file is one process of those that the tests start.
 """
 
+import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -16,32 +19,61 @@ import pytest
 import torch
 
 from common.distillation.trainer import ProgressiveDistillationTrainer
+from common.language_models.setting import task_of_run
 from common.parity.students import Student
 from common.runs.checkpoints import read_checkpoint
 from common.runs.resume import resume_steps
 from common.runs.run import Run
 from common.runs.stopping import stop_requested
 from common.teachers.discovery import find_checkpoints
-from parity_gpt2 import train as parity
-from PCFG_autoregressive import train as autoregressive
-from PCFG_mlm import train as mlm
-from tests.commands import ROOT, and_signal, exit_code, succeed
+from common.text.batches import TextBatches
+from tests.commands import ROOT, and_signal, exit_code, results, save_often, succeed
+from tests.text import CORPUS, TEXT_SETTINGS
 
-PCFG = shlex.split("smoke --batch-size 8 --heads 2 --eval-samples 32 --eval-every 4 --steps 12 --dropout 0")
 PARITY = "smoke --d 6 --batch-size 8 --heads 2 --head-dim 3 --eval-samples 32 --eval-every 4 --steps 28"
-COMMANDS = {
-    "parity_gpt2": (parity.main, shlex.split(PARITY)),
-    "PCFG_mlm": (mlm.main, PCFG),
-    "PCFG_autoregressive": (autoregressive.main, PCFG),
+TRAINED = "smoke --batch-size 8 --eval-samples 32 --eval-every 4 --steps 12 --dropout 0"
+STUDENTS = "--student-heads 1 --seeds 0 --methods progressive --teacher-every 4 --temperature 1"
+DATA = {
+    "PCFG_mlm": "",
+    "PCFG_autoregressive": "",
+    **{setting.name: f"--corpus {CORPUS} --vocabulary 300 --length 12 --held-out 0.2" for setting in TEXT_SETTINGS},
 }
-STOPPED_AT = {"parity_gpt2": (12, 20), "PCFG_mlm": (3, 5), "PCFG_autoregressive": (3, 5)}
+LANGUAGE = {
+    **{f"{name} train": f"{TRAINED} {data} --heads 2" for name, data in DATA.items()},
+    **{f"{name} distill": f"{TRAINED} {data} {STUDENTS}" for name, data in DATA.items()},
+}
+COMMANDS = {"parity_gpt2 train": PARITY, **LANGUAGE}
+"""Arguments by setting and command."""
+KILLED = ("PCFG_mlm train", "PCFG_autoregressive distill", "text_mlm distill", "text_autoregressive train")
+"""One of each setting."""
+STOPPED_AT = {"parity_gpt2 train": (12, 20), **dict.fromkeys(LANGUAGE, (3, 5))}
 """Steps after three safe points and two more: of parity at evaluations, of the others at every step."""
 LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__)
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def command_line(setting, directory, name):
-    return [*COMMANDS[setting][1], "--out", directory / f"{setting} {name}"]
+def launch(mode, directory, *words):
+    """Start two processes of this file."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, *LAUNCH, mode, str(directory), *words]
+    return subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def launched(mode, directory):
+    """Two processes of this file, to their end, which must be a good one."""
+    process = launch(mode, directory)
+    stderr = process.communicate(timeout=600)[1]
+    assert process.returncode == 0, stderr
+
+
+def main_of(command):
+    return import_module(command.replace(" ", ".")).main
+
+
+def command_line(command, directory, name, teachers=None):
+    """Arguments of a command whose run gets this name; students have a teacher in the same directory, or another."""
+    words = [*shlex.split(COMMANDS[command]), "--out", directory / f"{command} {name}"]
+    setting, kind = command.split()
+    return [*words, "--teacher", (teachers or directory) / f"{setting} teacher"] if kind == "distill" else words
 
 
 def stop_at(patch, call):
@@ -50,21 +82,79 @@ def stop_at(patch, call):
         patch.setattr(owner, name, and_signal(getattr(owner, name), call))
 
 
-def run_command(setting, directory, name):
+def run_command(command, directory, name):
     """Run a command; its exit code."""
-    return exit_code(COMMANDS[setting][0], *command_line(setting, directory, name))
+    return exit_code(main_of(command), *command_line(command, directory, name))
+
+
+def with_loss(patch, change):
+    """Change the loss of the trainer: `change` is called with the trainer's function, and gives another."""
+    patch.setattr(ProgressiveDistillationTrainer, "compute_loss", change(ProgressiveDistillationTrainer.compute_loss))
+
+
+def seeing(samples):
+    """Append the samples that are trained on, as they are before masking."""
+
+    def change(compute_loss):
+        def call(trainer, model, inputs, *arguments, **options):
+            if model.training and "input_ids" in inputs:
+                labels, shown = inputs["labels"].numpy(), inputs["input_ids"].numpy()
+                samples.extend(np.where(labels == -100, shown, labels).tolist())
+            return compute_loss(trainer, model, inputs, *arguments, **options)
+
+        return call
+
+    return change
+
+
+def share_a_process_group():
+    """Let all commands of a process do so, as gloo cannot be initialised twice."""
+    join = torch.distributed.init_process_group
+    torch.distributed.init_process_group = lambda *args, **options: (
+        torch.distributed.is_initialized() or join(*args, **options)
+    )
 
 
 def in_each_process(directory):
-    """What each of two processes does; all commands share a process group, as gloo cannot be initialised twice."""
-    join = torch.distributed.init_process_group
-    torch.distributed.init_process_group = lambda backend: torch.distributed.is_initialized() or join(backend)
-    for setting in COMMANDS:
-        assert run_command(setting, directory, "two") == 0
+    """What each of two processes does."""
+    share_a_process_group()
+    for command in COMMANDS:
+        samples = []
+        with pytest.MonkeyPatch.context() as patch:
+            with_loss(patch, seeing(samples))
+            assert run_command(command, directory, "two") == 0
+        (directory / f"{command} seen by {os.environ['RANK']}.json").write_text(json.dumps(samples))
         with pytest.MonkeyPatch.context() as patch:
             if os.environ["RANK"] == "1":
                 stop_at(patch, 2)
-            assert run_command(setting, directory, "changing") == 75
+            assert run_command(command, directory, "changing") == 75
+
+
+def waiting_to_be_killed(directory, command):
+    """A command that saves its state often, and waits in its tenth step; its number is in a file."""
+    (directory / f"number of {os.environ['RANK']}").write_text(str(os.getpid()))
+    with pytest.MonkeyPatch.context() as patch:
+        save_often(patch)
+        calls = []
+
+        def change(compute_loss):
+            def call(trainer, model, *arguments, **options):
+                calls.append(model.training)
+                if sum(calls) == 10:
+                    time.sleep(600)
+                return compute_loss(trainer, model, *arguments, **options)
+
+            return call
+
+        with_loss(patch, change)
+        run_command(command, directory, "killed")
+
+
+def resuming(directory):
+    """Commands that were killed, to their end."""
+    share_a_process_group()
+    for command in KILLED:
+        assert run_command(command, directory, "killed") == 0
 
 
 def never_ending(directory):
@@ -77,21 +167,39 @@ def never_ending(directory):
             time.sleep(0.001)
 
     ProgressiveDistillationTrainer.train = train_and_wait
-    sys.exit(run_command("PCFG_mlm", directory, "launched"))
+    sys.exit(run_command("PCFG_mlm train", directory, "launched"))
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
+def two_processes(tmp_path_factory, one_torch_thread):
     directory = tmp_path_factory.mktemp("two_processes")
+    for setting in DATA:
+        words = [*shlex.split(COMMANDS[f"{setting} train"]), "--checkpoint-every", 4, "--out"]
+        assert exit_code(main_of(f"{setting} train"), *words, directory / f"{setting} teacher") == 0
     with pytest.MonkeyPatch.context() as patch:
-        for setting in COMMANDS:
+        for command in COMMANDS:
             stop_at(patch, 3)
-            assert run_command(setting, directory, "changing") == 75
+            assert run_command(command, directory, "changing") == 75
             patch.undo()
-    arguments = [sys.executable, *LAUNCH, "each", str(directory)]
-    done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr
+    launched("each", directory)
     return directory
+
+
+@pytest.fixture(scope="module")
+def killed(two_processes):
+    """The same directory, with runs of two processes that were killed and resumed."""
+    for command in KILLED:
+        run = two_processes / f"{command} killed"
+        with launch("killed", two_processes, command) as process:
+            while not (run / "resume" / "8").is_dir() and process.poll() is None:
+                time.sleep(0.01)
+            assert process.poll() is None, process.stderr.read()
+            process.kill()
+            for rank in (0, 1):  # torchrun gives each process a session of its own, so that they do not end with it
+                os.kill(int((two_processes / f"number of {rank}").read_text()), signal.SIGKILL)
+        assert not Run(run).complete
+    launched("resuming", two_processes)
+    return two_processes
 
 
 def assert_near(run, expected):
@@ -107,26 +215,48 @@ def assert_near(run, expected):
                 np.testing.assert_allclose(mine[name], tensor, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("setting", COMMANDS)
-def test_two_processes_or_a_changing_number_make_the_run_of_one(tmp_path, capsys, two_processes, setting):
-    main = COMMANDS[setting][0]
-    succeed(capsys, main, *command_line(setting, tmp_path, "one"))
-    one = Run(tmp_path / f"{setting} one")
-    assert_near(Run(two_processes / f"{setting} two"), one)
-    changing = two_processes / f"{setting} changing"
-    assert resume_steps(changing) == [STOPPED_AT[setting][1]]
-    succeed(capsys, main, *command_line(setting, two_processes, "changing"))
+@pytest.mark.parametrize("command", COMMANDS)
+def test_two_processes_or_a_changing_number_make_the_run_of_one(tmp_path, capsys, two_processes, command):
+    main = main_of(command)
+    succeed(capsys, main, *command_line(command, tmp_path, "one", two_processes))
+    one = Run(tmp_path / f"{command} one")
+    assert_near(Run(two_processes / f"{command} two"), one)
+    changing = two_processes / f"{command} changing"
+    assert resume_steps(changing) == [STOPPED_AT[command][1]]
+    succeed(capsys, main, *command_line(command, two_processes, "changing"))
     assert_near(Run(changing), one)
     assert Run(changing).complete
+
+
+@pytest.mark.parametrize("setting", TEXT_SETTINGS, ids=lambda setting: setting.name)
+@pytest.mark.parametrize("kind", ["train", "distill"])
+def test_two_processes_never_see_the_same_block(two_processes, setting, kind):
+    """By content: together they see the blocks of each batch."""
+    command = f"{setting.name} {kind}"
+    run = two_processes / f"{command} two"
+    task = task_of_run(run, setting.setting)
+    seed = Run(run).config["arguments"]["seed" if kind == "train" else "stream_seed"]
+    rows, _ = TextBatches(task.blocks, task.batch_of, seed, 8).rows(0, 12 * 8)
+    assert len(set(rows.tolist())) == 12 * 8
+    batches = task.blocks.train[rows].reshape(12, 2, 4, -1)
+    seen = [json.loads((two_processes / f"{command} seen by {rank}.json").read_text()) for rank in (0, 1)]
+    for rank in (0, 1):
+        np.testing.assert_array_equal(seen[rank], batches[:, rank].reshape(12 * 4, -1))
+    assert not set(map(tuple, seen[0])) & set(map(tuple, seen[1]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", KILLED)
+def test_two_processes_that_were_killed_end_with_the_same_bits(killed, command):
+    assert results(killed / f"{command} killed") == results(killed / f"{command} two")
 
 
 @pytest.mark.slow
 def test_torchrun_forwards_a_stop_signal_and_one_process_resumes(tmp_path, capsys):
     """torchrun itself ends with a traceback; its processes do not."""
-    run = tmp_path / "PCFG_mlm launched"
+    run = tmp_path / "PCFG_mlm train launched"
     metrics = run / "metrics.jsonl"
-    arguments = [sys.executable, *LAUNCH, "never ending", str(tmp_path)]
-    with subprocess.Popen(arguments, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+    with launch("never ending", tmp_path) as process:
         while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 2) and process.poll() is None:
             time.sleep(0.001)
         process.terminate()
@@ -138,9 +268,12 @@ def test_torchrun_forwards_a_stop_signal_and_one_process_resumes(tmp_path, capsy
     assert stderr.count("Traceback") == 1
     assert "SignalException" in stderr
     for name in ("launched", "one"):
-        succeed(capsys, mlm.main, *command_line("PCFG_mlm", tmp_path, name))
-    assert_near(Run(run), Run(tmp_path / "PCFG_mlm one"))
+        succeed(capsys, main_of("PCFG_mlm train"), *command_line("PCFG_mlm train", tmp_path, name))
+    assert_near(Run(run), Run(tmp_path / "PCFG_mlm train one"))
 
+
+MODES = {"each": in_each_process, "never ending": never_ending, "killed": waiting_to_be_killed, "resuming": resuming}
 
 if __name__ == "__main__":
-    {"each": in_each_process, "never ending": never_ending}[sys.argv[1]](Path(sys.argv[2]))
+    mode, place, *words = sys.argv[1:]
+    MODES[mode](Path(place), *words)

@@ -28,6 +28,7 @@ from transformers import (
 )
 from transformers.trainer_utils import SaveStrategy
 
+from common.arguments import device_of
 from common.distillation.adapters import adapter_files, adapter_tensors, frozen_fingerprint, is_adapted
 from common.distillation.batches import ReadyBatches, batch_tensors, source_of
 from common.distillation.dataset_source import DatasetSource
@@ -58,7 +59,7 @@ def training_arguments(
     seed: int,
     precision: Literal["float32", "bf16"],
     compiled: bool,
-    device: str,
+    device: Literal["auto", "cpu", "cuda"],
 ) -> TrainingArguments:
     """A Trainer's arguments for a run, with the optimiser of the published PCFG and text experiments: AdamW with betas
     0.9 and 0.95, no weight decay, no gradient clipping, and a linear warm-up followed by a cosine decay to zero.
@@ -80,9 +81,6 @@ def training_arguments(
     Raises:
         UserError: the batch cannot be split into equal parts, or there is no such device.
     """
-    use_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda cannot be used: torch finds no GPU")
     arguments = TrainingArguments(
         output_dir=str(directory),
         max_steps=steps,
@@ -97,7 +95,7 @@ def training_arguments(
         seed=int(np.random.SeedSequence(seed).generate_state(1)[0]),
         bf16=precision == "bf16",
         torch_compile=compiled,
-        use_cpu=use_cpu,
+        use_cpu=device_of(device) == "cpu",
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=False,
         logging_strategy="no",

@@ -60,7 +60,7 @@ def supervision(
     total: int,
     teacher: Sequence[Checkpoint],
     directory: Path,
-    classes: int,
+    classes: int | None,
     loss_of_record: Callable[[Mapping[str, Any]], float],
 ) -> Supervision:
     """What one student learns from.
@@ -70,7 +70,7 @@ def supervision(
         total: its steps.
         teacher: all checkpoints, in the order of their steps.
         directory: the teacher's; its metrics.jsonl has the training curve if it is a run of this project.
-        classes: of the teacher's output.
+        classes: of the teacher's output, if known.
         loss_of_record: from a record of the teacher to the value whose drop is its transition: the loss, or the error
             rate 1 - accuracy.
 
@@ -92,8 +92,13 @@ def supervision(
         divergence=student.divergence,
         beta=student.beta,
     )
-    check_loss_arguments(found, classes, lambda name: f"--{name.replace('_', '-')}")
+    check_loss_arguments(found, classes, spelled)
     return found
+
+
+def spelled(name: str) -> str:
+    """The option of an argument."""
+    return f"--{name.replace('_', '-')}"
 
 
 def used_checkpoints(students: Iterable[tuple[DistillationArguments, Supervision, int]]) -> list[Checkpoint]:

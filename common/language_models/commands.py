@@ -3,17 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from common.arguments import require_at_least, require_seed
 from common.distillation.arguments import require_distinct, resolve_teacher, student_arguments
 from common.distillation.evaluation import report_on
+from common.distillation.losses import check_loss_arguments
 from common.distillation.supervision import (
     FROM_LABELS,
     own_teacher,
     print_notes,
+    spelled,
     supervision,
     trajectory_warnings,
     used_checkpoints,
@@ -45,11 +47,11 @@ def train(
     check(arguments)
     require_at_least(1, arguments, "heads", "steps")
     require_seed(arguments, "seed")
-    task = task_of(arguments, setting)
-    batches = setting.training_batches(arguments, task, arguments.steps, arguments.seed)
     name = default_name(arguments, presets[arguments.preset], arguments.preset)
     directory = arguments.out or RUNS / setting.name / name
     trainer_args = trainer_arguments(arguments, directory, arguments.steps, arguments.seed)
+    task = task_of(arguments, setting)  # may take minutes; what needs no data has been checked
+    batches = setting.training_batches(arguments, task, arguments.steps, arguments.seed)
     options = {"setting": setting.name, "argv": argv, "force": arguments.force, "wandb": arguments.wandb}
     config = config_of(arguments, task, setting)
     with open_shared_run(directory, config, processes_of(trainer_args), **options) as run:
@@ -69,29 +71,33 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     require_distinct(arguments, PLURAL)
     require_at_least(1, arguments, "student_heads", "steps")
     require_seed(arguments, "seeds", "stream_seed")
-    task = task_of(arguments, setting)
     default = _default_teacher(arguments.preset, setting)
     arguments = replace(arguments, teacher=resolve_teacher(arguments.teacher, default, ROOT))
     directory = ROOT / arguments.teacher
     teacher = find_checkpoints(directory if directory.exists() else arguments.teacher, arguments.teacher_pattern)
-    teacher_id = _check_own_teacher(arguments, setting, task, directory)
-
-    prepared = []
+    own = own_teacher(directory, (setting.name,))
+    students = []
     for student in student_arguments(arguments, PLURAL):
-        (steps,) = student.steps
-        batches = setting.training_batches(student, task, steps, student.stream_seed)
-        supervised = supervision(student, steps, teacher, directory, task.vocabulary, lambda record: record["loss"])
-        prepared.append((student, batches, supervised))
-    used = used_checkpoints((student, supervised, student.steps[0]) for student, _, supervised in prepared)
+        (steps,), (seed,) = student.steps, student.seeds
+        run_directory = _run_directory(arguments, student, presets, setting)
+        trainer_args = trainer_arguments(student, run_directory, steps, seed)
+        supervised = supervision(student, steps, teacher, directory, None, lambda record: record["loss"])
+        students.append((student, run_directory, trainer_args, supervised))
+
+    task = task_of(arguments, setting)  # may take minutes; what needs no data has been checked
+    teacher_id = None if own is None else _check_own_teacher(arguments, setting, task, directory, own)
+    batches = []
+    for student, _, _, supervised in students:
+        check_loss_arguments(supervised, task.vocabulary, spelled)
+        batches.append(setting.training_batches(student, task, student.steps[0], student.stream_seed))
+    used = used_checkpoints((student, supervised, student.steps[0]) for student, _, _, supervised in students)
     last = (used or teacher)[-1]
     setting.load_model(local_path(last), task)
     notes = [*setting.notes(local_path(last), task), *trajectory_warnings(used, arguments.trust_trajectory)]
     is_reported = not used
     diverged: list[DivergedError] = []
-    for student, batches, supervised in prepared:
-        (heads,), (steps,), (seed,) = student.student_heads, student.steps, student.seeds
-        run_directory = _run_directory(arguments, student, presets, setting)
-        trainer_args = trainer_arguments(student, run_directory, steps, seed)
+    for (student, run_directory, trainer_args, supervised), own_batches in zip(students, batches, strict=True):
+        (heads,), (seed,) = student.student_heads, student.seeds
         config = {**config_of(student, task, setting), "teacher_id": teacher_id}
         options = {"argv": argv, "force": student.force, "wandb": student.wandb, "group": student.preset}
         processes = processes_of(trainer_args)
@@ -101,7 +107,7 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
                 if processes.first:
                     print_notes([*notes, _report(last, task, arguments, setting, trainer_args.device)])
             try:
-                train_to_end(student, setting, run, trainer_args, task, batches, heads, seed, supervised)
+                train_to_end(student, setting, run, trainer_args, task, own_batches, heads, seed, supervised)
             except DivergedError as divergence:
                 diverged.append(divergence)
     if diverged:
@@ -132,15 +138,14 @@ def _run_directory(arguments: Distill, student: Distill, presets: Mapping[str, D
     return RUNS / setting.name / default_name(student, preset, name, exclude=(*EXECUTION_ARGUMENTS, *PLURAL))
 
 
-def _check_own_teacher(arguments: DistillArguments, setting: Setting, task: Task, directory: Path) -> str | None:
-    """The id of a teacher that is a run of ours; None for any other.
+def _check_own_teacher(
+    arguments: DistillArguments, setting: Setting, task: Task, directory: Path, config: Mapping[str, Any]
+) -> str | None:
+    """The id of a teacher that is a run of ours, with its config.
 
     Raises:
-        UserError: the run is not complete, its config.json is damaged, or it was trained on other data.
+        UserError: it was trained on other data.
     """
-    config = own_teacher(directory, (setting.name,))
-    if config is None:
-        return None
     theirs, ours = config["arguments"], config_of(arguments, task, setting)
     if any(theirs.get(name) != ours[name] for name in setting.identity(task)):
         data = f"{setting.describe(theirs)}, but here the data is {setting.describe(ours)}"

@@ -4,23 +4,29 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
+from common.arguments import device_of
 from common.distillation.supervision import print_notes
-from common.errors import UserError
 from common.language_models.setting import Setting, Task, task_of_run
 from common.probes.arguments import ProbedArguments
-from common.probes.checkpoints import given_task, probe_checkpoints
+from common.probes.checkpoints import ProbedData, given_task, probe_checkpoints
+from common.teachers.discovery import find_checkpoints
 
 
 def probed_task(arguments: ProbedArguments, setting: Setting) -> Any:
     """The task of the run that is probed, or the one given for a teacher that is not a run.
 
     Raises:
-        UserError: the run is of another setting or its data has changed; or no task, or an unknown one, is given.
+        UserError: there is no checkpoint; the run is of another setting or its data has changed; or no task, or an
+            unknown one, is given.
     """
     given = given_task(arguments)
+    find_checkpoints(arguments.run, arguments.teacher_pattern)  # before data is prepared, which may take minutes
     return task_of_run(arguments.run, setting) if given is None else setting.task(given)
+
+
+def probed_data(setting: Setting, task: Task) -> ProbedData:
+    """What the data of a task is."""
+    return ProbedData(setting.resolved(task), setting.identity(task))
 
 
 def probe_models(
@@ -38,9 +44,7 @@ def probe_models(
     Raises:
         UserError: the device cannot be used, or the run has no checkpoint.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda cannot be used: torch finds no GPU")
-    used = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    used = device_of(device)
     noted: list[str] = []
 
     def measure_checkpoint(checkpoint: Path) -> dict[str, Any]:
@@ -51,4 +55,5 @@ def probe_models(
         model.to(used)  # type: ignore[arg-type]
         return measure(model)
 
-    probe_checkpoints(arguments, argv, setting.name, name, measure_checkpoint, once)
+    data = probed_data(setting, task)
+    probe_checkpoints(arguments, argv, setting.name, name, measure_checkpoint, once, data=data)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from common.arguments import require_at_least, require_seed
 from common.errors import UserError
 from common.language_models.arguments import require_positive_lr
-from common.language_models.probing import probe_models, probed_task
+from common.language_models.probing import probe_models, probed_data, probed_task
 from common.language_models.setting import Setting
 from common.pcfg.arguments import (
     BayesOptimalArguments,
@@ -162,10 +162,11 @@ def bayes_optimal(
         samples = EVAL_SAMPLES
     else:
         require_at_least(1, arguments, "eval_samples")
-    path = probe_file(arguments, setting.name, "bayes_optimal")
+    data = probed_data(setting, task)
+    path = probe_file(arguments, setting.name, "bayes_optimal", data)
     if not path.exists():
         result = values(task, evaluation_batches(task, samples, EVALUATION_BATCH_SIZE))
-        whose = {} if path.parent == arguments.run / "probes" else identity(arguments, path)
+        whose = {} if path.parent == arguments.run / "probes" else identity(arguments, path, data)
         write_file(path, json.dumps({"argv": list(argv), **whose, "eval_samples": samples, **result}).encode())
     print(path)
 

@@ -6,7 +6,7 @@ that an interrupted probe resumes and only new checkpoints are probed.
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from common.runs.names import RUNS, default_name
 from common.runs.progress import progress
 from common.teachers.discovery import find_checkpoints, local_path
 
-UNNAMED = ("run", "out", "device", "columns")
+UNNAMED = ("run", "out", "device", "columns", "rows")
 """Arguments that change no result, and are no part of the file's name."""
 
 
@@ -49,16 +49,30 @@ def is_run(directory: Path) -> bool:
     return isinstance(config, dict) and "arguments" in config
 
 
-def probe_file(arguments: ProbedArguments, setting: str, name: str) -> Path:
+@dataclass(frozen=True)
+class ProbedData:
+    """What the data of a probe is, for the file of a teacher that is not a run."""
+
+    resolved: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the task that are not recorded as given, such as names of files, which depend on the folder."""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values that change if the data does, such as hashes."""
+
+
+NO_DATA = ProbedData()
+
+
+def probe_file(arguments: ProbedArguments, setting: str, name: str, data: ProbedData = NO_DATA) -> Path:
     """The file of a probe's results: --out, one in the run's directory, or one of ours for another teacher.
 
     Args:
         arguments: of the command, with defaults for everything but `run`.
         setting: of the command.
         name: of the probe; arguments other than the defaults are appended to it.
+        data: of the probe.
 
     Raises:
-        UserError: it is a directory, or holds a probe of another teacher.
+        UserError: it is a directory, or holds a probe of another teacher or of other data.
     """
     own = is_run(arguments.run)
     folder = arguments.run / "probes" if own else RUNS / setting / f"probes-of-{arguments.run.resolve().name}"
@@ -68,18 +82,21 @@ def probe_file(arguments: ProbedArguments, setting: str, name: str) -> Path:
         raise UserError(f"--out {path} is a directory: give a file")
     if path.exists() and (arguments.out is not None or not own):
         content = read_json(path, "give another --out")
-        for what, mine in identity(arguments, path).items():
+        for what, mine in identity(arguments, path, data).items():
             if content.get(what) != json.loads(json.dumps(mine)):
-                raise UserError(f"{path} holds a probe of other {what} ({content.get(what)}): give another --out")
+                shown = "than here" if what == "data" else f"({content.get(what)})"
+                raise UserError(f"{path} holds a probe of other {what} {shown}: give another --out")
     return path
 
 
-def identity(arguments: ProbedArguments, path: Path) -> dict[str, Any]:
-    """What a probe's file says of the command: its settings, and whose checkpoints, if that does not show in its path.
+def identity(arguments: ProbedArguments, path: Path, data: ProbedData = NO_DATA) -> dict[str, Any]:
+    """What a probe's file says of the command: its settings, and whose checkpoints and which data, if that does not
+    show in its path.
 
     Args:
         arguments: of the command.
         path: of the file.
+        data: of the probe.
     """
     settings = {key: value for key, value in asdict(arguments).items() if key not in UNNAMED}
     if settings["teacher_pattern"] is None:
@@ -89,7 +106,11 @@ def identity(arguments: ProbedArguments, path: Path) -> dict[str, Any]:
     if path.parent == arguments.run / "probes":
         return {"settings": settings}
     run = str(arguments.run.resolve() if arguments.run.exists() else arguments.run)
-    return {"run": run, "settings": {**settings, **(given_task(arguments) or {})}}
+    task = given_task(arguments)
+    if task is None:
+        return {"run": run, "settings": settings}
+    whose = {"run": run, "settings": {**settings, **task, **data.resolved}}
+    return {**whose, "data": dict(data.identity)} if data.identity else whose
 
 
 def probe_checkpoints(
@@ -100,6 +121,7 @@ def probe_checkpoints(
     measure: Callable[[Path], dict[str, Any]],
     once: Mapping[str, Callable[[], object]] | None = None,
     samples: int = 1,
+    data: ProbedData = NO_DATA,
 ) -> None:
     """Measure what is not in the probe's file yet, and print the file's name.
 
@@ -111,16 +133,17 @@ def probe_checkpoints(
         measure: from a checkpoint's directory to JSON values.
         once: what is measured without a checkpoint, by name.
         samples: per checkpoint, to show the speed.
+        data: of the probe.
 
     Raises:
         UserError: the run has no checkpoint, or the file is of another probe.
     """
     checkpoints = find_checkpoints(arguments.run, arguments.teacher_pattern)
-    path = probe_file(arguments, setting, name)
+    path = probe_file(arguments, setting, name, data)
     content: dict[str, Any] = (
         json.loads(path.read_text())
         if path.exists()
-        else {"argv": list(argv), **identity(arguments, path), "checkpoints": []}
+        else {"argv": list(argv), **identity(arguments, path, data), "checkpoints": []}
     )
     done = {entry["step"]: entry for entry in content["checkpoints"]}
     for key, value in (once or {}).items():

@@ -32,12 +32,12 @@ from numpy.typing import NDArray
 from common.errors import UserError
 from common.probes import kneser_ney_kernels as kernels
 from common.probes.kneser_ney_kernels import Trie
+from common.probes.percentiles import percentiles_of
 
 MOST = 5
 """The highest order."""
 FALLBACK = (0.5, 1.0, 1.5)
 """Discounts of an order where the closed form fails."""
-PERCENTILES = (25, 50, 75, 90)
 
 
 class KneserNey:
@@ -225,13 +225,7 @@ def divergence_statistics(values: NDArray[np.floating]) -> NgramDivergence:
     """
     if values.ndim != 2 or len(values) != 2 or not values.size:
         raise UserError(f"divergences have the shape (2, rows) with at least one row; got {values.shape}")
-    forward, reverse = (
-        DivergenceStatistics(
-            mean=float(row.mean()),
-            percentiles={str(q): float(np.percentile(row, q)) for q in PERCENTILES},
-        )
-        for row in values
-    )
+    forward, reverse = (DivergenceStatistics(mean=float(row.mean()), percentiles=percentiles_of(row)) for row in values)
     return NgramDivergence(values.shape[1], forward, reverse)
 
 

@@ -35,8 +35,7 @@ from numpy.typing import NDArray
 from transformers import BertForMaskedLM, GPT2LMHeadModel
 
 from common.errors import UserError
-
-PERCENTILES = (25, 50, 75, 90)
+from common.probes.percentiles import percentiles_of
 
 
 @dataclass(frozen=True)
@@ -376,6 +375,6 @@ def _statistics(n: int, distances: NDArray[np.float64], values: bool) -> NgramSt
         median=float(np.median(distances)),
         mean=float(distances.mean()),
         std=float(distances.std()),
-        percentiles={str(q): float(np.percentile(distances, q)) for q in PERCENTILES},
+        percentiles=percentiles_of(distances),
         values=distances.tolist() if values else None,
     )

@@ -131,5 +131,5 @@ class KneserNeyArguments(ProbeArguments):
     """Length of the longest n-grams."""
     tokens: int = 8_000_000
     """Training tokens that the n-gram models are fitted to, at most."""
-    batch_size: int = 64
-    """Positions whose probabilities are in memory at a time."""
+    rows: int = 64
+    """Positions per batch."""

@@ -295,11 +295,20 @@ def weights_of(blocks: Blocks, weights: Sequence[float] | None, split: str = "tr
     """
     if weights is None:
         return tuple(float(getattr(corpus, split)) for corpus in blocks.corpora)
-    if len(weights) != len(blocks.corpora):
-        raise UserError(f"--weights has {len(weights)} numbers for {len(blocks.corpora)} corpora: give one for each")
+    require_weights(weights, len(blocks.corpora))
+    return tuple(map(float, weights))
+
+
+def require_weights(weights: Sequence[float], corpora: int) -> None:
+    """Reject weights that do not suit a number of corpora.
+
+    Raises:
+        UserError: not as many as corpora, negative, not finite, or all 0.
+    """
+    if len(weights) != corpora:
+        raise UserError(f"--weights has {len(weights)} numbers for {corpora} corpora: give one for each")
     if not all(weight >= 0 and math.isfinite(weight) for weight in weights) or not sum(weights) > 0:
         raise UserError(f"--weights must be at least 0 and not all 0, got {' '.join(map(str, weights))}")
-    return tuple(map(float, weights))
 
 
 def shares_of(count: int, weights: Sequence[float]) -> list[int]:

@@ -88,7 +88,7 @@ class CorpusBlocks:
     sha256: str
     """Of these documents."""
     notes: dict[str, Any]
-    """What else was left out."""
+    """What else was left out; commits of datasets on the hub; held-out sentences that occur in training documents."""
 
 
 @dataclass(frozen=True)

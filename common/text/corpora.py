@@ -11,14 +11,15 @@ Files are read and hub datasets streamed a little at a time, so that a corpus of
 """
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError, listed
 from common.text import docstrings
+from common.text.hub import NAME, HubDataset, first_line, no_column
 
 DOCS = "docs"
 WIKIPEDIA_BOOKS = "wikipedia-books"
@@ -30,7 +31,6 @@ BOOK_CHARACTERS = 4096
 """BookCorpus has a sentence per row; successive ones are joined into documents of slightly more characters."""
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
-_HUB = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
 _ROWS = 1024
 """Rows of a parquet file that are read together."""
 
@@ -57,7 +57,7 @@ class Corpus:
                 raise UserError(f"{path} is {'a directory' if path.is_dir() else 'missing'}: give an existing file")
             if path.stat().st_size == 0:
                 raise UserError(f"{path} is empty: give a file with documents")
-        elif path.exists() or not _HUB.fullmatch(self.name):
+        elif path.exists() or not NAME.fullmatch(self.name):
             raise UserError(
                 f"{self.name} is no corpus: give {DOCS}, {WIKIPEDIA_BOOKS}, a file that ends in {listed(_SUFFIXES)}, "
                 "or a dataset on the hub as org/name or org/name:config"
@@ -66,7 +66,7 @@ class Corpus:
     def identity(self) -> dict[str, Any]:
         """JSON values that change if the corpus does; cheap, so that of a file it has the size and time, not a hash.
 
-        That a hub dataset without @revision is changed is not noticed.
+        A hub dataset without @revision has the same identity when it changes there; its commit is among the notes.
         """
         if self.name == DOCS:
             sources = docstrings.sources()
@@ -78,15 +78,23 @@ class Corpus:
         return {"hub": self.name, **({} if self.name == WIKIPEDIA_BOOKS else {"column": self.column})}
 
     def notes(self) -> dict[str, Any]:
-        """What was left out of `docs`, for the record."""
+        """For the record, once the documents have been read: what was left out of `docs`; commits of hub datasets."""
         if self.name != DOCS:
-            return {}
+            return {"commits": {dataset.name: dataset.commit for dataset in self._hub}} if self._hub else {}
         collected = docstrings.collect()
         return {
             "packages_missing": list(docstrings.sources().missing),
             "files_unreadable": collected.unreadable,
             "duplicates_left_out": collected.duplicates,
         }
+
+    @cached_property
+    def _hub(self) -> tuple[HubDataset, ...]:
+        """The datasets on the hub that it consists of; each is read at the same commit every time."""
+        if self.name == WIKIPEDIA_BOOKS:
+            return HubDataset(WIKIPEDIA), HubDataset(BOOKS)
+        is_elsewhere = self.name == DOCS or Path(self.name).suffix in _SUFFIXES
+        return () if is_elsewhere else (HubDataset(self.name),)
 
     def documents(self) -> Iterator[str]:
         """The documents, in order; those of whitespace only are left out.
@@ -106,8 +114,9 @@ class Corpus:
         if self.name == DOCS:
             yield from docstrings.collect().documents
         elif self.name == WIKIPEDIA_BOOKS:
-            yield from _read_hub(WIKIPEDIA, "text")
-            yield from _joined(_read_hub(BOOKS, "text"))
+            articles, books = self._hub
+            yield from _read_hub(articles, "text")
+            yield from _joined(_read_hub(books, "text"))
         else:
             path = Path(self.name)
             match path.suffix:
@@ -118,7 +127,7 @@ class Corpus:
                 case ".parquet":
                     yield from _read_parquet(path, self.column)
                 case _:
-                    yield from _read_hub(self.name, self.column)
+                    yield from _read_hub(self._hub[0], self.column)
 
 
 def _read_text(path: Path) -> Iterator[str]:
@@ -158,7 +167,7 @@ def _read_json_lines(path: Path, column: str) -> Iterator[str]:
         if not isinstance(row, dict):
             raise UserError(f"line {number} of {path} is not a JSON object: give one object per line")
         if column not in row:
-            raise _no_column(f"line {number} of {path}", column, list(row))
+            raise no_column(f"line {number} of {path}", column, list(row))
         # an escape may be half of a surrogate pair, which UTF-8 lacks
         yield _text(row[column], f"line {number} of {path}", column).encode("utf-8", "replace").decode()
 
@@ -170,40 +179,17 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
     try:
         with pq.ParquetFile(path) as file:
             if column not in file.schema_arrow.names:
-                raise _no_column(str(path), column, file.schema_arrow.names)
+                raise no_column(str(path), column, file.schema_arrow.names)
             for batch in file.iter_batches(_ROWS, columns=[column]):
                 for value in batch.column(0).to_pylist():
                     yield _text(value, str(path), column)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a parquet file, or is damaged ({_first_line(error)}): give another") from error
+        raise UserError(f"{path} is not a parquet file, or is damaged ({first_line(error)}): give another") from error
 
 
-def _read_hub(name: str, column: str) -> Iterator[str]:
-    import datasets  # type: ignore[import-untyped]
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
-
-    match = _HUB.fullmatch(name)
-    assert match is not None
-    offline = "" if not datasets.config.HF_HUB_OFFLINE else ", with HF_HUB_OFFLINE set"
-    try:
-        rows = datasets.load_dataset(
-            match["name"], match["config"], revision=match["revision"], split="train", streaming=True
-        )
-        if rows.column_names is not None:
-            if column not in rows.column_names:
-                raise _no_column(name, column, rows.column_names)
-            rows = rows.select_columns([column])
-        for row in rows:
-            if column not in row:
-                raise _no_column(name, column, list(row))
-            yield _text(row[column], name, column)
-    except UserError:
-        raise
-    except (HfHubHTTPError, HFValidationError, HTTPError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"the dataset {name} cannot be read from the hub{offline} ({_first_line(error)}): check its name and "
-            f"config and the network, or give {DOCS} or a local file"
-        ) from error
+def _read_hub(dataset: HubDataset, column: str) -> Iterator[str]:
+    for value in dataset.values(column):
+        yield _text(value, dataset.name, column)
 
 
 def _joined(sentences: Iterator[str]) -> Iterator[str]:
@@ -224,11 +210,3 @@ def _text(value: Any, place: str, column: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"column {column} in {place} is {type(value).__name__}, not text: give another --text-column")
     return value
-
-
-def _no_column(place: str, column: str, columns: list[str]) -> UserError:
-    return UserError(f"{place} has no column {column}, only {listed(columns)}: give one of these as --text-column")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from common.text.corpora import Corpus
 from common.text.docstrings import update_hash
 from common.text.encoding import Encoder
 from common.text.near_duplicates import NearDuplicates, normalised, prefix_key
+from common.text.sentences import SentenceOverlap
 from common.text.tokenization import (
     TRAINING_CHARACTERS,
     load_tokenizer,
@@ -89,7 +91,14 @@ def _prepare(data: TextData, directory: Path, unfinished: Path) -> None:
     dtype = "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
     files = {split: BlockFile(unfinished / f"{split}.npy", data.length, dtype) for split in stored.SPLITS}
     encoder, known = Encoder(plain(tokenizer)), NearDuplicates()
-    packed = tuple(_pack(corpus, data, encoder, separator_of(tokenizer), known, files) for corpus in corpora)
+    overlap = SentenceOverlap(unfinished / "sentences", len(corpora))
+    packed = [
+        _pack(corpus, i, data, encoder, separator_of(tokenizer), known, files, overlap)
+        for i, corpus in enumerate(corpora)
+    ]
+    for i, (sentences, trained_on) in enumerate(overlap.counts()):
+        notes = {"held_out_sentences": sentences, "held_out_sentences_in_training": trained_on}
+        packed[i] = replace(packed[i], notes={**packed[i].notes, **notes})
     for split, file in files.items():
         file.close()
         if not file.blocks:
@@ -109,7 +118,7 @@ def _prepare(data: TextData, directory: Path, unfinished: Path) -> None:
         mask=tokenizer.mask_token_id,
         special=tuple(sorted(tokenizer.all_special_ids)),
         tokenizer_sha256=tokenizer_hash(tokenizer),
-        corpora=packed,
+        corpora=tuple(packed),
         dtype=dtype,
         seconds={"tokenizer": round(trained - started, 2), "blocks": round(time.perf_counter() - trained, 2)},
     )
@@ -147,13 +156,15 @@ def _tokenizer(data: TextData, corpora: Sequence[Corpus]) -> PreTrainedTokenizer
 
 def _pack(
     corpus: Corpus,
+    index: int,
     data: TextData,
     encoder: Encoder,
     separator: int,
     known: NearDuplicates,
     files: dict[str, BlockFile],
+    overlap: SentenceOverlap,
 ) -> CorpusBlocks:
-    """Append a corpus to the files of both sides."""
+    """Append a corpus, of this index, to the files of both sides."""
     before = {split: file.blocks for split, file in files.items()}
     documents, tokens = dict.fromkeys(files, 0), dict.fromkeys(files, 0)
     duplicates, characters, digest = 0, 0, hashlib.sha256()
@@ -162,11 +173,16 @@ def _pack(
         accepted = known.accept(normal)
         duplicates += len(batch) - int(accepted.sum())
         sides: dict[str, list[str]] = {split: [] for split in files}
+        normal_sides: dict[str, list[str]] = {split: [] for split in files}
         for document, text, is_new in zip(batch, normal, accepted, strict=True):
             if is_new:
-                sides["held_out" if is_held_out(text, data.held_out) else "train"].append(document)
+                split = "held_out" if is_held_out(text, data.held_out) else "train"
+                sides[split].append(document)
+                normal_sides[split].append(text)
                 update_hash(digest, document)
                 characters += len(document)
+        overlap.train_on(normal_sides["train"])
+        overlap.hold_out(normal_sides["held_out"], index)
         for split, chosen in sides.items():
             if chosen:
                 ids, counts = encoder.encode(chosen, separator)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import BertForMaskedLM, GPT2LMHeadModel
 
-from common.arguments import require_at_least, require_seed
+from common.arguments import device_of, require_at_least, require_seed
 from common.distillation.labelled_head import LabelledHead
 from common.errors import UserError
 from common.language_models.probing import probe_models, probed_task
@@ -44,10 +44,11 @@ def ngrams(arguments: NgramArguments, argv: Sequence[str], setting: Setting) -> 
     Raises:
         UserError: an argument is out of range, or the directory is not a run of the setting.
     """
-    task: CorpusTask = probed_task(arguments, setting)
     require_at_least(1, arguments, "samples", "columns")
     require_at_least(2, arguments, "sizes")
     require_seed(arguments, "seed")
+    device_of(arguments.device)
+    task: CorpusTask = probed_task(arguments, setting)
     hide_masked = hides_masked(task)
     sequences = list(probed_samples(task, arguments.samples))
     options: dict[str, Any] = {
@@ -90,9 +91,10 @@ def kneser_ney(arguments: KneserNeyArguments, argv: Sequence[str], setting: Sett
     Raises:
         UserError: an argument is out of range, or the directory is not a run of the setting.
     """
-    task: CorpusTask = probed_task(arguments, setting)
-    require_at_least(1, arguments, "samples", "order", "tokens", "batch_size")
+    require_at_least(1, arguments, "samples", "order", "tokens", "rows")
     require_seed(arguments, "seed")
+    device_of(arguments.device)
+    task: CorpusTask = probed_task(arguments, setting)
     hide_masked, beside = hides_masked(task), arguments.order - 1
     if task.positions < 2 * beside + 1:
         raise UserError(
@@ -117,7 +119,7 @@ def kneser_ney(arguments: KneserNeyArguments, argv: Sequence[str], setting: Sett
             return model.distributions(left, n)
         return without(special, model.window_distributions(left, right, n))
 
-    parts = [slice(start, start + arguments.batch_size) for start in range(0, len(samples), arguments.batch_size)]
+    parts = [slice(start, start + arguments.rows) for start in range(0, len(samples), arguments.rows)]
     sizes = range(1, arguments.order + 1)
 
     def quality() -> list[dict[str, float]]:

@@ -8,6 +8,7 @@ from typing import Any
 from common.text.arguments import PrepareArguments
 from common.text.blocks import Blocks, TextData
 from common.text.preparation import prepared
+from common.text.sentences import WORDS
 
 
 def text_data(arguments: Mapping[str, Any]) -> TextData:
@@ -36,9 +37,16 @@ def summary(blocks: Blocks) -> list[str]:
     """Lines on the blocks and on each of their corpora."""
     lines = [f"{blocks.directory}: {blocks.vocabulary:,} tokens in the vocabulary, {blocks.length} in a block"]
     for corpus in blocks.corpora:
+        duplicates = corpus.duplicates + corpus.notes.get("duplicates_left_out", 0)
         lines.append(
             f"{corpus.name}: {corpus.train:,} training and {corpus.held_out:,} held-out blocks of "
-            f"{corpus.train_documents:,} and {corpus.held_out_documents:,} documents; {corpus.duplicates:,} "
+            f"{corpus.train_documents:,} and {corpus.held_out_documents:,} documents; {duplicates:,} "
             f"near-duplicates left out; SHA-256 {corpus.sha256[:12]}"
         )
+        if sentences := corpus.notes.get("held_out_sentences"):
+            shared = corpus.notes["held_out_sentences_in_training"]
+            lines.append(
+                f"{corpus.name}: {shared:,} of {sentences:,} held-out sentences of {WORDS} or more words "
+                f"({shared / sentences:.1%}) also occur in training documents"
+            )
     return lines

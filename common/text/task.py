@@ -16,7 +16,15 @@ from common.language_models.setting import Setting
 from common.teachers.loading import build_model, read_model
 from common.teachers.objective import Objective
 from common.text.arguments import Arguments
-from common.text.batches import MaskedText, TextBatches, TextTask, evaluation_batches, evaluation_rows
+from common.text.batches import (
+    MaskedText,
+    TextBatches,
+    TextTask,
+    evaluation_batches,
+    evaluation_rows,
+    require_weights,
+    weights_of,
+)
 from common.text.blocks import Blocks, TextData
 from common.text.preparation import prepared
 from common.text.report import text_data
@@ -65,10 +73,12 @@ def open_task(arguments: Mapping[str, Any], batch_of: TextTask) -> CorpusTask:
     Raises:
         UserError: an argument is out of range, a corpus or the tokenizer cannot be read, or they do not fit.
     """
-    data = text_data(arguments)
+    data, weights = text_data(arguments), tuple(arguments["weights"])
+    if weights:
+        require_weights(weights, len(data.corpora))
     blocks = prepared(data)
     batch_of.require_fit(blocks)
-    return CorpusTask(blocks, batch_of, tuple(arguments["weights"]) or None, data)
+    return CorpusTask(blocks, batch_of, weights or None, data)
 
 
 def text_setting(
@@ -99,7 +109,7 @@ def text_setting(
         trainer_options=lambda task: {"processing_class": task.tokenizer},
         notes=lambda path, task: [],
         identity=identity,
-        resolved=lambda task: {"corpus": task.data.corpora, "tokenizer": task.data.tokenizer},
+        resolved=resolved,
         describe=describe,
     )
 
@@ -108,8 +118,16 @@ def training_batches(arguments: Arguments, task: CorpusTask, steps: int, seed: i
     """The training batches of one run.
 
     Raises:
-        UserError: there are too few held-out blocks for its evaluations, or the weights do not suit the corpora.
+        UserError: there are too few blocks for a batch, or too few held-out ones for its evaluations; or the weights do
+            not suit the corpora.
     """
+    weights = weights_of(task.blocks, task.weights)
+    blocks = sum(corpus.train for corpus, weight in zip(task.blocks.corpora, weights, strict=True) if weight)
+    if blocks < arguments.batch_size:
+        raise UserError(
+            f"{', '.join(task.data.corpora)} has {blocks:,} training blocks, fewer than --batch-size "
+            f"{arguments.batch_size}: give a larger corpus, or a smaller --length or --batch-size"
+        )
     evaluation_rows(task.blocks, arguments.eval_samples, task.weights)  # before anything of the run is made
     return TextBatches(task.blocks, task.batch_of, seed, arguments.batch_size, task.weights)
 
@@ -121,6 +139,18 @@ def held_out_batches(task: CorpusTask, samples: int) -> list[Any]:
         UserError: there are too few.
     """
     return evaluation_batches(task.blocks, task.batch_of, samples, EVALUATION_BATCH_SIZE, task.weights)
+
+
+def resolved(task: CorpusTask) -> dict[str, Any]:
+    """Absolute names of files, and the commits of datasets on the hub, if there are any."""
+    commits = {
+        name: commit for corpus in task.blocks.corpora for name, commit in corpus.notes.get("commits", {}).items()
+    }
+    return {
+        "corpus": task.data.corpora,
+        "tokenizer": task.data.tokenizer,
+        **({"commits": commits} if commits else {}),
+    }
 
 
 def identity(task: CorpusTask) -> dict[str, Any]:

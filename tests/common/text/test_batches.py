@@ -125,27 +125,43 @@ def test_only_the_latest_orders_are_kept():
     assert len(batches._groups) <= 2
 
 
-def test_processes_share_a_batch():
-    source = TextBatches(blocks_of([40]), MaskedText(), 3, 12)
-    assert is_source(source)
-
-    def parts(process):
+def shards(source, processes, accumulate, size, steps):
+    """What each process's loader gives at each step: micro-batches of row numbers."""
+    found = []
+    for process in range(processes):
         args = SimpleNamespace(
-            per_device_train_batch_size=3,
-            gradient_accumulation_steps=2,
-            world_size=2,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulate,
+            world_size=processes,
             process_index=process,
             device=torch.device("cpu"),
         )
         trainer = SimpleNamespace(
             args=args,
-            state=SimpleNamespace(global_step=4, max_steps=5),
-            get_total_train_batch_size=lambda args: 12,
+            state=SimpleNamespace(global_step=steps.start, max_steps=steps.stop),
+            get_total_train_batch_size=lambda args: processes * accumulate * size,
         )
-        return [part["labels"] for part in SourceLoader(source, trainer)]
+        parts = [part["labels"][:, 0].tolist() for part in SourceLoader(source, trainer)]
+        found.append([parts[i : i + accumulate] for i in range(0, len(parts), accumulate)])
+    return found
 
-    (a, b), (c, d) = parts(0), parts(1)
-    assert torch.equal(torch.cat([a, c, b, d]), source.batch(4).labels)
+
+@given(SEEDS, st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 6), st.integers(1, 4))
+@settings(deadline=None, max_examples=40)
+def test_processes_share_every_batch_wherever_they_begin(seed, processes, accumulate, size, first, count):
+    """Of each batch, each process gets other blocks, and together they get all of them, in any number of processes."""
+    blocks = blocks_of([70, 50], [9, 9])
+    blocks.train = np.repeat(np.arange(120), 12).reshape(120, 12)  # each block is its number
+    batch_size = processes * accumulate * size
+    source = TextBatches(blocks, CausalText(), seed, batch_size, [1, 1])
+    assert is_source(source)
+    whole = [source.batch(step).labels[:, 0].tolist() for step in range(first + count)]
+    found = shards(source, processes, accumulate, size, range(first, first + count))
+    for step, parts in enumerate(zip(*found, strict=True), first):
+        of_batch = [row for micro_batch in zip(*parts, strict=True) for part in micro_batch for row in part]
+        assert of_batch == whole[step]
+    rows, epochs = source.rows(0, batch_size * (first + count))
+    assert len(set(zip(rows.tolist(), epochs.tolist(), strict=True))) == len(rows)
 
 
 # Corpora

@@ -1,6 +1,8 @@
 """Corpora of all kinds, and one line for each that cannot be read."""
 
+import hashlib
 import json
+from types import SimpleNamespace
 
 import datasets
 import pyarrow as pa
@@ -107,14 +109,31 @@ def hub(monkeypatch):
     """Datasets by (name, config, revision) in place of the hub's."""
     content = {}
 
-    def load(name, config, *, revision, split, streaming):
-        assert (split, streaming) == ("train", True)
+    def load(name, config, *, revision):
         if (name, config, revision) not in content:
             raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{name}' doesn't exist\nmore")
-        return datasets.Dataset.from_dict(content[name, config, revision]).to_iterable_dataset()
+        rows = datasets.Dataset.from_dict(content[name, config, revision])
+        streams = {"train": rows.to_iterable_dataset()}
+        return SimpleNamespace(
+            hash=commit_of(name), repo_id=name, info=rows.info, as_streaming_dataset=lambda split: streams[split]
+        )
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load)
     return content
+
+
+def commit_of(name):
+    return hashlib.sha1(name.encode()).hexdigest()
+
+
+def test_the_commits_are_recorded(hub):
+    hub["wikimedia/wikipedia", "20231101.en", None] = hub["org/name", "20.en", "v1/a"] = {"text": ["a"]}
+    hub["bookcorpus/bookcorpus", None, "refs/convert/parquet"] = {"text": ["b"]}
+    books = "bookcorpus/bookcorpus"
+    expected = {"wikimedia/wikipedia:20231101.en": commit_of("wikimedia/wikipedia")}
+    expected[f"{books}@refs/convert/parquet"] = commit_of(books)
+    assert Corpus("wikipedia-books").notes() == {"commits": expected}
+    assert Corpus("org/name:20.en@v1/a").notes() == {"commits": {"org/name:20.en@v1/a": commit_of("org/name")}}
 
 
 def test_a_dataset_on_the_hub(hub):

@@ -6,6 +6,8 @@ import shlex
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
@@ -124,6 +126,9 @@ def test_a_teacher_with_a_different_tokenizer_is_refused(setting, tmp_path, caps
         AutoTokenizer.from_pretrained(other).save_pretrained(suite / f"checkpoint-{step}")
     line = refusal(setting, capsys, *setting.distill, "--teacher", suite, "--out", tmp_path / "run")
     assert "the teacher's tokenizer" in line
+    words = f"probe ngrams --run {suite} --corpus {CORPUS} --vocabulary 300 --length 12 --samples 8".split()
+    line = refusal(setting, capsys, *words, "--tokenizer", "wordpiece" if setting is MASKED else "bpe")
+    assert "the teacher's tokenizer" in line
 
 
 def test_too_few_held_out_samples_are_refused(setting, tmp_path, capsys):
@@ -158,13 +163,23 @@ def test_probes_look_at_the_text_that_was_trained_on(setting, tmp_path, capsys):
     np.testing.assert_allclose(own.distributions(contexts, 2), alone.distributions(contexts, 2))
 
 
-def test_a_run_is_probed_from_any_folder(setting, tmp_path, capsys, monkeypatch):
+def test_a_run_is_probed_and_distilled_from_any_folder(setting, tmp_path, capsys, monkeypatch, teacher):
+    """The text and the tokenizer are given by names that depend on the folder."""
     shutil.copy(CORPUS, tmp_path / "mine.txt")
+    AutoTokenizer.from_pretrained(teacher / "checkpoint-30").save_pretrained(tmp_path / "tokenizer")
     monkeypatch.chdir(tmp_path)
-    setting.succeed(capsys, *setting.train, "--corpus", "mine.txt", "--out", tmp_path / "run")
+    words = ["--corpus", "mine.txt", "--tokenizer", "tokenizer"]
+    setting.succeed(capsys, *setting.train, *words, "--out", "run")
+    arguments = Run(tmp_path / "run").config["arguments"]
+    assert arguments["corpus"] == [str(tmp_path / "mine.txt")]
+    assert arguments["tokenizer"] == str(tmp_path / "tokenizer")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     probe(setting, capsys, tmp_path / "run", "ngrams", "--samples", 4)
+    words = ["--corpus", "../mine.txt", "--tokenizer", "../tokenizer", "--teacher", "../run", "--out", "student"]
+    for _ in range(2):
+        setting.succeed(capsys, *setting.distill, "--methods", "progressive", *words)
+    assert Run(tmp_path / "elsewhere" / "student").complete
 
 
 def test_documents_with_the_same_beginning_are_noted(tmp_path, capsys):
@@ -182,19 +197,50 @@ def test_documents_with_the_same_beginning_are_noted(tmp_path, capsys):
         ("--corpus {}/missing.txt", "missing.txt is missing"),
         ("--corpus {}/empty.txt", "empty.txt is empty"),
         ("--corpus {}/binary.txt", "binary.txt"),
-        ("--corpus {}/rows.jsonl", "other"),
-        ("--tokenizer {}/nothing", "nothing"),
+        ("--corpus {}/binary.jsonl", "binary.jsonl is not UTF-8 text"),
+        ("--corpus {}/binary.parquet", "binary.parquet is not a parquet file"),
+        ("--corpus {}/rows.jsonl", "has no column text, only other: give one of these as --text-column"),
+        ("--corpus {}/rows.parquet", "has no column text, only other: give one of these as --text-column"),
+        ("--corpus {}/short.txt", "short.txt has no train block of 12 tokens"),
+        ("--corpus {}", "is no corpus: give docs"),
+        ("--corpus org/absent", "org/absent cannot be read from the hub, with HF_HUB_OFFLINE set"),
+        ("--tokenizer {}/nothing", "cannot load the tokenizer"),
+        ("--tokenizer org/absent", "cannot load the tokenizer org/absent"),
+        ("--vocabulary 299", "--vocabulary must be at least 300"),
         ("--length 1", "--length must be at least 2"),
+        ("--length 100000", "has no train block of 100000 tokens"),
         ("--held-out 1", "--held-out must be between 0 and 1"),
-        ("--weights 1 2", "--weights has 2 numbers for 1 corpora"),
     ],
 )
-def test_data_that_cannot_be_used_is_one_line(setting, tmp_path, capsys, words, named):
+def test_data_that_cannot_be_used_is_one_line(setting, tmp_path, capsys, monkeypatch, words, named):
+    for place in ("huggingface_hub.constants", "datasets.config"):
+        monkeypatch.setattr(f"{place}.HF_HUB_OFFLINE", True)
     (tmp_path / "empty.txt").write_bytes(b"")
-    (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 8)
+    for name in ("binary.txt", "binary.jsonl", "binary.parquet"):
+        (tmp_path / name).write_bytes(bytes(range(256)) * 8)
     (tmp_path / "rows.jsonl").write_text('{"other": "words"}\n')
-    line = refusal(setting, capsys, *setting.train, *words.format(tmp_path).split(), "--out", tmp_path / "run")
-    assert named in line
+    (tmp_path / "short.txt").write_text("a few words")
+    pq.write_table(pa.table({"other": ["words"]}), tmp_path / "rows.parquet")
+    given = words.format(tmp_path).split()
+    data = {"--corpus": CORPUS, "--vocabulary": 300, "--length": 12, "--held-out": 0.2}
+    prepare = ["data", "prepare", *(word for pair in data.items() for word in pair)]
+    for command in ([*setting.train, "--out", tmp_path / "run"], prepare):
+        assert named in refusal(setting, capsys, *command, *given)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--weights 1 2", "--weights has 2 numbers for 1 corpora: give one for each"),
+        ("--weights 0", "--weights must be at least 0 and not all 0, got 0.0"),
+        ("--weights nan", "--weights must be at least 0 and not all 0, got nan"),
+        ("--batch-size 100000", "training blocks, fewer than --batch-size 100000: give a larger corpus"),
+    ],
+)
+def test_a_mixture_or_batch_that_cannot_be_is_one_line(setting, tmp_path, capsys, teacher, words, named):
+    for command in (setting.train, [*setting.distill, "--teacher", teacher]):
+        assert named in refusal(setting, capsys, *command, *words.split(), "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -205,7 +251,63 @@ def test_a_run_whose_text_has_changed_is_not_probed(setting, tmp_path, capsys, t
     assert "has changed since" in refusal(setting, capsys, "probe", "ngrams", "--run", tmp_path / "run")
 
 
+WITHOUT_DATA = (
+    ("train", "--steps 0"),
+    ("train", "--weights 1 2"),
+    ("train", "--batch-size 9 --accumulate 2"),
+    ("distill", "--teacher-every 0 --methods progressive"),
+    ("distill", "--temperature -1 --methods progressive"),
+    ("distill", "--teacher {}/missing"),
+    ("distill", "--teacher {}"),
+    ("probe", "ngrams --samples 0 --run {teacher}"),
+    ("probe", "kneser-ney --rows 0 --run {teacher}"),
+    ("probe", "ngrams --run {}/missing --tokenizer wordpiece"),
+)
+if not torch.cuda.is_available():
+    WITHOUT_DATA += (
+        ("train", "--device cuda"),
+        ("distill", "--device cuda"),
+        ("probe", "ngrams --device cuda --run {teacher}"),
+    )
+
+
+@pytest.mark.parametrize(("command", "words"), WITHOUT_DATA)
+def test_what_needs_no_data_is_refused_before_any_is_prepared(setting, tmp_path, capsys, teacher, command, words):
+    """Preparation may take minutes, and says so in a line."""
+    shutil.copy(CORPUS, tmp_path / "new.txt")
+    given = {"train": setting.train, "distill": [*setting.distill, "--teacher", teacher], "probe": ["probe"]}[command]
+    given = [*given, *words.format(tmp_path, teacher=teacher).split()]
+    if command != "probe" or "missing" in words:
+        given += ["--corpus", tmp_path / "new.txt"]
+    setting.fail_in_one_line(capsys, *given)
+
+
 # Probes
+
+
+def test_a_probe_of_a_foreign_teacher_knows_its_data(setting, tmp_path, capsys, monkeypatch, teacher):
+    """From any folder; if the text or the tokenizer has changed, it is not resumed."""
+    foreign, elsewhere = tmp_path / "theirs", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copytree(teacher / "checkpoint-30", foreign / "checkpoint-30")
+    shutil.copy(CORPUS, tmp_path / "mine.txt")
+    AutoTokenizer.from_pretrained(foreign / "checkpoint-30").save_pretrained(tmp_path / "tokenizer")
+    monkeypatch.chdir(tmp_path)
+    more = "--length 12 --held-out 0.2 --samples 4 --out"
+    words = ["probe", "ngrams", "--run", foreign, *more.split(), tmp_path / "ngrams.json"]
+    setting.succeed(capsys, *words, "--corpus", "mine.txt", "--tokenizer", "tokenizer")
+    content = json.loads((tmp_path / "ngrams.json").read_text())
+    assert content["settings"]["corpus"] == [str(tmp_path / "mine.txt")]
+    task = setting.setting.task(content["settings"])
+    assert content["data"] == json.loads(json.dumps(setting.setting.identity(task)))
+    monkeypatch.chdir(elsewhere)
+    shutil.copytree(foreign / "checkpoint-30", foreign / "checkpoint-31")
+    setting.succeed(capsys, *words, "--corpus", "../mine.txt", "--tokenizer", "../tokenizer")
+    resumed = json.loads((tmp_path / "ngrams.json").read_text())
+    assert [entry["step"] for entry in resumed["checkpoints"]] == [30, 31]
+    (tmp_path / "mine.txt").write_text("\n\n".join(CORPUS.read_text().split("\n\n")[:250]))
+    line = refusal(setting, capsys, *words, "--corpus", "../mine.txt", "--tokenizer", "../tokenizer")
+    assert "ngrams.json holds a probe of other data than here: give another --out" in line
 
 
 def probe(setting, capsys, teacher, *words):
@@ -307,9 +409,12 @@ def test_a_causal_models_ngrams_end_at_the_predicted_token(capsys, teacher_of, o
 
 
 def test_the_divergence_from_ngram_models(setting, capsys, teacher):
-    found = probe(setting, capsys, teacher, "kneser-ney", "--samples", 10, "--order", 3, "--batch-size", 4)
+    found = probe(setting, capsys, teacher, "kneser-ney", "--samples", 10, "--order", 3, "--rows", 4)
     task = task_of_run(teacher, setting.setting)
     samples = probed_samples(task, 10)
+    assert {path.stem for path in (teacher / "probes").iterdir() if "kneser" in path.stem} == {
+        "kneser_ney-samples10-order3"
+    }
     special = list(task.blocks.special) if setting is MASKED else []
     generator = np.random.Generator(np.random.Philox(key=[0, 0]))
     places = np.array([2 + generator.choice(np.flatnonzero(~np.isin(sample[2:-2], special))) for sample in samples])

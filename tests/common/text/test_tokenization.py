@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from common.errors import UserError
@@ -140,6 +140,74 @@ def test_pieces_give_the_tokens_of_whole_documents(trained, kind, some):
     assert encoder.cuts
     check(encoder, tokenizer, some)
     check(encoder, tokenizer, some[::-1])
+
+
+def unigram():
+    """As of T5: SentencePiece, with a space before the first word."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    return tokenizer, trainers.UnigramTrainer(
+        vocab_size=400, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
+    )
+
+
+def sentencepiece_bpe():
+    """As of Llama 2: the normalizer prepends a space, whole documents are one word, and bytes stand for the unknown."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    return tokenizer, trainers.BpeTrainer(
+        vocab_size=700, special_tokens=special, show_progress=False, max_token_length=12
+    )
+
+
+def byte_level():
+    """As of RoBERTa in some versions: a space is added before the first word."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return tokenizer, trainers.BpeTrainer(vocab_size=400, special_tokens=["</s>"], show_progress=False)
+
+
+def added_words():
+    """Byte-level with added tokens that are not special, as Pythia has for runs of spaces."""
+    tokenizer, trainer = byte_level()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_tokens(["   ", "  "])
+    return tokenizer, trainer
+
+
+@pytest.fixture(scope="module")
+def others():
+    """Tokenizers of other kinds, as transformers has them."""
+    made = {}
+    for make in (unigram, sentencepiece_bpe, byte_level, added_words):
+        tokenizer, trainer = make()
+        tokenizer.train_from_iterator(DOCUMENTS, trainer)
+        made[make.__name__] = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+    return made
+
+
+@pytest.mark.parametrize("kind", ["unigram", "sentencepiece_bpe", "byte_level", "added_words"])
+@given(some=st.lists(TEXTS, min_size=1, max_size=6))
+@settings(deadline=None, max_examples=100)
+def test_other_tokenizers_give_the_ids_of_transformers(others, kind, some):
+    """Of documents without special tokens, each by itself."""
+    tokenizer = others[kind]
+    encoder = Encoder(plain(tokenizer))
+    assert not encoder.cuts
+    whole = [tokenizer(document, add_special_tokens=False).input_ids for document in some]
+    ids, counts = encoder.encode(some, 7)
+    assert ids.tolist() == [token for of_one in whole if of_one for token in [*of_one, 7]]
+    assert counts.tolist() == [len(of_one) + bool(of_one) for of_one in whole]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(some=TEXTS)
+@settings(deadline=None, max_examples=50)
+def test_trained_tokenizers_give_the_ids_of_transformers(trained, kind, some):
+    ids, _ = Encoder(plain(trained[kind])).encode([some], 7)
+    assert ids.tolist()[:-1] == trained[kind](some, add_special_tokens=False).input_ids
 
 
 def test_special_tokens_in_a_document_are_words(trained):
