@@ -9,11 +9,9 @@ float32); time is that of the processor, over all threads.
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,26 +69,11 @@ def model(seed: int, width: int) -> GPTNeoXForCausalLM:
 @contextmanager
 def measured(result: dict[str, float], steps: int) -> Iterator[None]:
     """Write the memory beyond the present one, in copies of the logits, and the processor's seconds a step."""
-    page, done = os.sysconf("SC_PAGE_SIZE"), threading.Event()
-
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * page
-
-    peak = begin = resident()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.002):
-            peak = max(peak, resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    start = time.process_time()
-    yield
-    result |= {"cpu_seconds": (time.process_time() - start) / steps}
-    done.set()
-    watcher.join()
-    result |= {"copies": (peak - begin) / COPY}
+    with measuring.peak_memory() as peak:
+        start = time.process_time()
+        yield
+        result |= {"cpu_seconds": (time.process_time() - start) / steps}
+    result |= {"copies": peak() / COPY}
 
 
 def plain(arguments: Arguments) -> dict[str, float]:

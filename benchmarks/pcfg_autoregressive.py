@@ -2,12 +2,12 @@
 
     python benchmarks/pcfg_autoregressive.py [--out benchmarks/results/NAME.json]
 
-What is compared, and how, is in training_speed.py. The sentences are those of cfg3f, with labels on all tokens.
+What is compared, and how, is in grammar_speed.py. The sentences are those of cfg3f, with labels on all tokens.
 """
 
 import numpy as np
 import tyro
-from training_speed import Subject, TrainingSpeedArguments, measure
+from grammar_speed import GrammarSpeedArguments, grammar_subject, measure
 from transformers import GPT2LMHeadModel
 
 from common.cli import command
@@ -28,8 +28,8 @@ def padded(task: NextTokenTask, seed: int, sentences: Sentences) -> Batch:
     return label_batch(task, Selection(sentences, 0, np.arange(len(sentences))))
 
 
-SUBJECT = Subject(SETTING, PRESETS, GPT2LMHeadModel, padded, head_multiply_adds, causal=True)
+SUBJECT = grammar_subject(SETTING, PRESETS, GPT2LMHeadModel, padded, head_multiply_adds, causal=True)
 
 
 if __name__ == "__main__":
-    command(lambda: measure(tyro.cli(TrainingSpeedArguments, description=__doc__), SUBJECT))
+    command(lambda: measure(tyro.cli(GrammarSpeedArguments, description=__doc__), SUBJECT, PRESETS["laptop"]))

@@ -2,12 +2,12 @@
 
     python benchmarks/pcfg_mlm.py [--out benchmarks/results/NAME.json]
 
-What is compared, and how, is in training_speed.py. The sentences are those of cfg3b.
+What is compared, and how, is in grammar_speed.py. The sentences are those of cfg3b.
 """
 
 import numpy as np
 import tyro
-from training_speed import Subject, TrainingSpeedArguments, measure
+from grammar_speed import GrammarSpeedArguments, grammar_subject, measure
 from transformers import BertForMaskedLM
 
 from common.cli import command
@@ -27,8 +27,8 @@ def padded(task: MaskedTask, seed: int, sentences: Sentences) -> Batch:
     return mask_batch(task, seed, "train", sentences, 0, np.arange(len(sentences)))
 
 
-SUBJECT = Subject(SETTING, PRESETS, BertForMaskedLM, padded, head_multiply_adds, causal=False)
+SUBJECT = grammar_subject(SETTING, PRESETS, BertForMaskedLM, padded, head_multiply_adds, causal=False)
 
 
 if __name__ == "__main__":
-    command(lambda: measure(tyro.cli(TrainingSpeedArguments, description=__doc__), SUBJECT))
+    command(lambda: measure(tyro.cli(GrammarSpeedArguments, description=__doc__), SUBJECT, PRESETS["laptop"]))

@@ -1,12 +1,11 @@
-"""How fast a model of a setting on grammars is trained and distilled, against the plain way, in one process.
+"""How fast a language model of a setting is trained and distilled, against the plain way, in one process.
 
-The plain way is `transformers.Trainer` with the stock model and eager attention, on batches that are in memory already,
-padded to the longest of 1,024 sentences, by way of a `DataLoader`; for distillation its `compute_loss` is overridden:
-teacher and student compute all positions, and the loss is taken at the labelled ones. The other way is what `train.py`
-and `distill.py` run, with batches made on the way. Both have the published sizes (4 layers, teacher 32 heads of 8,
-student 8 heads, dropout 0.1, arg-max of the teacher), the same optimiser and precision, the same initial weights and
-batches of equally many sentences; neither evaluates or saves, and the start of a training is not counted.
-Before anything is timed, both losses are compared on one batch without dropout.
+The plain way is `transformers.Trainer` with the stock model, on samples that are in memory already, by way of a
+`DataLoader`; for distillation its `compute_loss` is overridden: teacher and student compute all positions, and the loss
+is taken at the labelled ones. The other way is what `train.py` and `distill.py` run, with batches made on the way. Both
+have the same sizes, optimiser and precision, the same initial weights and batches of equally many samples; neither
+evaluates or saves, and the start of a training is not counted. Before anything is timed, both losses are compared on
+one batch without dropout.
 
 Tokens per second are those that are not padding. Each figure is the best of several repetitions, the ways taking turns.
 "bf16 against float32" is this project's way in bfloat16 against the plain way in float32; the other rows have the same
@@ -17,21 +16,18 @@ has 12 h^2 multiply-adds in its linear maps and 2 h T in the attention of senten
 causal; a setting says how many the head has. Backwards it is twice as many, and a teacher has the first part only. They
 are compared with the rate of a large matrix product in the same precision. Padding is not counted, and neither is
 anything but matrix products.
-
-Last, what bfloat16 does to the result: the accuracy on held-out sentences after a short training of the laptop preset
-in both precisions, for three seeds.
 """
 
-import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
-from measuring import Arguments, best, bf16_instructions, multiply_add_rate, processor, row, write
+from measuring import Arguments, best, bf16_instructions, multiply_add_rate, processor, row
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -45,26 +41,17 @@ from transformers import (
 )
 
 from common.arguments import worker_threads
-from common.distillation.batches import ReadyBatches
+from common.distillation.batches import Source, batch_tensors
 from common.distillation.losses import IGNORED_LABEL
 from common.distillation.schedules import one_shot
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.language_models.arguments import TrainArguments
 from common.language_models.setting import Setting, task_of
 from common.language_models.training import trainer_arguments
-from common.pcfg.batches import TrainingBatches
-from common.pcfg.sampler import Sentences, sample
-from common.pcfg.setting import held_out_batches, training_batches
-from common.pcfg.task import Batch, GrammarTask
 
-SENTENCES = 1024
-"""The plain way pads to the longest of so many."""
-TEACHER_HEADS, STUDENT_HEADS = 32, 8
 TEACHER_STEP = 1
 """Of the teacher's only checkpoint; its weights are random, which does not change how long it takes."""
 SEED = 0
-SEEDS = (0, 1, 2)
-"""Of the trainings whose accuracy is compared."""
 TOLERANCE = 1e-4
 """Largest difference of the losses of both ways in float32, relative to either."""
 
@@ -73,17 +60,13 @@ DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.
 
 
 @dataclass(frozen=True)
-class TrainingSpeedArguments(Arguments):
+class SpeedArguments(Arguments):
     """Arguments of the benchmark of a setting."""
 
     repetitions: int = 2
     """Each time is the best of so many."""
-    batch_size: int = 16
-    """Sentences per step."""
     steps: int = 4
     """Steps that are timed together."""
-    accuracy_steps: int = 400
-    """Steps of the trainings whose accuracy is compared; 0 trains none."""
 
 
 @dataclass(frozen=True)
@@ -91,20 +74,32 @@ class Subject:
     """A setting whose speed is measured."""
 
     setting: Setting
-    presets: Mapping[str, TrainArguments]
-    """Of its train.py."""
+    arguments: TrainArguments
+    """The teacher's."""
+    student_heads: int
+    temperature: float
+    """Of the teacher's logits."""
     stock: type[PreTrainedModel]
     """Class of its models."""
-    padded: Callable[[Any, int, Sentences], Batch]
-    """From the task, the seed and the first sentences of the training stream: all of them as one batch."""
+    attention: str
+    """The plain way's, by the name that transformers gives it."""
+    in_memory: Callable[[Any, Source, int], Any]
+    """From the task, the training data and a number of steps: a batch whose samples the plain way takes in turn."""
+    lengths: Callable[[Any, Any], Tensor]
+    """From the task and a batch: the tokens of each sample that are not padding."""
     head_multiply_adds: Callable[[Any, int], float]
     """Of the head per token that is not padding, from the task and the hidden size."""
     causal: bool
     """Whether a token sees those before it only, and the model is asked at the position before a label."""
 
 
-def measure(arguments: TrainingSpeedArguments, subject: Subject) -> None:
-    """Measure, print and, if asked to, write."""
+def prepare() -> tuple[int, list[str], dict[Precision, float]]:
+    """Set and print what the measurements depend on.
+
+    Returns:
+        The number of threads, the processor's instructions for bfloat16, and its multiply-adds per second in a large
+        matrix product.
+    """
     threads, instructions = worker_threads(), bf16_instructions()
     torch.set_num_threads(threads)
     transformers.logging.disable_progress_bar()
@@ -114,25 +109,14 @@ def measure(arguments: TrainingSpeedArguments, subject: Subject) -> None:
         f"{processor()}, {threads} threads, in a large matrix product {2e-9 * rates['float32']:.0f} GFLOP/s in float32 "
         f"and {2e-9 * rates['bf16']:.0f} in bfloat16 ({', '.join(instructions) or 'without instructions for it'})"
     )
-    rows = []
-    with tempfile.TemporaryDirectory() as directory:
-        for heads, distilled in ((TEACHER_HEADS, False), (STUDENT_HEADS, False), (STUDENT_HEADS, True)):
-            setup = Setup(subject, arguments.batch_size, arguments.steps, heads, distilled, Path(directory))
-            setup.save_teacher()
-            setup.require_equal_losses()
-            rows += _speeds(setup, arguments.repetitions, bool(instructions), rates)
-        if instructions and arguments.accuracy_steps:
-            rows.append(_accuracies(subject, arguments.accuracy_steps, Path(directory)))
-    if not instructions:
-        print("bfloat16 was left out: the processor has no instructions for matrix products in it")
-    write(
-        arguments.out,
-        threads,
-        rows,
-        batch_size=arguments.batch_size,
-        multiply_adds_per_second=rates,
-        bf16_instructions=instructions,
-    )
+    return threads, instructions, rates
+
+
+def setups(subject: Subject, steps: int, directory: Path) -> "list[Setup]":
+    """What is timed: teacher and student that learn from labels, and a student that learns from a teacher."""
+    teacher, student = subject.arguments.heads, subject.student_heads
+    kinds = ((teacher, False), (student, False), (student, True))
+    return [Setup(subject, steps, heads, distilled, directory) for heads, distilled in kinds]
 
 
 @dataclass(frozen=True)
@@ -140,7 +124,6 @@ class Setup:
     """One thing to time: a model, and whether it learns from a teacher or from labels."""
 
     subject: Subject
-    batch_size: int
     steps: int
     heads: int
     distilled: bool
@@ -149,40 +132,58 @@ class Setup:
 
     @property
     def name(self) -> str:
-        who = "student" if self.heads == STUDENT_HEADS else "teacher"
+        who = "student" if self.heads == self.subject.student_heads else "teacher"
         return f"{'distill' if self.distilled else 'train'} {who}"
 
     @property
     def arguments(self) -> TrainArguments:
-        return replace(self.subject.presets["paper"], heads=self.heads, batch_size=self.batch_size, device="cpu")
+        return replace(self.subject.arguments, heads=self.heads, device="cpu")
 
-    @property
+    @cached_property
     def task(self) -> Any:
         return task_of(self.arguments, self.subject.setting)
+
+    @property
+    def samples(self) -> int:
+        """In all steps."""
+        return self.steps * self.arguments.batch_size
 
     @property
     def teacher(self) -> Path | None:
         return self.directory / f"checkpoint-{TEACHER_STEP}" if self.distilled else None
 
     def save_teacher(self) -> None:
+        """Save a teacher with random weights, if there is one."""
         if self.teacher is not None:
-            self.new_model(TEACHER_HEADS).save_pretrained(self.teacher)
+            self.new_model(self.subject.arguments.heads).save_pretrained(self.teacher)
+            tokenizer = self.subject.setting.trainer_options(self.task).get("processing_class")
+            if tokenizer is not None:
+                tokenizer.save_pretrained(self.teacher)
 
     def new_model(self, heads: int) -> PreTrainedModel:
-        preset = self.arguments
-        return self.subject.setting.new_model(self.task, preset, heads, SEED)
+        return self.subject.setting.new_model(self.task, self.arguments, heads, SEED)
 
-    def source(self) -> TrainingBatches:
+    def source(self) -> Source:
         """Batches of this project."""
-        return training_batches(self.arguments, self.task, self.steps, SEED)
+        return self.subject.setting.training_batches(self.arguments, self.task, self.steps, SEED)
 
-    def padded(self) -> Batch:
-        """The first sentences of the same stream, all padded to the longest of them."""
-        return self.subject.padded(self.task, SEED, sample(self.task.grammar, SEED, "train", 0, SENTENCES))
+    def in_memory(self) -> Any:
+        """The samples of the plain way as one batch."""
+        return self.subject.in_memory(self.task, self.source(), self.steps)
+
+    def lengths(self) -> Tensor:
+        """Tokens of each sample of this project's way."""
+        batches = map(self.source().batch, range(self.steps))
+        return torch.cat([self.subject.lengths(self.task, batch) for batch in batches])
+
+    def plain_lengths(self) -> Tensor:
+        """Tokens of each sample of the plain way."""
+        lengths = self.subject.lengths(self.task, self.in_memory())
+        return lengths[torch.arange(self.samples) % len(lengths)]
 
     def settings(self, precision: Precision) -> TrainingArguments:
         arguments = replace(self.arguments, precision=precision)
-        return _quiet(trainer_arguments(arguments, self.directory, self.steps, SEED))
+        return quiet(trainer_arguments(arguments, self.directory, self.steps, SEED))
 
     def ours(self, precision: Precision) -> ProgressiveDistillationTrainer:
         """What `train.py` and `distill.py` run."""
@@ -192,26 +193,24 @@ class Setup:
             train_dataset=self.source(),
             teacher=self.directory if self.distilled else None,
             schedule=one_shot([TEACHER_STEP]) if self.distilled else (),
-            temperature=0.0,
-            load_teacher=lambda path: self.subject.setting.load_model(path, self.task),
+            temperature=self.subject.temperature,
+            check_teacher=False,
+            **self.subject.setting.trainer_options(self.task),
         )
         trainer.remove_callback(PrinterCallback)
         return trainer
 
     def plain(self, precision: Precision) -> "PlainTrainer":
-        """The plain way, on as many of the padded sentences as it takes steps for."""
+        """The plain way, on as many of the samples in memory as it takes steps for."""
         model = self.new_model(self.heads)
-        model.set_attn_implementation("eager")
-        trainer = PlainTrainer(
-            model,
-            self.settings(precision),
-            train_dataset=_rows_of(self.padded(), self.batch_size * self.steps),
-        )
+        model.set_attn_implementation(self.subject.attention)
+        settings = replace(self.settings(precision), train_sampling_strategy="sequential")
+        trainer = PlainTrainer(model, settings, train_dataset=_rows_of(self.in_memory(), self.samples))
         trainer.remove_callback(PrinterCallback)
         if self.teacher is not None:
-            teacher = self.subject.stock.from_pretrained(self.teacher, attn_implementation="eager")
+            teacher = self.subject.stock.from_pretrained(self.teacher, attn_implementation=self.subject.attention)
             trainer.teacher = teacher.eval().requires_grad_(False)
-            trainer.shift = int(self.subject.causal)
+            trainer.shift, trainer.temperature = int(self.subject.causal), self.subject.temperature
         return trainer
 
     def require_equal_losses(self) -> None:
@@ -222,7 +221,8 @@ class Setup:
         """
         values: list[Tensor] = []
         for trainer in (self.plain("float32"), self.ours("float32")):
-            batch = {name: value[: self.batch_size] for name, value in vars(self.padded()).items()}
+            size = self.arguments.batch_size
+            batch = {name: value[:size] for name, value in batch_tensors(self.in_memory()).items()}
             for module in trainer.model.modules():
                 if isinstance(module, nn.Dropout):
                     module.p = 0.0
@@ -236,7 +236,7 @@ class Setup:
 
     def multiply_adds(self, lengths: Tensor) -> float:
         """Per token of sentences of these lengths, forwards and backwards, and of the teacher forwards."""
-        teacher = self._forward_multiply_adds(TEACHER_HEADS, lengths) if self.distilled else 0
+        teacher = self._forward_multiply_adds(self.subject.arguments.heads, lengths) if self.distilled else 0
         return 3 * self._forward_multiply_adds(self.heads, lengths) + teacher
 
     def _forward_multiply_adds(self, heads: int, lengths: Tensor) -> float:
@@ -253,9 +253,11 @@ class PlainTrainer(Trainer):
     teacher: nn.Module | None = None
     shift = 0
     """How many positions before a label the model is asked for it."""
+    temperature = 0.0
+    """Of the teacher's logits; 0 is their arg-max."""
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Cross entropy against the teacher's arg-max at labelled positions."""
+        """Divergence from the teacher at labelled positions, or cross entropy against its arg-max."""
         if self.teacher is None:
             return super().compute_loss(model, inputs, *args, **kwargs)
         labels = inputs.pop("labels")[:, self.shift :]
@@ -263,7 +265,10 @@ class PlainTrainer(Trainer):
             teacher_logits = self.teacher(**inputs).logits[:, : labels.shape[1]]
         logits = model(**inputs).logits[:, : labels.shape[1]]
         chosen = labels != IGNORED_LABEL
-        return F.cross_entropy(logits[chosen].float(), teacher_logits[chosen].argmax(-1))
+        if self.temperature == 0:
+            return F.cross_entropy(logits[chosen].float(), teacher_logits[chosen].argmax(-1))
+        targets = (teacher_logits[chosen].float() / self.temperature).softmax(-1)
+        return F.kl_div(logits[chosen].float().log_softmax(-1), targets, reduction="batchmean")
 
 
 class StepTimer(TrainerCallback):
@@ -281,30 +286,41 @@ class StepTimer(TrainerCallback):
         self.seconds = time.perf_counter() - self.begin
 
 
-def _rows_of(batch: Batch, count: int) -> list[dict[str, Tensor]]:
-    """The first sentences of a batch, again from its first one after its last, as a Trainer's dataset."""
-    places = [i % len(batch.labels) for i in range(count)]
-    return [{name: value[i] for name, value in vars(batch).items()} for i in places]
+def _rows_of(batch: Any, count: int) -> list[dict[str, Tensor]]:
+    """The first samples of a batch, again from its first one after its last, as a Trainer's dataset."""
+    tensors = batch_tensors(batch)
+    return [{name: value[i % len(value)] for name, value in tensors.items()} for i in range(count)]
 
 
-def _quiet(settings: TrainingArguments) -> TrainingArguments:
+def quiet(settings: TrainingArguments) -> TrainingArguments:
     """Without evaluations and files."""
     return replace(settings, eval_strategy="no", save_strategy="no")
 
 
-def _speeds(setup: Setup, repetitions: int, with_bf16: bool, rates: dict[Precision, float]) -> list[dict[str, Any]]:
-    """Rows of one setup, in each precision."""
-    precisions: tuple[Precision, ...] = ("float32", "bf16") if with_bf16 else ("float32",)
-    lengths = [(batch.input_ids != setup.task.pad).sum(-1) for batch in map(setup.source().batch, range(setup.steps))]
-    padded = setup.padded().input_ids[torch.arange(setup.batch_size * setup.steps) % SENTENCES] != setup.task.pad
-    plain_tokens, tokens = int(padded.sum()), int(torch.cat(lengths).sum())
+def speeds(
+    setup: Setup, repetitions: int, precisions: Sequence[Precision], rates: Mapping[Precision, float]
+) -> list[dict[str, Any]]:
+    """Rows of one setup.
+
+    Args:
+        setup: what is timed.
+        repetitions: each time is the best of so many.
+        precisions: float32, and bfloat16 if it is measured.
+        rates: multiply-adds per second in a large matrix product.
+
+    Raises:
+        RuntimeError: both ways do not minimise the same.
+    """
+    setup.save_teacher()
+    setup.require_equal_losses()
+    lengths, plain_tokens = setup.lengths(), int(setup.plain_lengths().sum())
     times = best(
         repetitions,
         *(_timed(setup.plain(precision), plain_tokens) for precision in precisions),
-        *(_timed(setup.ours(precision), tokens) for precision in precisions),
+        *(_timed(setup.ours(precision), int(lengths.sum())) for precision in precisions),
     )
     plain, ours = ([1 / time for time in half] for half in (times[: len(precisions)], times[len(precisions) :]))
-    work = setup.multiply_adds(torch.cat(lengths))
+    work = setup.multiply_adds(lengths)
     rows = []
     for i, j in ((0, 0), (0, 1), (1, 1))[: 1 if len(precisions) == 1 else 3]:
         name = f"{setup.name}, {precisions[j]}" + (f" against {precisions[i]}" if i != j else "")
@@ -323,30 +339,3 @@ def _timed(trainer: Trainer, tokens: int) -> Callable[[], float]:
         return timer.seconds / tokens
 
     return run
-
-
-def _accuracies(subject: Subject, steps: int, directory: Path) -> dict[str, Any]:
-    """Held-out accuracy of the laptop preset after `steps` in both precisions."""
-    setting, preset = subject.setting, replace(subject.presets["laptop"], device="cpu")
-    task: GrammarTask = task_of(preset, setting)
-    held_out = ReadyBatches(held_out_batches(task, preset.eval_samples))
-    found: dict[Precision, list[float]] = {"float32": [], "bf16": []}
-    for precision, accuracies in found.items():
-        for seed in SEEDS:
-            arguments = replace(preset, precision=precision)
-            trainer = ProgressiveDistillationTrainer(
-                setting.new_model(task, preset, preset.heads, seed),
-                _quiet(trainer_arguments(arguments, directory, steps, seed)),
-                train_dataset=training_batches(arguments, task, steps, seed),
-                eval_dataset=held_out,
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
-            accuracies.append(trainer.evaluate()["eval_accuracy"])
-    shown = {name: ", ".join(f"{accuracy:.3f}" for accuracy in values) for name, values in found.items()}
-    print(
-        f"held-out accuracy on {preset.grammar} from {preset.start} after {steps} steps, seeds {SEEDS}: "
-        f"float32 {shown['float32']}; bf16 {shown['bf16']}",
-        flush=True,
-    )
-    return {"what": f"accuracy, laptop preset, {steps} steps", "seeds": SEEDS, **found}

@@ -107,7 +107,8 @@ class _SummedOverChunks(torch.autograd.Function):
         offset = bias if bias is None else bias.to(dtype)
         totals: Tensor | float = 0.0
         with torch.autocast(values.device.type, enabled=False):
-            for rows in chunks(*values.shape) if layer is None else chunks(len(values), len(layer)):
+            classes = values.shape[1] if layer is None else len(layer)
+            for rows in chunks(len(values), classes, values.device):
                 hidden = values[rows].to(dtype)
                 logits = hidden if layer is None else F.linear(hidden, layer, offset)
                 logits = logits.detach().float().requires_grad_()

@@ -5,11 +5,12 @@ Positions index the flattened samples: position `sample * length + token` of inp
 The logits are by far the largest activation of a language model. Hooks on the output layer select the labelled
 positions of its input, or replace it by the identity, so that logits can be computed from the hidden states chunk by
 chunk. `LabelledHead.check` tests on a sample whether a model permits that and leaves its logits unchanged afterwards.
+What follows the attention of BERT's last block is also computed at labelled positions only.
 """
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,8 +27,16 @@ from common.teachers.objective import unwrap
 TRANSFORMS: dict[type, str] = {BertForMaskedLM: "cls"}
 """Models whose output layer is the end of a module that treats each position separately, and that module's name."""
 
+LAST_BLOCKS: dict[type, Callable[[Any], Any]] = {BertForMaskedLM: lambda model: model.bert.encoder.layer[-1]}
+"""Models whose last block treats each position separately from its `attention.output` on, and that block."""
+
 CHUNK = 2**22
 """Number of logits in a chunk; fewer are computed at once."""
+CPU_CHUNK = 2**20
+"""The same on a CPU, where few logits stay in its cache, and in memory that the process has already."""
+CPU_ROWS = 64
+"""Smallest number of positions in a chunk on a CPU, where `CHUNK` permits it: the weights of the output layer, and
+their gradients, are read for every chunk."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +64,11 @@ class LabelledOutput:
     @property
     def is_one_chunk(self) -> bool:
         """Whether the logits are computed at once."""
-        return len(self) * self.number_of_classes <= CHUNK
+        return len(self) <= rows_of_chunk(self.number_of_classes, self.values.device)
 
     def chunks(self) -> Iterator[slice]:
         """Consecutive rows, whose logits are computed together."""
-        return chunks(len(self), self.number_of_classes)
+        return chunks(len(self), self.number_of_classes, self.values.device)
 
     @property
     def weights(self) -> tuple[Tensor, Tensor | None]:
@@ -104,6 +113,7 @@ class LabelledHead:
         self._model = inner = unwrap(model)
         layer: Any = inner.get_output_embeddings() if isinstance(inner, PreTrainedModel) else None
         self._layer, self._hooks = layer, []
+        self._block: Any = None
         if layer is not None:
             name = TRANSFORMS.get(type(inner))
             entry: Any = layer if name is None else getattr(inner, name)
@@ -112,6 +122,9 @@ class LabelledHead:
                 layer.register_forward_pre_hook(self._take_hidden),
                 layer.register_forward_hook(self._give_hidden),
             ]
+            if type(inner) in LAST_BLOCKS:
+                self._block = LAST_BLOCKS[type(inner)](inner)
+                self._hooks.append(self._block.attention.output.register_forward_pre_hook(self._select_in_block))
         size = getattr(layer, "out_features", None)
         self.number_of_classes: int | None = size if classes is None else classes
         """None if it is unknown."""
@@ -132,7 +145,8 @@ class LabelledHead:
                 than fit in a chunk.
         """
         if chunked is None:
-            chunked = self.permits_chunks and len(positions) * self._layer.out_features > CHUNK
+            device = positions.device
+            chunked = self.permits_chunks and len(positions) > rows_of_chunk(self._layer.out_features, device)
         self._positions, self._skips_layer = positions, chunked and self.permits_chunks
         try:
             values = model(**inputs)["logits"]
@@ -196,6 +210,18 @@ class LabelledHead:
         """Hidden states (samples, length, hidden) to (labelled, hidden)."""
         return inputs if self._positions is None else (inputs[0].flatten(0, -2)[self._positions],)
 
+    def _select_in_block(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The same for all inputs, so that `_select` has nothing to do.
+
+        Not if the block applies dropout, as a seed would then give other random numbers, nor if it is computed again in
+        the backward pass.
+        """
+        drops = any(each.training and each.p > 0 for each in self._block.modules() if isinstance(each, nn.Dropout))
+        if self._positions is None or drops or self._block.gradient_checkpointing:
+            return inputs
+        positions, self._positions = self._positions, None
+        return tuple(states.flatten(0, -2)[positions] for states in inputs)
+
     def _take_hidden(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         """Keep the hidden states, and apply the layer to no positions."""
         if not self._skips_layer:
@@ -215,9 +241,15 @@ class LabelledHead:
         return self._probe
 
 
-def chunks(positions: int, classes: int) -> Iterator[slice]:
-    """Consecutive rows of logits (positions, classes), `CHUNK` logits at a time."""
-    size = max(1, CHUNK // classes)
+def rows_of_chunk(classes: int, device: torch.device) -> int:
+    """Largest number of positions of so many classes in a chunk on a device."""
+    most = max(CHUNK // classes, 1)
+    return min(max(CPU_CHUNK // classes, CPU_ROWS), most) if device.type == "cpu" else most
+
+
+def chunks(positions: int, classes: int, device: torch.device) -> Iterator[slice]:
+    """Consecutive rows of logits (positions, classes) on a device, `rows_of_chunk` at a time."""
+    size = rows_of_chunk(classes, device)
     return (slice(start, min(start + size, positions)) for start in range(0, positions, size))
 
 

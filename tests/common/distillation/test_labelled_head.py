@@ -117,3 +117,40 @@ def test_hidden_states_are_given_when_there_are_many_logits(monkeypatch):
     assert [part.start for part in rows] == list(range(0, len(positions), 3))
     parts = torch.cat([output.logits(part) for part in rows])
     torch.testing.assert_close(parts, model(**batch).logits.flatten(0, 1)[positions], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("dropout", "training", "selects"), [(0.0, True, True), (0.5, False, True), (0.5, True, False)]
+)
+def test_berts_last_block_computes_labelled_positions_unless_it_draws_random_numbers(dropout, training, selects):
+    batch, positions = batch_and_positions()
+    model = bert(0, dropout=dropout)
+    head = LabelledHead(model)
+    head.check(batch)
+    computed = []
+    block = model.bert.encoder.layer[-1]
+    block.output.register_forward_hook(lambda module, given, made: computed.append(made.shape[:-1].numel()))
+    model.train(training)
+    torch.manual_seed(0)
+    logits = head(model, batch, positions).logits()
+    torch.manual_seed(0)
+    torch.testing.assert_close(logits, model(**batch).logits.flatten(0, 1)[positions], rtol=1e-5, atol=1e-6)
+    assert computed == [len(positions) if selects else BATCH * LENGTH, BATCH * LENGTH]
+
+
+def test_berts_last_block_can_be_computed_again_for_the_backward_pass():
+    batch, positions = batch_and_positions()
+    gradients = []
+    for again in (False, True):
+        model = bert(0)
+        if again:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        LabelledHead(model)(model, batch, positions).logits().logsumexp(-1).sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("classes", "rows"), [(100, 2**20 // 100), (50_000, 64), (500_000, 2**22 // 500_000)])
+def test_chunks_on_a_cpu_are_small_but_have_several_rows(classes, rows):
+    parts = list(labelled_head.chunks(2 * rows + 1, classes, torch.device("cpu")))
+    assert parts == [slice(0, rows), slice(rows, 2 * rows), slice(2 * rows, 2 * rows + 1)]
