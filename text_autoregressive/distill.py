@@ -1,8 +1,8 @@
 """Train causal students on text from a teacher's checkpoints, one run per method, size, seed and number of steps.
 
     python distill.py laptop --teacher ../runs/text_autoregressive/laptop
-    python distill.py laptop --methods two-shot --checkpoint before inside after --first-steps 400
-    python distill.py laptop --steps 600 1200 --student-heads 2 4
+    python distill.py laptop --methods two-shot --checkpoint 200 600 1500 --first-steps 100
+    python distill.py laptop --steps 300 600 --student-heads 2 4
 
 All students see the same stream of samples.
 """
@@ -28,12 +28,14 @@ PRESETS = {
         **LAPTOP,
         student_heads=(2,),
         seeds=(2, 3, 4),  # the other arguments were chosen with other seeds
-        steps=(600, 1_200),
+        steps=(300, 600),
         lr=5e-3,
         temperature=1.0,
+        teacher_range=(400, 1_400),
+        teacher_every=20,
         eval_every=100,
         checkpoint_every=0,
-        first_steps=400,
+        first_steps=200,
         saturation_steps=200,
     ),
     "paper": DistillArguments(
