@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from measuring import best, peak_memory, row, write
+from measuring import peak_memory, row, write
 from torch import Tensor
 from training_speed import Setup, SpeedArguments, Subject, prepare, setups, speeds
 from transformers import BertForMaskedLM, GPTNeoXForCausalLM, PreTrainedModel
@@ -32,12 +32,14 @@ import text_autoregressive.training
 import text_mlm.distill
 import text_mlm.train
 import text_mlm.training
-from common.cli import command
+from common.arguments import worker_threads
+from common.cli import command, prepare_process
 from common.distillation.batches import Source, batch_tensors
 from common.language_models.setting import Setting
 from common.text.task import CorpusTask
 
 Way = Literal["plain", "here"]
+WAYS: tuple[Way, Way] = ("plain", "here")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class TextArguments(SpeedArguments):
     """Arguments of this benchmark."""
 
     repetitions: int = 5
-    """Each number is the best of so many."""
+    """Each time is the best of so many."""
 
 
 def subject(
@@ -118,13 +120,10 @@ def main(arguments: TextArguments) -> None:
     with tempfile.TemporaryDirectory() as directory:
         for name, of_setting in SUBJECTS.items():
             for number, setup in enumerate(setups(of_setting, arguments.steps, Path(directory) / name)):
+                print(name, end=", ")
                 found = speeds(setup, arguments.repetitions, ("float32",), rates)
-                rows += [{"setting": name, **each} for each in found]
-                places = name, number, arguments.steps, Path(directory) / name
-                plain, here = best(
-                    1, lambda places=places: memory("plain", *places), lambda places=places: memory("here", *places)
-                )
-                found = [row(f"{setup.name}, memory", "megabytes", plain / 1e6, here / 1e6, plain / here)]
+                plain, here = (memory(way, name, number, arguments.steps, setup.directory) for way in WAYS)
+                found.append(row(f"{setup.name}, memory", "megabytes", plain / 1e6, here / 1e6, plain / here))
                 rows += [{"setting": name, **each} for each in found]
     batch_size = SUBJECTS["text_mlm"].arguments.batch_size
     write(arguments.out, threads, rows, batch_size=batch_size, multiply_adds_per_second=rates["float32"])
@@ -145,8 +144,9 @@ def memory(way: Way, name: str, number: int, steps: int, directory: Path) -> flo
 
 
 def memory_here(way: Way, name: str, number: int, steps: int, directory: Path) -> float:
-    """The same in this process."""
-    prepare()
+    """The same in this process, which is prepared as that of a command."""
+    prepare_process()
+    torch.set_num_threads(worker_threads())
     setup: Setup = setups(SUBJECTS[name], steps, directory)[number]
     trainer = setup.plain("float32") if way == "plain" else setup.ours("float32")
     trainer.compute_loss(trainer.model, {name: value[:1] for name, value in setup.in_memory().items()}).backward()
