@@ -3,12 +3,12 @@
     python benchmarks/text.py [--out benchmarks/results/NAME.json]
 
 What is compared, and how, is in training_speed.py. Both ways have the size of the laptop presets (2 layers, teacher 8
-heads of 16, student 2 heads, 4,096 tokens, 64 blocks of 64 tokens per step, temperature 1) and the same batches; the
-plain way has the attention that transformers chooses.
+heads of 16, student 2 heads, 4,096 tokens, per step 64 blocks of 64 tokens for text_mlm and 32 for text_autoregressive,
+temperature 1) and the same batches; the plain way has the attention that transformers chooses.
 
 Memory is the largest resident set of the process during a training, less that before its first step: activations,
-gradients and the state of the optimiser. Each way trains in a process of its own, on a first step on few labels that
-loads the libraries and is not counted.
+gradients and the state of the optimiser. It is measured once, each way in a process of its own, after a first pass over
+one sample, which loads the libraries and is not counted.
 """
 
 import multiprocessing
@@ -43,7 +43,7 @@ WAYS: tuple[Way, Way] = ("plain", "here")
 
 
 @dataclass(frozen=True)
-class TextArguments(SpeedArguments):
+class TextSpeedArguments(SpeedArguments):
     """Arguments of this benchmark."""
 
     repetitions: int = 5
@@ -114,7 +114,7 @@ SUBJECTS = {
 }
 
 
-def main(arguments: TextArguments) -> None:
+def main(arguments: TextSpeedArguments) -> None:
     threads, _, rates = prepare()
     rows = []
     with tempfile.TemporaryDirectory() as directory:
@@ -124,9 +124,8 @@ def main(arguments: TextArguments) -> None:
                 found = speeds(setup, arguments.repetitions, ("float32",), rates)
                 plain, here = (memory(way, name, number, arguments.steps, setup.directory) for way in WAYS)
                 found.append(row(f"{setup.name}, memory", "megabytes", plain / 1e6, here / 1e6, plain / here))
-                rows += [{"setting": name, **each} for each in found]
-    batch_size = SUBJECTS["text_mlm"].arguments.batch_size
-    write(arguments.out, threads, rows, batch_size=batch_size, multiply_adds_per_second=rates["float32"])
+                rows += [{"setting": name, "batch_size": of_setting.arguments.batch_size, **each} for each in found]
+    write(arguments.out, threads, rows, multiply_adds_per_second=rates["float32"])
 
 
 def memory(way: Way, name: str, number: int, steps: int, directory: Path) -> float:
@@ -157,4 +156,4 @@ def memory_here(way: Way, name: str, number: int, steps: int, directory: Path) -
 
 
 if __name__ == "__main__":
-    command(lambda: main(tyro.cli(TextArguments, description=__doc__)))
+    command(lambda: main(tyro.cli(TextSpeedArguments, description=__doc__)))

@@ -11,11 +11,11 @@ Tokens per second are those that are not padding. Each figure is the best of sev
 "bf16 against float32" is this project's way in bfloat16 against the plain way in float32; the other rows have the same
 precision on both sides.
 
-Printed beside it: the share of the time in which the processor could do the arithmetic. Per token a layer of width h
-has 12 h^2 multiply-adds in its linear maps and 2 h T in the attention of sentences of T tokens, half as many if it is
-causal; a setting says how many the head has. Backwards it is twice as many, and a teacher has the first part only. They
-are compared with the rate of a large matrix product in the same precision. Padding is not counted, and neither is
-anything but matrix products.
+Beside each figure is printed the share of its time that the processor would need for the arithmetic alone. Per token a
+layer of width h has 12 h^2 multiply-adds in its linear maps and 2 h T in the attention of sentences of T tokens, half
+as many if it is causal; a setting says how many the head has. Backwards it is twice as many, and a teacher has the
+first part only. They are compared with the rate of a large matrix product in the same precision. Padding is not
+counted, and neither is anything but matrix products.
 """
 
 import time

@@ -131,6 +131,12 @@ def two_shot_students(
 
 
 def robust_quartiles(probe: Mapping[str, Any], n: int = NGRAM) -> list[float]:
-    """25th, 50th and 75th percentiles of M_robust for n-grams, of one model."""
-    found = next(entry["percentiles"] for entry in probe["robust"] if entry["n"] == n)
+    """25th, 50th and 75th percentiles of M_robust for n-grams, of one model.
+
+    Raises:
+        MissingError: n-grams of this length were not probed.
+    """
+    found = next((entry["percentiles"] for entry in probe["robust"] if entry["n"] == n), None)
+    if found is None:
+        raise MissingError(f"{n}-grams were not probed; rerun the probe with {n} among its --sizes")
     return [float(f"{found[key]:.4g}") for key in ("25", "50", "75")]

@@ -61,6 +61,7 @@ def contexts(data: Mapping[str, Any]) -> Finding:
     found = data["kneser_ney"]
     nearest = [int(np.argmin(of_steps)) for of_steps in found["kl"]]
     nearest_steps = [found["steps"][i] for i in nearest]
+    closest = [found["orders"][i] for i in np.argmin(found["kl"], axis=0)]
     rows = [
         [
             str(n),
@@ -83,10 +84,10 @@ def contexts(data: Mapping[str, Any]) -> Finding:
         "divergence of its predictions from those of n-gram models.",
         verdicts=[
             Verdict(
-                "The larger n, the later the teacher is nearest to the n-gram model",
-                nearest_steps == sorted(nearest_steps) and nearest_steps[0] < nearest_steps[-1],
+                "The order of the n-gram model that the teacher is nearest to rises over training, and never falls",
+                closest == sorted(closest) and closest[0] < closest[-1],
                 ", ".join(
-                    f"n = {n}: step {steps_text(step)}" for n, step in zip(found["orders"], nearest_steps, strict=True)
+                    f"n = {n} from step {steps_text(found['steps'][closest.index(n)])}" for n in dict.fromkeys(closest)
                 ),
             )
         ],

@@ -87,13 +87,15 @@ def lines(folder: Path) -> Iterator[bytes]:
             documents, characters, found = documents + 1, characters + len(document), True
         print(f"{package}: {documents:,} documents, {characters:,} characters")
     if not found:
-        raise UserError(f"none of the packages {', '.join(PACKAGES)} has been unpacked: apt-get must reach a mirror")
+        raise UserError(
+            f"none of the packages {', '.join(PACKAGES)} has been unpacked: apt-get needs package lists and a mirror"
+        )
 
 
 def entries(index: Path) -> Iterator[str]:
     """The entries of a dictionary in the format of dictd, in the order of its text; each has several headwords."""
     text = gzip.decompress(index.with_suffix(".dict.dz").read_bytes())
-    rows = [line.split("\t") for line in index.read_text().splitlines()]
+    rows = [line.split("\t") for line in index.read_text(encoding="utf-8", errors="replace").splitlines()]
     for start, length in sorted({(number(row[1]), number(row[2])) for row in rows if not row[0].startswith("00")}):
         entry = text[start : start + length]
         try:
@@ -168,7 +170,7 @@ def anarchism(folder: Path) -> Iterator[str]:
     """The sections of the FAQ and of its appendices, in the order of the files' names."""
     for path in sorted([*folder.glob("append*.html"), *folder.glob("sec*.html")]):
         page = Sections()
-        page.feed(path.read_text())
+        page.feed(path.read_text(encoding="utf-8", errors="replace"))
         page.close()
         yield from filter(None, map(paragraphs, page.texts))
 
@@ -181,10 +183,11 @@ def bible(data: Path) -> Iterator[str]:
         return
     arguments = [str(program), "-f", "-p", str(data.parent), "ge1:1-re22:21"]
     try:
-        printed = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
+        done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"bible-kjv: cannot be executed here ({error})")
         return
+    printed = done.stdout.decode(errors="replace")
     verses = [match for line in printed.splitlines() if (match := CHAPTER.fullmatch(line))]
     for _, chapter in groupby(verses, key=lambda match: match["chapter"]):
         yield " ".join(verse["verse"] for verse in chapter)

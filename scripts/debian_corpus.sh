@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make a corpus from packages of Debian: two dictionaries, the King James Bible and "An Anarchist FAQ", 60 MB of
+# Make a corpus from packages of Debian: two dictionaries, the King James Bible and "An Anarchist FAQ", 58 MB of
 # English with one JSON object per line.  scripts/debian_corpus.sh OUT.jsonl
 # Nothing is installed and root is not needed: the packages are downloaded and unpacked in a temporary folder.
 set -euo pipefail

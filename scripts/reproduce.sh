@@ -21,8 +21,8 @@ if [ "$setting" = all ]; then
     python figures/report.py --preset "$preset" --runs runs
     exit
 fi
-# the teacher's probes; but for text, the budget and first checkpoints of two-shot students; for GPT-2 on grammars also
-# other label levels, their probes, and the arguments of their teachers and students
+# the teacher's probes; except for text, the budget and first checkpoints of two-shot students; for GPT-2 on grammars
+# also other label levels, their probes, and the arguments of their teachers and students
 levels=""
 level_probes=(bayes-optimal)
 level_teacher=""

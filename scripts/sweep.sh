@@ -100,7 +100,7 @@ esac
 # disk space for a teacher
 teacher_megabytes=100
 [ "$preset" != paper ] || teacher_megabytes=2000
-[[ "$setting $preset" != text_*" paper" ]] || teacher_megabytes=60000
+[[ "$setting $preset" != text_*" paper" ]] || teacher_megabytes=80000
 
 name=$sweep-$setting-$preset$changed
 directory=runs/$setting/sweeps/$name

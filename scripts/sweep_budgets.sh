@@ -17,7 +17,8 @@ case "$setting $preset" in
     "PCFG_autoregressive laptop") budgets=(400 600 1000 2000) ;;
     PCFG_*" paper") budgets=(2000 4000 8000 16000) ;;
     text_*" smoke") budgets=(30 60) ;;
-    text_*" laptop") budgets=(300 600 1200 2400) ;;
+    "text_mlm laptop") budgets=(400 600 1200 2400) ;;
+    "text_autoregressive laptop") budgets=(300 600 1200 2400) ;;
     text_*" paper") budgets=(24000 60000 120000) ;;
 esac
 

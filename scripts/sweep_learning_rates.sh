@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Does the ranking of the methods depend on the learning rate? CE, one-shot and progressive students at several learning rates,
-# three seeds.
+# Does the ranking of the methods depend on the learning rate? CE, one-shot and progressive students at several learning
+# rates, three seeds.
 
 set -euo pipefail
 # shellcheck source=scripts/sweep.sh

@@ -33,7 +33,7 @@ LAST_BLOCKS: dict[type, Callable[[Any], Any]] = {BertForMaskedLM: lambda model: 
 CHUNK = 2**22
 """Number of logits in a chunk; fewer are computed at once."""
 CPU_CHUNK = 2**20
-"""The same on a CPU, where few logits stay in its cache, and in memory that the process has already."""
+"""The same on a CPU: smaller chunks stay in its cache, and use memory that the process has already."""
 CPU_ROWS = 64
 """Smallest number of positions in a chunk on a CPU, where `CHUNK` permits it: the weights of the output layer, and
 their gradients, are read for every chunk."""
@@ -211,10 +211,9 @@ class LabelledHead:
         return inputs if self._positions is None else (inputs[0].flatten(0, -2)[self._positions],)
 
     def _select_in_block(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The same for all inputs, so that `_select` has nothing to do.
+        """Select the positions in all inputs of the block's `attention.output`; `_select` then has nothing to do.
 
-        Not if the block applies dropout, as a seed would then give other random numbers, nor if it is computed again in
-        the backward pass.
+        Not if the block applies dropout, whose random numbers would change, or is computed again in the backward pass.
         """
         drops = any(each.training and each.p > 0 for each in self._block.modules() if isinstance(each, nn.Dropout))
         if self._positions is None or drops or self._block.gradient_checkpointing:

@@ -62,9 +62,11 @@ def tokenizer_of(path: Path | str) -> PreTrainedTokenizerBase | None:
         return None
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # that of `tokenizers` is no subclass
         if Path(path).is_dir():
             raise UserError(f"{path} has a tokenizer that cannot be loaded: {str(error).splitlines()[0]}") from error
+        if not isinstance(error, OSError | ValueError):
+            raise
         return None
     return tokenizer
 

@@ -252,8 +252,16 @@ def rows_at_equal_distances(
     return np.concatenate(found)
 
 
-def evaluation_rows(blocks: Blocks, samples: int, weights: Sequence[float] | None = None) -> NDArray[np.int64]:
-    """Rows (samples,) of `blocks.held_out` that every run is evaluated on; see `rows_at_equal_distances`.
+def held_out_rows(
+    blocks: Blocks, samples: int, weights: Sequence[float] | None = None, option: str = "--eval-samples"
+) -> NDArray[np.int64]:
+    """Rows (samples,) of `blocks.held_out` at equal distances; with the defaults, those that every run is evaluated on.
+
+    Args:
+        blocks: prepared ones.
+        samples: how many.
+        weights: of the corpora; by default their numbers of held-out blocks.
+        option: that gives the number of samples, for messages.
 
     Raises:
         UserError: there are too few.
@@ -263,8 +271,8 @@ def evaluation_rows(blocks: Blocks, samples: int, weights: Sequence[float] | Non
     for corpus, share, rows in zip(blocks.corpora, shares, ranges, strict=True):
         if share > len(rows):
             raise UserError(
-                f"{corpus.name} has {len(rows):,} held-out blocks and the evaluation needs {share:,}: give fewer "
-                "--eval-samples, or a larger --held-out"
+                f"{corpus.name} has {len(rows):,} held-out blocks, but {share:,} are needed: give fewer "
+                f"{option}, or a larger --held-out"
             )
     return rows_at_equal_distances(blocks, "held_out", samples, weights)
 
@@ -272,13 +280,13 @@ def evaluation_rows(blocks: Blocks, samples: int, weights: Sequence[float] | Non
 def evaluation_batches(
     blocks: Blocks, task: TextTask, samples: int, batch_size: int, weights: Sequence[float] | None = None
 ) -> list[Any]:
-    """The blocks of `evaluation_rows` in batches, whatever the seed of a run; the last may be smaller.
+    """The blocks of `held_out_rows` in batches, whatever the seed of a run; the last may be smaller.
 
     Raises:
         UserError: there are too few, or they do not suit the task.
     """
     task.require_fit(blocks)
-    rows = evaluation_rows(blocks, samples, weights)
+    rows = held_out_rows(blocks, samples, weights)
     tokens = blocks.held_out[rows].astype(np.int64)
     cuts = [slice(start, start + batch_size) for start in range(0, samples, batch_size)]
     first = np.zeros_like(rows)

@@ -10,7 +10,9 @@
 Files are read and hub datasets streamed a little at a time, so that a corpus of any size fits into memory.
 """
 
+import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +33,9 @@ BOOK_CHARACTERS = 4096
 """BookCorpus has a sentence per row; successive ones are joined into documents of slightly more characters."""
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
+_ENDS = 1 << 20
+"""Bytes at either end of a file that identify it, with its size and time."""
+
 _ROWS = 1024
 """Rows of a parquet file that are read together."""
 
@@ -64,7 +69,7 @@ class Corpus:
             )
 
     def identity(self) -> dict[str, Any]:
-        """JSON values that change if the corpus does; cheap, so that of a file it has the size and time, not a hash.
+        """JSON values that change if the corpus does; cheap, so of a file only its ends are hashed.
 
         A hub dataset without @revision has the same identity when it changes there; its commit is among the notes.
         """
@@ -73,7 +78,11 @@ class Corpus:
             return {"docs": 1, "python": sources.python, "packages": sources.packages}
         if Path(self.name).suffix in _SUFFIXES:
             status = Path(self.name).stat()
-            identity = {"file": Path(self.name).name, "bytes": status.st_size, "changed": status.st_mtime_ns}
+            with Path(self.name).open("rb") as file:
+                ends = hashlib.sha256(file.read(_ENDS))
+                file.seek(-min(_ENDS, status.st_size), os.SEEK_END)
+                ends.update(file.read())
+            identity = {"bytes": status.st_size, "changed": status.st_mtime_ns, "sha256_of_ends": ends.hexdigest()}
             return identity if self.name.endswith(".txt") else {**identity, "column": self.column}
         return {"hub": self.name, **({} if self.name == WIKIPEDIA_BOOKS else {"column": self.column})}
 

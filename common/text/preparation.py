@@ -56,6 +56,8 @@ def prepared(data: TextData, folder: Path | None = None) -> Blocks:
                 shutil.rmtree(unfinished, ignore_errors=True)
                 try:
                     _prepare(data, directory, unfinished)
+                    if place_of(data, folder) != directory:
+                        raise UserError("a corpus was changed while it was prepared: rerun the command")
                     os.rename(unfinished, directory)
                 finally:
                     shutil.rmtree(unfinished, ignore_errors=True)
@@ -88,7 +90,8 @@ def _prepare(data: TextData, directory: Path, unfinished: Path) -> None:
     tokenizer = _tokenizer(data, corpora)
     tokenizer.save_pretrained(unfinished / "tokenizer")
     trained = time.perf_counter()
-    dtype = "uint16" if len(tokenizer) <= 1 << 16 else "uint32"
+    vocabulary = max(tokenizer.get_vocab().values()) + 1  # ids may have gaps
+    dtype = "uint16" if vocabulary <= 1 << 16 else "uint32"
     files = {split: BlockFile(unfinished / f"{split}.npy", data.length, dtype) for split in stored.SPLITS}
     encoder, known = Encoder(plain(tokenizer)), NearDuplicates()
     overlap = SentenceOverlap(unfinished / "sentences", len(corpora))
@@ -113,7 +116,7 @@ def _prepare(data: TextData, directory: Path, unfinished: Path) -> None:
     blocks = Blocks(
         directory=directory,
         length=data.length,
-        vocabulary=len(tokenizer),
+        vocabulary=vocabulary,
         separator=separator_of(tokenizer),
         mask=tokenizer.mask_token_id,
         special=tuple(sorted(tokenizer.all_special_ids)),

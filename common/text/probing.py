@@ -14,7 +14,7 @@ from common.distillation.labelled_head import LabelledHead
 from common.errors import UserError
 from common.language_models.probing import probe_models, probed_task
 from common.language_models.setting import Setting
-from common.probes.kneser_ney import KneserNey, divergence_statistics, divergences
+from common.probes.kneser_ney import MOST, KneserNey, divergence_statistics, divergences
 from common.probes.ngrams import (
     CausalNgramVariants,
     NgramQueries,
@@ -26,9 +26,9 @@ from common.probes.ngrams import (
 )
 from common.teachers.objective import objective_of
 from common.text.arguments import KneserNeyArguments, NgramArguments
-from common.text.batches import MaskedText, rows_at_equal_distances
+from common.text.batches import MaskedText, held_out_rows, rows_at_equal_distances
 from common.text.task import CorpusTask
-from common.text.words import begins_word
+from common.text.words import begins_word, begins_word_in
 
 
 def ngrams(arguments: NgramArguments, argv: Sequence[str], setting: Setting) -> None:
@@ -50,7 +50,10 @@ def ngrams(arguments: NgramArguments, argv: Sequence[str], setting: Setting) -> 
     device_of(arguments.device)
     task: CorpusTask = probed_task(arguments, setting)
     hide_masked = hides_masked(task)
-    sequences = list(probed_samples(task, arguments.samples))
+    if max(arguments.sizes) > task.positions:
+        raise UserError(f"samples of {task.positions} tokens are too short for --sizes {max(arguments.sizes)}")
+    samples = probed_samples(task, arguments.samples)
+    sequences = list(samples)
     options: dict[str, Any] = {
         "spacing": 1,
         "limit": task.positions,
@@ -60,7 +63,7 @@ def ngrams(arguments: NgramArguments, argv: Sequence[str], setting: Setting) -> 
     }
     if arguments.unit == "word":
         begins = begins_word(task.tokenizer, task.vocabulary)
-        options["begins_word"] = [begins[sequence] for sequence in sequences]
+        options["begins_word"] = list(begins_word_in(samples, begins, task.blocks.is_special))
     shown: NgramVariants | CausalNgramVariants
     if hide_masked is None:
         shown = CausalNgramVariants(sequences, task.blocks.ordinary, keeps_first=False, **options)
@@ -93,19 +96,22 @@ def kneser_ney(arguments: KneserNeyArguments, argv: Sequence[str], setting: Sett
     """
     require_at_least(1, arguments, "samples", "order", "tokens", "rows")
     require_seed(arguments, "seed")
+    if arguments.order > MOST:
+        raise UserError(f"--order must be at most {MOST}, got {arguments.order}")
     device_of(arguments.device)
     task: CorpusTask = probed_task(arguments, setting)
     hide_masked, beside = hides_masked(task), arguments.order - 1
-    if task.positions < 2 * beside + 1:
+    first = max(beside, 1) if hide_masked is None else beside  # a causal model does not predict the first token
+    if task.positions < first + beside + 1:
         raise UserError(
             f"samples of {task.positions} tokens are too short for --order {arguments.order}: give a smaller one"
         )
     samples = probed_samples(task, arguments.samples)
     generator = np.random.Generator(np.random.Philox(key=[arguments.seed, 0]))
     special = [] if hide_masked is None else list(task.blocks.special)
-    allowed = ~np.isin(samples[:, beside : task.positions - beside], special)
+    allowed = ~np.isin(samples[:, first : task.positions - beside], special)
     samples = samples[allowed.any(1)]
-    places = np.array([beside + generator.choice(np.flatnonzero(row)) for row in allowed[allowed.any(1)]])
+    places = np.array([first + generator.choice(np.flatnonzero(row)) for row in allowed[allowed.any(1)]])
     rows = np.arange(len(samples))
     truth = samples[rows, places]
     model = fitted(task, arguments.order, arguments.tokens)
@@ -168,16 +174,15 @@ def probed_samples(task: CorpusTask, samples: int) -> NDArray[np.int64]:
     Raises:
         UserError: there are too few.
     """
-    rows = rows_at_equal_distances(task.blocks, "held_out", samples, task.weights)
-    if len(rows) < samples:
-        raise UserError(
-            f"there are too few held-out blocks: give at most {len(rows):,} --samples, or a larger --held-out"
-        )
+    rows = held_out_rows(task.blocks, samples, task.weights, "--samples")
     return task.blocks.held_out[rows].astype(np.int64)
 
 
 def fitted(task: CorpusTask, order: int, tokens: int) -> KneserNey:
-    """An n-gram model of training blocks at equal distances, with at most `tokens` tokens, mixed as in training."""
+    """An n-gram model of training blocks at equal distances, with at most `tokens` tokens.
+
+    They are mixed by the weights as far as each corpus suffices.
+    """
     count = min(len(task.blocks.train), max(1, tokens // task.blocks.length))
     rows = rows_at_equal_distances(task.blocks, "train", count, task.weights)
     return KneserNey.fit(task.blocks.train[rows], order, task.vocabulary)

@@ -1,5 +1,6 @@
 """`data.py` of the settings on text: prepare blocks, and say what they are."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ def text_data(arguments: Mapping[str, Any]) -> TextData:
     """What the blocks of a command's arguments, by name, are made from; files have absolute names."""
     tokenizer = arguments["tokenizer"]
     return TextData(
-        corpora=tuple(str(Path(name).resolve()) if Path(name).is_file() else name for name in arguments["corpus"]),
+        corpora=tuple(os.path.abspath(name) if Path(name).is_file() else name for name in arguments["corpus"]),
         text_column=arguments["text_column"],
         tokenizer=str(Path(tokenizer).resolve()) if Path(tokenizer).is_dir() else tokenizer,
         vocabulary=arguments["vocabulary"],

@@ -13,6 +13,7 @@ from common.distillation.vocabulary import classes_of, shared_classes, tokenizer
 from common.errors import UserError
 from common.language_models.models import Tokens
 from common.language_models.setting import Setting
+from common.probes.checkpoints import is_run
 from common.teachers.loading import build_model, read_model
 from common.teachers.objective import Objective
 from common.text.arguments import Arguments
@@ -21,7 +22,7 @@ from common.text.batches import (
     TextBatches,
     TextTask,
     evaluation_batches,
-    evaluation_rows,
+    held_out_rows,
     require_weights,
     weights_of,
 )
@@ -107,7 +108,7 @@ def text_setting(
         new_model=new_model,
         load_model=load_model,
         trainer_options=lambda task: {"processing_class": task.tokenizer},
-        notes=lambda path, task: [],
+        notes=notes,
         identity=identity,
         resolved=resolved,
         describe=describe,
@@ -128,7 +129,7 @@ def training_batches(arguments: Arguments, task: CorpusTask, steps: int, seed: i
             f"{', '.join(task.data.corpora)} has {blocks:,} training blocks, fewer than --batch-size "
             f"{arguments.batch_size}: give a larger corpus, or a smaller --length or --batch-size"
         )
-    evaluation_rows(task.blocks, arguments.eval_samples, task.weights)  # before anything of the run is made
+    held_out_rows(task.blocks, arguments.eval_samples, task.weights)  # before anything of the run is made
     return TextBatches(task.blocks, task.batch_of, seed, arguments.batch_size, task.weights)
 
 
@@ -153,6 +154,15 @@ def resolved(task: CorpusTask) -> dict[str, Any]:
     }
 
 
+def notes(path: Path, task: CorpusTask) -> list[str]:
+    """A line if masked positions are hidden from a model that may not have been trained so, being of no run."""
+    is_hidden = isinstance(task.batch_of, MaskedText) and task.batch_of.hide_masked
+    if not is_hidden or is_run(path.parent):
+        return []
+    advice = "give --no-hide-masked to distill.py and --hide-masked False to probe.py"
+    return [f"{path.name}: masked positions are hidden from attention; if it was trained like BERT, {advice}"]
+
+
 def identity(task: CorpusTask) -> dict[str, Any]:
     """Hashes of the documents and of the tokenizer, and what decides which tokens are seen and predicted."""
     masks = {"hide_masked": task.batch_of.hide_masked} if isinstance(task.batch_of, MaskedText) else {}
@@ -168,10 +178,10 @@ def describe(arguments: Mapping[str, Any]) -> str:
     """The data of a run's arguments, by name, in words."""
     documents = ", ".join(digest[:8] for digest in arguments["documents"])
     tokenizer = f"tokenizer {arguments['tokenizer']} {arguments['tokenizer_sha256'][:8]}"
-    hidden = "".join(f", hide_masked {arguments[name]}" for name in ("hide_masked",) if name in arguments)
+    hidden = f", hide_masked {arguments['hide_masked']}" if "hide_masked" in arguments else ""
     return (
         f"the text {', '.join(arguments['corpus'])} (documents {documents}, {tokenizer}, "
-        f"{arguments['held_out']:.0%} held out{hidden})"
+        f"{arguments['held_out']:g} held out{hidden})"
     )
 
 

@@ -44,7 +44,7 @@ most a quarter of the vocabulary."""
 def train_tokenizer(
     read: Callable[[], Iterable[str]], kind: Kind, vocabulary: int, characters: int = TRAINING_CHARACTERS
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer that depends on the documents, their order aside, and on the arguments alone.
+    """A tokenizer that depends on the documents, their order aside if all are read, and on the arguments.
 
     Args:
         read: gives the documents, each time it is called; only the counts of their words are kept.
@@ -70,7 +70,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     advice = "give wordpiece or bpe to train one, a directory with tokenizer.json, or a model on the hub"
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except Exception as error:  # that of `tokenizers` is no subclass
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"cannot load the tokenizer {name} ({reason[0]}): {advice}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):

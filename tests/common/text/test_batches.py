@@ -19,7 +19,7 @@ from common.text.batches import (
     Selection,
     TextBatches,
     evaluation_batches,
-    evaluation_rows,
+    held_out_rows,
     rows_at_equal_distances,
     shares_of,
 )
@@ -209,17 +209,19 @@ def test_wrong_weights_are_one_line(train, weights, message):
 
 def test_evaluation_takes_blocks_at_equal_distances_of_each_corpus():
     blocks = blocks_of([5, 5], [10, 30])
-    assert evaluation_rows(blocks, 8).tolist() == [0, 5, 10, 15, 20, 25, 30, 35]
-    assert evaluation_rows(blocks, 8, [1, 1]).tolist() == [0, 2, 5, 7, 10, 17, 25, 32]
-    assert evaluation_rows(blocks, 40).tolist() == list(range(40))
+    assert held_out_rows(blocks, 8).tolist() == [0, 5, 10, 15, 20, 25, 30, 35]
+    assert held_out_rows(blocks, 8, [1, 1]).tolist() == [0, 2, 5, 7, 10, 17, 25, 32]
+    assert held_out_rows(blocks, 40).tolist() == list(range(40))
     assert rows_at_equal_distances(blocks, "held_out", 30, [1, 0]).tolist() == list(range(10))
     assert rows_at_equal_distances(blocks, "train", 4, [0, 1]).tolist() == [5, 6, 7, 8]
     for task in (CausalText(), MaskedText()):
         whole, parts = (evaluation_batches(blocks, task, 8, size) for size in (8, 3))
         assert [len(part.labels) for part in parts] == [3, 3, 2]
         assert torch.equal(torch.cat([part.labels for part in parts]), whole[0].labels)
-    with pytest.raises(UserError, match=r"corpus0 has 10 held-out blocks and the evaluation needs 15: give fewer"):
-        evaluation_rows(blocks, 30, [1, 1])
+    with pytest.raises(
+        UserError, match=r"corpus0 has 10 held-out blocks, but 15 are needed: give fewer --eval-samples"
+    ):
+        held_out_rows(blocks, 30, [1, 1])
 
 
 # Tasks

@@ -17,7 +17,7 @@ from common.probes.kneser_ney import KneserNey
 from common.probes.ngrams import CausalNgramVariants
 from common.runs.run import Run
 from common.text.probing import fitted, hides_masked, probed_samples
-from common.text.words import begins_word
+from common.text.words import begins_word, begins_word_in
 from tests.commands import change_config
 from tests.models import save_suite
 from tests.text import CAUSAL, CORPUS, MASKED, TEXT_SETTINGS
@@ -261,6 +261,7 @@ WITHOUT_DATA = (
     ("distill", "--teacher {}"),
     ("probe", "ngrams --samples 0 --run {teacher}"),
     ("probe", "kneser-ney --rows 0 --run {teacher}"),
+    ("probe", "kneser-ney --order 6 --run {teacher}"),
     ("probe", "ngrams --run {}/missing --tokenizer wordpiece"),
 )
 if not torch.cuda.is_available():
@@ -376,9 +377,9 @@ def test_a_causal_models_ngrams_end_at_the_predicted_token(capsys, teacher_of, o
     found = probe(CAUSAL, capsys, teacher, *words)
     task = task_of_run(teacher, CAUSAL.setting)
     samples = list(probed_samples(task, 12))
-    begins = begins_word(task.tokenizer, task.vocabulary)
+    begins = begins_word_in(np.array(samples), begins_word(task.tokenizer, task.vocabulary), task.blocks.is_special)
     ordinary = np.setdiff1d(np.arange(task.vocabulary), task.blocks.special)
-    options = {"begins_word": [begins[sample] for sample in samples]} if unit == "word" else {}
+    options = {"begins_word": list(begins)} if unit == "word" else {}
     variants = CausalNgramVariants(
         samples, ordinary, spacing=1, limit=12, positions=1, sizes=(2, 3), keeps_first=False, **options
     )
@@ -389,9 +390,9 @@ def test_a_causal_models_ngrams_end_at_the_predicted_token(capsys, teacher_of, o
             (row, p), variant = variants.pairs[index // 5], index % 5
             assert column == p - 1
             same = tokens[:p] == samples[row][:p]
-            starts = np.flatnonzero(begins[samples[row][:p]]) if unit == "word" else np.arange(p)
+            starts = np.flatnonzero(begins[row][:p]) if unit == "word" else np.arange(p)
             if unit == "word":
-                assert begins[samples[row][p]]
+                assert begins[row][p]
             if variant == 0:
                 assert same.all()
                 original = plain_prediction(CAUSAL, model, task, samples[row], p, ())
@@ -408,17 +409,21 @@ def test_a_causal_models_ngrams_end_at_the_predicted_token(capsys, teacher_of, o
         np.testing.assert_allclose(statistics["values"], expected, atol=1e-5)
 
 
-def test_the_divergence_from_ngram_models(setting, capsys, teacher):
-    found = probe(setting, capsys, teacher, "kneser-ney", "--samples", 10, "--order", 3, "--rows", 4)
+@pytest.mark.parametrize("order", [1, 3])
+def test_the_divergence_from_ngram_models(setting, capsys, teacher, order):
+    found = probe(setting, capsys, teacher, "kneser-ney", "--samples", 10, "--order", order, "--rows", 4)
     task = task_of_run(teacher, setting.setting)
     samples = probed_samples(task, 10)
-    assert {path.stem for path in (teacher / "probes").iterdir() if "kneser" in path.stem} == {
-        "kneser_ney-samples10-order3"
-    }
+    assert (teacher / "probes" / f"kneser_ney-samples10-order{order}.json").exists()
     special = list(task.blocks.special) if setting is MASKED else []
     generator = np.random.Generator(np.random.Philox(key=[0, 0]))
-    places = np.array([2 + generator.choice(np.flatnonzero(~np.isin(sample[2:-2], special))) for sample in samples])
-    ngrams = KneserNey.fit(np.asarray(task.blocks.train), 3, task.vocabulary)
+    beside = order - 1
+    first = beside or int(setting is CAUSAL)  # a causal model predicts no first token
+    inside = slice(first, samples.shape[1] - beside)
+    places = np.array(
+        [first + generator.choice(np.flatnonzero(~np.isin(sample[inside], special))) for sample in samples]
+    )
+    ngrams = KneserNey.fit(np.asarray(task.blocks.train), order, task.vocabulary)
     for entry in found["checkpoints"]:
         model = loaded(setting, teacher / f"checkpoint-{entry['step']}")
         rows = [
@@ -430,8 +435,8 @@ def test_the_divergence_from_ngram_models(setting, capsys, teacher):
         predicted[:, ordinary] = np.stack(rows)[:, ordinary]
         predicted /= predicted.sum(1, keepdims=True)
         for n, statistics in enumerate(entry["ngrams"], 1):
-            left = np.stack([sample[p - 2 : p] for sample, p in zip(samples, places, strict=True)])
-            right = np.stack([sample[p + 1 : p + 3] for sample, p in zip(samples, places, strict=True)])
+            left = np.stack([sample[p - beside : p] for sample, p in zip(samples, places, strict=True)])
+            right = np.stack([sample[p + 1 : p + order] for sample, p in zip(samples, places, strict=True)])
             q = ngrams.distributions(left, n) if setting is CAUSAL else ngrams.window_distributions(left, right, n)
             q = q[:, ordinary] / q[:, ordinary].sum(1, keepdims=True)
             p = predicted[:, ordinary]
