@@ -33,7 +33,7 @@ import text_mlm.distill
 import text_mlm.train
 import text_mlm.training
 from common.arguments import worker_threads
-from common.cli import command, prepare_process
+from common.cli import command
 from common.distillation.batches import Source, batch_tensors
 from common.language_models.setting import Setting
 from common.text.task import CorpusTask
@@ -143,8 +143,7 @@ def memory(way: Way, name: str, number: int, steps: int, directory: Path) -> flo
 
 
 def memory_here(way: Way, name: str, number: int, steps: int, directory: Path) -> float:
-    """The same in this process, which is prepared as that of a command."""
-    prepare_process()
+    """The same in this process."""
     torch.set_num_threads(worker_threads())
     setup: Setup = setups(SUBJECTS[name], steps, directory)[number]
     trainer = setup.plain("float32") if way == "plain" else setup.ours("float32")

@@ -1,6 +1,5 @@
 """How a command starts and ends: presets on its command line, exit codes, and one-line errors instead of tracebacks."""
 
-import ctypes
 import errno
 import gc
 import hashlib
@@ -22,13 +21,6 @@ PRESET_DESCRIPTIONS = {"smoke": "seconds", "laptop": "shows the effect in minute
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 """Errors of the file system, not of this code."""
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Options of glibc's `mallopt`."""
-KEPT_BLOCK = 2**25
-"""Bytes of the largest block that is kept: glibc permits no more."""
-KEPT_MEMORY = 2**31 - 1
-"""Bytes at the end of the heap that are kept: glibc permits no more."""
 
 
 def run_command(presets: Mapping[str, Any], run: Callable[[Any, Sequence[str]], None], description: str | None) -> None:
@@ -80,14 +72,8 @@ def prepare_process() -> None:
 
     numba caches compiled code, but looks for changes only in the file of a compiled function and not in the files whose
     functions it calls. The cache is therefore kept under a hash of all sources that are compiled.
-
-    glibc returns large freed blocks to the system, and gets them back page by page: 4,000 to 40,000 pages in each
-    training step of the laptop presets on text. They are kept instead.
     """
     gc.set_threshold(10_000, 10, 10)
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None:
-        mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK)
-        mallopt(M_TRIM_THRESHOLD, KEPT_MEMORY)
     cache = ROOT / "common" / "__pycache__"
     if "NUMBA_CACHE_DIR" not in os.environ and os.access(cache.parent, os.W_OK):
         packages = [folder for folder in ROOT.iterdir() if (folder / "__init__.py").exists()]
