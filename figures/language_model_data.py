@@ -6,7 +6,7 @@ from typing import Any
 
 from finding_runs import FoundRun, MissingError, Part, final_accuracies, students_of, with_arguments
 
-from common.distillation.choosing import find_transition
+from common.distillation.choosing import Transition, find_transition
 from common.distillation.supervision import first_checkpoint
 from common.errors import UserError
 from common.teachers.curves import Curve
@@ -35,13 +35,18 @@ def teacher_data(teacher: FoundRun, names: Collection[str]) -> dict[str, Any]:
 
 
 def phases_of(records: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
-    """The phases of a teacher's loss; None without a transition, as after very few steps."""
-    steps, losses = (tuple(record[name] for record in records) for name in ("step", "loss"))
+    """The phases of a teacher's loss, or else of its error rate; None without a transition, as after very few steps."""
+    transition = transition_of(records)
+    return None if transition is None else {name: round(step, 1) for name, step in asdict(transition.phases).items()}
+
+
+def transition_of(records: Sequence[Mapping[str, Any]]) -> Transition | None:
+    """The transition of a teacher, if there is one."""
+    steps, losses, accuracies = (tuple(record[name] for record in records) for name in ("step", "loss", "accuracy"))
     try:
-        phases = find_transition(Curve(steps, losses, "metrics.jsonl")).phases
+        return find_transition(Curve(steps, losses, "metrics.jsonl", accuracies))
     except UserError:
         return None
-    return {name: round(step, 1) for name, step in asdict(phases).items()}
 
 
 def compared_students(

@@ -16,6 +16,7 @@ from language_model_data import (
     robust_quartiles,
     teacher_data,
     teachers_among,
+    transition_of,
 )
 
 from text_autoregressive.distill import PRESETS as AUTOREGRESSIVE_STUDENTS
@@ -51,7 +52,8 @@ def collect(found: Sequence[FoundRun], preset: str, setting: SettingName) -> Col
 
     Returns:
         Always: `setting`, `preset`, `commands`, `versions`, `commits`, `corpus`, `documents` (their hashes), `teacher`,
-        and its `phases` (None without a transition). By part: `ngrams`, `word_ngrams`, `kneser_ney` and `students`.
+        its `phases` (None without a transition), and the curve that shows them, `phases_in`. By part: `ngrams`,
+        `word_ngrams`, `kneser_ney` and `students`.
 
     Raises:
         MissingError: there is no teacher; the message names the command that makes it.
@@ -62,11 +64,13 @@ def collect(found: Sequence[FoundRun], preset: str, setting: SettingName) -> Col
     teacher = only_run(trained, f"the teacher of {setting} {preset}", f"python -m {setting}.train {preset}")
     own = PRESETS[setting].students[preset]
     names = ("layers", "heads", "head_dim", "batch_size", "lr", "steps", "seed", "vocabulary", "length")
+    transition = transition_of(teacher.records())
     always = {
         "corpus": teacher.arguments["corpus"],
         "documents": [digest[:16] for digest in teacher.arguments["documents"]],
         "teacher": teacher_data(teacher, names),
         "phases": phases_of(teacher.records()),
+        "phases_in": None if transition is None else transition.curve,
     }
     command = f"python -m {setting}.distill {preset}"
     parts = {

@@ -55,18 +55,18 @@ def curriculum(data: dict[str, Any]) -> Figure:
 
 
 def contexts(data: dict[str, Any]) -> Figure:
-    """M_robust of n-grams (a) of tokens and (b) of words; (c) the divergence from n-gram models of tokens."""
+    """(a) The divergence from n-gram models of tokens; M_robust of n-grams (b) of tokens and (c) of words."""
     figure, axes = new_figure(columns=3, width=PAGE_WIDTH, height=2.5)
-    tokens, words, divergence = axes[0]
-    for axis, part, title in ((tokens, "ngrams", "(a) tokens"), (words, "word_ngrams", "(b) words")):
+    divergence, tokens, words = axes[0]
+    for axis, part, title in ((tokens, "ngrams", "(b) tokens"), (words, "word_ngrams", "(c) words")):
         found = data[part]
         _draw_orders(axis, found["steps"], found["sizes"], found["medians"])
         axis.set_ylabel(r"median $M_\mathrm{robust}$")
         panel_title(axis, title)
     found = data["kneser_ney"]
     _draw_orders(divergence, found["steps"], found["orders"], found["kl"])
-    divergence.set_ylabel("KL(teacher || n-gram model), nats")
-    panel_title(divergence, "(c) n-gram models")
+    divergence.set_ylabel("KL(teacher || n-gram), nats")
+    panel_title(divergence, "(a) n-gram models of tokens")
     for axis in axes[0]:
         axis.set_ylim(0)
         finish_teacher_axis(axis, data["phases"], found["steps"][0], found["steps"][-1])

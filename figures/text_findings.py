@@ -28,8 +28,8 @@ def curriculum(data: Mapping[str, Any]) -> Finding:
         verdicts=[
             Verdict(
                 "The teacher's loss falls in three phases (flat, drop, slow tail)",
-                phases is not None,
-                transition_text(phases),
+                phases is not None and data["phases_in"].startswith("the loss"),
+                transition_text(phases) + ("" if phases is None else f" in {data['phases_in']}"),
             ),
             Verdict(
                 f"The dependence on {ngrams['n']}-grams (median M_robust) is largest inside the teacher's transition",
@@ -80,8 +80,8 @@ def contexts(data: Mapping[str, Any]) -> Finding:
         title="How far the teacher's context reaches",
         claim="Over training, the teacher's predictions first resemble those of a unigram model, then those of n-gram "
         "models of rising order.",
-        alt="Three panels over the teacher's training steps: its dependence on n-grams of tokens and of words, and the "
-        "divergence of its predictions from those of n-gram models.",
+        alt="Three panels over the teacher's training steps: the divergence of its predictions from those of n-gram "
+        "models, and its dependence on n-grams of tokens and of words.",
         verdicts=[
             Verdict(
                 "The order of the n-gram model that the teacher is nearest to rises over training, and never falls",

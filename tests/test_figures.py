@@ -851,7 +851,7 @@ def test_the_text_figures_draw_the_data(made_up_text):
         assert shaded(axis) == [data["phases"]["start"]]
     assert not shaded(students)
 
-    tokens, words, models = text_figures.contexts(data).axes
+    models, tokens, words = text_figures.contexts(data).axes
     np.testing.assert_allclose(lines_of(tokens)["n = 3"], data["ngrams"]["medians"][0])
     np.testing.assert_allclose(lines_of(words)["n = 3"], data["word_ngrams"]["medians"][0])
     np.testing.assert_allclose(lines_of(models)["n = 1"], data["kneser_ney"]["kl"][0])

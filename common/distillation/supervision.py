@@ -217,7 +217,8 @@ def first_checkpoint(
         name: a teacher step, which is returned unchanged, or "before", "inside" or "after" the teacher's transition.
         steps: teacher steps at which checkpoints exist, increasing.
         directory: the teacher's, with its training curve in metrics.jsonl or in another log.
-        loss_of_record: from a record of metrics.jsonl to the value whose drop is the transition.
+        loss_of_record: from a record of metrics.jsonl to the value whose drop is the transition; if there is none, that
+            of the error rate is used.
 
     Raises:
         UserError: `name` is none of these, or the curve is missing or has no transition.
@@ -229,8 +230,9 @@ def first_checkpoint(
         raise UserError(f"--checkpoint must be a teacher step, before, inside or after; got {name!r}")
     if (directory / "metrics.jsonl").exists():
         records = Run(directory).records()
-        evaluated = tuple(record["step"] for record in records)
-        phases = find_transition(Curve(evaluated, tuple(map(loss_of_record, records)), "metrics.jsonl")).phases
+        evaluated, accuracies = (tuple(record[name] for record in records) for name in ("step", "accuracy"))
+        curve = Curve(evaluated, tuple(map(loss_of_record, records)), "metrics.jsonl", accuracies)
+        phases = find_transition(curve).phases
     elif directory.is_dir() and (log := find_log(directory)):
         phases = find_transition(read_curve(log)).phases
     else:

@@ -330,7 +330,7 @@ def test_without_a_transition_against_the_step_one_against_its_logarithm_is_used
     losses += [3.56, 3.52, 3.44, 3.42]  # of a BERT on text
     with (tmp_path / "metrics.jsonl").open("w") as file:
         for step, loss in zip(steps, losses, strict=True):
-            file.write(json.dumps({"step": step, "loss": loss}) + "\n")
+            file.write(json.dumps({"step": step, "loss": loss, "accuracy": 0.5}) + "\n")
     with pytest.raises(UserError, match="no transition"):
         find_phases(steps, losses)
     for named, expected in {"before": 600, "inside": 1600, "after": 3400}.items():
@@ -338,14 +338,17 @@ def test_without_a_transition_against_the_step_one_against_its_logarithm_is_used
 
 
 def test_a_teacher_without_a_curve_or_without_a_transition_is_refused(directory, tmp_path_factory):
-    empty = tmp_path_factory.mktemp("plain")
+    empty, rising = tmp_path_factory.mktemp("plain"), tmp_path_factory.mktemp("rising")
+    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.dumps({**record, "accuracy": record["loss"] / 4}) + "\n" for record in records]
+    (rising / "metrics.jsonl").write_text("".join(lines))
     for path in (empty, empty / "missing"):
         with pytest.raises(UserError, match="has no training log to find a transition in: give --checkpoint a teacher"):
             first_checkpoint("inside", STEPS, path, loss_of)
     with pytest.raises(UserError, match="no teacher checkpoint inside the transition"):
         first_checkpoint("inside", STEPS, directory, loss_of)
     with pytest.raises(UserError, match="has no transition"):
-        first_checkpoint("inside", STEPS, directory, lambda record: -record["loss"])
+        first_checkpoint("inside", STEPS, rising, lambda record: -record["loss"])
 
 
 # Supervision
