@@ -5,6 +5,7 @@ import gc
 import hashlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,10 @@ from common.runs.stopping import Stopped, catch_stop_signals
 PRESET_DESCRIPTIONS = {"smoke": "seconds", "laptop": "shows the effect in minutes", "paper": "the published size"}
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 """Errors of the file system, not of this code."""
+
+RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def run_command(presets: Mapping[str, Any], run: Callable[[Any, Sequence[str]], None], description: str | None) -> None:
@@ -54,14 +57,23 @@ def command(main: Callable[[], object]) -> None:
     except UserError as error:
         _exit(f"error: {error}", error.exit_code)
     except OSError as error:
-        if error.errno not in (*DISK_FULL, *NO_ACCESS):
-            raise
-        place = f"{error.filename}: " if error.filename else ""
-        _exit(f"error: {place}{error.strerror}; once this is fixed, rerun the command to resume", 2)
+        _exit_for_disk(error)
+        raise
     except Stopped as stopped:
         _exit(str(stopped), stopped.exit_code)
     except KeyboardInterrupt:
         _exit("interrupted: rerun the command to resume from the last saved state", 130)
+    except Exception as error:
+        if match := RUST_ERROR.search(str(error)):  # `tokenizers` raises its errors of the file system as Exception
+            _exit_for_disk(OSError(int(match[1]), os.strerror(int(match[1]))))
+        raise
+
+
+def _exit_for_disk(error: OSError) -> None:
+    """End the command if the disk is full or access is denied."""
+    if error.errno in (*DISK_FULL, *NO_ACCESS):
+        place = f"{error.filename}: " if error.filename else ""
+        _exit(f"error: {place}{error.strerror}; once this is fixed, rerun the command to resume", 2)
 
 
 def prepare_process() -> None:

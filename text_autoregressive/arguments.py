@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from common.errors import UserError
 from common.text import arguments
+
+SMALLEST_ROTATED_HEAD = 8
+"""Dimensions of a head of which a quarter is a pair, the least that is rotated."""
 
 SMOKE: dict[str, Any] = {**arguments.SMOKE, "tokenizer": "bpe"}
 LAPTOP: dict[str, Any] = {**arguments.LAPTOP, "tokenizer": "bpe", "batch_size": 32}
@@ -25,3 +29,16 @@ class PrepareArguments(arguments.PrepareArguments):
 
     tokenizer: str = "bpe"
     """wordpiece or bpe, to be trained on the corpora; or a directory or a model on the hub."""
+
+
+def require_rotated_positions(arguments: Arguments) -> None:
+    """Reject heads that are too small for GPT-NeoX to see positions, of which a quarter of the dimensions is rotated.
+
+    Raises:
+        UserError: names the option.
+    """
+    if arguments.architecture == "gpt-neox" and arguments.head_dim < SMALLEST_ROTATED_HEAD:
+        raise UserError(
+            f"--head-dim must be at least {SMALLEST_ROTATED_HEAD} for GPT-NeoX, or it would not see positions; got "
+            f"{arguments.head_dim}"
+        )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from common.cli import command, run_command
 from common.language_models import arguments
-from text_autoregressive.arguments import LAPTOP, PAPER, SMOKE, Arguments
+from text_autoregressive.arguments import LAPTOP, PAPER, SMOKE, Arguments, require_rotated_positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ def train(arguments: TrainArguments, argv: Sequence[str] = ()) -> None:
     from common.language_models import commands  # these take seconds to import, and `command` prepares the process
     from text_autoregressive.training import SETTING
 
+    require_rotated_positions(arguments)
     commands.train(arguments, PRESETS, SETTING, argv)
 
 

@@ -232,7 +232,13 @@ def first_checkpoint(
         records = Run(directory).records()
         evaluated, accuracies = (tuple(record[name] for record in records) for name in ("step", "accuracy"))
         curve = Curve(evaluated, tuple(map(loss_of_record, records)), "metrics.jsonl", accuracies)
-        phases = find_transition(curve).phases
+        try:
+            phases = find_transition(curve).phases
+        except UserError as error:
+            raise UserError(
+                f"the training curve of {directory} has no transition: give --checkpoint one of its steps, "
+                f"{steps[0]} to {steps[-1]}"
+            ) from error
     elif directory.is_dir() and (log := find_log(directory)):
         phases = find_transition(read_curve(log)).phases
     else:

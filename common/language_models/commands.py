@@ -74,6 +74,11 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     default = _default_teacher(arguments.preset, setting)
     arguments = replace(arguments, teacher=resolve_teacher(arguments.teacher, default, ROOT))
     directory = ROOT / arguments.teacher
+    if arguments.teacher == default and not directory.exists():
+        raise UserError(
+            f"there is no teacher {default}: give --teacher, or train it with python -m {setting.name}.train "
+            f"{arguments.preset}"
+        )
     teacher = find_checkpoints(directory if directory.exists() else arguments.teacher, arguments.teacher_pattern)
     own = own_teacher(directory, (setting.name,))
     students = []
@@ -149,5 +154,5 @@ def _check_own_teacher(
     theirs, ours = config["arguments"], config_of(arguments, task, setting)
     if any(theirs.get(name) != ours[name] for name in setting.identity(task)):
         data = f"{setting.describe(theirs)}, but here the data is {setting.describe(ours)}"
-        raise UserError(f"{directory} was trained on {data}: give the teacher's arguments")
+        raise UserError(f"{directory} was trained on {data}: give another --teacher, or the teacher's arguments")
     return config.get("id")

@@ -15,6 +15,7 @@ from common.probes.arguments import ProbedArguments
 from common.runs.files import read_json, write_file
 from common.runs.names import RUNS, default_name
 from common.runs.progress import progress
+from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints, local_path
 
 UNNAMED = ("run", "out", "device", "columns", "rows")
@@ -108,7 +109,7 @@ def identity(arguments: ProbedArguments, path: Path, data: ProbedData = NO_DATA)
     run = str(arguments.run.resolve() if arguments.run.exists() else arguments.run)
     task = given_task(arguments)
     if task is None:
-        return {"run": run, "settings": settings}
+        return {"run": run, "id": Run(arguments.run).config.get("id"), "settings": settings}
     whose = {"run": run, "settings": {**settings, **task, **data.resolved}}
     return {**whose, "data": dict(data.identity)} if data.identity else whose
 
@@ -141,7 +142,7 @@ def probe_checkpoints(
     checkpoints = find_checkpoints(arguments.run, arguments.teacher_pattern)
     path = probe_file(arguments, setting, name, data)
     content: dict[str, Any] = (
-        json.loads(path.read_text())
+        read_json(path, "remove it, and it is measured again")
         if path.exists()
         else {"argv": list(argv), **identity(arguments, path, data), "checkpoints": []}
     )

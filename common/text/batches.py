@@ -89,9 +89,12 @@ class MaskedText:
             raise UserError(f"--mask-rate must be from {MIN_MASK_RATE} to {MAX_MASK_RATE}, got {self.mask_rate}")
 
     def require_fit(self, blocks: Blocks) -> None:
-        """Raise a `UserError` if the tokenizer has no mask token."""
+        """Raise a `UserError` if the tokenizer has no mask token, or uses it for something else as well."""
+        advice = "give --tokenizer wordpiece, or one of a masked model"
         if blocks.mask is None:
-            raise UserError("the tokenizer has no mask token: give --tokenizer wordpiece, or one of a masked model")
+            raise UserError(f"the tokenizer has no mask token: {advice}")
+        if blocks.mask == blocks.separator:
+            raise UserError(f"the tokenizer's mask token also ends a document: {advice}")
 
     def batch(self, blocks: Blocks, selection: Selection) -> MaskedBatch:
         """Masked blocks; see `TextTask.batch`."""
@@ -315,7 +318,7 @@ def require_weights(weights: Sequence[float], corpora: int) -> None:
     """
     if len(weights) != corpora:
         raise UserError(f"--weights has {len(weights)} numbers for {corpora} corpora: give one for each")
-    if not all(weight >= 0 and math.isfinite(weight) for weight in weights) or not sum(weights) > 0:
+    if not all(weight >= 0 for weight in weights) or not 0 < sum(weights) < math.inf:
         raise UserError(f"--weights must be at least 0 and not all 0, got {' '.join(map(str, weights))}")
 
 

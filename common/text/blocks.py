@@ -41,6 +41,9 @@ FORMAT = 1
 
 SPLITS = ("train", "held_out")
 
+TRAINED = ("wordpiece", "bpe")
+"""Tokenizers that are trained on the corpora."""
+
 
 @dataclass(frozen=True)
 class TextData:
@@ -195,7 +198,7 @@ def place_of(data: TextData, folder: Path = FOLDER) -> Path:
     """
     from common.text.corpora import Corpus
 
-    if data.tokenizer in ("wordpiece", "bpe"):
+    if data.tokenizer in TRAINED:
         tokenizer: dict[str, Any] = {"trained": data.tokenizer, "vocabulary": data.vocabulary}
     else:
         from common.text.tokenization import load_tokenizer, tokenizer_hash
@@ -231,7 +234,7 @@ class BlockFile:
         """Continue the latest block with more tokens."""
         joined = np.concatenate([self._rest, tokens.astype(self._dtype)])
         full = len(joined) // self._length
-        joined[: full * self._length].tofile(self._file)
+        self._file.write(joined[: full * self._length].data)
         self._rest = joined[full * self._length :].copy()
         self.blocks += full
 

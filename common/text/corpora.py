@@ -19,12 +19,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError, listed
+from common.errors import UserError
 from common.text import docstrings
 from common.text.hub import NAME, HubDataset, first_line, no_column
 
 DOCS = "docs"
 WIKIPEDIA_BOOKS = "wikipedia-books"
+NAMED = (DOCS, WIKIPEDIA_BOOKS)
 WIKIPEDIA = "wikimedia/wikipedia:20231101.en"
 BOOKS = "bookcorpus/bookcorpus@refs/convert/parquet"
 """The hub's own conversion: `datasets` no longer runs the script that the dataset has."""
@@ -54,18 +55,19 @@ class Corpus:
     """Column with the documents, of JSON, parquet and hub datasets."""
 
     def __post_init__(self) -> None:
-        if self.name in (DOCS, WIKIPEDIA_BOOKS):
+        if self.name in NAMED:
             return
         path = Path(self.name)
         if path.suffix in _SUFFIXES:
             if not path.is_file():
-                raise UserError(f"{path} is {'a directory' if path.is_dir() else 'missing'}: give an existing file")
+                kind = "a directory" if path.is_dir() else "no regular file" if path.exists() else "missing"
+                raise UserError(f"{path} is {kind}: give an existing file")
             if path.stat().st_size == 0:
                 raise UserError(f"{path} is empty: give a file with documents")
         elif path.exists() or not NAME.fullmatch(self.name):
             raise UserError(
-                f"{self.name} is no corpus: give {DOCS}, {WIKIPEDIA_BOOKS}, a file that ends in {listed(_SUFFIXES)}, "
-                "or a dataset on the hub as org/name or org/name:config"
+                f"{self.name} is no corpus: give {DOCS}, {WIKIPEDIA_BOOKS}, a .txt, .jsonl or .parquet "
+                "file, or a dataset on the hub as org/name or org/name:config"
             )
 
     def identity(self) -> dict[str, Any]:
@@ -171,7 +173,7 @@ def _read_json_lines(path: Path, column: str) -> Iterator[str]:
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
             raise UserError(f"line {number} of {path} is not a JSON object: give one object per line")
@@ -192,6 +194,8 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
             for batch in file.iter_batches(_ROWS, columns=[column]):
                 for value in batch.column(0).to_pylist():
                     yield _text(value, str(path), column)
+    except UnicodeDecodeError:
+        raise _no_text(path) from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a parquet file, or is damaged ({first_line(error)}): give another") from error
 

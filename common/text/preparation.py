@@ -32,6 +32,9 @@ from common.text.tokenization import (
     train_tokenizer,
 )
 
+WARNED_UNKNOWN, MOST_UNKNOWN = 0.05, 0.5
+"""Shares of unknown tokens in a corpus from which on there is a warning, or an error."""
+
 BATCH_CHARACTERS = 1 << 20
 """Characters of documents that are processed together, or a little more."""
 
@@ -96,12 +99,14 @@ def _prepare(data: TextData, directory: Path, unfinished: Path) -> None:
     encoder, known = Encoder(plain(tokenizer)), NearDuplicates()
     overlap = SentenceOverlap(unfinished / "sentences", len(corpora))
     packed = [
-        _pack(corpus, i, data, encoder, separator_of(tokenizer), known, files, overlap)
+        _pack(corpus, i, data, encoder, separator_of(tokenizer), tokenizer.unk_token_id, known, files, overlap)
         for i, corpus in enumerate(corpora)
     ]
     for i, (sentences, trained_on) in enumerate(overlap.counts()):
         notes = {"held_out_sentences": sentences, "held_out_sentences_in_training": trained_on}
         packed[i] = replace(packed[i], notes={**packed[i].notes, **notes})
+    for corpus in packed:
+        _warn_of_repeats(corpus)
     for split, file in files.items():
         file.close()
         if not file.blocks:
@@ -112,7 +117,7 @@ def _prepare(data: TextData, directory: Path, unfinished: Path) -> None:
                 + "; blank lines separate the documents of a .txt file"
             )
     for corpus in packed:
-        _warn_of_repeats(corpus)
+        _check_unknown(corpus, tokenizer)
     blocks = Blocks(
         directory=directory,
         length=data.length,
@@ -139,8 +144,22 @@ def _warn_of_repeats(corpus: CorpusBlocks) -> None:
         )
 
 
+def _check_unknown(corpus: CorpusBlocks, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Warn if the tokenizer does not know much of a corpus.
+
+    Raises:
+        UserError: it does not know most of it.
+    """
+    share = corpus.notes["unknown_tokens"] / max(corpus.train_tokens + corpus.held_out_tokens, 1)
+    line = f"{share:.0%} of the tokens of {corpus.name} are {tokenizer.unk_token}: give a tokenizer for its language"
+    if share > MOST_UNKNOWN:
+        raise UserError(line)
+    if share > WARNED_UNKNOWN:
+        print(f"warning: {line}", file=sys.stderr)
+
+
 def _tokenizer(data: TextData, corpora: Sequence[Corpus]) -> PreTrainedTokenizerFast:
-    if data.tokenizer not in ("wordpiece", "bpe"):
+    if data.tokenizer not in stored.TRAINED:
         return load_tokenizer(data.tokenizer)
 
     def training_documents() -> Iterator[str]:
@@ -163,6 +182,7 @@ def _pack(
     data: TextData,
     encoder: Encoder,
     separator: int,
+    unknown: int | None,
     known: NearDuplicates,
     files: dict[str, BlockFile],
     overlap: SentenceOverlap,
@@ -170,7 +190,7 @@ def _pack(
     """Append a corpus, of this index, to the files of both sides."""
     before = {split: file.blocks for split, file in files.items()}
     documents, tokens = dict.fromkeys(files, 0), dict.fromkeys(files, 0)
-    duplicates, characters, digest = 0, 0, hashlib.sha256()
+    duplicates, characters, unknown_tokens, digest = 0, 0, 0, hashlib.sha256()
     for batch in _batches(corpus):
         normal = [normalised(document) for document in batch]
         accepted = known.accept(normal)
@@ -192,6 +212,7 @@ def _pack(
                 files[split].append(ids)
                 documents[split] += int(np.count_nonzero(counts))
                 tokens[split] += len(ids)
+                unknown_tokens += int(np.count_nonzero(ids == unknown)) if unknown != separator else 0
     for file in files.values():
         file.drop_rest()
     return CorpusBlocks(
@@ -205,7 +226,7 @@ def _pack(
         duplicates=duplicates,
         characters=characters,
         sha256=digest.hexdigest(),
-        notes=corpus.notes(),
+        notes={**corpus.notes(), "unknown_tokens": unknown_tokens},
     )
 
 

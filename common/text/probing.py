@@ -50,7 +50,7 @@ def ngrams(arguments: NgramArguments, argv: Sequence[str], setting: Setting) -> 
     device_of(arguments.device)
     task: CorpusTask = probed_task(arguments, setting)
     hide_masked = hides_masked(task)
-    if max(arguments.sizes) > task.positions:
+    if max(arguments.sizes) >= task.positions:
         raise UserError(f"samples of {task.positions} tokens are too short for --sizes {max(arguments.sizes)}")
     samples = probed_samples(task, arguments.samples)
     sequences = list(samples)

@@ -6,8 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
 from common.text.arguments import PrepareArguments
-from common.text.blocks import Blocks, TextData
+from common.text.blocks import TRAINED, Blocks, TextData
+from common.text.corpora import NAMED
 from common.text.preparation import prepared
 from common.text.sentences import WORDS
 
@@ -15,10 +17,16 @@ from common.text.sentences import WORDS
 def text_data(arguments: Mapping[str, Any]) -> TextData:
     """What the blocks of a command's arguments, by name, are made from; files have absolute names."""
     tokenizer = arguments["tokenizer"]
+    if not tokenizer:
+        raise UserError("--tokenizer is empty: give wordpiece or bpe, a directory, or a model on the hub")
+    is_directory = tokenizer not in TRAINED and Path(tokenizer).is_dir()
     return TextData(
-        corpora=tuple(os.path.abspath(name) if Path(name).is_file() else name for name in arguments["corpus"]),
+        corpora=tuple(
+            os.path.abspath(name) if name not in NAMED and Path(name).is_file() else name
+            for name in arguments["corpus"]
+        ),
         text_column=arguments["text_column"],
-        tokenizer=str(Path(tokenizer).resolve()) if Path(tokenizer).is_dir() else tokenizer,
+        tokenizer=str(Path(tokenizer).resolve()) if is_directory else tokenizer,
         vocabulary=arguments["vocabulary"],
         length=arguments["length"],
         held_out=arguments["held_out"],

@@ -38,7 +38,7 @@ class SentenceOverlap:
 
     def train_on(self, documents: Sequence[str]) -> None:
         """Remember the sentences of normalised training documents, of any corpus."""
-        sentence_hashes(documents).tofile(self._file)
+        self._file.write(sentence_hashes(documents).data)
 
     def hold_out(self, documents: Sequence[str], corpus: int) -> None:
         """Remember the sentences of normalised held-out documents of a corpus, given by its index."""

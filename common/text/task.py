@@ -195,7 +195,13 @@ def load_checked(path: Path, task: CorpusTask, objective: Objective) -> PreTrain
     stored, tokenizer = read_model(path), tokenizer_of(path)
     if tokenizer is None:
         raise UserError(f"{path} has no tokenizer: save the teacher's there with tokenizer.save_pretrained")
-    shared_classes(task.vocabulary, classes_of(stored.config), task.tokenizer, tokenizer)
+    classes = classes_of(stored.config)
+    shared_classes(task.vocabulary, classes, task.tokenizer, tokenizer)
+    if classes is not None and classes < task.vocabulary:
+        raise UserError(
+            f"{path} has embeddings for {classes:,} tokens, but its tokenizer has {task.vocabulary:,}: resize them "
+            "with model.resize_token_embeddings before training"
+        )
     room = getattr(stored.config, "max_position_embeddings", None)
     if isinstance(room, int) and 0 < room < task.positions:
         raise UserError(

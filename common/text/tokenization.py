@@ -35,6 +35,7 @@ TRAINING_CHARACTERS = 200_000_000
 
 SMALLEST_VOCABULARY = 300
 """Byte-level BPE has a token for each of the 256 bytes."""
+LARGEST_VOCABULARY = 1 << 20
 
 CHARACTERS = 1000
 """Different characters that a WordPiece tokenizer knows at most, the most frequent ones, as of BERT; they are also at
@@ -53,10 +54,10 @@ def train_tokenizer(
         characters: stop after the document that reaches this number.
 
     Raises:
-        UserError: the vocabulary is smaller than `SMALLEST_VOCABULARY`.
+        UserError: the vocabulary is not between `SMALLEST_VOCABULARY` and `LARGEST_VOCABULARY`.
     """
-    if vocabulary < SMALLEST_VOCABULARY:
-        raise UserError(f"--vocabulary must be at least {SMALLEST_VOCABULARY}, got {vocabulary}")
+    if not SMALLEST_VOCABULARY <= vocabulary <= LARGEST_VOCABULARY:
+        raise UserError(f"--vocabulary must be from {SMALLEST_VOCABULARY} to {LARGEST_VOCABULARY:,}, got {vocabulary}")
     train = _train_wordpiece if kind == "wordpiece" else _train_bpe
     return train(lambda: _first(read(), characters), vocabulary)
 

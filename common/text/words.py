@@ -2,12 +2,11 @@
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
 
-CONTINUES = "##"
-"""How WordPiece begins the other tokens of a word."""
 BEGINS = ("Ġ", "Ċ", "ĉ", "č", "▁")
 """How byte-level BPE (for a space, a line break, a tab and a carriage return) and SentencePiece begin the first one."""
 
@@ -19,15 +18,16 @@ def begins_word(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> NDArray[
         UserError: the tokenizer has neither kind of mark.
     """
     special = set(tokenizer.all_special_ids)
-    texts = tokenizer.convert_ids_to_tokens(list(range(min(vocabulary, len(tokenizer)))))
-    if any(text.startswith(CONTINUES) for text in texts):
-        begins = [not text.startswith(CONTINUES) for text in texts]
+    known = {token: text for text, token in tokenizer.get_vocab().items()}
+    texts = [known.get(token, "") for token in range(vocabulary)]  # ids may have gaps
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if isinstance(model, WordPiece):
+        begins = [not text.startswith(model.continuing_subword_prefix) for text in texts]
     elif any(text.startswith(BEGINS) for text in texts):
         begins = [text.startswith(BEGINS) for text in texts]
     else:
         raise UserError("the tokenizer does not mark where words begin: leave out --unit word")
-    result = np.zeros(vocabulary, np.bool_)
-    result[: len(begins)] = begins
+    result = np.array(begins)
     result[list(special)] = True
     return result
 

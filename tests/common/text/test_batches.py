@@ -55,6 +55,7 @@ def blocks_of(train, held_out=(9,), length=12, vocabulary=50, special_rate=0.1, 
         is_special=np.isin(np.arange(vocabulary), SPECIAL),
         ordinary=np.setdiff1d(np.arange(vocabulary), SPECIAL),
         mask=mask,
+        separator=SPECIAL[0],
     )
 
 
@@ -193,6 +194,7 @@ def test_corpora_have_their_weights():
         ([5, 5], [1], "--weights has 1 numbers for 2 corpora: give one for each"),
         ([5, 5], [1, -1], "--weights must be at least 0 and not all 0, got 1 -1"),
         ([5, 5], [0, 0], "--weights must be at least 0 and not all 0"),
+        ([5, 5], [1e308, 1e308], "--weights must be at least 0 and not all 0"),
         ([5, 5], [math.nan, 1], "--weights must be at least 0 and not all 0"),
         ([5, 5], [math.inf, 1], "--weights must be at least 0 and not all 0"),
         ([5, 5], [1e-6, 1], "corpus0 has less than 1/4096 of the weight"),

@@ -265,7 +265,8 @@ def test_a_damaged_tokenizer_is_one_line(blocks, tmp_path):
         ({"corpora": ()}, "give one or more different corpora, not none"),
         ({"corpora": ("docs", "docs")}, "give one or more different corpora, not docs, docs"),
         ({"corpora": ("missing.txt",)}, r"missing\.txt is missing"),
-        ({"vocabulary": 100}, "--vocabulary must be at least 300, got 100"),
+        ({"vocabulary": 100}, "--vocabulary must be from 300 to 1,048,576, got 100"),
+        ({"vocabulary": 10**20}, "--vocabulary must be from 300 to 1,048,576, got 1"),
         (
             {"length": 100_000},
             "has no train block of 100000 tokens: give a larger corpus or a smaller --length; blank lines",
@@ -283,6 +284,28 @@ def test_what_cannot_be_prepared_is_one_line_and_leaves_nothing(corpora, tmp_pat
         prepared(data_of(corpora, **changes), tmp_path)
     assert "\n" not in str(caught.value)
     assert all(path.suffix == ".lock" for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bytes_at_most", [5_000, 40_000])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, bytes_at_most):
+    """While the tokenizer is saved, and while blocks are written."""
+    corpus = write_text(tmp_path / "a.txt", documents(3000))
+    code = "import resource, runpy, sys; import numba; import transformers; import common.text.report; "
+    code += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_at_most}, resource.RLIM_INFINITY)); "
+    code += "runpy.run_module('text_mlm.data', run_name='__main__')"
+    words = ["prepare", "--corpus", corpus, "--vocabulary", "300", "--length", "12", "--held-out", "0.2"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=ROOT,
+        env={**os.environ, "TEXT_BLOCKS": str(tmp_path / "blocks")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1] == "error: File too large; once this is fixed, rerun the command to resume"
+    assert len(done.stderr.splitlines()) == 2  # and the line that preparation begins
+    assert all(path.suffix == ".lock" for path in (tmp_path / "blocks").iterdir())
 
 
 def test_a_changed_file_is_prepared_again(tmp_path):

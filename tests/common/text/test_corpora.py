@@ -58,6 +58,14 @@ def test_parquet(tmp_path, monkeypatch):
     assert read(path) == DOCUMENTS
 
 
+def test_rows_that_cannot_be_decoded(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "other": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    refuse("line 1 of .*a.jsonl is not a JSON object", path)
+    pq.write_table(pa.table({"text": pa.array([b"a \xff"], pa.binary()).view(pa.string())}), tmp_path / "a.parquet")
+    refuse("a.parquet is not UTF-8 text", tmp_path / "a.parquet")
+
+
 def test_a_corpus_can_be_read_again(tmp_path):
     corpus = Corpus(str(write_rows(tmp_path / "a.jsonl", [{"text": "a"}])))
     assert list(corpus.documents()) == list(corpus.documents())

@@ -96,7 +96,8 @@ def test_no_sentence_of_a_held_out_document_is_trained_on(prepare):
     blocks, found = prepare([*originals, *changed])
     (corpus,) = blocks.corpora
     assert corpus.duplicates == 60
-    assert corpus.notes == {"held_out_sentences": 30 * sum(sides[0]), "held_out_sentences_in_training": 0}
+    expected = {"held_out_sentences": 30 * sum(sides[0]), "held_out_sentences_in_training": 0}
+    assert corpus.notes == {**expected, "unknown_tokens": 0}
     numbers = {split: set(re.findall(r"\b\d{3,5}\b", " ".join(texts))) for split, texts in found.items()}
     assert len(numbers["held_out"]) > 200
     assert not numbers["held_out"] & numbers["train"]
@@ -111,6 +112,7 @@ def test_shared_sentences_are_recorded_and_printed(prepare):
     expected = {
         "held_out_sentences": sum(30 + seed % 2 for seed in held_out),
         "held_out_sentences_in_training": sum(seed % 2 for seed in held_out),
+        "unknown_tokens": 0,
     }
     assert blocks.corpora[0].notes == expected
     assert json.loads((blocks.directory / "blocks.json").read_text())["corpora"][0]["notes"] == expected
@@ -121,5 +123,6 @@ def test_shared_sentences_are_recorded_and_printed(prepare):
 
 def test_documents_may_have_no_long_sentence(prepare):
     blocks, _ = prepare(documents(60, words=6))
-    assert blocks.corpora[0].notes == {"held_out_sentences": 0, "held_out_sentences_in_training": 0}
+    expected = {"held_out_sentences": 0, "held_out_sentences_in_training": 0}
+    assert blocks.corpora[0].notes == {**expected, "unknown_tokens": 0}
     assert len(summary(blocks)) == 2

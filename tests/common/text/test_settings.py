@@ -142,7 +142,7 @@ def test_a_teacher_of_another_split_or_mask_is_refused(tmp_path, capsys, teacher
     """Such a teacher may have been trained on what its students are evaluated on, or has seen other inputs."""
     out = ("--teacher", teacher_of(MASKED), "--out", tmp_path / "run")
     line = refusal(MASKED, capsys, *MASKED.distill, *words.split(), *out)
-    assert "give the teacher's arguments" in line
+    assert "give another --teacher, or the teacher's arguments" in line
 
 
 def test_probes_look_at_the_text_that_was_trained_on(setting, tmp_path, capsys):
@@ -206,7 +206,9 @@ def test_documents_with_the_same_beginning_are_noted(tmp_path, capsys):
         ("--corpus org/absent", "org/absent cannot be read from the hub, with HF_HUB_OFFLINE set"),
         ("--tokenizer {}/nothing", "cannot load the tokenizer"),
         ("--tokenizer org/absent", "cannot load the tokenizer org/absent"),
-        ("--vocabulary 299", "--vocabulary must be at least 300"),
+        ("--vocabulary 299", "--vocabulary must be from 300 to"),
+        ("--tokenizer wordpiece --corpus {}/han.txt", "han.txt are [UNK]: give a tokenizer for its language"),
+        ("--tokenizer=", "--tokenizer is empty: give wordpiece or bpe"),
         ("--length 1", "--length must be at least 2"),
         ("--length 100000", "has no train block of 100000 tokens"),
         ("--held-out 1", "--held-out must be between 0 and 1"),
@@ -220,6 +222,8 @@ def test_data_that_cannot_be_used_is_one_line(setting, tmp_path, capsys, monkeyp
         (tmp_path / name).write_bytes(bytes(range(256)) * 8)
     (tmp_path / "rows.jsonl").write_text('{"other": "words"}\n')
     (tmp_path / "short.txt").write_text("a few words")
+    han = np.random.default_rng(0).integers(0x4E00, 0x4E00 + 3000, (400, 80))
+    (tmp_path / "han.txt").write_text("\n\n".join("".join(map(chr, document)) for document in han))
     pq.write_table(pa.table({"other": ["words"]}), tmp_path / "rows.parquet")
     given = words.format(tmp_path).split()
     data = {"--corpus": CORPUS, "--vocabulary": 300, "--length": 12, "--held-out": 0.2}
@@ -241,6 +245,12 @@ def test_data_that_cannot_be_used_is_one_line(setting, tmp_path, capsys, monkeyp
 def test_a_mixture_or_batch_that_cannot_be_is_one_line(setting, tmp_path, capsys, teacher, words, named):
     for command in (setting.train, [*setting.distill, "--teacher", teacher]):
         assert named in refusal(setting, capsys, *command, *words.split(), "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_heads_in_which_gpt_neox_would_not_see_positions_are_refused(tmp_path, capsys):
+    words = (*CAUSAL.train, "--head-dim", 4, "--out", tmp_path / "run")
+    assert "--head-dim must be at least 8 for GPT-NeoX" in refusal(CAUSAL, capsys, *words)
     assert not (tmp_path / "run").exists()
 
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -68,7 +68,7 @@ def test_the_vocabulary_has_the_given_size(trained):
     assert len(set(tokens)) == 400
     for kind in KINDS:
         assert len(train_tokenizer(lambda: ["a few words"], kind, 10_000)) < 300
-        with pytest.raises(UserError, match="--vocabulary must be at least 300, got 299"):
+        with pytest.raises(UserError, match="--vocabulary must be from 300 to 1,048,576, got 299"):
             train_tokenizer(lambda: DOCUMENTS, kind, 299)
 
 
@@ -206,6 +206,7 @@ def test_other_tokenizers_give_the_ids_of_transformers(others, kind, some):
 @given(some=TEXTS)
 @settings(deadline=None, max_examples=50)
 def test_trained_tokenizers_give_the_ids_of_transformers(trained, kind, some):
+    assume(not any(token in some for token in trained[kind].all_special_tokens))  # words to us, special to transformers
     ids, _ = Encoder(plain(trained[kind])).encode([some], 7)
     assert ids.tolist()[:-1] == trained[kind](some, add_special_tokens=False).input_ids
 

@@ -3,29 +3,34 @@
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers.models import WordLevel, WordPiece
 from transformers import PreTrainedTokenizerFast
 
 from common.errors import UserError
 from common.text.words import begins_word, begins_word_in
 
 
-def tokenizer(*texts):
+def tokenizer(*texts, model=WordLevel):
     vocabulary = {text: i for i, text in enumerate(("[UNK]", *texts))}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocabulary, "[UNK]")), unk_token="[UNK]")
+    made = Tokenizer(model(vocabulary, unk_token="[UNK]"))
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]")
 
 
 @pytest.mark.parametrize(
-    ("texts", "begins"),
+    ("model", "texts", "begins"),
     [
-        (("the", "##re", "a"), [True, False, True]),
-        (("Ġthe", "re", "Ċ", "ĉ"), [True, False, True, True]),
-        (("▁the", "re"), [True, False]),
+        (WordPiece, ("the", "##re", "a", "Ġ"), [True, False, True, True]),
+        (WordLevel, ("Ġthe", "re", "Ċ", "ĉ", "##"), [True, False, True, True, False]),
+        (WordLevel, ("▁the", "re"), [True, False]),
     ],
 )
-def test_marks(texts, begins):
-    found = begins_word(tokenizer(*texts), len(texts) + 3)
-    np.testing.assert_array_equal(found, [True, *begins, False, False])
+def test_marks(model, texts, begins):
+    found = begins_word(tokenizer(*texts, model=model), len(texts) + 1)
+    np.testing.assert_array_equal(found, [True, *begins])
+
+
+def test_ids_that_a_tokenizer_lacks_begin_no_word_of_byte_level_bpe():
+    np.testing.assert_array_equal(begins_word(tokenizer("Ġthe"), 4), [True, True, False, False])
 
 
 def test_a_token_after_a_special_one_begins_a_word():
