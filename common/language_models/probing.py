@@ -16,12 +16,14 @@ def probed_task(arguments: ProbedArguments, setting: Setting) -> Any:
     """The task of the run that is probed, or the one given for a teacher that is not a run.
 
     Raises:
-        UserError: there is no checkpoint; the run is of another setting or its data has changed; or no task, or an
-            unknown one, is given.
+        UserError: the run is of another setting or its data has changed; or no task, or an unknown one, is given for a
+            teacher, or it has no checkpoint.
     """
     given = given_task(arguments)
+    if given is None:
+        return task_of_run(arguments.run, setting)
     find_checkpoints(arguments.run, arguments.teacher_pattern)  # before data is prepared, which may take minutes
-    return task_of_run(arguments.run, setting) if given is None else setting.task(given)
+    return setting.task(given)
 
 
 def probed_data(setting: Setting, task: Task) -> ProbedData:

@@ -141,11 +141,15 @@ def test_a_teacher_of_a_plain_trainer_works_as_it_is(tmp_path, capsys, plain_tea
 
 
 def test_a_depth_without_labels_is_refused_before_anything_is_made(tmp_path, capsys):
-    for words in (TRAIN, [*DISTILL, "--methods", "ce"]):
+    teacher = tmp_path / "teacher"
+    for name in ("config.json", "model.safetensors"):
+        (teacher / "checkpoint-10").mkdir(parents=True, exist_ok=True)
+        (teacher / "checkpoint-10" / name).write_text("{}")
+    for words in (TRAIN, [*DISTILL, "--methods", "ce", "--teacher", teacher]):
         words = [*words, "--start", 7, "--label-level", 2, "--out", tmp_path / "run"]
         line = AUTOREGRESSIVE.fail_in_one_line(capsys, *words)
         assert "--label-level 2 has no tokens: below 7, small has nonterminals at depths up to 1" in line
-    assert files(tmp_path) == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
 
 
 def test_a_label_level_that_there_is_not_is_refused(capsys):
