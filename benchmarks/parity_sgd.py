@@ -31,9 +31,10 @@ from common.parity.mlp import initial_tensors
 from common.parity.objective import FORWARD_KL, Objective
 from common.parity.task import make_task
 from parity_mlp.data import signs
-from parity_mlp.sgd import block_cpu
+from parity_mlp.sgd import block_cpu, tiles
 from parity_mlp.sgd.engine import CPUBlockEngine
 from parity_mlp.sgd.simd import LANES
+from parity_mlp.sgd.tables import TABLES
 
 D, K, LR = 100, 6, 0.005
 TASK = make_task(D, K)
@@ -81,7 +82,7 @@ def _row(name: str, plain: float, engine: float, width: int = 0, rate: float = 1
 
 def _operations_per_neuron(classes: int = 2) -> float:
     """Additions and fused multiply-adds of the engine per neuron and step."""
-    block, groups, sub = block_cpu.DEFAULT_BLOCK, -(-(D + 1) // 4), block_cpu.SUB_BLOCK
+    block, groups, sub = tiles.DEFAULT_BLOCK, -(-(D + 1) // 4), block_cpu.SUB_BLOCK
     tables = 20 * (groups / block + 1 / 4)
     entries = groups + (D + 1) / 4
     corrections = (block - sub) / 2 + (sub - 1) / 2
@@ -163,10 +164,10 @@ def _engine_distillation(students: int, steps: int, threads: int) -> Callable[[]
 
 def _parts(width: int) -> dict[str, float]:
     """Microseconds per step of the engine's parts, in one thread, each alone; what is left is the sequence of steps."""
-    network = block_cpu.pack(initial_tensors(D, width, 2, 1, 0, "float32"))
-    steps = 8 * block_cpu.DEFAULT_BLOCK
+    network = tiles.pack(initial_tensors(D, width, 2, 1, 0, "float32"))
+    steps = 8 * tiles.DEFAULT_BLOCK
     bits = TASK.sample(0, "train", 0, steps)
-    inputs = block_cpu.prepare(bits, D, "float32")
+    inputs = tiles.prepare(bits, D, "float32")
     work = block_cpu.workspace(network)
     objective = _objective(TASK.labels(bits), np.zeros((steps, 2)), 1.0)
     whole = lambda: block_cpu.sgd_steps([network], [work], [objective], inputs, 1)  # noqa: E731
@@ -185,27 +186,27 @@ def _parts(width: int) -> dict[str, float]:
 
 @njit
 def _all_products(network, inputs, work, steps):  # type: ignore[no-untyped-def]
-    tables = np.zeros((block_cpu.TABLES * 16, LANES), network.hidden.dtype)
-    for start in range(0, steps, block_cpu.DEFAULT_BLOCK):
+    tables = np.zeros((TABLES * 16, LANES), network.hidden.dtype)
+    for start in range(0, steps, tiles.DEFAULT_BLOCK):
         for tile in range(len(network.output) // 2):
-            block_cpu._multiply(network, inputs, work, tables, tile, start, block_cpu.DEFAULT_BLOCK)
+            block_cpu._multiply(network, inputs, work, tables, tile, start, tiles.DEFAULT_BLOCK)
 
 
 @njit
 def _all_corrections(network, inputs, work, steps):  # type: ignore[no-untyped-def]
-    for start in range(0, steps, block_cpu.DEFAULT_BLOCK):
-        for first in range(block_cpu.SUB_BLOCK, block_cpu.DEFAULT_BLOCK, block_cpu.SUB_BLOCK):
+    for start in range(0, steps, tiles.DEFAULT_BLOCK):
+        for first in range(block_cpu.SUB_BLOCK, tiles.DEFAULT_BLOCK, block_cpu.SUB_BLOCK):
             for tile in range(len(network.output) // 2):
                 block_cpu._correct(inputs, work, tile, start, first, first + block_cpu.SUB_BLOCK)
 
 
 @njit
 def _all_updates(network, inputs, work, steps):  # type: ignore[no-untyped-def]
-    tables = np.zeros((block_cpu.TABLES * 16, LANES), network.hidden.dtype)
+    tables = np.zeros((TABLES * 16, LANES), network.hidden.dtype)
     work.steps[:] = 0
-    for block in range(steps // block_cpu.DEFAULT_BLOCK):
+    for block in range(steps // tiles.DEFAULT_BLOCK):
         for tile in range(len(network.output) // 2):
-            block_cpu._apply_updates(network, inputs, work, tables, tile, block, block_cpu.DEFAULT_BLOCK, np.float32(1))
+            block_cpu._apply_updates(network, inputs, work, tables, tile, block, tiles.DEFAULT_BLOCK, np.float32(1))
 
 
 if __name__ == "__main__":

@@ -12,14 +12,12 @@ D_t / S_{t+1}, and h_t and, at the end, W are multiplied by S.
 
 Three things make it fast:
 
-* Every row x is signs, so W x needs no multiplication. For each four coordinates the 16 signed sums of the four columns
-  of W are tabulated once per block, and a sample picks one per group by four of its bits (the method of the four
-  Russians): d/4 additions per neuron instead of d multiply-adds. The update sum_t D_t x_t^T is the same computation
-  with samples and coordinates exchanged.
-* Neurons are kept in tiles of 64 (`simd.LANES`), each with its slice of W, V and of the block's h, so that the update
-  for one block and the products for the next read a tile of W once, in the first-level cache. The slot of h_t becomes
-  the slot of D_t. The sum in (1) is split in two levels: sub-blocks of `SUB_BLOCK` steps are corrected together by all
-  earlier sub-blocks, a small matrix product; inside a sub-block a step adds its predecessors one by one.
+* Every row x is signs, so W x needs no multiplication, and neither does the update sum_t D_t x_t^T (tables.py).
+* Neurons are kept in tiles of 64 (`simd.LANES`), each with its slice of W, V and of the block's h (tiles.py), so that
+  the update for one block and the products for the next read a tile of W once, in the first-level cache. The slot of
+  h_t becomes the slot of D_t. The sum in (1) is split in two levels: sub-blocks of `SUB_BLOCK` steps are corrected
+  together by all earlier sub-blocks, a small matrix product; inside a sub-block a step adds its predecessors one by
+  one.
 * Neurons depend on each other only through the logits. Threads own fixed ranges of tiles and meet once per step at a
   spin barrier. Logits are summed over fixed partitions of the tiles in a fixed order, so the number of threads does not
   change a single bit.
@@ -34,7 +32,6 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from common.parity.networks import Tensors
 from common.parity.objective import Objective
 from parity_mlp.sgd.gradient import logit_gradient
 from parity_mlp.sgd.simd import (
@@ -43,22 +40,16 @@ from parity_mlp.sgd.simd import (
     atomic_load,
     load,
     multiply_add,
-    popcount,
     splat,
     store,
     where_positive,
     yield_processor,
     zeros,
 )
+from parity_mlp.sgd.tables import TABLES, add_entries, tabulate
+from parity_mlp.sgd.tiles import CORRECTED_TOGETHER, DEFAULT_BLOCK, Inputs, Network, aligned, row_buffer
 
-DEFAULT_BLOCK = 32
-MAX_BLOCK = 64
-"""As many as a word has bits."""
 SUB_BLOCK = 8
-CORRECTED_TOGETHER = 4
-"""Steps of a sub-block whose pre-activations share a read of the earlier updates."""
-TABLES = 4
-"""Tables of 16 rows in use at a time: 16 kB in float32, half of a small first-level cache."""
 JOINT_WIDTH = 4096
 """Networks at least this wide are split over the threads; narrower ones get a thread each if there are enough."""
 MIN_PARTITION, MAX_PARTITIONS = 4, 64
@@ -66,31 +57,6 @@ MIN_PARTITION, MAX_PARTITIONS = 4, 64
 FORWARD_BLOCK = 256
 """Samples that share the tables of a tile in `network_logits`."""
 SPINS_BEFORE_YIELD = 10_000
-CACHE_LINE = 64
-"""Bytes."""
-
-
-class Network(NamedTuple):
-    """A network in tiles of `LANES` neurons; the last tile is padded with neurons that are zero and stay so."""
-
-    hidden: NDArray
-    """(tiles * columns, LANES): row tile * columns + k is column k of W for the tile's neurons; column d is the bias;
-    columns d + 1 and up, zeros, fill the last group of four."""
-    output: NDArray
-    """(tiles * classes, LANES): row tile * classes + c is V[c] for the tile's neurons."""
-    bias: NDArray
-    """(classes,)"""
-
-
-class Inputs(NamedTuple):
-    """The samples of a range of n steps in the three forms that the engine reads; shared by all students."""
-
-    bits: NDArray[np.uint64]
-    """(n, words): packed inputs, with room for the constant coordinate d (bit 0: +1)."""
-    transposed: NDArray[np.uint64]
-    """(blocks, d + 1): bit t is coordinate k of the block's sample t."""
-    gram: NDArray
-    """(n, block): gram[t, s] = <x_t, x_s> with sample s of t's block, for s < t; the constant is counted."""
 
 
 class Workspace(NamedTuple):
@@ -110,64 +76,6 @@ class Workspace(NamedTuple):
     """(2, partitions, classes): sums of logits of even and of odd steps."""
     arrivals: NDArray[np.int64]
     """(1,): how often a thread has reached a barrier."""
-
-
-def pack(tensors: Tensors) -> Network:
-    """A one-hidden-layer network, by the names of a checkpoint's tensors, in tiles."""
-    hidden = np.concatenate([tensors["hidden.0.weight"], tensors["hidden.0.bias"][:, None]], axis=1)
-    output = tensors["output.weight"]
-    width, columns = hidden.shape
-    tiles = -(-width // LANES)
-    pad_width, pad_columns = tiles * LANES - width, -columns % 4
-    hidden = np.pad(hidden, ((0, pad_width), (0, pad_columns))).reshape(tiles, LANES, -1).transpose(0, 2, 1)
-    output = np.pad(output, ((0, 0), (0, pad_width))).reshape(len(output), tiles, LANES).transpose(1, 0, 2)
-    return Network(_aligned(hidden), _aligned(output), tensors["output.bias"].copy())
-
-
-def unpack(network: Network, d: int, width: int) -> Tensors:
-    """The inverse of `pack`, for a network with d inputs and `width` neurons."""
-    classes = len(network.bias)
-    tiles = len(network.output) // classes
-    hidden = network.hidden.reshape(tiles, -1, LANES).transpose(0, 2, 1).reshape(tiles * LANES, -1)[:width]
-    output = network.output.reshape(tiles, classes, LANES).transpose(1, 0, 2).reshape(classes, -1)[:, :width]
-    return {
-        "hidden.0.weight": np.ascontiguousarray(hidden[:, :d]),
-        "hidden.0.bias": np.ascontiguousarray(hidden[:, d]),
-        "output.weight": np.ascontiguousarray(output),
-        "output.bias": network.bias.copy(),
-    }
-
-
-def prepare(bits: NDArray[np.uint64], d: int, dtype: str, block: int = DEFAULT_BLOCK) -> Inputs:
-    """Everything about the samples `bits` (n, words), at least one, that does not depend on a network.
-
-    Raises:
-        ValueError: a block of less than 1 or more than `MAX_BLOCK` steps.
-    """
-    if not 1 <= block <= MAX_BLOCK:
-        raise ValueError(f"a block has 1 to {MAX_BLOCK} steps, got {block}")
-    words = d // 64 + 1
-    bits = np.pad(bits, ((0, 0), (0, words - bits.shape[1])))
-    transposed = np.zeros((-(-len(bits) // block), d + 1), np.uint64)
-    gram = np.zeros((len(bits) + CORRECTED_TOGETHER, block), dtype)
-    _fill_inputs(bits, transposed, gram)
-    return Inputs(bits, transposed, gram)
-
-
-@njit(cache=True, nogil=True)
-def _fill_inputs(bits, transposed, gram):  # type: ignore[no-untyped-def]
-    columns = transposed.shape[1]
-    block = gram.shape[1]
-    for start in range(0, len(bits), block):
-        for t in range(start, min(start + block, len(bits))):
-            for k in range(columns):
-                bit = (bits[t, k // 64] >> np.uint64(k % 64)) & np.uint64(1)
-                transposed[start // block, k] |= bit << np.uint64(t - start)
-            for s in range(start, t):
-                different = 0
-                for word in range(bits.shape[1]):
-                    different += popcount(bits[t, word] ^ bits[s, word])
-                gram[t, s - start] = columns - 2 * different
 
 
 def sgd_steps(
@@ -221,8 +129,8 @@ def workspace(network: Network, block: int = DEFAULT_BLOCK) -> Workspace:
         tiles=tiles,
         columns=len(network.hidden) // tiles,
         partition=partition,
-        steps=_aligned(np.zeros((-(-block // SUB_BLOCK) * tiles * SUB_BLOCK, LANES), dtype)),
-        lanes=_aligned(np.zeros((partitions * classes, LANES), dtype)),
+        steps=aligned(np.zeros((-(-block // SUB_BLOCK) * tiles * SUB_BLOCK, LANES), dtype)),
+        lanes=aligned(np.zeros((partitions * classes, LANES), dtype)),
         logits=np.zeros((2, partitions, classes)),
         arrivals=np.zeros(1, np.int64),
     )
@@ -246,7 +154,7 @@ def _train_tiles(network, objective, inputs, work, first, last, threads):  # typ
     classes = len(network.bias)
     first_tile, last_tile = first * work.partition, min(last * work.partition, len(network.output) // classes)
     number = network.hidden.dtype.type
-    tables = _row_buffer(network.hidden, TABLES * 16)
+    tables = row_buffer(network.hidden, TABLES * 16)
     bias = network.bias.astype(np.float64)
     logits, gradient = np.empty(classes), np.empty(classes)
     pull = np.zeros(classes, network.bias.dtype)  # -lr * gradient of the step before
@@ -370,12 +278,12 @@ def _multiply(network, inputs, work, tables, tile, start, size):  # type: ignore
     for group in range(0, groups, TABLES):
         count = min(TABLES, groups - group)
         for i in range(count):
-            _tabulate(tables, i, network.hidden, tile * work.columns + 4 * (group + i))
+            tabulate(tables, i, network.hidden, tile * work.columns + 4 * (group + i))
         for t in range(size):
             slot = _slot(work, tile, t)
             h = zeros(work.steps) if group == 0 else load(work.steps, slot)
             codes = inputs.bits[start + t, group // 16] >> np.uint64(4 * (group % 16))
-            store(work.steps, slot, _add_entries(h, tables, codes, count))
+            store(work.steps, slot, add_entries(h, tables, codes, count))
 
 
 @njit(cache=True, nogil=True)
@@ -387,43 +295,12 @@ def _apply_updates(network, inputs, work, tables, tile, block, size, scale):  # 
     for group in range(0, groups, TABLES):
         count = min(TABLES, groups - group)
         for i in range(count):
-            _tabulate(tables, i, work.steps, _slot(work, tile, 4 * (group + i)))
+            tabulate(tables, i, work.steps, _slot(work, tile, 4 * (group + i)))
         factor = splat(network.hidden, scale if group + count == groups else network.hidden.dtype.type(1))
         for k in range(inputs.transposed.shape[1]):
             row = tile * work.columns + k
             codes = inputs.transposed[block, k] >> np.uint64(4 * group)
-            store(network.hidden, row, _add_entries(load(network.hidden, row), tables, codes, count) * factor)
-
-
-@njit(inline="always")
-def _add_entries(row, tables, codes, count):  # type: ignore[no-untyped-def]
-    """`row` plus one entry of each of the first `count` tables, picked by four bits of `codes` each."""
-    for i in range(count):
-        row = row + load(tables, 16 * i + np.int64(codes & np.uint64(15)))
-        codes >>= np.uint64(4)
-    return row
-
-
-@njit(cache=True, nogil=True)
-def _tabulate(tables, i, rows, first):  # type: ignore[no-untyped-def]
-    """Fill table i with the 16 signed sums of four rows from `first` on; bit j of an entry's number means minus."""
-    a, b, c, d = load(rows, first), load(rows, first + 1), load(rows, first + 2), load(rows, first + 3)
-    low, low_difference, high, high_difference = a + b, a - b, c + d, c - d
-    _store_pair(tables, i, 0, high + low)
-    _store_pair(tables, i, 1, high - low_difference)
-    _store_pair(tables, i, 2, high + low_difference)
-    _store_pair(tables, i, 3, high - low)
-    _store_pair(tables, i, 8, high_difference + low)
-    _store_pair(tables, i, 9, high_difference - low_difference)
-    _store_pair(tables, i, 10, high_difference + low_difference)
-    _store_pair(tables, i, 11, high_difference - low)
-
-
-@njit(inline="always")
-def _store_pair(tables, i, entry, value):  # type: ignore[no-untyped-def]
-    """Write an entry and the one with all signs turned."""
-    store(tables, 16 * i + entry, value)
-    store(tables, 16 * i + 15 - entry, zeros(tables) - value)
+            store(network.hidden, row, add_entries(load(network.hidden, row), tables, codes, count) * factor)
 
 
 @njit(cache=True, nogil=True)
@@ -475,9 +352,9 @@ def _forward(network, columns, bits, logits):  # type: ignore[no-untyped-def]
     classes = len(network.bias)
     tiles = len(network.output) // classes
     groups = columns // 4
-    tables = _row_buffer(network.hidden, TABLES * 16)
-    hidden = _row_buffer(network.hidden, FORWARD_BLOCK)
-    lanes = _row_buffer(network.hidden, FORWARD_BLOCK * classes)
+    tables = row_buffer(network.hidden, TABLES * 16)
+    hidden = row_buffer(network.hidden, FORWARD_BLOCK)
+    lanes = row_buffer(network.hidden, FORWARD_BLOCK * classes)
     for start in range(0, len(bits), FORWARD_BLOCK):
         size = min(FORWARD_BLOCK, len(bits) - start)
         lanes[:] = 0
@@ -485,11 +362,11 @@ def _forward(network, columns, bits, logits):  # type: ignore[no-untyped-def]
             for group in range(0, groups, TABLES):
                 count = min(TABLES, groups - group)
                 for i in range(count):
-                    _tabulate(tables, i, network.hidden, tile * columns + 4 * (group + i))
+                    tabulate(tables, i, network.hidden, tile * columns + 4 * (group + i))
                 for t in range(size):
                     h = zeros(hidden) if group == 0 else load(hidden, t)
                     codes = bits[start + t, group // 16] >> np.uint64(4 * (group % 16))
-                    h = _add_entries(h, tables, codes, count)
+                    h = add_entries(h, tables, codes, count)
                     store(hidden, t, h)
                     if group + count == groups:
                         activation = where_positive(h, h)
@@ -500,23 +377,6 @@ def _forward(network, columns, bits, logits):  # type: ignore[no-untyped-def]
         for t in range(size):
             for c in range(classes):
                 logits[start + t, c] = network.bias[c] + lanes[t * classes + c].sum()
-
-
-@njit(cache=True, nogil=True)
-def _row_buffer(like, rows):  # type: ignore[no-untyped-def]
-    """Zeros of shape (rows, LANES) that start on a cache line; rows that straddle lines take half as long again."""
-    room = np.zeros(rows * LANES + CACHE_LINE // like.itemsize, like.dtype)
-    first = -room.ctypes.data % CACHE_LINE // like.itemsize
-    return room[first : first + rows * LANES].reshape(rows, LANES)
-
-
-def _aligned(array: NDArray) -> NDArray:
-    """A copy as rows of `LANES`, starting on a cache line."""
-    raw = np.empty(array.nbytes + CACHE_LINE, np.uint8)
-    offset = -raw.ctypes.data % CACHE_LINE
-    rows = raw[offset : offset + array.nbytes].view(array.dtype).reshape(-1, LANES)
-    rows[:] = array.reshape(-1, LANES)
-    return rows
 
 
 def _in_threads(threads: int, work: Callable[[int], object]) -> None:

@@ -12,7 +12,7 @@ from common.parity.engine import Engine
 from common.parity.mlp import architecture
 from common.parity.networks import Tensors
 from common.parity.objective import Objective
-from parity_mlp.sgd import block_cpu
+from parity_mlp.sgd import block_cpu, tiles
 from parity_mlp.sgd.block_torch import TorchBlockEngine
 from parity_mlp.sgd.plain import PlainEngine
 
@@ -23,19 +23,19 @@ class CPUBlockEngine:
     Args:
         networks: of equal d, number of classes and dtype, of any widths.
         threads: processor threads.
-        block: steps per block, at most `block_cpu.MAX_BLOCK`.
+        block: steps per block, at most `tiles.MAX_BLOCK`.
     """
 
-    def __init__(self, networks: list[Tensors], threads: int, block: int = block_cpu.DEFAULT_BLOCK) -> None:
+    def __init__(self, networks: list[Tensors], threads: int, block: int = tiles.DEFAULT_BLOCK) -> None:
         self._shapes = [network["hidden.0.weight"].shape for network in networks]
-        self._networks = [block_cpu.pack(network) for network in networks]
+        self._networks = [tiles.pack(network) for network in networks]
         self._workspaces = [block_cpu.workspace(network, block) for network in self._networks]
         self._threads = threads
         self._block = block
 
     def train(self, bits: NDArray[np.uint64], objectives: dict[int, Objective]) -> None:
         d = self._shapes[0][1]
-        inputs = block_cpu.prepare(bits, d, self._networks[0].hidden.dtype.name, self._block)
+        inputs = tiles.prepare(bits, d, self._networks[0].hidden.dtype.name, self._block)
         block_cpu.sgd_steps(
             [self._networks[i] for i in objectives],
             [self._workspaces[i] for i in objectives],
@@ -49,7 +49,7 @@ class CPUBlockEngine:
 
     def tensors(self, network: int) -> Tensors:
         width, d = self._shapes[network]
-        return block_cpu.unpack(self._networks[network], d, width)
+        return tiles.unpack(self._networks[network], d, width)
 
     state = tensors
 

@@ -14,7 +14,7 @@ from common.parity.mlp import initial_tensors
 from common.parity.objective import DIVERGENCE_CODES, Objective
 from common.parity.task import make_task, unpack_signs
 from parity_mlp.data import signs
-from parity_mlp.sgd import block_cpu, block_torch, gradient as gradients
+from parity_mlp.sgd import block_cpu, block_torch, gradient as gradients, tiles
 from parity_mlp.sgd.block_torch import TorchBlockEngine
 from parity_mlp.sgd.engine import CPUBlockEngine, make_engine
 from parity_mlp.sgd.plain import PlainEngine
@@ -303,21 +303,21 @@ def test_logits_are_those_of_a_dense_network(make, dtype, tolerance, monkeypatch
 @settings(deadline=None, max_examples=50)
 def test_unpack_inverts_pack(width, d, classes, dtype):
     tensors = initial_tensors(d, width, classes, 1, 0, dtype)
-    assert_equal(block_cpu.unpack(block_cpu.pack(tensors), d, width), tensors)
+    assert_equal(tiles.unpack(tiles.pack(tensors), d, width), tensors)
 
 
 @pytest.mark.parametrize("name", ["ce-2", "reverse-2", "jensen-shannon-8-mixed-decay"])
 def test_padding_stays_zero(name):
     case = CASES[name]
-    network = block_cpu.pack(initial(case))
-    inputs = block_cpu.prepare(stream(case.d, case.classes)[0], case.d, "float64")
+    network = tiles.pack(initial(case))
+    inputs = tiles.prepare(stream(case.d, case.classes)[0], case.d, "float64")
     block_cpu.sgd_steps([network], [block_cpu.workspace(network)], [make_objective(case)], inputs, threads=1)
-    tiles = -(-case.width // LANES)
-    padded = block_cpu.unpack(network, case.d, tiles * LANES)
+    number = -(-case.width // LANES)
+    padded = tiles.unpack(network, case.d, number * LANES)
     for array in (padded["hidden.0.weight"], padded["hidden.0.bias"], padded["output.weight"].T):
         assert array[: case.width].any()
         assert not array[case.width :].any()
-    columns = network.hidden.reshape(tiles, -1, LANES)
+    columns = network.hidden.reshape(number, -1, LANES)
     assert columns.shape[1] == (case.d + 4) // 4 * 4
     assert not columns[:, case.d + 1 :].any()
 
@@ -423,11 +423,11 @@ def test_a_vanishing_gradient_leaves_no_denormal_numbers():
     labels = task.labels(bits)
     tensors = initial_tensors(20, 64, 2, 1, 0, "float32")
     tensors["output.bias"] = np.array([90.0, 0.0], np.float32)
-    network = block_cpu.pack(tensors)
+    network = tiles.pack(tensors)
     work = block_cpu.workspace(network)
     objective = Objective(
         0 * labels, np.zeros((64, 2)), np.ones(64), np.full(64, 0.01), 0.0, DIVERGENCE_CODES["forward-kl"], 0.5
     )
-    block_cpu.sgd_steps([network], [work], [objective], block_cpu.prepare(bits, 20, "float32"), threads=1)
+    block_cpu.sgd_steps([network], [work], [objective], tiles.prepare(bits, 20, "float32"), threads=1)
     tiny = np.finfo(np.float32).tiny
     assert not any(((array != 0) & (abs(array) < tiny)).any() for array in (work.steps, network.hidden, network.output))
