@@ -7,6 +7,11 @@ from typing import Literal
 from common.errors import UserError
 
 
+def option_of(name: str) -> str:
+    """The option that gives an argument: --eval-every for eval_every."""
+    return f"--{name.replace('_', '-')}"
+
+
 def require_at_least(least: int, arguments: object, *names: str) -> None:
     """Reject arguments (numbers or tuples of numbers) below `least`.
 
@@ -17,7 +22,7 @@ def require_at_least(least: int, arguments: object, *names: str) -> None:
         value = getattr(arguments, name)
         for number in value if isinstance(value, tuple) else (value,):
             if not number >= least:
-                raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {number}")
+                raise UserError(f"{option_of(name)} must be at least {least}, got {number}")
 
 
 def require_seed(arguments: object, *names: str) -> None:
@@ -30,7 +35,7 @@ def require_seed(arguments: object, *names: str) -> None:
     for name in names:
         value = getattr(arguments, name)
         if max(value if isinstance(value, tuple) else (value,)) >= 2**63:
-            raise UserError(f"--{name.replace('_', '-')} must be below 2^63, got {value}")
+            raise UserError(f"{option_of(name)} must be below 2^63, got {value}")
 
 
 def device_of(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:

@@ -24,6 +24,7 @@ NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST
 """Errors of the file system, not of this code."""
 
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+"""In the message of a library in Rust, the number of an error of the file system."""
 
 
 def run_command(presets: Mapping[str, Any], run: Callable[[Any, Sequence[str]], None], description: str | None) -> None:

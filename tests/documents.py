@@ -1,6 +1,10 @@
 """Small corpora for tests of text."""
 
+import hashlib
+
 import numpy as np
+
+from common.text.preparation import update_hash
 
 WORDS = [
     start + middle + end
@@ -26,3 +30,11 @@ def write_text(path, some):
     """A `.txt` corpus; documents must have no blank lines."""
     path.write_text("\n\n".join(some))
     return str(path)
+
+
+def hash_of(some):
+    """SHA-256 of a sequence of documents."""
+    digest = hashlib.sha256()
+    for one in some:
+        update_hash(digest, one)
+    return digest.hexdigest()

@@ -112,7 +112,7 @@ def test_the_smoke_runs_become_figures(tmp_path, monkeypatch, setting):
     probes, two_shot, names = SMOKE[setting]
     runs, out, commands = tmp_path / "runs", tmp_path / "figures", []
     teacher = runs / "a_teacher"
-    few_documents = docstrings.Docstrings(tuple(documents(2000)), duplicates=0, unreadable=0, sha256="")
+    few_documents = docstrings.Docstrings(tuple(documents(2000)), duplicates=0, unreadable=0)
     monkeypatch.setattr(docstrings, "collect", lambda: few_documents)  # all of them would take a minute
     monkeypatch.setenv("TEXT_BLOCKS", str(tmp_path / "blocks"))
 

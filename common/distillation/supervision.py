@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.arguments import option_of
 from common.distillation import schedules
 from common.distillation.arguments import DistillationArguments
 from common.distillation.choosing import find_transition
@@ -92,13 +93,8 @@ def supervision(
         divergence=student.divergence,
         beta=student.beta,
     )
-    check_loss_arguments(found, classes, spelled)
+    check_loss_arguments(found, classes, option_of)
     return found
-
-
-def spelled(name: str) -> str:
-    """The option of an argument."""
-    return f"--{name.replace('_', '-')}"
 
 
 def used_checkpoints(students: Iterable[tuple[DistillationArguments, Supervision, int]]) -> list[Checkpoint]:
@@ -232,17 +228,17 @@ def first_checkpoint(
         records = Run(directory).records()
         evaluated, accuracies = (tuple(record[name] for record in records) for name in ("step", "accuracy"))
         curve = Curve(evaluated, tuple(map(loss_of_record, records)), "metrics.jsonl", accuracies)
-        try:
-            phases = find_transition(curve).phases
-        except UserError as error:
-            raise UserError(
-                f"the training curve of {directory} has no transition: give --checkpoint one of its steps, "
-                f"{steps[0]} to {steps[-1]}"
-            ) from error
     elif directory.is_dir() and (log := find_log(directory)):
-        phases = find_transition(read_curve(log)).phases
+        curve = read_curve(log)
     else:
         raise UserError(f"{directory} has no training log to find a transition in: give --checkpoint a teacher step")
+    try:
+        phases = find_transition(curve).phases
+    except UserError as error:
+        reason = str(error).partition(":")[0]
+        raise UserError(
+            f"{reason} (the training of {directory}): give --checkpoint one of its steps, {steps[0]} to {steps[-1]}"
+        ) from error
     return choose_checkpoints(phases, steps)[places.index(name)]
 
 

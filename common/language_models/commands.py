@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from common.arguments import require_at_least, require_seed
+from common.arguments import option_of, require_at_least, require_seed
 from common.distillation.arguments import require_distinct, resolve_teacher, student_arguments
 from common.distillation.evaluation import report_on
 from common.distillation.losses import check_loss_arguments
@@ -15,7 +15,6 @@ from common.distillation.supervision import (
     FROM_LABELS,
     own_teacher,
     print_notes,
-    spelled,
     supervision,
     trajectory_warnings,
     used_checkpoints,
@@ -93,7 +92,7 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     teacher_id = None if own is None else _check_own_teacher(arguments, setting, task, directory, own)
     batches = []
     for student, _, _, supervised in students:
-        check_loss_arguments(supervised, task.vocabulary, spelled)
+        check_loss_arguments(supervised, task.vocabulary, option_of)
         batches.append(setting.training_batches(student, task, student.steps[0], student.stream_seed))
     used = used_checkpoints((student, supervised, student.steps[0]) for student, _, _, supervised in students)
     last = (used or teacher)[-1]

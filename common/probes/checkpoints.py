@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.arguments import option_of
 from common.errors import UserError, listed
 from common.probes.arguments import ProbedArguments
 from common.runs.files import read_json, write_file
@@ -163,4 +164,4 @@ def probe_checkpoints(
 
 
 def _flags(names: Iterable[str]) -> str:
-    return listed(f"--{name.replace('_', '-')}" for name in names)
+    return listed(option_of(name) for name in names)

@@ -9,13 +9,12 @@ The corpus depends on the versions of Python and of the packages. A hash of its 
 """
 
 import ast
-import hashlib
 import inspect
 import platform
 import re
 import sysconfig
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import Distribution, distributions
@@ -57,8 +56,6 @@ class Docstrings:
     """Documents that nearly repeat an earlier one, and were left out."""
     unreadable: int
     """Files that are not UTF-8 or cannot be parsed, and were skipped."""
-    sha256: str
-    """Identifies the documents."""
 
 
 def pinned(requirements: Path = REQUIREMENTS) -> tuple[str, ...]:
@@ -118,21 +115,7 @@ def collect(
         batch = documents[start : start + _BATCH]
         accepted = known.accept([normalised(document) for document in batch])
         kept += [document for document, is_new in zip(batch, accepted, strict=True) if is_new]
-    return Docstrings(tuple(kept), len(documents) - len(kept), unreadable, hash_of(kept))
-
-
-def hash_of(documents: Iterable[str]) -> str:
-    """SHA-256 of a sequence of documents."""
-    digest = hashlib.sha256()
-    for document in documents:
-        update_hash(digest, document)
-    return digest.hexdigest()
-
-
-def update_hash(digest: "hashlib._Hash", document: str) -> None:
-    """Append a document, so that different sequences of documents give different hashes."""
-    content = document.encode()
-    digest.update(len(content).to_bytes(8, "little") + content)
+    return Docstrings(tuple(kept), len(documents) - len(kept), unreadable)
 
 
 def docstrings(path: Path) -> list[str]:

@@ -19,7 +19,6 @@ from common.runs.files import to_json, write_file
 from common.text import blocks as stored
 from common.text.blocks import BlockFile, Blocks, CorpusBlocks, TextData, description_of, open_blocks, place_of
 from common.text.corpora import Corpus
-from common.text.docstrings import update_hash
 from common.text.encoding import Encoder
 from common.text.near_duplicates import NearDuplicates, normalised, prefix_key
 from common.text.sentences import SentenceOverlap
@@ -70,6 +69,12 @@ def prepared(data: TextData, folder: Path | None = None) -> Blocks:
 def is_held_out(document: str, fraction: float) -> bool:
     """The side of a normalised document, which its first `PREFIX` characters decide."""
     return prefix_key(document) < fraction * 2**64
+
+
+def update_hash(digest: "hashlib._Hash", document: str) -> None:
+    """Append a document, so that different sequences of documents give different hashes."""
+    content = document.encode()
+    digest.update(len(content).to_bytes(8, "little") + content)
 
 
 @contextmanager

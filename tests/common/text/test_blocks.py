@@ -17,11 +17,10 @@ from common.runs.names import ROOT
 from common.text import preparation as module
 from common.text.blocks import BlockFile, TextData, open_blocks, place_of
 from common.text.corpora import Corpus
-from common.text.docstrings import hash_of
 from common.text.near_duplicates import normalised
 from common.text.preparation import is_held_out, prepared
 from common.text.tokenization import load_tokenizer, plain, train_tokenizer
-from tests.documents import documents, write_text
+from tests.documents import documents, hash_of, write_text
 
 FRACTION = 0.2
 FIRST, SECOND = documents(200), documents(100, first=1000)
@@ -55,6 +54,11 @@ def packed(tokenizer, some, separator, length):
     ]
     full = len(tokens) // length * length
     return np.array(tokens[:full]).reshape(-1, length), len(tokens)
+
+
+def test_the_hash_depends_on_every_document_and_their_order():
+    hashes = [hash_of(some) for some in ([], [""], ["ab"], ["a", "b"], ["b", "a"])]
+    assert len(set(hashes)) == len(hashes)
 
 
 def test_blocks_are_the_tokens_of_their_side_joined(blocks):
@@ -306,6 +310,21 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, bytes_at_most):
     assert done.stderr.splitlines()[-1] == "error: File too large; once this is fixed, rerun the command to resume"
     assert len(done.stderr.splitlines()) == 2  # and the line that preparation begins
     assert all(path.suffix == ".lock" for path in (tmp_path / "blocks").iterdir())
+
+
+def test_a_file_that_changes_while_it_is_prepared_is_not_used(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    write_text(path, FIRST)
+    prepare = module._prepare
+
+    def change_after(*arguments):
+        prepare(*arguments)
+        write_text(path, FIRST[:150])
+
+    monkeypatch.setattr(module, "_prepare", change_after)
+    with pytest.raises(UserError, match="a corpus was changed while it was prepared: rerun the command"):
+        prepared(data_of((str(path),)), tmp_path / "store")
+    assert all(found.suffix == ".lock" for found in (tmp_path / "store").iterdir())
 
 
 def test_a_changed_file_is_prepared_again(tmp_path):

@@ -293,7 +293,26 @@ def test_what_needs_no_data_is_refused_before_any_is_prepared(setting, tmp_path,
     setting.fail_in_one_line(capsys, *given)
 
 
+def test_a_teacher_with_fewer_embeddings_than_tokens_is_refused(setting, tmp_path, capsys, teacher):
+    path = tmp_path / "theirs" / "checkpoint-30"
+    shutil.copytree(teacher / "checkpoint-30", path)
+    model = loaded(setting, path)
+    model.resize_token_embeddings(290)
+    model.save_pretrained(path)
+    line = refusal(setting, capsys, *setting.distill, "--teacher", path.parent, "--out", tmp_path / "out")
+    assert "has embeddings for 290 tokens, but its tokenizer has 300" in line
+
+
 # Probes
+
+
+def test_a_probe_elsewhere_is_not_resumed_for_a_run_that_was_trained_again(setting, tmp_path, capsys, teacher):
+    run, out = tmp_path / "run", tmp_path / "ngrams.json"
+    shutil.copytree(teacher, run)
+    words = ("probe", "ngrams", "--samples", 4, "--run", run, "--out", out)
+    setting.succeed(capsys, *words)
+    change_config(run, id="another")
+    assert "ngrams.json holds a probe of other id" in refusal(setting, capsys, *words)
 
 
 def test_a_probe_of_a_foreign_teacher_knows_its_data(setting, tmp_path, capsys, monkeypatch, teacher):
