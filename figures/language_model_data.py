@@ -34,19 +34,19 @@ def teacher_data(teacher: FoundRun, names: Collection[str]) -> dict[str, Any]:
     }
 
 
-def phases_of(records: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
-    """The phases of a teacher's loss, or else of its error rate; None without a transition, as after very few steps."""
-    transition = transition_of(records)
-    return None if transition is None else {name: round(step, 1) for name, step in asdict(transition.phases).items()}
-
-
-def transition_of(records: Sequence[Mapping[str, Any]]) -> Transition | None:
-    """The transition of a teacher, if there is one."""
+def transition_of(teacher: FoundRun) -> Transition | None:
+    """The transition of a teacher's loss, or else of its error rate; None without one, as after very few steps."""
+    records = teacher.records()
     steps, losses, accuracies = (tuple(record[name] for record in records) for name in ("step", "loss", "accuracy"))
     try:
         return find_transition(Curve(steps, losses, "metrics.jsonl", accuracies))
     except UserError:
         return None
+
+
+def phases_of(transition: Transition | None) -> dict[str, float] | None:
+    """The phases of a transition, to a tenth of a step."""
+    return None if transition is None else {name: round(step, 1) for name, step in asdict(transition.phases).items()}
 
 
 def compared_students(

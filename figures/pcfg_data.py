@@ -27,6 +27,7 @@ from language_model_data import (
     robust_quartiles,
     teacher_data,
     teachers_among,
+    transition_of,
     two_shot_students,
 )
 
@@ -107,7 +108,7 @@ def collect(found: Sequence[FoundRun], preset: str, setting: SettingName = "PCFG
         ),
         **({"other_tasks": lambda: _other_tasks(runs, preset)} if setting == "PCFG_autoregressive" else {}),
     }
-    always = {**_teacher_data(teacher), "phases": phases_of(teacher.records())}
+    always = {**_teacher_data(teacher), "phases": phases_of(transition_of(teacher))}
     return collect_parts(preset, teacher, students, always, parts)
 
 
@@ -214,7 +215,9 @@ def _generation(runs: Sequence[FoundRun], preset: str, teacher: FoundRun) -> Par
         run = only_run(probed or candidates[:1], f"a teacher of all tokens of PCFG_autoregressive {preset}", command)
         used = [run.argv]
     data, commands = _probe(run, "generation")
-    return Part({**data, "grammar": run.arguments["grammar"], "phases": phases_of(run.records())}, [*used, *commands])
+    return Part(
+        {**data, "grammar": run.arguments["grammar"], "phases": phases_of(transition_of(run))}, [*used, *commands]
+    )
 
 
 def _ngram_summary(result: dict[str, Any]) -> dict[str, Any]:

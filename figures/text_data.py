@@ -64,12 +64,12 @@ def collect(found: Sequence[FoundRun], preset: str, setting: SettingName) -> Col
     teacher = only_run(trained, f"the teacher of {setting} {preset}", f"python -m {setting}.train {preset}")
     own = PRESETS[setting].students[preset]
     names = ("layers", "heads", "head_dim", "batch_size", "lr", "steps", "seed", "vocabulary", "length")
-    transition = transition_of(teacher.records())
+    transition = transition_of(teacher)
     always = {
         "corpus": teacher.arguments["corpus"],
         "documents": [digest[:16] for digest in teacher.arguments["documents"]],
         "teacher": teacher_data(teacher, names),
-        "phases": phases_of(teacher.records()),
+        "phases": phases_of(transition),
         "phases_in": None if transition is None else transition.curve,
     }
     command = f"python -m {setting}.distill {preset}"

@@ -197,7 +197,7 @@ def load_checked(path: Path, task: CorpusTask, objective: Objective) -> PreTrain
         raise UserError(f"{path} has no tokenizer: save the teacher's there with tokenizer.save_pretrained")
     classes = classes_of(stored.config)
     shared_classes(task.vocabulary, classes, task.tokenizer, tokenizer)
-    if classes is not None and classes < task.vocabulary:
+    if classes < task.vocabulary:
         raise UserError(
             f"{path} has embeddings for {classes:,} tokens, but its tokenizer has {task.vocabulary:,}: resize them "
             "with model.resize_token_embeddings before training"
