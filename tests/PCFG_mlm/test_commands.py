@@ -125,7 +125,7 @@ def test_a_transition_cannot_be_looked_for_without_a_curve(tmp_path, capsys, pla
     short = MLM.train_teacher(tmp_path / "short")
     words = [*DISTILL, "--methods", "two-shot", "--out", tmp_path / "students", "--teacher"]
     assert "give another log" in MLM.fail_in_one_line(capsys, *words, plain_teacher)
-    assert "phases need at least 8 evaluations" in MLM.fail_in_one_line(capsys, *words, short)
+    assert "the curve has only 7 evaluations" in MLM.fail_in_one_line(capsys, *words, short)
     assert not (tmp_path / "students").exists()
 
 
@@ -133,8 +133,8 @@ def test_a_transition_cannot_be_looked_for_without_a_curve(tmp_path, capsys, pla
 
 
 @pytest.mark.parametrize("rate", [0, 1])
-def test_a_wrong_mask_rate_is_refused_before_anything_is_made(tmp_path, capsys, rate):
-    for words in (TRAIN, [*DISTILL, "--methods", "ce"]):
+def test_a_wrong_mask_rate_is_refused_before_anything_is_made(tmp_path, capsys, rate, teacher_of):
+    for words in (TRAIN, [*DISTILL, "--methods", "ce", "--teacher", teacher_of(MLM)]):
         line = MLM.fail_in_one_line(capsys, *words, "--mask-rate", rate, "--out", tmp_path / "run")
         assert "the mask rate must be above 0" in line
     assert files(tmp_path) == {}

@@ -367,7 +367,11 @@ def directory_of(pcfg, monkeypatch, name, arguments):
     ("name", "changes", "others"),
     [
         ("train", {}, OTHERS | OTHER_TRAIN),
-        ("distill", {"methods": ("two-shot",), "seeds": (0,), "checkpoint": ("10",)}, OTHERS | OTHER_DISTILL),
+        (
+            "distill",
+            {"teacher": "somewhere", "methods": ("two-shot",), "seeds": (0,), "checkpoint": ("10",)},
+            OTHERS | OTHER_DISTILL,
+        ),
     ],
 )
 def test_runs_that_differ_in_one_argument_have_names_of_their_own(pcfg, monkeypatch, name, changes, others):
