@@ -6,6 +6,9 @@ from typing import Literal
 
 from common.errors import UserError
 
+MAX_STEPS = 10**12
+"""Steps of a run, at most: more could not be counted in samples, nor ever be done."""
+
 
 def option_of(name: str) -> str:
     """The option that gives an argument: --eval-every for eval_every."""
@@ -23,6 +26,18 @@ def require_at_least(least: int, arguments: object, *names: str) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if not number >= least:
                 raise UserError(f"{option_of(name)} must be at least {least}, got {number}")
+
+
+def require_steps(arguments: object) -> None:
+    """Reject `steps`, a number or a tuple of numbers, below 1 or above `MAX_STEPS`.
+
+    Raises:
+        UserError: names the option.
+    """
+    require_at_least(1, arguments, "steps")
+    steps = arguments.steps  # type: ignore[attr-defined]
+    if (most := max(steps if isinstance(steps, tuple) else (steps,))) > MAX_STEPS:
+        raise UserError(f"--steps must be at most {MAX_STEPS:,}, got {most:,}")
 
 
 def require_seed(arguments: object, *names: str) -> None:

@@ -23,6 +23,10 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 """Errors of the file system, not of this code."""
 
+OUT_OF_MEMORY = "error: out of memory ({}): give smaller numbers; once it fits, rerun the command to resume"
+TORCH_OUT_OF_MEMORY = re.compile("^OutOfMemoryError|DefaultCPUAllocator: |std::bad_alloc")
+"""An error of torch, which has no class of its own on a CPU."""
+
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 """In the message of a library in Rust, the number of an error of the file system."""
 
@@ -62,9 +66,13 @@ def command(main: Callable[[], object]) -> None:
         raise
     except Stopped as stopped:
         _exit(str(stopped), stopped.exit_code)
+    except MemoryError as error:
+        _exit(OUT_OF_MEMORY.format(error), 2)
     except KeyboardInterrupt:
         _exit("interrupted: rerun the command to resume from the last saved state", 130)
     except Exception as error:
+        if TORCH_OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
+            _exit(OUT_OF_MEMORY.format(str(error).split("DefaultCPUAllocator: ")[-1].split(". ")[0]), 2)
         if match := RUST_ERROR.search(str(error)):  # `tokenizers` raises its errors of the file system as Exception
             _exit_for_disk(OSError(int(match[1]), os.strerror(int(match[1]))))
         raise

@@ -6,7 +6,10 @@ from common.parity.engine import Engine
 from common.parity.frozen import frozen_logits
 from common.parity.networks import Network
 from common.parity.training import Setting
+from common.resources import Needs
+from common.runs.checkpoints import number_of_checkpoints
 from common.runs.processes import Processes
+from common.transformer_needs import transformer_needs
 from parity_gpt2.arguments import Arguments, check
 from parity_gpt2.engine import AdamSettings, TransformerEngine
 from parity_gpt2.models import new_network
@@ -40,6 +43,20 @@ def training_engine(
     return TransformerEngine(networks, arguments.d, settings)
 
 
+def needs(arguments: Arguments, heads: int) -> Needs:
+    """The memory and disk for one network."""
+    tokens = arguments.d + arguments.class_token
+    return transformer_needs(
+        layers=arguments.layers,
+        hidden=heads * arguments.head_dim,
+        vocabulary=arguments.labels,
+        positions=arguments.positions or tokens,
+        batch_tokens=arguments.batch_size / arguments.accumulate * tokens,
+        evaluation_tokens=0,  # they are unpacked a few at a time
+        checkpoints=number_of_checkpoints(arguments.steps, arguments.checkpoint_every, arguments.checkpoint_from),
+    )
+
+
 SETTING = Setting(
     name="parity_gpt2",
     size="heads",
@@ -49,5 +66,6 @@ SETTING = Setting(
     new_network=new_network,
     training_engine=training_engine,
     frozen_logits=frozen_logits,
+    needs=needs,
     precision=lambda arguments: arguments.precision,
 )

@@ -198,8 +198,14 @@ WRONG = (
     "--warmup -0.1",
     "--warmup 1.1",
     "--warmup nan",
+    ("--steps 1000000000001", "'--steps must be at most 1,000,000,000,000'"),
+    ("--layers 1000000000", "'of memory'"),
 )
-WRONG_TRAIN = ("--seed -1", ("--seed 9223372036854775808", "--seed 2^63"))
+WRONG_TRAIN = (
+    ("--steps 1000000000000 --checkpoint-every 1", "'of disk (checkpoints'"),
+    "--seed -1",
+    ("--seed 9223372036854775808", "--seed 2^63"),
+)
 WRONG_DISTILL = (
     ("--methods ce ce", "--methods ce"),
     ("--seeds 0 0", "--seeds 0"),
@@ -221,6 +227,7 @@ WRONG_DISTILL = (
 )
 
 
+@pytest.mark.usefixtures("teacher")  # whose text is prepared
 @refusals(*WRONG, *WRONG_TRAIN)
 def test_a_run_that_cannot_be_is_refused_before_anything_is_made(setting, tmp_path, capsys, words, named):
     line = setting.fail_in_one_line(capsys, *setting.train, "--out", tmp_path / "run", *words.split())
@@ -235,6 +242,14 @@ def test_students_that_cannot_be_are_refused_before_anything_is_made(setting, tm
     assert_named(setting.fail_in_one_line(capsys, *words), named)
     assert files(tmp_path) == {}
     assert files(teacher) == before
+
+
+@pytest.mark.usefixtures("teacher")
+@pytest.mark.parametrize("option", ["--batch-size", "--eval-samples"])
+def test_more_samples_than_there_are_or_fit_into_memory_are_refused(setting, tmp_path, capsys, option):
+    line = setting.fail_in_one_line(capsys, *setting.train, option, 10**15, "--out", tmp_path / "run")
+    assert "of memory" in line or "blocks" in line
+    assert files(tmp_path) == {}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

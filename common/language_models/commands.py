@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from common.arguments import option_of, require_at_least, require_seed
+from common.arguments import option_of, require_at_least, require_seed, require_steps
 from common.distillation.arguments import require_distinct, resolve_teacher, student_arguments
 from common.distillation.evaluation import report_on
 from common.distillation.losses import check_loss_arguments
@@ -23,10 +23,14 @@ from common.errors import DivergedError, UserError
 from common.language_models.arguments import DistillArguments, TrainArguments, check
 from common.language_models.setting import Setting, Task, config_of, task_of
 from common.language_models.training import processes_of, train_to_end, trainer_arguments
+from common.resources import Needs, one_after_another, require_resources
+from common.runs.checkpoints import number_of_checkpoints
 from common.runs.names import EXECUTION_ARGUMENTS, ROOT, RUNS, default_name
 from common.runs.processes import open_shared_run
+from common.runs.run import Run
 from common.teachers.discovery import Checkpoint, find_checkpoints, local_path
 from common.teachers.objective import objective_of
+from common.transformer_needs import transformer_needs
 
 PLURAL = ("methods", "student_heads", "steps", "seeds", "checkpoint")
 """Arguments of distillation of which each run has one value."""
@@ -44,13 +48,19 @@ def train(
         DivergedError: the loss or the weights are not finite; nothing invalid is saved.
     """
     check(arguments)
-    require_at_least(1, arguments, "heads", "steps")
+    require_steps(arguments)
+    require_at_least(1, arguments, "heads")
     require_seed(arguments, "seed")
     name = default_name(arguments, presets[arguments.preset], arguments.preset)
     directory = arguments.out or RUNS / setting.name / name
     trainer_args = trainer_arguments(arguments, directory, arguments.steps, arguments.seed)
     task = task_of(arguments, setting)  # may take minutes; what needs no data has been checked
     batches = setting.training_batches(arguments, task, arguments.steps, arguments.seed)
+    if arguments.force or not Run(directory).complete:
+        needs = _needs(arguments, task, arguments.heads, arguments.steps)
+        notes = require_resources(needs, [directory], trainer_args.device.type)
+        if processes_of(trainer_args).first:
+            print_notes(notes)
     options = {"setting": setting.name, "argv": argv, "force": arguments.force, "wandb": arguments.wandb}
     config = config_of(arguments, task, setting)
     with open_shared_run(directory, config, processes_of(trainer_args), **options) as run:
@@ -68,7 +78,8 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     """
     check(arguments)
     require_distinct(arguments, PLURAL)
-    require_at_least(1, arguments, "student_heads", "steps")
+    require_steps(arguments)
+    require_at_least(1, arguments, "student_heads")
     require_seed(arguments, "seeds", "stream_seed")
     default = _default_teacher(arguments.preset, setting)
     arguments = replace(arguments, teacher=resolve_teacher(arguments.teacher, default, ROOT))
@@ -94,10 +105,16 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     for student, _, _, supervised in students:
         check_loss_arguments(supervised, task.vocabulary, option_of)
         batches.append(setting.training_batches(student, task, student.steps[0], student.stream_seed))
+    unfinished = [(student, place) for student, place, *_ in students if arguments.force or not Run(place).complete]
+    notes = []
+    if unfinished:
+        needs = [_needs(student, task, *student.student_heads, *student.steps) for student, _ in unfinished]
+        places = [place for _, place in unfinished]
+        notes += require_resources(one_after_another(needs), places, trainer_args.device.type)
     used = used_checkpoints((student, supervised, student.steps[0]) for student, _, _, supervised in students)
     last = (used or teacher)[-1]
     setting.load_model(local_path(last), task)
-    notes = [*setting.notes(local_path(last), task), *trajectory_warnings(used, arguments.trust_trajectory)]
+    notes += [*setting.notes(local_path(last), task), *trajectory_warnings(used, arguments.trust_trajectory)]
     is_reported = not used
     diverged: list[DivergedError] = []
     for (student, run_directory, trainer_args, supervised), own_batches in zip(students, batches, strict=True):
@@ -125,6 +142,19 @@ def _report(
     model = setting.load_model(local_path(teacher), task)
     held_out = setting.evaluation_batches(task, arguments.eval_samples)
     return report_on(model, teacher.step, held_out, objective_of(model), device)
+
+
+def _needs(arguments: TrainArguments | DistillArguments, task: Task, heads: int, steps: int) -> Needs:
+    """What training one model needs."""
+    return transformer_needs(
+        layers=arguments.layers,
+        hidden=heads * arguments.head_dim,
+        vocabulary=task.vocabulary,
+        positions=task.positions,
+        batch_tokens=arguments.batch_size / arguments.accumulate * task.expected_length,
+        evaluation_tokens=arguments.eval_samples * task.expected_length,
+        checkpoints=number_of_checkpoints(steps, arguments.checkpoint_every),
+    )
 
 
 def _default_teacher(preset: str, setting: Setting) -> str:

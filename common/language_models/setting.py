@@ -19,6 +19,14 @@ class Task(Protocol):
     def vocabulary(self) -> int:
         """Number of token ids, which are the classes."""
 
+    @property
+    def positions(self) -> int:
+        """Tokens that a model must have room for."""
+
+    @property
+    def expected_length(self) -> float:
+        """Tokens of a sample on average."""
+
 
 @dataclass(frozen=True)
 class Setting:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from common.arguments import require_at_least, require_seed
+from common.arguments import require_at_least, require_seed, require_steps
 from common.errors import UserError
 from common.probes.arguments import ProbedArguments
 from common.runs.tracking import WandbMode
@@ -117,7 +117,8 @@ def check(arguments: Arguments, rates: tuple[float, ...]) -> None:
     Raises:
         UserError: a number is out of range, or the device cannot be used.
     """
-    require_at_least(1, arguments, "steps", "eval_every", "eval_samples", "batch_size", "layers")
+    require_steps(arguments)
+    require_at_least(1, arguments, "eval_every", "eval_samples", "batch_size", "layers")
     require_at_least(0, arguments, "checkpoint_every", "checkpoint_from", "label_temperature")
     require_seed(arguments, "support_seed")
     if arguments.end_label_temperature is not None:

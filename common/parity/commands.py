@@ -25,9 +25,11 @@ from common.parity.frozen import load_network
 from common.parity.networks import Network
 from common.parity.students import Student
 from common.parity.task import TASK_ARGUMENTS, ParityTask, task_of
-from common.parity.training import Setting, train_together
+from common.parity.training import Setting, data_needs, train_together
+from common.resources import require_resources, together
 from common.runs.names import EXECUTION_ARGUMENTS, ROOT, RUNS, default_name
 from common.runs.processes import join_processes, open_shared_run
+from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints, local_path
 
 
@@ -42,11 +44,17 @@ def train(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: Se
     setting.check(arguments)
     require_at_least(1, arguments, setting.size)
     require_seed(arguments, "seed")
-    task_of(vars(arguments))
+    task = task_of(vars(arguments))
     name = default_name(arguments, presets[arguments.preset], arguments.preset)
     directory = arguments.out or RUNS / setting.name / name
     processes, device = join_processes(arguments.device)
     setting.check_processes(arguments, processes)
+    if arguments.force or not Run(directory).complete:
+        network_needs = setting.needs(arguments, getattr(arguments, setting.size))
+        needs = together([network_needs, data_needs(arguments, task)])
+        notes = require_resources(needs, [directory], device)
+        if processes.first:
+            print_notes(notes)
     options = {"setting": setting.name, "argv": argv, "force": arguments.force, "wandb": arguments.wandb}
     with open_shared_run(directory, asdict(arguments), processes, **options) as run:
         if run.complete:
@@ -91,12 +99,17 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
     notes = trajectory_warnings(used, arguments.trust_trajectory)
     processes, device = join_processes(arguments.device)
     setting.check_processes(arguments, processes)
+    places = [(student, _run_directory(arguments, student, presets, setting)) for student, _ in prepared]
+    unfinished = [(student, place) for student, place in places if arguments.force or not Run(place).complete]
+    if unfinished:
+        network_needs = [setting.needs(student, getattr(student, setting.sizes)[0]) for student, _ in unfinished]
+        needs = together([*network_needs, data_needs(arguments, task)])
+        notes += require_resources(needs, [place for _, place in unfinished], device)
     with ExitStack() as stack:
         students = []
-        for student, supervised in prepared:
+        for (student, supervised), (_, run_directory) in zip(prepared, places, strict=True):
             config = {**asdict(student), "teacher_id": teacher_id}
             options = {"force": student.force, "wandb": student.wandb, "group": student.preset}
-            run_directory = _run_directory(arguments, student, presets, setting)
             opened = open_shared_run(run_directory, config, processes, setting=setting.name, argv=argv, **options)
             run = stack.enter_context(opened)
             if run.complete:
@@ -105,8 +118,9 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
             initial = setting.new_network(student, getattr(student, setting.sizes)[0], student.seeds[0])
             students.append(Student(run, supervised, initial, student.lr[0]))
         if students:
-            if used and processes.first:
-                print_notes([*notes, _report(network, last.step, task, arguments, setting, device)])
+            if processes.first:
+                reported = [_report(network, last.step, task, arguments, setting, device)] if used else []
+                print_notes([*notes, *reported])
             description = f"{len(students)} students"
             train_together(setting, arguments, students, arguments.stream_seed, description, device, processes)
         for made in students:

@@ -26,7 +26,8 @@ from common.parity.engine import Engine
 from common.parity.frozen import Logits
 from common.parity.networks import Network
 from common.parity.students import Student, Teachers
-from common.parity.task import task_of
+from common.parity.task import ParityTask, task_of
+from common.resources import Needs
 from common.runs.checkpoints import save_checkpoint
 from common.runs.processes import Processes
 from common.runs.progress import RemainingTime, progress
@@ -56,6 +57,8 @@ class Setting:
     """From networks, new or resumed, the arguments, the seed of dropout, the device and the processes."""
     frozen_logits: Callable[..., Logits]
     """The logits of any network, of this setting or another; arguments as `common.parity.frozen.frozen_logits`."""
+    needs: Callable[[Any, int], Needs]
+    """Memory and disk for one network, from the arguments and its size."""
     precision: Callable[[Any], Precision] = lambda arguments: "float32"
     """In which a run computes its teacher's logits."""
     check: Callable[[Any], None] = lambda arguments: None
@@ -232,6 +235,14 @@ class _Training:
             raise _diverged(student)
         if self._processes.first:
             save_checkpoint(student.run.directory, student.step, tensors, student.initial.config)
+
+
+def data_needs(arguments: Arguments, task: ParityTask) -> Needs:
+    """The memory for the samples of a range of steps, their labels, targets and weights, and those of an evaluation."""
+    sample = 8 * (task.words + 1 + task.classes)
+    steps = max(1, RANGE_STEPS // arguments.batch_size)
+    data = {"samples": (steps * arguments.batch_size + arguments.eval_samples) * sample}
+    return Needs(data, {})
 
 
 def adaptive_checkpoints(evaluations: Sequence[tuple[int, float]], longest: int) -> list[int]:

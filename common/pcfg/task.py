@@ -82,6 +82,11 @@ class GrammarTask(ABC):
         longest = self.grammar.length_ranges[0][1]
         return UNBOUNDED_POSITIONS if longest is None else longest + self.added
 
+    @property
+    def expected_length(self) -> float:
+        """Tokens of a sentence on average, with those added to it."""
+        return min(self.grammar.expected_length + self.added, self.positions)
+
 
 def rules_of(grammar: Grammar) -> list[str]:
     """A grammar's rules with their probabilities, each as a line of a grammar file."""

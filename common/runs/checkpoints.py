@@ -32,6 +32,11 @@ def save_checkpoint(
     write_directory(run / f"checkpoint-{step}", {**files, **(more or {})})
 
 
+def number_of_checkpoints(steps: int, every: int, first: int = 0) -> int:
+    """How many checkpoints a run saves: one `every` steps, from step `first` on, and the final one; 0 is only that."""
+    return 1 + (max(steps - 1, 0) // every - max(first - 1, 0) // every if every > 0 and first < steps else 0)
+
+
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Config and weights of the checkpoint in directory `path`.
 

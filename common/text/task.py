@@ -55,6 +55,11 @@ class CorpusTask:
         """Tokens per sample."""
         return self.blocks.length
 
+    @property
+    def expected_length(self) -> float:
+        """Tokens per sample."""
+        return self.positions
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """Of the blocks."""

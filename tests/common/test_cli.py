@@ -5,6 +5,7 @@ import re
 import sys
 
 import pytest
+import torch
 
 from common.cli import command, command_line
 from common.errors import DivergedError, UserError
@@ -19,6 +20,13 @@ from PCFG_mlm.train import train
         (OSError(errno.ENOSPC, "No space left on device", "x/done.json"), 2, "error: x/done.json: No space left on .*"),
         (OSError(errno.EACCES, "Permission denied"), 2, "error: Permission denied; .*"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "x"), 2, "error: x: Not a directory; .*"),
+        (MemoryError("5 GB"), 2, r"error: out of memory \(5 GB\): .*"),
+        (
+            RuntimeError("[fail at 1] DefaultCPUAllocator: can't allocate. Code 12"),
+            2,
+            r"error: out of memory \(can't .*",
+        ),
+        (torch.OutOfMemoryError("CUDA"), 2, r"error: out of memory \(CUDA\): .*"),
         (KeyboardInterrupt(), 130, "interrupted: .*"),
     ],
 )

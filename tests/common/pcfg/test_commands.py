@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from common.distillation import run_loop
 from common.distillation.supervision import FROM_LABELS
@@ -16,6 +17,7 @@ from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.language_models import commands as shared_commands
 from common.pcfg.grammar_files import GRAMMARS, parse_grammar
 from common.runs.names import EXECUTION_ARGUMENTS
+from common.runs.processes import Processes
 from common.runs.run import Run
 from tests.commands import (
     ROOT,
@@ -347,7 +349,8 @@ def directory_of(pcfg, monkeypatch, name, arguments):
             "open_shared_run": stop,
         },
         **{"own_teacher": lambda *arguments: None, "supervision": lambda *arguments: FROM_LABELS},
-        **{"trainer_arguments": lambda *arguments: None, "processes_of": lambda trainer_args: None},
+        "trainer_arguments": lambda *arguments: SimpleNamespace(device=torch.device("cpu")),
+        "processes_of": lambda trainer_args: Processes(),
     }
     without_work = ("training_batches", "load_model", "notes")
     with monkeypatch.context() as patch:

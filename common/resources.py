@@ -1,0 +1,151 @@
+"""Memory and disk: what a command will need of them, and what there is, compared before anything is allocated."""
+
+import math
+import os
+import resource
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from common.errors import UserError, listed
+
+UNITS = ("kB", "MB", "GB", "TB", "PB")
+LARGE = 2**30
+"""Bytes of memory or disk from which on a command says what it needs."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The least that a command needs, in bytes, by what it is for."""
+
+    memory: Mapping[str, int]
+    """Where the model is: on a GPU, the GPU's."""
+    disk: Mapping[str, int]
+
+
+def one_after_another(needs: Sequence[Needs]) -> Needs:
+    """What commands need that run one after another: the memory of the largest, and the disk of all."""
+    largest = max(needs, key=lambda each: sum(each.memory.values()))
+    return Needs(largest.memory, _added([each.disk for each in needs]))
+
+
+def together(needs: Sequence[Needs]) -> Needs:
+    """What is needed for several things at a time."""
+    return Needs(_added([each.memory for each in needs]), _added([each.disk for each in needs]))
+
+
+def _added(parts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    names = {name: None for part in parts for name in part}
+    return {name: sum(part.get(name, 0) for part in parts) for name in names}
+
+
+def require_resources(needs: Needs, directories: Sequence[Path], device: str) -> list[str]:
+    """Refuse a command that needs more than there is.
+
+    Args:
+        needs: of the command.
+        directories: of its runs, at least one, all on one disk; what they already hold is part of what is needed.
+        device: whose memory is needed.
+
+    Returns:
+        A line on what is needed, if that is much, or nothing.
+
+    Raises:
+        UserError: says how much is needed, for what, and how much there is.
+    """
+    memory, limit = free_gpu_memory() if device.startswith("cuda") else free_memory()
+    disk = free_disk(directories[0]) + sum(map(_size, directories))
+    _require("memory", needs.memory, memory, limit)
+    _require("disk", needs.disk, disk, f"on the disk of {directories[0]}")
+    memory_needed, disk_needed = sum(needs.memory.values()), sum(needs.disk.values())
+    if max(memory_needed, disk_needed) < LARGE:
+        return []
+    return [
+        f"needs at least {size_text(memory_needed)} of memory and {size_text(disk_needed)} of disk; "
+        f"{size_text(memory)} and {size_text(disk)} are free"
+    ]
+
+
+def _require(what: str, parts: Mapping[str, int], free: int, where: str) -> None:
+    total = sum(parts.values())
+    if total > free:
+        large = sorted((name for name in parts if parts[name] > total / 100), key=lambda name: -parts[name])
+        raise UserError(
+            f"this needs at least {size_text(total)} of {what} "
+            f"({listed(f'{name} {size_text(parts[name])}' for name in large)}), "
+            f"but {size_text(free)} are free {where}: give smaller numbers"
+        )
+
+
+def free_memory() -> tuple[int, str]:
+    """Bytes that this process can still allocate, and where they are free: the machine, a control group or ulimit."""
+    free = [(psutil.virtual_memory().available, "on this machine")]
+    used = psutil.Process().memory_info()
+    for name, kind, now in (("-v", resource.RLIMIT_AS, used.vms), ("-d", resource.RLIMIT_DATA, used.rss)):
+        limit, _ = resource.getrlimit(kind)
+        if limit != resource.RLIM_INFINITY:
+            free.append((limit - now, f"within ulimit {name}"))
+    free += [(number, "in this control group") for number in _control_group_memory()]
+    amount, where = min(free)
+    return max(amount, 0), where
+
+
+def free_gpu_memory() -> tuple[int, str]:
+    """Bytes that are free on the current GPU, and words for where."""
+    import torch  # slow, and not needed by the other functions
+
+    return torch.cuda.mem_get_info()[0], "on the GPU"
+
+
+def free_disk(directory: Path) -> int:
+    """Bytes that are free where a directory is or would be created."""
+    existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.is_dir())
+    return shutil.disk_usage(existing).free
+
+
+def _size(directory: Path) -> int:
+    return sum(path.lstat().st_size for path in directory.rglob("*"))
+
+
+def size_text(size: float) -> str:
+    """A number of bytes as people read it, such as 1.5 GB."""
+    if size < 1000:
+        return f"{size:.0f} bytes"
+    power = min(int(math.log10(size)) // 3, len(UNITS))
+    return f"{size / 1000**power:,.1f} {UNITS[power - 1]}"
+
+
+def _control_group_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Bytes that each control group above this process still allows; pages of files do not count as used."""
+    free = []
+    for line in own.read_text().splitlines() if own.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            folder = root / controllers / path.lstrip("/")
+            names = ("memory.max", "memory.current") if not controllers else _FIRST_VERSION
+            for group in (folder, *folder.parents):
+                limit, used = (_number(group / name) for name in names)
+                if limit is not None and used is not None:
+                    free.append(limit - used + _cache(group / "memory.stat"))
+                if group == root:
+                    break
+    return free
+
+
+_FIRST_VERSION = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+"""Files of control groups of the first version."""
+
+
+def _number(file: Path) -> int | None:
+    """The number in a file; None if there is no such file, or no limit."""
+    text = file.read_text().strip() if os.access(file, os.R_OK) else ""
+    return int(text) if text.isdecimal() else None
+
+
+def _cache(file: Path) -> int:
+    """Bytes of files in a group's memory that are freed when they are needed."""
+    words = [line.split() for line in file.read_text().splitlines()] if os.access(file, os.R_OK) else []
+    return next((int(number) for name, number in words if name in ("inactive_file", "total_inactive_file")), 0)

@@ -1,0 +1,108 @@
+"""Memory and disk: what there is, what a command needs, and that too much is refused before anything is made."""
+
+import subprocess
+import sys
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common import resources
+from common.errors import UserError
+from common.resources import Needs, free_disk, free_memory, one_after_another, require_resources, size_text, together
+from common.runs.checkpoints import number_of_checkpoints
+
+GIGABYTE = 10**9
+
+# What there is
+
+
+def test_free_memory_is_at_most_that_of_the_machine():
+    free, _ = free_memory()
+    assert 0 < free <= psutil.virtual_memory().total
+
+
+def test_a_limit_of_the_shell_counts():
+    script = "from common.resources import free_memory; print(*free_memory())"
+    command = f"ulimit -v 2000000; exec {sys.executable} -c '{script}'"
+    shown = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout
+    assert 10**8 < int(shown.split()[0]) < 2_000_000 * 1024
+    assert shown.strip().endswith("within ulimit -v")
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "files"),
+    [
+        ("0::/user/job", "user", {"memory.max": "900\n", "memory.current": "700\n"}),
+        ("4:memory:/user/job", "memory/user", {"memory.limit_in_bytes": "900\n", "memory.usage_in_bytes": "700\n"}),
+    ],
+)
+def test_the_limit_of_a_control_group_above_counts_without_its_cached_files(tmp_path, line, folder, files):
+    cache = "total_inactive_file" if "memory" in line else "inactive_file"
+    group = tmp_path / "groups" / folder
+    (group / "job").mkdir(parents=True)
+    for name, content in {**files, "memory.stat": f"anon 600\n{cache} 50\n"}.items():
+        (group / name).write_text(content)
+    (group / "job" / "memory.max").write_text("max\n")
+    (tmp_path / "own").write_text(f"3:cpu:/other\n{line}\n")
+    assert resources._control_group_memory(tmp_path / "groups", tmp_path / "own") == [250]
+
+
+def test_there_may_be_no_control_groups(tmp_path):
+    assert resources._control_group_memory(tmp_path, tmp_path / "none") == []
+
+
+def test_free_disk_is_that_of_the_nearest_directory(tmp_path):
+    assert free_disk(tmp_path / "not" / "there") == pytest.approx(free_disk(tmp_path), rel=0.1)
+
+
+# What is needed
+
+
+@given(st.integers(1, 60), st.integers(0, 20), st.integers(0, 70))
+def test_number_of_checkpoints(steps, every, first):
+    saved = {steps} | {step for step in range(1, steps + 1) if every and step % every == 0 and step >= first}
+    assert number_of_checkpoints(steps, every, first) == len(saved)
+
+
+def test_needs_of_several_networks():
+    one, other = Needs({"weights": 4}, {"checkpoints": 2}), Needs({"weights": 3, "data": 5}, {"checkpoints": 7})
+    assert together([one, other]) == Needs({"weights": 7, "data": 5}, {"checkpoints": 9})
+    assert one_after_another([one, other]) == Needs({"weights": 3, "data": 5}, {"checkpoints": 9})
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1_000, "1.0 kB"), (2_340_000, "2.3 MB"), (5e18, "5,000.0 PB")],
+)
+def test_sizes_as_text(size, text):
+    assert size_text(size) == text
+
+
+def test_what_is_needed_is_said_if_it_is_much(tmp_path, monkeypatch):
+    monkeypatch.setattr(resources, "free_memory", lambda: (8 * GIGABYTE, "on this machine"))
+    assert require_resources(Needs({"weights": GIGABYTE}, {"checkpoints": GIGABYTE}), [tmp_path], "cpu") == []
+    [line] = require_resources(Needs({"weights": 2 * GIGABYTE}, {}), [tmp_path], "cpu")
+    assert line.startswith("needs at least 2.0 GB of memory and 0 bytes of disk; 8.0 GB and ")
+
+
+def test_too_much_is_refused_with_its_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(resources, "free_memory", lambda: (GIGABYTE, "within ulimit -v"))
+    monkeypatch.setattr(resources, "free_disk", lambda directory: GIGABYTE)
+    needs = Needs({"labels": 1, "a batch": GIGABYTE, "weights": 2 * GIGABYTE}, {})
+    memory = r"^this needs at least 3.0 GB of memory \(weights 2.0 GB and a batch 1.0 GB\), but 1.0 GB are free within"
+    with pytest.raises(UserError, match=memory):
+        require_resources(needs, [tmp_path], "cpu")
+    with pytest.raises(UserError, match=rf"2.0 GB of disk .* 1.0 GB are free on the disk of {tmp_path}"):
+        require_resources(Needs({}, {"checkpoints": 2 * GIGABYTE}), [tmp_path], "cpu")
+
+
+def test_what_a_run_has_saved_is_not_needed_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(resources, "free_disk", lambda directory: 100)
+    needs = Needs({}, {"checkpoints": 1_000})
+    with pytest.raises(UserError, match="of disk"):
+        require_resources(needs, [tmp_path], "cpu")
+    (tmp_path / "checkpoint-5").mkdir()
+    (tmp_path / "checkpoint-5" / "model.safetensors").write_bytes(bytes(900))
+    assert require_resources(needs, [tmp_path], "cpu") == []
