@@ -17,6 +17,16 @@ LARGE = 2**30
 """Bytes of memory or disk from which on a command says what it needs."""
 
 
+STATE = 16
+"""Bytes per parameter: the weight, its gradient and Adam's two moments."""
+SAVED = 12
+"""Bytes per parameter in a resume state: the weight and the moments."""
+ACTIVATIONS = 48
+"""Bytes per token, block and dimension of the hidden state that the backward pass needs, at least, in float32."""
+TOKEN = 24
+"""Bytes per token of a batch: three tensors of 64-bit integers."""
+
+
 @dataclass(frozen=True)
 class Needs:
     """The least that a command needs, in bytes, by what it is for."""
@@ -24,6 +34,39 @@ class Needs:
     memory: Mapping[str, int]
     """Where the model is: on a GPU, the GPU's."""
     disk: Mapping[str, int]
+
+
+def transformer_needs(
+    *,
+    layers: int,
+    hidden: int,
+    vocabulary: int,
+    positions: int,
+    batch_tokens: float,
+    evaluation_tokens: float,
+    checkpoints: int,
+) -> Needs:
+    """What training one Transformer in float32 needs at least.
+
+    Args:
+        layers: blocks.
+        hidden: dimensions of the hidden state; the feed-forward layers have four times as many.
+        vocabulary: number of token ids.
+        positions: of the position embedding.
+        batch_tokens: tokens that are computed at a time.
+        evaluation_tokens: tokens of all evaluation samples.
+        checkpoints: number that will be saved.
+    """
+    parameters = hidden * (layers * (12 * hidden + 13) + vocabulary + positions)
+    return Needs(
+        memory={
+            "weights and their optimiser": STATE * parameters,
+            "a resume state": SAVED * parameters,
+            "a batch": int(batch_tokens * (ACTIVATIONS * hidden * layers + TOKEN)),
+            "evaluation data": int(evaluation_tokens * TOKEN),
+        },
+        disk={"checkpoints": 4 * parameters * checkpoints, "a resume state": SAVED * parameters},
+    )
 
 
 def one_after_another(needs: Sequence[Needs]) -> Needs:

@@ -6,10 +6,9 @@ from common.parity.engine import Engine
 from common.parity.frozen import frozen_logits
 from common.parity.networks import Network
 from common.parity.training import Setting
-from common.resources import Needs
+from common.resources import Needs, transformer_needs
 from common.runs.checkpoints import number_of_checkpoints
 from common.runs.processes import Processes
-from common.transformer_needs import transformer_needs
 from parity_gpt2.arguments import Arguments, check
 from parity_gpt2.engine import AdamSettings, TransformerEngine
 from parity_gpt2.models import new_network

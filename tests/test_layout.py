@@ -14,7 +14,7 @@ SETTINGS = ("parity_mlp", "parity_gpt2", "PCFG_mlm", "PCFG_autoregressive", "tex
 
 LAYERS = (
     ("common", "common.errors"),
-    ("common.arguments", "common.attention", "common.philox", "common.plotting"),
+    ("common.arguments", "common.attention", "common.philox", "common.plotting", "common.resources"),
     ("common.runs",),
     ("common.cli",),
     ("common.teachers",),

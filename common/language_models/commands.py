@@ -23,14 +23,13 @@ from common.errors import DivergedError, UserError
 from common.language_models.arguments import DistillArguments, TrainArguments, check
 from common.language_models.setting import Setting, Task, config_of, task_of
 from common.language_models.training import processes_of, train_to_end, trainer_arguments
-from common.resources import Needs, one_after_another, require_resources
+from common.resources import Needs, one_after_another, require_resources, transformer_needs
 from common.runs.checkpoints import number_of_checkpoints
 from common.runs.names import EXECUTION_ARGUMENTS, ROOT, RUNS, default_name
 from common.runs.processes import open_shared_run
 from common.runs.run import Run
 from common.teachers.discovery import Checkpoint, find_checkpoints, local_path
 from common.teachers.objective import objective_of
-from common.transformer_needs import transformer_needs
 
 PLURAL = ("methods", "student_heads", "steps", "seeds", "checkpoint")
 """Arguments of distillation of which each run has one value."""

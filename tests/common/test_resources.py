@@ -5,8 +5,7 @@ import sys
 
 import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from common import resources
 from common.errors import UserError
