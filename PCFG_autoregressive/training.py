@@ -19,4 +19,5 @@ SETTING = grammar_setting(
     task=task_of,
     new_model=new_model,
     load_model=load_model,
+    prediction_arguments=("label_level",),
 )

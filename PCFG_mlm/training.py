@@ -20,4 +20,5 @@ SETTING = grammar_setting(
     task=task_of,
     new_model=new_model,
     load_model=load_model,
+    prediction_arguments=("mask_rate", "hide_masked"),
 )

@@ -2,7 +2,8 @@
 
 import os
 import re
-from typing import Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from common.errors import UserError
 
@@ -51,6 +52,21 @@ def require_seed(arguments: object, *names: str) -> None:
         value = getattr(arguments, name)
         if max(value if isinstance(value, tuple) else (value,)) >= 2**63:
             raise UserError(f"{option_of(name)} must be below 2^63, got {value}")
+
+
+def is_of_type(value: object, hint: Any) -> bool:
+    """Whether a JSON value can be an argument with this type hint, of those that commands have."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return any(value == part and type(value) is type(part) for part in parts)
+    if origin in (Union, UnionType):
+        return any(is_of_type(value, part) for part in parts)
+    if origin is tuple:
+        return isinstance(value, list) and all(is_of_type(item, parts[0]) for item in value)
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    kinds = {float: (int, float), NoneType: NoneType, None: NoneType}
+    return isinstance(value, kinds.get(hint, hint))
 
 
 def device_of(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:

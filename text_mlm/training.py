@@ -13,4 +13,4 @@ def masked_text(arguments: Mapping[str, Any]) -> MaskedText:
     return MaskedText(arguments["mask_rate"], arguments["hide_masked"])
 
 
-SETTING = text_setting("text_mlm", masked_text, new_model, "masked")
+SETTING = text_setting("text_mlm", masked_text, new_model, "masked", ("mask_rate", "hide_masked"))

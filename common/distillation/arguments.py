@@ -1,13 +1,14 @@
 """The arguments of every distill.py. This module imports nothing slow, so that commands start quickly."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
 
+from common.arguments import is_of_type
 from common.errors import UserError
 
 Method = Literal[
@@ -132,3 +133,30 @@ def resolve_teacher(teacher: str, default: str, root: Path) -> str:
     if not path.exists():
         return teacher
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def with_task_of(
+    teacher: Mapping[str, Any] | None, arguments: Arguments, names: Sequence[str], argv: Sequence[str]
+) -> Arguments:
+    """The arguments, with the teacher's task where the command does not say what the task is.
+
+    Args:
+        teacher: config of a run of this project; None for any other teacher, which does not say.
+        arguments: of the command.
+        names: of those that describe the task.
+        argv: the command; empty if there is none, and all arguments were meant as they are.
+
+    Raises:
+        UserError: the config has a value of a type that the argument cannot have.
+    """
+    if teacher is None or not argv:
+        return arguments
+    given = {word.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for word in argv}
+    hints = get_type_hints(type(arguments))
+    taken: dict[str, Any] = {}
+    for name in [name for name in names if name in teacher["arguments"] and name not in given]:
+        value = teacher["arguments"][name]
+        if not is_of_type(value, hints[name]):
+            raise UserError(f"the config.json of the teacher's run has {name} {value!r}: give another --teacher")
+        taken[name] = tuple(value) if isinstance(value, list) else value
+    return replace(arguments, **taken)

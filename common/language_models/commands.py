@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from common.arguments import option_of, require_at_least, require_seed, require_steps
-from common.distillation.arguments import require_distinct, resolve_teacher, student_arguments
+from common.distillation.arguments import require_distinct, resolve_teacher, student_arguments, with_task_of
 from common.distillation.evaluation import report_on
 from common.distillation.losses import check_loss_arguments
 from common.distillation.supervision import (
@@ -90,6 +90,7 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
         )
     teacher = find_checkpoints(directory if directory.exists() else arguments.teacher, arguments.teacher_pattern)
     own = own_teacher(directory, (setting.name,))
+    arguments = with_task_of(own, arguments, (*setting.data_arguments, *setting.prediction_arguments), argv)
     students = []
     for student in student_arguments(arguments, PLURAL):
         (steps,), (seed,) = student.steps, student.seeds
@@ -99,13 +100,15 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
         students.append((student, run_directory, trainer_args, supervised))
 
     task = task_of(arguments, setting)  # may take minutes; what needs no data has been checked
-    teacher_id = None if own is None else _check_own_teacher(arguments, setting, task, directory, own)
+    teacher_id, notes = None, []
+    if own is not None:
+        _check_data(arguments, setting, task, directory, own)
+        teacher_id, notes = own.get("id"), _prediction_notes(arguments, setting, own)
     batches = []
     for student, _, _, supervised in students:
         check_loss_arguments(supervised, task.vocabulary, option_of)
         batches.append(setting.training_batches(student, task, student.steps[0], student.stream_seed))
     unfinished = [(student, place) for student, place, *_ in students if arguments.force or not Run(place).complete]
-    notes = []
     if unfinished:
         needs = [_needs(student, task, *student.student_heads, *student.steps) for student, _ in unfinished]
         places = [place for _, place in unfinished]
@@ -171,16 +174,25 @@ def _run_directory(arguments: Distill, student: Distill, presets: Mapping[str, D
     return RUNS / setting.name / default_name(student, preset, name, exclude=(*EXECUTION_ARGUMENTS, *PLURAL))
 
 
-def _check_own_teacher(
+def _check_data(
     arguments: DistillArguments, setting: Setting, task: Task, directory: Path, config: Mapping[str, Any]
-) -> str | None:
-    """The id of a teacher that is a run of ours, with its config.
+) -> None:
+    """Reject a teacher, a run of ours with this config, that was trained on other data.
 
     Raises:
-        UserError: it was trained on other data.
+        UserError: names both.
     """
     theirs, ours = config["arguments"], config_of(arguments, task, setting)
     if any(theirs.get(name) != ours[name] for name in setting.identity(task)):
         data = f"{setting.describe(theirs)}, but here the data is {setting.describe(ours)}"
         raise UserError(f"{directory} was trained on {data}: give another --teacher, or the teacher's arguments")
-    return config.get("id")
+
+
+def _prediction_notes(arguments: DistillArguments, setting: Setting, config: Mapping[str, Any]) -> list[str]:
+    """Lines on what students predict, if a teacher with this config was trained to predict something else."""
+    pairs = {name: (getattr(arguments, name), config["arguments"].get(name)) for name in setting.prediction_arguments}
+    return [
+        f"warning: {option_of(name)} is {ours}, but the teacher was trained with {theirs}"
+        for name, (ours, theirs) in pairs.items()
+        if ours != theirs
+    ]

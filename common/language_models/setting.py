@@ -52,6 +52,10 @@ class Setting:
     """From a task to what identifies its data in config.json, such as a grammar's rules, as its file may change."""
     resolved: Callable[[Any], dict[str, Any]]
     """From a task to arguments as config.json stores them, such as names of files that do not depend on the folder."""
+    data_arguments: tuple[str, ...]
+    """Names of the arguments that say what the data is, which a student has from its teacher."""
+    prediction_arguments: tuple[str, ...]
+    """Names of the arguments that say what is predicted, such as a mask rate, in which a student may differ."""
     describe: Callable[[Mapping[str, Any]], str]
     """From a run's arguments, by name, to its data in words."""
 

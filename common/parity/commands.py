@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from common.arguments import require_at_least, require_seed
-from common.distillation.arguments import require_distinct, resolve_teacher, student_arguments
+from common.distillation.arguments import require_distinct, resolve_teacher, student_arguments, with_task_of
 from common.distillation.chance import teacher_report
 from common.distillation.supervision import (
     FROM_LABELS,
@@ -75,16 +75,18 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
     """
     plural = _plural(setting)
     check(arguments, arguments.lr)
-    setting.check(arguments)
     require_distinct(arguments, plural)
     require_at_least(1, arguments, setting.sizes)
     require_seed(arguments, "seeds", "stream_seed")
-    task = task_of(vars(arguments))
     default = _default_teacher(arguments.preset, setting)
     arguments = replace(arguments, teacher=resolve_teacher(arguments.teacher, default, ROOT))
     directory = ROOT / arguments.teacher
     teacher = find_checkpoints(directory if directory.exists() else arguments.teacher, arguments.teacher_pattern)
-    teacher_id = _check_own_teacher(arguments, directory)
+    own = own_teacher(directory, SETTINGS)
+    arguments = with_task_of(own, arguments, TASK_ARGUMENTS, argv)
+    setting.check(arguments)
+    task = task_of(vars(arguments))
+    teacher_id = None if own is None else _check_own_teacher(arguments, directory, own)
 
     def error_rate(record: Mapping[str, Any]) -> float:
         return 1 - record["accuracy"]
@@ -158,15 +160,12 @@ def _run_directory(arguments: Any, student: Any, presets: Mapping[str, Any], set
     return RUNS / setting.name / default_name(student, preset, name, exclude=(*EXECUTION_ARGUMENTS, *in_name))
 
 
-def _check_own_teacher(arguments: Any, directory: Path) -> str | None:
-    """The id of a teacher that one of our runs made; None for any other.
+def _check_own_teacher(arguments: Any, directory: Path, config: Mapping[str, Any]) -> str | None:
+    """The id of a teacher that is a run of ours, with its config.
 
     Raises:
-        UserError: the run is not complete, its config.json is damaged, or it was trained for another support.
+        UserError: it was trained for another support.
     """
-    config = own_teacher(directory, SETTINGS)
-    if config is None:
-        return None
     theirs = config["arguments"]
     if task_of(theirs) != task_of(vars(arguments)):
         name = next(name for name in TASK_ARGUMENTS if theirs[name] != getattr(arguments, name))

@@ -22,6 +22,7 @@ def grammar_setting(
     task: Callable[[Mapping[str, Any]], Any],
     new_model: Callable[[Any, int, int, int, float, int], PreTrainedModel],
     load_model: Callable[[Path, Any], PreTrainedModel],
+    prediction_arguments: tuple[str, ...],
 ) -> Setting:
     """A setting on sentences of a grammar.
 
@@ -30,6 +31,7 @@ def grammar_setting(
         task: from a run's arguments, by name, to a `GrammarTask`.
         new_model: from the task, layers, heads, dimensions per head, dropout rate and seed.
         load_model: from a checkpoint's directory and the task; raises `UserError` if it does not fit the task.
+        prediction_arguments: names of those that say what is predicted.
     """
 
     def make_model(task: Any, arguments: Arguments, heads: int, seed: int) -> PreTrainedModel:
@@ -46,6 +48,8 @@ def grammar_setting(
         notes=vocabulary_note,
         identity=lambda task: {"start": task.grammar.start, "rules": rules_of(task.grammar)},
         resolved=lambda task: {},
+        data_arguments=("grammar", "start"),
+        prediction_arguments=prediction_arguments,
         describe=lambda arguments: f"the grammar {arguments['grammar']} from {arguments['start']}",
     )
 

@@ -1,7 +1,7 @@
 """A prediction task on text: blocks of some corpora, and what a batch of them is."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from common.language_models.setting import Setting
 from common.probes.checkpoints import is_run
 from common.teachers.loading import build_model, read_model
 from common.teachers.objective import Objective
-from common.text.arguments import Arguments
+from common.text.arguments import Arguments, TextArguments
 from common.text.batches import (
     MaskedText,
     TextBatches,
@@ -92,6 +92,7 @@ def text_setting(
     batch_of: Callable[[Mapping[str, Any]], TextTask],
     new_model: Callable[[CorpusTask, Any, int, int], PreTrainedModel],
     objective: Objective,
+    prediction_arguments: tuple[str, ...] = (),
 ) -> Setting:
     """A setting on text.
 
@@ -100,6 +101,7 @@ def text_setting(
         batch_of: from a run's arguments, by name, to what is predicted.
         new_model: from the task, a command's arguments, the number of attention heads and the seed.
         objective: what models predict.
+        prediction_arguments: names of those that say what is predicted.
     """
 
     def load_model(path: Path, task: CorpusTask) -> PreTrainedModel:
@@ -116,6 +118,8 @@ def text_setting(
         notes=notes,
         identity=identity,
         resolved=resolved,
+        data_arguments=tuple(field.name for field in fields(TextArguments)),
+        prediction_arguments=prediction_arguments,
         describe=describe,
     )
 

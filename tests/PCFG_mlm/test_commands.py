@@ -132,6 +132,14 @@ def test_a_transition_cannot_be_looked_for_without_a_curve(tmp_path, capsys, pla
 # Wrongly called
 
 
+def test_a_student_with_another_mask_rate_than_its_teacher_is_told(tmp_path, capsys, teacher_of):
+    words = [*DISTILL, "--methods", "one-shot", "--teacher", teacher_of(MLM), "--out", tmp_path / "run"]
+    _, lines = MLM.start(capsys, *words, "--mask-rate", 0.15)
+    assert "warning: --mask-rate is 0.15, but the teacher was trained with 0.3" in lines
+    _, lines = MLM.start(capsys, *words, "--force")
+    assert not [line for line in lines if "--mask-rate" in line]
+
+
 @pytest.mark.parametrize("rate", [0, 1])
 def test_a_wrong_mask_rate_is_refused_before_anything_is_made(tmp_path, capsys, rate, teacher_of):
     for words in (TRAIN, [*DISTILL, "--methods", "ce", "--teacher", teacher_of(MLM)]):

@@ -3,11 +3,12 @@
 import math
 import os
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from common.arguments import require_at_least, require_seed, worker_threads
+from common.arguments import is_of_type, require_at_least, require_seed, worker_threads
 from common.errors import UserError
 
 
@@ -68,3 +69,26 @@ def test_threads_are_what_omp_num_threads_says_or_the_processors_allowed(monkeyp
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert worker_threads() == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "fits"),
+    [
+        (3, int, True),
+        (True, int, False),
+        (3, float, True),
+        ("3", float, False),
+        (1, bool, False),
+        (None, str | None, True),
+        (3, str | None, False),
+        (["a", "b"], tuple[str, ...], True),
+        (["a", 1], tuple[str, ...], False),
+        ("a", tuple[str, ...], False),
+        (1, Literal[1, 2, "all"], True),
+        ("all", Literal[1, 2, "all"], True),
+        (True, Literal[1, 2, "all"], False),
+        ("1", Literal[1, 2, "all"], False),
+    ],
+)
+def test_json_values_that_an_argument_can_have(value, hint, fits):
+    assert is_of_type(value, hint) == fits
