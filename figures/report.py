@@ -25,6 +25,7 @@ from findings import Describe, Finding
 from make_figures import Drawn, Preset, SettingName, draw_settings, report_missing
 
 from common.cli import command
+from common.errors import UserError
 from common.runs.files import write_file
 
 FIGURES = Path(__file__).resolve().parent
@@ -116,13 +117,32 @@ def main(arguments: Arguments) -> None:
         UserError: there is nothing to draw, or the runs are ambiguous.
     """
     drawn = draw_settings(get_args(SettingName), arguments.preset, arguments.runs)
-    times = arguments.runs / "figures" / "times.jsonl"
-    log = [json.loads(line) for line in times.read_text().splitlines()] if times.exists() else []
+    log = read_times(arguments.runs / "figures" / "times.jsonl")
     out = arguments.out or arguments.runs / "report.html"
     if any(figures.pictures for figures in drawn):
         write_file(out, page(drawn, arguments.preset, log).encode())
     report_missing(drawn, arguments.preset, required=False)
     print(out)
+
+
+def read_times(path: Path) -> list[dict[str, Any]]:
+    """The entries that `scripts/reproduce.sh` wrote, without a last one that was cut off; none if there is no file.
+
+    Raises:
+        UserError: an entry is damaged.
+    """
+    *lines, _ = path.read_text(errors="replace").split("\n") if path.exists() else [""]
+    kinds = {"setting": str, "preset": str, "command": str, "seconds": int, "processor": str}
+    entries = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            if not all(type(entry[name]) is kind for name, kind in kinds.items()) or entry["seconds"] < 0:
+                raise ValueError(line)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise UserError(f"{path}, line {number}, is damaged: remove the line") from None
+        entries.append(entry)
+    return entries
 
 
 def page(drawn: Sequence[Drawn], preset: Preset, log: Sequence[Mapping[str, Any]] = ()) -> str:

@@ -88,11 +88,12 @@ fi
 processor="$(getconf _NPROCESSORS_ONLN) x ${processor:-$(uname -m)}"
 
 timed() { # COMMAND: run it and record its time, even if it fails
-    local begin=$SECONDS code=0
+    local begin=$SECONDS code=0 command="$*"
     "$@" || code=$?
+    command=${command//\\/\\\\} # as JSON has it
     mkdir -p runs/figures
     printf '{"setting": "%s", "preset": "%s", "command": "%s", "seconds": %d, "exit": %d, "processor": "%s"}\n' \
-        "$setting" "$preset" "$*" $((SECONDS - begin)) "$code" "$processor" >> runs/figures/times.jsonl
+        "$setting" "$preset" "${command//\"/\\\"}" $((SECONDS - begin)) "$code" "$processor" >> runs/figures/times.jsonl
     return "$code"
 }
 

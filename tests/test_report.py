@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -14,6 +15,8 @@ import parity_findings
 import pcfg_findings
 import pytest
 import report
+from hypothesis import HealthCheck, given, settings, strategies as st
+from report import read_times
 
 from common.errors import UserError
 from common.runs.files import write_file
@@ -331,6 +334,37 @@ def test_a_page_says_what_was_run_for_how_long_and_what_is_missing(page):
     assert "2 x <Fast> CPU" in text
     assert "figure1_PCFG_autoregressive_laptop: there is no <run> & no probe; create it with python -m x" in text
     assert "<run>" not in page
+
+
+TIME = {"setting": "parity_mlp", "preset": "smoke", "command": "train it's", "seconds": 3, "processor": "2 x"}
+
+
+def test_times_without_the_line_that_was_cut_off(tmp_path):
+    path = tmp_path / "times.jsonl"
+    assert read_times(path) == []
+    text = f"{json.dumps(TIME)}\n{json.dumps(TIME)}\n"
+    for end in range(len(text) + 1):
+        path.write_text(text[:end])
+        assert read_times(path) == [TIME] * text[:end].count("\n")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from([*TIME]) | st.text(), inner),
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
+def test_a_damaged_time_is_named(tmp_path, line):
+    path = tmp_path / "times.jsonl"
+    path.write_bytes(line + b"\n")
+    try:
+        [entry] = read_times(path)
+    except UserError as error:
+        assert re.fullmatch(rf"{path}, line \d+, is damaged: remove the line", str(error))
+    else:
+        assert {name: type(entry[name]) for name in TIME} == {name: type(TIME[name]) for name in TIME}
 
 
 def test_the_report_of_a_folder_of_runs(tmp_path):
