@@ -1,13 +1,14 @@
 """What a student minimises: temperature, alpha and the divergences.
 
-All functions take logits of shape (..., classes), in float32 or wider. With student probabilities p, teacher
+All functions take logits of shape (..., classes), in float32 or wider. A student's must be finite; a teacher may exclude
+classes by -inf, but not all of a position. With student probabilities p, teacher
 probabilities q (the targets) and labels y, the loss is
 
     alpha * CE(y, p) + (1 - alpha) * D(q, p)
 
 In Panigrahi et al. (2025), arXiv:2410.05464, D is the forward KL divergence and temperature applies to the teacher
 only. The reverse KL and generalised Jensen-Shannon divergences are those of Agarwal et al. (2024), arXiv:2306.13649.
-Losses are in nats. Targets are constants, without a gradient.
+Losses are in nats. Targets are constants, without a gradient. Of equal logits, the first classes count as the largest.
 """
 
 import math
@@ -113,7 +114,7 @@ def teacher_probabilities(teacher_logits: Tensor, temperature: float | Tensor, t
         teacher_logits: (..., classes).
         temperature: a scalar, or of shape (...). Up to `ARG_MAX_TEMPERATURE`, all probability is on the first of the
             largest logits.
-        top_k: keep the `top_k` most probable classes and renormalise. Exactly `top_k` are kept, even with ties.
+        top_k: keep the `top_k` most probable classes and renormalise. Exactly `top_k` are kept: of ties, the first.
 
     Raises:
         UserError: a temperature that is negative or not finite, or `top_k` outside 1 to classes.
@@ -125,13 +126,19 @@ def teacher_probabilities(teacher_logits: Tensor, temperature: float | Tensor, t
     arg_max = temperature <= ARG_MAX_TEMPERATURE
     scaled = (teacher_logits - teacher_logits.amax(-1, keepdim=True)).div_(temperature.masked_fill(arg_max, 1))
     if top_k is not None:
-        kept, indices = scaled.topk(top_k)
-        scaled = torch.full_like(scaled, -math.inf).scatter_(-1, indices, kept)
+        scaled = scaled.masked_fill(~_largest(scaled, top_k), -math.inf)
     probabilities = scaled.softmax(-1)
     if not arg_max.any():
         return probabilities
     one_hot = torch.zeros_like(scaled).scatter_(-1, teacher_logits.argmax(-1, keepdim=True), 1.0)
     return torch.where(arg_max, one_hot, probabilities)
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """True at the `count` largest of `values` along the last dimension; of ties, at the first."""
+    least = values.topk(count).values[..., -1:]
+    above, ties = values > least, values == least
+    return above | ties & (ties.cumsum(-1) <= count - above.sum(-1, keepdim=True))
 
 
 def one_hot_probabilities(labels: Tensor, classes: int, temperature: float | Tensor) -> Tensor:

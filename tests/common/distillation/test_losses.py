@@ -1,11 +1,13 @@
 """Losses in closed form, their gradients against autograd, and their limits. All in float64 unless it matters."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
 
 from common.distillation.losses import (
     IGNORED_LABEL,
@@ -71,6 +73,35 @@ def test_the_arg_max_of_equal_logits_is_the_first():
 def test_a_high_temperature_is_uniform(student):
     uniform = torch.full_like(student, 1 / 7)
     torch.testing.assert_close(teacher_probabilities(student, 1e12), uniform)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 2.0]), min_size=1, max_size=9), st.data())
+def test_of_equal_logits_the_first_are_kept_at_every_temperature(values, data):
+    if max(values) == -math.inf:
+        values.append(0.0)
+    top_k = data.draw(st.integers(1, len(values)))
+    logits = torch.tensor([values, values[::-1]], dtype=torch.float64)
+    for row, temperature in itertools.product(logits, (0, 1, 3)):
+        order = sorted(range(len(row)), key=lambda i: (-float(row[i]), i))
+        kept = {i for i in order[:top_k] if row[i] > -math.inf}
+        kept = kept if temperature else {order[0]}
+        weights = [math.exp(float(row[i]) / (temperature or 1)) if i in kept else 0.0 for i in range(len(row))]
+        expected = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+        torch.testing.assert_close(teacher_probabilities(row, temperature, top_k), expected)
+    batch = teacher_probabilities(logits, 1, top_k)
+    assert torch.equal(batch, torch.stack([teacher_probabilities(row, 1, top_k) for row in logits]))
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_teacher_may_exclude_classes(divergence, student):
+    """As if their logits were very low, but not more than the floor of the reverse divergence allows."""
+    excluding = torch.randn(student.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    low = excluding.clone()
+    excluding[..., 2:4], low[..., 2:4] = -math.inf, -1e4
+    expected, actual = (DIVERGENCES[divergence](student, teacher_probabilities(each, 1)) for each in (low, excluding))
+    assert actual.isfinite().all()
+    torch.testing.assert_close(actual, expected)
 
 
 def test_top_k_keeps_the_largest_classes_and_renormalises():
