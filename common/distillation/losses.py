@@ -1,8 +1,8 @@
 """What a student minimises: temperature, alpha and the divergences.
 
-All functions take logits of shape (..., classes), in float32 or wider. A student's must be finite; a teacher may exclude
-classes by -inf, but not all of a position. With student probabilities p, teacher
-probabilities q (the targets) and labels y, the loss is
+All functions take logits of shape (..., classes), in float32 or wider. A student's must be finite; a teacher may
+exclude classes by -inf, but not all of a position. With student probabilities p, teacher probabilities q (the targets)
+and labels y, the loss is
 
     alpha * CE(y, p) + (1 - alpha) * D(q, p)
 
