@@ -77,9 +77,11 @@ class DistillationArguments:
     """Weight of KL(teacher || mixture) in the Jensen-Shannon divergence."""
 
     def __post_init__(self) -> None:
-        """Replace the old name of a method."""
+        """Replace the old name of a method, and write every step in the same way."""
         methods = tuple("custom" if method == "explicit" else method for method in self.methods)
+        checkpoint = tuple(str(int(name)) if name.isdecimal() else name for name in self.checkpoint)
         object.__setattr__(self, "methods", methods)
+        object.__setattr__(self, "checkpoint", checkpoint)
 
 
 Arguments = TypeVar("Arguments", bound=DistillationArguments)

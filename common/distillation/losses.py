@@ -253,16 +253,18 @@ def stepwise(
 
     Args:
         values: (n + 1,).
-        boundaries: (n,) steps, increasing.
+        boundaries: (n,) steps from 1 on, increasing.
         steps: of any shape; the result has the same.
         name: of the boundaries, in messages.
 
     Raises:
-        UserError: n boundaries without n + 1 values, or boundaries that do not increase.
+        UserError: n boundaries without n + 1 values, or boundaries below 1 or that do not increase.
     """
     values, boundaries = np.asarray(values, np.float64), np.asarray(boundaries)
     if len(values) != len(boundaries) + 1:
         raise UserError(f"{name} {boundaries.tolist()} must be one fewer than the {len(values)} values they separate")
+    if np.any(boundaries < 1):
+        raise UserError(f"{name} must be at least 1, got {boundaries.tolist()}")
     if np.any(np.diff(boundaries) <= 0):
         raise UserError(f"{name} must increase, got {boundaries.tolist()}")
     return values[np.searchsorted(boundaries, steps, side="right")]

@@ -167,9 +167,11 @@ def until_saturation(
         threshold: the improvement that counts, in units of accuracy.
 
     Raises:
-        UserError: no checkpoint, evaluations out of order, or `max_steps` or `window` below 1.
+        UserError: no checkpoint, evaluations out of order, `max_steps` or `window` below 1, or `threshold` below 0.
     """
     first, *later = _sorted(checkpoints)
+    if not threshold >= 0:
+        raise UserError(f"the improvement that counts must be at least 0, got {threshold}")
     _require_positive(max_steps, "the largest number of student steps per checkpoint")
     _require_positive(window, "the window of evaluations")
     if any(step >= after for (step, _), (after, _) in pairwise(evaluations)):

@@ -12,7 +12,7 @@ from common.distillation.arguments import DistillationArguments
 from common.distillation.choosing import find_transition
 from common.distillation.losses import LossArguments, check_loss_arguments
 from common.distillation.phases import choose_checkpoints
-from common.errors import UserError
+from common.errors import UserError, listed
 from common.runs.files import read_json
 from common.runs.run import Run
 from common.teachers.curves import Curve, find_log, read_curve
@@ -210,17 +210,17 @@ def first_checkpoint(
     """The teacher step that --checkpoint stands for.
 
     Args:
-        name: a teacher step, which is returned unchanged, or "before", "inside" or "after" the teacher's transition.
+        name: the step of a checkpoint, which is returned, or "before", "inside" or "after" the teacher's transition.
         steps: teacher steps at which checkpoints exist, increasing.
         directory: the teacher's, with its training curve in metrics.jsonl or in another log.
         loss_of_record: from a record of metrics.jsonl to the value whose drop is the transition; if there is none, that
             of the error rate is used.
 
     Raises:
-        UserError: `name` is none of these, or the curve is missing or has no transition.
+        UserError: `name` is none of these, there is no such checkpoint, or the curve is missing or has no transition.
     """
     if name.isdecimal():
-        return int(name)
+        return _existing(int(name), steps, "--checkpoint")
     places = ("before", "inside", "after")
     if name not in places:
         raise UserError(f"--checkpoint must be a teacher step, before, inside or after; got {name!r}")
@@ -250,7 +250,7 @@ def custom_schedule(segments: Sequence[str], steps: Sequence[int]) -> list[sched
         steps: teacher steps at which checkpoints exist, increasing.
 
     Raises:
-        UserError: an item has another form, or there is no checkpoint at or before its teacher step.
+        UserError: an item has another form, or there is no checkpoint of its teacher step.
     """
     pairs: list[tuple[int, int | None]] = []
     for i, item in enumerate(segments):
@@ -259,8 +259,15 @@ def custom_schedule(segments: Sequence[str], steps: Sequence[int]) -> list[sched
             raise UserError(
                 f"--segments must be a list of checkpoint:steps; only the last may omit its steps; got {item!r}"
             )
-        earlier = [step for step in steps if step <= int(checkpoint)]
-        if not earlier:
-            raise UserError(f"--segments names checkpoint {checkpoint}, but the first is {steps[0]}")
-        pairs.append((earlier[-1], int(count) if count else None))
+        pairs.append((_existing(int(checkpoint), steps, "--segments"), int(count) if count else None))
     return schedules.custom(pairs)
+
+
+def _existing(step: int, steps: Sequence[int], option: str) -> int:
+    """The step of a checkpoint that an option names; a `UserError` if there is no such checkpoint."""
+    if step not in steps:
+        nearest = sorted(sorted(steps, key=lambda other: abs(other - step))[:2])
+        raise UserError(
+            f"{option} names teacher step {step}, of which there is no checkpoint: the nearest are {listed(nearest)}"
+        )
+    return step

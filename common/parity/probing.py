@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from common.arguments import require_at_least, require_seed
+from common.distillation.arguments import require_distinct
 from common.errors import UserError
 from common.parity.arguments import SETTINGS, ProbeArguments, check_device
 from common.parity.frozen import load_network
@@ -31,7 +32,8 @@ def probe(arguments: ProbeArguments, setting: Setting, argv: Sequence[str] = ())
             f"--output is a class, 0 to {task.classes - 1}, and --node an inner node, 0 to {len(task.supports) - 1}; "
             f"got {arguments.output} and {arguments.node}"
         )
-    require_at_least(1, arguments, "samples")
+    require_at_least(1, arguments, "samples", "degrees")
+    require_distinct(arguments, ["degrees"])
     require_at_least(0, arguments, "outside")
     require_seed(arguments, "seed")
     check_device(arguments.device)
