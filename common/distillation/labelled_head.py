@@ -23,6 +23,7 @@ from transformers import BertForMaskedLM, PreTrainedModel
 from common.distillation.batch_checks import TOLERANCE, require_causal
 from common.distillation.losses import IGNORED_LABEL
 from common.teachers.objective import unwrap
+from common.teachers.tensors import require_finite_logits
 
 TRANSFORMS: dict[type, str] = {BertForMaskedLM: "cls"}
 """Models whose output layer is the end of a module that treats each position separately, and that module's name."""
@@ -93,6 +94,15 @@ class LabelledOutput:
         weight, bias = self._cast_weights
         with torch.autocast(values.device.type, enabled=False):
             return F.linear(values.to(weight.dtype), weight, bias).float()
+
+    def require_finite(self, owner: object) -> None:
+        """Check the logits at all labelled positions; see `require_finite_logits`.
+
+        Raises:
+            UserError: they are not finite.
+        """
+        for rows in self.chunks():
+            require_finite_logits(self.logits(rows), owner)
 
 
 class LabelledHead:
