@@ -6,7 +6,6 @@ code. What they choose is chosen here.
 """
 
 import inspect
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 from transformers.activations import ACT2FN
 
 from common.errors import UserError
+from common.runs.files import read_json
 
 NOT_ARCHITECTURE = frozenset(
     "attn_implementation experts_implementation quantization_config auto_map trust_remote_code dtype torch_dtype "
@@ -28,8 +28,10 @@ NOT_ARCHITECTURE = frozenset(
     "problem_type name_or_path transformers_version transformers_weights kernel_config use_kernels".split()
 )
 """Entries that say how a model computes, from where it is loaded, or what belongs to other tasks."""
-EARLIER = frozenset(["rope_theta", "rope_scaling", "partial_rotary_factor", "head_dim"])
-"""Names that transformers reads for every model type which has a use for them."""
+SHARED = frozenset(
+    "rope_theta rope_scaling partial_rotary_factor head_dim is_causal sliding_window attention_chunk_size".split()
+)
+"""Entries that code of transformers reads for all model types, fields of theirs or not."""
 SIZES = frozenset(
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
     "max_position_embeddings n_inner".split()
@@ -62,14 +64,10 @@ def read_config(path: Path, own: Mapping[str, bool] = NOTHING) -> PretrainedConf
         UserError: config.json is missing or damaged, or as for `config_of`.
     """
     file = path / "config.json"
-    try:
-        values = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} is missing, truncated or damaged ({one_line(error)}): {ADVICE}") from error
-    return config_of(values, file, own)
+    return config_of(read_json(file, "save or download the checkpoint again"), file, own)
 
 
-def config_of(values: Any, file: object, own: Mapping[str, bool] = NOTHING) -> PretrainedConfig:
+def config_of(values: Mapping[str, Any], file: object, own: Mapping[str, bool] = NOTHING) -> PretrainedConfig:
     """The configuration that the content of a config.json describes.
 
     Numbers 0 and 1 in place of booleans, as in some published checkpoints, are converted to them.
@@ -83,7 +81,7 @@ def config_of(values: Any, file: object, own: Mapping[str, bool] = NOTHING) -> P
         UserError: the model type is unknown or an encoder-decoder, or an entry is not what it can be: the message names
             the file and the entry.
     """
-    kind = values.get("model_type") if isinstance(values, dict) else None
+    kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise UserError(
             f"{file} does not describe a transformers model (model_type {kind!r:.40}): give load_teacher for other "
@@ -110,7 +108,7 @@ def config_of(values: Any, file: object, own: Mapping[str, bool] = NOTHING) -> P
         raise UserError(f"{file}: a hidden size of {hidden} is not divisible by {heads} heads: {ADVICE}")
     if config.is_encoder_decoder:
         raise UserError(f"{file} is of a {kind} model, an encoder-decoder: give a causal or masked language model")
-    for name, value in own.items():
+    for name, value in {**({"is_causal": True} if "is_causal" in kept else {}), **own}.items():
         given = _truth(values.get(name, value), value)
         if not isinstance(given, bool):
             raise UserError(f"{file}: {name} must be true or false, got {given!r:.40}: {ADVICE}")
@@ -131,6 +129,9 @@ def _complaints(values: Mapping[str, Any], default: PretrainedConfig) -> Iterato
         dtype = values.get(name)
         if dtype is not None and not (isinstance(dtype, str) and dtype.removeprefix("torch.") in DTYPES):
             yield f"{name} is {dtype!r:.40}, not one of {', '.join(sorted(DTYPES))}"
+    names = values.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        yield f"architectures must be a list of names, got {names!r:.40}"
     shared = {name: shared for shared, name in default.attribute_map.items()}
     for name, value in values.items():
         canonical = shared.get(name, name)
@@ -138,7 +139,7 @@ def _complaints(values: Mapping[str, Any], default: PretrainedConfig) -> Iterato
             continue
         if canonical in SIZES and not all(map(_is_positive, value if isinstance(value, list) else [value])):
             yield f"{name} must be a positive integer, got {value!r:.40}"
-        elif canonical == "num_hidden_layers" and value > MOST_LAYERS:
+        elif canonical == "num_hidden_layers" and _is_number(value) and value > MOST_LAYERS:
             yield f"{name} must be at most {MOST_LAYERS:,}, got {value!r:.40}"
         elif canonical in ACTIVATIONS and not (isinstance(value, str) and value in ACT2FN):
             yield f"{name} is {value!r:.40}, which is no activation that transformers has"
@@ -171,7 +172,7 @@ def _plain(value: Any) -> Any:
 def _read_by(kind: str) -> frozenset[str]:
     """Names of the entries that the code of a model type reads: fields, and names that it looks up beside them."""
     config_class = CONFIG_MAPPING[kind]
-    fields = {*inspect.signature(config_class).parameters, *config_class.attribute_map, *EARLIER}
+    fields = {*inspect.signature(config_class).parameters, *config_class.attribute_map, *SHARED}
     if not config_class.__module__.startswith("transformers."):
         return frozenset(fields)
     modules = {config_class.__module__, config_class.__module__.replace(".configuration_", ".modeling_")}

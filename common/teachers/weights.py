@@ -97,6 +97,8 @@ def weight_files(directory: Path) -> list[Path]:
     return files
 
 
+ADVICE = "save or download it again"
+"""On files that are damaged."""
 ADAPTER = (
     "is a PEFT adapter without the weights of its base model: "
     "merge them with PEFT's merge_and_unload() and give the result, saved with save_pretrained"
@@ -130,9 +132,9 @@ def header_of(file: BinaryIO, path: Path) -> dict[str, StoredTensor]:
         metadata = entries.pop("__metadata__", None)
         tensors = {name: _stored(path, 8 + length, name, entry) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{path} is truncated or damaged: it has no safetensors header") from None
+        raise UserError(f"{path} is truncated or damaged: it has no safetensors header; {ADVICE}") from None
     if metadata is not None and not _is_text(metadata):
-        raise UserError(f"{path} is damaged: its metadata is not text")
+        raise UserError(f"{path} is damaged: its metadata is not text; {ADVICE}")
     tensors = dict(sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)))
     end = 8 + length
     for name, tensor in tensors.items():
@@ -141,13 +143,13 @@ def header_of(file: BinaryIO, path: Path) -> dict[str, StoredTensor]:
         needed = tensor.elements * ITEM_BYTES[tensor.dtype]
         if tensor.end - tensor.begin != needed:
             has = f"has {tensor.end - tensor.begin:,} bytes, but {tensor.kind} needs {needed:,}"
-            raise UserError(f"{path} is damaged: {name} {has}")
+            raise UserError(f"{path} is damaged: {name} {has}; {ADVICE}")
         if tensor.begin != end:
-            raise UserError(f"{path} is damaged: its header has tensors that overlap or leave gaps, such as {name}")
+            raise UserError(f"{path} is damaged: tensors in it overlap or leave gaps, such as {name}; {ADVICE}")
         end = tensor.end
     if size != end:
         what = "is truncated" if size < end else "is damaged"
-        raise UserError(f"{path} {what}: it has {size:,} bytes, but its header describes {end:,}")
+        raise UserError(f"{path} {what}: it has {size:,} bytes, but its header describes {end:,}; {ADVICE}")
     return tensors
 
 
