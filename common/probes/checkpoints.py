@@ -140,8 +140,7 @@ def probe_checkpoints(
         data: of the probe.
 
     Raises:
-        UserError: the run has no checkpoint, the file is of another probe, or a measurement is not finite, which JSON
-            does not have.
+        UserError: the run has no checkpoint, the file is of another probe, or a measurement is NaN.
     """
     checkpoints = find_checkpoints(arguments.run, arguments.teacher_pattern)
     path = probe_file(arguments, setting, name, data)
@@ -160,7 +159,7 @@ def probe_checkpoints(
             if checkpoint.step in done:
                 continue
             measured = measure(local_path(checkpoint))
-            _require_finite(measured, checkpoint)
+            _require_numbers(measured, checkpoint)
             done[checkpoint.step] = {"step": checkpoint.step, **measured}
             content["checkpoints"] = [done[step] for step in sorted(done)]
             write_file(path, json.dumps(content).encode())
@@ -168,16 +167,17 @@ def probe_checkpoints(
     print(path)
 
 
-def _require_finite(measured: Any, checkpoint: Checkpoint) -> None:
+def _require_numbers(measured: Any, checkpoint: Checkpoint) -> None:
+    """Reject NaN at any depth of JSON values; a divergence may be infinite."""
     match measured:
         case dict():
             for value in measured.values():
-                _require_finite(value, checkpoint)
+                _require_numbers(value, checkpoint)
         case list() | tuple():
             for value in measured:
-                _require_finite(value, checkpoint)
-        case float() if not math.isfinite(measured):
-            raise UserError(f"{checkpoint.location} cannot be probed, a measurement is {measured}: {ADVICE}")
+                _require_numbers(value, checkpoint)
+        case float() if math.isnan(measured):
+            raise UserError(f"{checkpoint.location} predicts NaN or infinity: its weights are damaged; {ADVICE}")
 
 
 def _flags(names: Iterable[str]) -> str:
