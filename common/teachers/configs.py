@@ -5,6 +5,7 @@ not the ones that choose how a model computes (`NOT_ARCHITECTURE`), some of whic
 code. What they choose is chosen here.
 """
 
+import dataclasses
 import inspect
 import math
 import re
@@ -94,11 +95,11 @@ def config_of(values: Mapping[str, Any], file: object, own: Mapping[str, bool] =
         raise UserError(
             f"{file} is of the model type {kind}, which transformers cannot make: {one_line(error)}"
         ) from error
-    for complaint in _complaints(values, default):
-        raise UserError(f"{file}: {complaint}: {ADVICE}")
     known = _read_by(kind) - NOT_ARCHITECTURE
     kept = {name: _plain(value) for name, value in values.items() if name in known}
     kept = {name: _truth(value, getattr(default, name, None)) for name, value in kept.items()}
+    for complaint in (*_refused(values), *_complaints(kept, default)):
+        raise UserError(f"{file}: {complaint}: {ADVICE}")
     try:
         config = config_class(**kept)
     except (StrictDataclassError, *INVALID) as error:
@@ -121,14 +122,18 @@ def one_line(error: BaseException) -> str:
     return " ".join((str(error) or type(error).__name__).split())[:300]
 
 
-def _complaints(values: Mapping[str, Any], default: PretrainedConfig) -> Iterator[str]:
-    """What is wrong with entries whose types alone do not say it."""
+def _refused(values: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with entries that are not kept, but say that the weights are not numbers as we know them."""
     if values.get("quantization_config") is not None:
         yield "quantization_config is given, but quantised teachers are not supported"
     for name in ("dtype", "torch_dtype"):
         dtype = values.get(name)
         if dtype is not None and not (isinstance(dtype, str) and dtype.removeprefix("torch.") in DTYPES):
             yield f"{name} is {dtype!r:.40}, not one of {', '.join(sorted(DTYPES))}"
+
+
+def _complaints(values: Mapping[str, Any], default: PretrainedConfig) -> Iterator[str]:
+    """What is wrong with entries whose types alone do not say it."""
     names = values.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         yield f"architectures must be a list of names, got {names!r:.40}"
@@ -145,7 +150,7 @@ def _complaints(values: Mapping[str, Any], default: PretrainedConfig) -> Iterato
             yield f"{name} is {value!r:.40}, which is no activation that transformers has"
         elif re.search("drop(out)?(_|$)", name) and _is_number(value) and not 0 <= value <= 1:
             yield f"{name} must be between 0 and 1, got {value!r:.40}"
-        elif _is_number(value) and not math.isfinite(value):
+        elif isinstance(value, float) and not math.isfinite(value):
             yield f"{name} must be finite, got {value!r:.40}"
 
 
@@ -172,9 +177,9 @@ def _plain(value: Any) -> Any:
 def _read_by(kind: str) -> frozenset[str]:
     """Names of the entries that the code of a model type reads: fields, and names that it looks up beside them."""
     config_class = CONFIG_MAPPING[kind]
-    fields = {*inspect.signature(config_class).parameters, *config_class.attribute_map, *SHARED}
+    fields = {field.name for field in dataclasses.fields(config_class)} | {*config_class.attribute_map, *SHARED}
     if not config_class.__module__.startswith("transformers."):
-        return frozenset(fields)
+        return frozenset({*fields, *inspect.signature(config_class).parameters})
     modules = {config_class.__module__, config_class.__module__.replace(".configuration_", ".modeling_")}
     files = [spec.origin for spec in map(find_spec, modules) if spec is not None and spec.origin]
     source = "".join(Path(file).read_text("utf-8") for file in files)

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+import transformers
 from hypothesis import example, given, settings, strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -158,6 +159,32 @@ def test_an_entry_that_cannot_be_is_one_line_that_names_the_file_and_the_entry(k
 )
 def test_heads_must_divide_the_hidden_size(kind, entries):
     refused({**kind, **entries}, "hidden size", "heads")
+
+
+def test_entries_that_are_not_read_may_be_anything():
+    entries = {"some\nname": float("nan"), "their_dropout": 7, "hidden_layers": -1, "big": 10**400}
+    found, expected = config_of({**BERT, **entries}, "config.json"), config_of(BERT, "config.json")
+    assert found.to_dict() == expected.to_dict()
+
+
+def test_a_model_type_of_ones_own(tmp_path):
+    class OwnConfig(transformers.LlamaConfig):
+        model_type = "own-llama-of-this-test"
+
+        def __init__(self, depth=3, **options):
+            super().__init__(**options)
+            self.depth = depth
+
+    AutoConfig.register(OwnConfig.model_type, OwnConfig)
+    entries = {
+        "model_type": OwnConfig.model_type,
+        "depth": 5,
+        "hidden_size": 64,
+        "attn_implementation": "theirs/kernel",
+    }
+    config = config_of(entries, "config.json")
+    assert (type(config), config.depth, config.hidden_size) == (OwnConfig, 5, 64)
+    assert config._attn_implementation is None
 
 
 @pytest.mark.parametrize("kind", [None, 3, ["bert"], "t5", "no-such-model", "x" * 10_000])
