@@ -108,7 +108,7 @@ def config_of(values: Mapping[str, Any], file: object, own: Mapping[str, bool] =
     if type(heads) is type(hidden) is int and getattr(config, "head_dim", None) is None and hidden % heads:
         raise UserError(f"{file}: a hidden size of {hidden} is not divisible by {heads} heads: {ADVICE}")
     if config.is_encoder_decoder:
-        raise UserError(f"{file} is of a {kind} model, an encoder-decoder: give a causal or masked language model")
+        raise UserError(f"{file}: this is a {kind} model, an encoder-decoder: give a causal or masked language model")
     for name, value in {**({"is_causal": True} if "is_causal" in kept else {}), **own}.items():
         given = _truth(values.get(name, value), value)
         if not isinstance(given, bool):

@@ -494,5 +494,6 @@ def test_a_teacher_that_is_not_finite_is_refused_and_not_probed(setting, tmp_pat
     run = shutil.copytree(teacher, tmp_path / "run")
     change_weights(run / last.name, change)
     for probe in ("ngrams --samples 10 --sizes 2", "kneser-ney --samples 10"):
-        line = refusal(setting, capsys, "probe", *shlex.split(probe), "--run", run)
-        assert f"{run / last.name} {message}" in line
+        code, lines = setting.start(capsys, "probe", *shlex.split(probe), "--run", run)
+        assert code == 2
+        assert f"{run / last.name} {message}" in lines[-1]
