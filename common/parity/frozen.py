@@ -16,7 +16,7 @@ from common.parity.arguments import Precision
 from common.parity.networks import Network, read_arrays
 from common.parity.task import ParityTask
 from common.runs.files import read_json
-from common.teachers.tensors import require_finite_logits, require_finite_weights
+from common.teachers.tensors import require_finite_logits
 
 Logits = Callable[[NDArray[np.uint64]], NDArray[np.float64]]
 """From packed bits (samples, words) to logits (samples, classes)."""
@@ -32,16 +32,13 @@ def load_network(checkpoint: Path, task: ParityTask) -> Network:
     config = read_json(checkpoint / "config.json", f"remove {checkpoint} and save the checkpoint again")
     kind = config.get("model_type")
     if kind not in (mlp.MODEL_TYPE, "gpt2"):
-        raise UserError(f"{checkpoint} holds a {kind!r} model, not {mlp.MODEL_TYPE!r} or 'gpt2'")
+        raise UserError(f"{checkpoint} holds a {kind!r:.40} model, not {mlp.MODEL_TYPE!r} or 'gpt2'")
     tensors = read_arrays(checkpoint)
     if kind == mlp.MODEL_TYPE:
-        network = mlp.checked_network(checkpoint, config, tensors, task)
-    else:
-        from common.parity import gpt2
+        return mlp.checked_network(checkpoint, config, tensors, task)
+    from common.parity import gpt2
 
-        network = gpt2.checked_network(checkpoint, config, tensors, task)
-    require_finite_weights({name: torch.from_numpy(tensor) for name, tensor in network.tensors.items()}, checkpoint)
-    return network
+    return gpt2.checked_network(checkpoint, config, tensors, task)
 
 
 def teacher_logits(checkpoint: Path, task: ParityTask, logits_of: Callable[[Network], Logits]) -> Logits:

@@ -97,7 +97,7 @@ def load_model(checkpoint: Path) -> MLP:
     """The network of a checkpoint as a torch module.
 
     Raises:
-        UserError: the weights are damaged.
+        UserError: the weights are damaged or not finite.
     """
     return module_of(read_arrays(checkpoint), "cpu")
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.errors import UserError
-from common.teachers.tensors import read_weights
+from common.teachers.tensors import read_weights, require_finite_weights
 
 Tensors = dict[str, NDArray]
 
@@ -28,12 +28,13 @@ def read_arrays(checkpoint: Path) -> Tensors:
     """The weights in a checkpoint's directory, by name.
 
     Raises:
-        UserError: they are damaged, or of a dtype that NumPy does not have, such as bfloat16.
+        UserError: they are damaged, not finite, or of a dtype that NumPy does not have, such as bfloat16.
     """
     weights = read_weights(checkpoint)
     for name, tensor in weights.items():
         if tensor.dtype in (torch.bfloat16, torch.float8_e5m2, torch.float8_e4m3fn):
             raise UserError(f"{checkpoint}: {name} is {str(tensor.dtype).removeprefix('torch.')}: save it in float32")
+    require_finite_weights(weights, checkpoint)
     return {name: tensor.numpy() for name, tensor in weights.items()}
 
 

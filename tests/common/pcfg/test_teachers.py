@@ -249,3 +249,17 @@ def test_only_safetensors_of_the_checkpoint_are_read(pcfg, capsys, tmp_path, for
         pcfg.setting.load_model(foreign / "checkpoint-30", pcfg.task(SMALL))
     words = ["--methods", "one-shot", "--teacher", foreign, "--out", tmp_path / "student"]
     assert name in pcfg.fail_in_one_line(capsys, *DISTILL, *words)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_checkpoint_in_shards_is_the_model_that_transformers_loads(pcfg, tmp_path, dtype):
+    task = pcfg.task(SMALL)
+    path = tmp_path / "checkpoint-1"
+    saved = pcfg.new_model(task, 2, 7).to(dtype)
+    saved.save_pretrained(path, max_shard_size="2KB")
+    assert len(list(path.glob("model-*-of-*.safetensors"))) > 2
+    model = pcfg.setting.load_model(path, task)
+    expected = type(saved).from_pretrained(path, dtype=torch.float32)
+    assert model.state_dict().keys() == expected.state_dict().keys()
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=0, atol=0)
