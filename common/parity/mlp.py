@@ -86,7 +86,7 @@ def checked_network(checkpoint: Path, config: dict[str, Any], tensors: Tensors, 
     require_shapes(checkpoint, {name: tuple(value.shape) for name, value in expected.items()}, tensors)
     tensors = {name: tensors[name] for name in expected}
     if {str(tensor.dtype) for tensor in tensors.values()} not in ({"float32"}, {"float64"}):
-        raise UserError(f"{checkpoint}: the tensors must all be float32, or all float64: save them so")
+        raise UserError(f"{checkpoint}: the tensors must be float32 or float64, and all the same: save them so")
     for name, here in (("d", task.d), ("classes", task.classes)):
         if config.get(name) != here:
             raise UserError(f"the network in {checkpoint} has {name} = {config.get(name)}, but this task has {here}")
