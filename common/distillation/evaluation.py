@@ -39,7 +39,7 @@ def evaluate_checkpoints(
         device: of the model.
 
     Raises:
-        UserError: there is no label, or a checkpoint's loss is not finite.
+        UserError: there is no label, or a checkpoint's logits or loss are not finite.
     """
     device = torch.device(device)
     checkpoints = sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
@@ -49,7 +49,7 @@ def evaluate_checkpoints(
     with progress(len(checkpoints), 0, "evaluating the teacher", samples) as show:
         for i, checkpoint in enumerate(checkpoints):
             model = load(local_path(checkpoint)).to(device).eval()
-            loss, accuracy = _evaluate(model, tensors, objective == "causal", device)
+            loss, accuracy = _evaluate(model, checkpoint, tensors, objective == "causal", device)
             del model  # before the next one is loaded
             if not math.isfinite(loss):
                 raise UserError(
@@ -67,30 +67,30 @@ def evaluate_checkpoints(
 
 
 def report_on(
-    model: nn.Module, step: int, batches: Sequence[Any], objective: Objective, device: torch.device | str
+    model: nn.Module, checkpoint: Checkpoint, batches: Sequence[Any], objective: Objective, device: torch.device | str
 ) -> str:
     """`teacher_report` of a model.
 
     Args:
         model: it is moved to the device and put into evaluation mode.
-        step: of its checkpoint.
+        checkpoint: whose model it is.
         batches: as for `evaluate_checkpoints`.
         objective: what its logits predict.
         device: to evaluate on.
 
     Raises:
-        UserError: there is no label.
+        UserError: there is no label, or logits are not finite.
     """
     shift = objective == "causal"
     tensors = [batch_tensors(batch) for batch in batches]
     labels = [batch["labels"][:, shift:] for batch in tensors]
-    _, accuracy = _evaluate(model.to(device).eval(), tensors, shift, torch.device(device))
-    return teacher_report(step, accuracy, labels)
+    _, accuracy = _evaluate(model.to(device).eval(), checkpoint, tensors, shift, torch.device(device))
+    return teacher_report(checkpoint.step, accuracy, labels)
 
 
 @torch.no_grad()
 def _evaluate(
-    model: nn.Module, batches: Sequence[dict[str, Tensor]], shift: bool, device: torch.device
+    model: nn.Module, checkpoint: Checkpoint, batches: Sequence[dict[str, Tensor]], shift: bool, device: torch.device
 ) -> tuple[float, float]:
     """Cross entropy and accuracy per label."""
     head, names = LabelledHead(model), argument_names(model)
@@ -103,7 +103,10 @@ def _evaluate(
         inputs = {name: batch[name].to(device) for name in taken}
         if i == 0:
             head.check(inputs)
-        sums += evaluation_values(head(model, inputs, positions, chunked=True), labels).double().sum(0).cpu()
+        output = head(model, inputs, positions, chunked=True)
+        if i == 0:
+            output.require_finite(checkpoint.location)
+        sums += evaluation_values(output, labels).double().sum(0).cpu()
         count += len(labels)
     head.remove()
     if not count:

@@ -23,6 +23,7 @@ from transformers import BertForMaskedLM, PreTrainedModel
 from common.distillation.batch_checks import TOLERANCE, require_causal
 from common.distillation.losses import IGNORED_LABEL
 from common.teachers.objective import unwrap
+from common.teachers.tensors import require_finite_logits
 
 TRANSFORMS: dict[type, str] = {BertForMaskedLM: "cls"}
 """Models whose output layer is the end of a module that treats each position separately, and that module's name."""
@@ -93,6 +94,15 @@ class LabelledOutput:
         weight, bias = self._cast_weights
         with torch.autocast(values.device.type, enabled=False):
             return F.linear(values.to(weight.dtype), weight, bias).float()
+
+    def require_finite(self, owner: object) -> None:
+        """Check the logits at all labelled positions; see `require_finite_logits`.
+
+        Raises:
+            UserError: they are not finite.
+        """
+        for rows in self.chunks():
+            require_finite_logits(self.logits(rows), owner)
 
 
 class LabelledHead:
@@ -178,7 +188,8 @@ class LabelledHead:
         with torch.no_grad():
             expected = model(**sample)["logits"].flatten(0, -2).float()[:, : self._classes]
             positions = torch.arange(0, len(expected), 2, device=expected.device).flip(0)
-            if _agree(self(model, sample, positions, chunked=False).logits(), expected[positions]):
+            found = self(model, sample, positions, chunked=False).logits()
+            if expected.isnan().any() or _agree(found, expected[positions]):  # NaN is reported where it is used
                 self.permits_chunks = self.permits_chunks and self._gives_output_unchanged(sample, positions)
             else:
                 self.permits_chunks = False

@@ -16,8 +16,9 @@ from common.distillation.chunks import evaluation_values
 from common.distillation.labelled_head import LabelledHead, LabelledOutput, argument_names, labelled_positions
 from common.distillation.vocabulary import classes_of, shared_classes, student_tokenizer, tokenizer_of
 from common.errors import UserError
+from common.teachers.configs import read_config
 from common.teachers.discovery import Checkpoint, local_path
-from common.teachers.loading import StoredModel, Teachers, build_model, read_config, read_model
+from common.teachers.loading import StoredModel, Teachers, build_model, read_model
 from common.teachers.objective import Objective
 from common.teachers.trajectory import require_trajectory
 
@@ -111,6 +112,10 @@ class Teacher:
             step: teacher step.
             then: teacher step that is needed next.
             device: of the inputs.
+
+        Raises:
+            UserError: the checkpoint cannot be loaded, or is given tokens that it does not have; or, where it is first
+                used, it predicts something that is not finite.
         """
         changes = step != self._models.current_step
         if changes:
@@ -128,7 +133,7 @@ class Teacher:
             assert self._head is not None
             output = self._head(model, self._arguments(inputs), positions, chunked=True)
             if changes:
-                self._require_finite(output, owner)
+                output.require_finite(owner)
             return output
 
     def report(self, batches: Iterable[Mapping[str, Any]], step: int, shift: bool) -> str:
@@ -156,12 +161,6 @@ class Teacher:
         count = sum(map(len, all_labels))
         return teacher_report(step, float(sums[1]) / max(count, 1), all_labels)
 
-    @staticmethod
-    def _require_finite(output: LabelledOutput, owner: str) -> None:
-        rows = next(output.chunks(), slice(0))
-        if not output.logits(rows).isfinite().any(-1).all():
-            raise UserError(f"{owner} predicts NaN: its weights are damaged; leave it out")
-
     def release(self) -> None:
         """Free the models."""
         self._remove_head()
@@ -173,11 +172,14 @@ class Teacher:
         self._head = None
 
     def _build(self, stored: StoredModel) -> nn.Module:
-        """The stored model, with the student's attention if it has the student's architecture."""
+        """The stored model, with the student's attention if it has the student's architecture, and of the student's
+        class if it names that."""
         attention, own_class = None, None
         if isinstance(self._student, PreTrainedModel) and self._student.config.model_type == stored.config.model_type:
-            attention, own_class = self._student.config._attn_implementation, type(self._student)
-        return build_model(stored, self._objective, dtype=self._dtype, attention=attention, own_class=own_class)
+            attention = self._student.config._attn_implementation
+            is_own = type(self._student).__name__ in (stored.config.architectures or [])[:1]
+            own_class = type(self._student) if is_own else None
+        return build_model(stored, self._objective, dtype=self._dtype, attention=attention, model_class=own_class)
 
     def _arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in inputs.items() if self._names is None or name in self._names}

@@ -143,7 +143,7 @@ def _report(
     """A line on a teacher's accuracy on the evaluation data of all students."""
     model = setting.load_model(local_path(teacher), task)
     held_out = setting.evaluation_batches(task, arguments.eval_samples)
-    return report_on(model, teacher.step, held_out, objective_of(model), device)
+    return report_on(model, teacher, held_out, objective_of(model), device)
 
 
 def _needs(arguments: TrainArguments | DistillArguments, task: Task, heads: int, steps: int) -> Needs:

@@ -10,6 +10,7 @@ from common.language_models.setting import Setting, Task, task_of_run
 from common.probes.arguments import ProbedArguments
 from common.probes.checkpoints import ProbedData, given_task, probe_checkpoints
 from common.teachers.discovery import find_checkpoints
+from common.teachers.tensors import require_finite_logits
 
 
 def probed_task(arguments: ProbedArguments, setting: Setting) -> Any:
@@ -44,7 +45,8 @@ def probe_models(
     """`probe_checkpoints` with `measure` called on the model of each checkpoint, on the device.
 
     Raises:
-        UserError: the device cannot be used, or the run has no checkpoint.
+        UserError: the device cannot be used, the run has no checkpoint, or the hidden states or logits of one are not
+            finite.
     """
     used = device_of(device)
     noted: list[str] = []
@@ -55,6 +57,10 @@ def probe_models(
             print_notes(lines)
             noted.extend(lines)
         model.to(used)  # type: ignore[arg-type]
+        model.register_forward_hook(lambda module, inputs, output: require_finite_logits(output["logits"], checkpoint))
+        model.base_model.register_forward_hook(
+            lambda module, inputs, output: require_finite_logits(output["last_hidden_state"], checkpoint)
+        )
         return measure(model)
 
     data = probed_data(setting, task)

@@ -30,7 +30,8 @@ from common.resources import require_resources, together
 from common.runs.names import EXECUTION_ARGUMENTS, ROOT, RUNS, default_name
 from common.runs.processes import join_processes, open_shared_run
 from common.runs.run import Run
-from common.teachers.discovery import find_checkpoints, local_path
+from common.teachers.discovery import Checkpoint, find_checkpoints, local_path
+from common.teachers.tensors import require_finite_logits
 
 
 def train(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: Sequence[str] = ()) -> None:
@@ -121,7 +122,7 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
             students.append(Student(run, supervised, initial, student.lr[0]))
         if students:
             if processes.first:
-                reported = [_report(network, last.step, task, arguments, setting, device)] if used else []
+                reported = [_report(network, last, task, arguments, setting, device)] if used else []
                 print_notes([*notes, *reported])
             description = f"{len(students)} students"
             train_together(setting, arguments, students, arguments.stream_seed, description, device, processes)
@@ -129,12 +130,16 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
             processes.print(f"{made.run.directory}: accuracy {made.records[-1]['accuracy']:.3f}")
 
 
-def _report(teacher: Network, step: int, task: ParityTask, arguments: Any, setting: Setting, device: str) -> str:
+def _report(
+    teacher: Network, checkpoint: Checkpoint, task: ParityTask, arguments: Any, setting: Setting, device: str
+) -> str:
     """A line on a teacher's accuracy on the evaluation data of all students."""
     bits = task.sample(arguments.stream_seed, "evaluation", 0, arguments.eval_samples)
     labels = task.labels(bits)
-    predicted = setting.frozen_logits(teacher, task.d, device, setting.precision(arguments))(bits).argmax(axis=1)
-    return teacher_report(step, float((predicted == labels).mean()), [torch.from_numpy(labels)])
+    logits = setting.frozen_logits(teacher, task.d, device, setting.precision(arguments))(bits)
+    require_finite_logits(torch.from_numpy(logits), checkpoint.location)
+    accuracy = float((logits.argmax(axis=1) == labels).mean())
+    return teacher_report(checkpoint.step, accuracy, [torch.from_numpy(labels)])
 
 
 def _plural(setting: Setting) -> tuple[str, ...]:

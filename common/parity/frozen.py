@@ -7,14 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from common.errors import UserError
 from common.parity import mlp
 from common.parity.arguments import Precision
-from common.parity.networks import Network
+from common.parity.networks import Network, read_arrays
 from common.parity.task import ParityTask
-from common.runs.checkpoints import read_checkpoint
+from common.runs.files import read_json
+from common.teachers.tensors import require_finite_logits
 
 Logits = Callable[[NDArray[np.uint64]], NDArray[np.float64]]
 """From packed bits (samples, words) to logits (samples, classes)."""
@@ -24,18 +26,40 @@ def load_network(checkpoint: Path, task: ParityTask) -> Network:
     """The network in a checkpoint's directory, checked to be one for this task.
 
     Raises:
-        UserError: the directory is damaged, holds a model of another kind or one for another task, or its tensors are
-            not those that its config.json describes.
+        UserError: the directory is damaged, holds a model of another kind or one for another task, its tensors are not
+            those that its config.json describes, or they are not finite.
     """
-    config, tensors = read_checkpoint(checkpoint)
+    config = read_json(checkpoint / "config.json", f"remove {checkpoint} and save the checkpoint again")
     kind = config.get("model_type")
+    if kind not in (mlp.MODEL_TYPE, "gpt2"):
+        raise UserError(f"{checkpoint} holds a {kind!r:.40} model, not {mlp.MODEL_TYPE!r} or 'gpt2'")
+    tensors = read_arrays(checkpoint)
     if kind == mlp.MODEL_TYPE:
         return mlp.checked_network(checkpoint, config, tensors, task)
-    if kind == "gpt2":
-        from common.parity import gpt2
+    from common.parity import gpt2
 
-        return gpt2.checked_network(checkpoint, config, tensors, task)
-    raise UserError(f"{checkpoint} holds a {kind!r} model, not {mlp.MODEL_TYPE!r} or 'gpt2'")
+    return gpt2.checked_network(checkpoint, config, tensors, task)
+
+
+def teacher_logits(checkpoint: Path, task: ParityTask, logits_of: Callable[[Network], Logits]) -> Logits:
+    """The logits of a checkpoint as a function of samples.
+
+    Args:
+        checkpoint: its directory.
+        task: what it must be for.
+        logits_of: makes such a function of a network.
+
+    Raises:
+        UserError: as for `load_network`; and the function raises it if logits are not finite.
+    """
+    logits = logits_of(load_network(checkpoint, task))
+
+    def checked(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
+        predicted = logits(bits)
+        require_finite_logits(torch.from_numpy(predicted), checkpoint)
+        return predicted
+
+    return checked
 
 
 def frozen_logits(network: Network, d: int, device: str, precision: Precision = "float32") -> Logits:

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
@@ -25,13 +24,17 @@ from transformers.pytorch_utils import Conv1D
 from common.errors import UserError
 from common.parity.networks import Network, Tensors, require_shapes
 from common.parity.task import ParityTask
-from common.teachers.loading import read_config
+from common.teachers.configs import config_of, read_config
+from common.teachers.loading import StoredModel, build_model
+from common.teachers.tensors import read_weights
 
 MODEL_TYPE = "gpt2"
 
 FeedForward = Literal["gelu", "linear", "skip"]
 ACTIVATIONS: dict[FeedForward, str] = {"gelu": "gelu_new", "linear": "linear", "skip": "linear"}
 """Names in transformers; without feed-forward layers the activation has no effect."""
+VARIANTS = {"is_causal": True, "skip_feed_forward": False, "average_heads": False, "class_token": False}
+"""Entries of config.json that GPT-2 lacks, and what they are in GPT-2."""
 
 
 @dataclass(frozen=True)
@@ -125,58 +128,45 @@ def configuration(shape: Shape, initial_std: float = 0.02) -> GPT2Config:
     return config
 
 
-def shape_of(config: Mapping[str, Any]) -> Shape:
+def shape_of(config: Mapping[str, Any], file: object = "config.json") -> Shape:
     """The shape that a config.json describes; missing entries have the defaults of transformers.
 
+    Args:
+        config: its content.
+        file: its name, for messages.
+
     Raises:
-        UserError: it does not belong to a GPT-2, cannot be read, or describes an unknown variant.
+        UserError: it does not belong to a GPT-2, has an entry that cannot be, or describes an unknown variant.
     """
     if config.get("model_type") != MODEL_TYPE:
-        raise UserError(f"a {config.get('model_type')!r} model is not a {MODEL_TYPE!r} model")
-    try:
-        full = GPT2Config.from_dict(_with_truth_values(config)).to_dict()
-        activation = "skip" if full.get("skip_feed_forward") else full["activation_function"]
-        known: dict[str, FeedForward] = {ACTIVATIONS["gelu"]: "gelu", ACTIVATIONS["linear"]: "linear", "skip": "skip"}
-        if activation not in known:
-            raise UserError(f"activation_function {activation!r} is none of {', '.join(ACTIVATIONS.values())}")
-        for name, wanted in (
-            ("scale_attn_weights", True),
-            ("scale_attn_by_inverse_layer_idx", False),
-            ("add_cross_attention", False),
-        ):
-            if full[name] is not wanted:
-                raise UserError(f"{name} must be {wanted}, got {full[name]}")
-        for name in ("n_layer", "n_head", "n_embd"):
-            if full[name] < 1:
-                raise UserError(f"{name} must be at least 1, got {full[name]}")
-        if full["n_embd"] % full["n_head"]:
-            raise UserError(f"a hidden size of {full['n_embd']} is not divisible by {full['n_head']} heads")
-        return Shape(
-            layers=full["n_layer"],
-            heads=full["n_head"],
-            head_dim=full["n_embd"] // full["n_head"],
-            vocabulary=full["vocab_size"],
-            positions=full["n_positions"],
-            causal=full.get("is_causal", True),
-            feed_forward=known[activation],
-            average_heads=full.get("average_heads", False),
-            class_token=full.get("class_token", False),
-            tied=full["tie_word_embeddings"],
-            inner=full["n_inner"] or 0,
-            epsilon=full["layer_norm_epsilon"],
-            dropout=full["resid_pdrop"],
-        )
-    except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
-        raise UserError(f"the config.json of a GPT-2 cannot be read: {' '.join(str(error).split())}") from error
-
-
-def _with_truth_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with truth values for the numbers 0 and 1, which earlier versions of transformers accepted."""
-    default = GPT2Config()
-    return {
-        name: bool(value) if isinstance(getattr(default, name, None), bool) and value in (0, 1) else value
-        for name, value in config.items()
-    }
+        raise UserError(f"{file}: a {config.get('model_type')!r} model is not a {MODEL_TYPE!r} model")
+    full = config_of(config, file, VARIANTS).to_dict()
+    activation = "skip" if full["skip_feed_forward"] else full["activation_function"]
+    known: dict[str, FeedForward] = {ACTIVATIONS["gelu"]: "gelu", ACTIVATIONS["linear"]: "linear", "skip": "skip"}
+    if activation not in known:
+        raise UserError(f"{file}: activation_function {activation!r} is none of {', '.join(ACTIVATIONS.values())}")
+    for name, wanted in (
+        ("scale_attn_weights", True),
+        ("scale_attn_by_inverse_layer_idx", False),
+        ("add_cross_attention", False),
+    ):
+        if full[name] is not wanted:
+            raise UserError(f"{file}: {name} must be {wanted}, got {full[name]}")
+    return Shape(
+        layers=full["n_layer"],
+        heads=full["n_head"],
+        head_dim=full["n_embd"] // full["n_head"],
+        vocabulary=full["vocab_size"],
+        positions=full["n_positions"],
+        causal=full["is_causal"],
+        feed_forward=known[activation],
+        average_heads=full["average_heads"],
+        class_token=full["class_token"],
+        tied=full["tie_word_embeddings"],
+        inner=full["n_inner"] or 0,
+        epsilon=full["layer_norm_epsilon"],
+        dropout=full["resid_pdrop"],
+    )
 
 
 def initial_network(shape: Shape, initial_std: float, seed: int) -> Network:
@@ -196,10 +186,7 @@ def checked_network(checkpoint: Path, config: dict[str, Any], tensors: Tensors, 
         UserError: it has another number of classes or too few positions, or its tensors are not those that its
             config.json describes, in float32.
     """
-    try:
-        shape = shape_of(config)
-    except UserError as error:
-        raise UserError(f"{checkpoint}: {error}") from None
+    shape = shape_of(config, checkpoint / "config.json")
     if shape.classes != task.classes:
         raise UserError(
             f"the network in {checkpoint} has {shape.classes} classes (vocabulary {shape.vocabulary}), "
@@ -219,5 +206,12 @@ def checked_network(checkpoint: Path, config: dict[str, Any], tensors: Tensors, 
 
 
 def load_model(checkpoint: Path) -> ParityGPT2:
-    """The network of a checkpoint as a model of transformers, whatever its variant."""
-    return ParityGPT2.from_pretrained(checkpoint, config=read_config(checkpoint))
+    """The network of a checkpoint as a model of transformers, whatever its variant.
+
+    Raises:
+        UserError: config.json or the weights are damaged, do not belong together, or are not finite.
+    """
+    stored = StoredModel(checkpoint, read_config(checkpoint, VARIANTS), read_weights(checkpoint))
+    model = build_model(stored, "causal", model_class=ParityGPT2)
+    assert isinstance(model, ParityGPT2)
+    return model

@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from common.errors import UserError
-from common.parity.networks import Network, Tensors, require_shapes
+from common.errors import UserError, listed
+from common.parity.networks import Network, Tensors, read_arrays, require_shapes
 from common.parity.task import ParityTask, unpack_signs
-from common.runs.checkpoints import read_checkpoint
 
 MODEL_TYPE = "parity_mlp"
 
@@ -74,13 +73,20 @@ def checked_network(checkpoint: Path, config: dict[str, Any], tensors: Tensors, 
 
     Raises:
         UserError: it has another d or number of classes, or its tensors are not those that its config.json describes,
-            in float32 or float64.
+            all in float32 or all in float64.
     """
+    sizes = [config.get(name, 1) for name in ("d", "width", "classes", "layers")]
+    if not all(type(size) is int and 1 <= size < 2**31 for size in sizes) or sizes[-1] > len(tensors):
+        raise UserError(
+            f"{checkpoint / 'config.json'}: d, width, classes and layers must be those of its weights, got "
+            f"{listed(f'{size!r:.40}' for size in sizes)}: correct it, or save the checkpoint again"
+        )
     with torch.device("meta"):
-        expected = MLP(*(config.get(name, 1) for name in ("d", "width", "classes", "layers"))).state_dict()
+        expected = MLP(*sizes).state_dict()
     require_shapes(checkpoint, {name: tuple(value.shape) for name, value in expected.items()}, tensors)
-    if {tensor.dtype for tensor in tensors.values()} - {np.dtype(np.float32), np.dtype(np.float64)}:
-        raise UserError(f"{checkpoint}: the tensors must be float32 or float64")
+    tensors = {name: tensors[name] for name in expected}
+    if {str(tensor.dtype) for tensor in tensors.values()} not in ({"float32"}, {"float64"}):
+        raise UserError(f"{checkpoint}: the tensors must be float32 or float64, and all the same: save them so")
     for name, here in (("d", task.d), ("classes", task.classes)):
         if config.get(name) != here:
             raise UserError(f"the network in {checkpoint} has {name} = {config.get(name)}, but this task has {here}")
@@ -88,8 +94,12 @@ def checked_network(checkpoint: Path, config: dict[str, Any], tensors: Tensors, 
 
 
 def load_model(checkpoint: Path) -> MLP:
-    """The network of a checkpoint as a torch module."""
-    return module_of(read_checkpoint(checkpoint)[1], "cpu")
+    """The network of a checkpoint as a torch module.
+
+    Raises:
+        UserError: the weights are damaged or not finite.
+    """
+    return module_of(read_arrays(checkpoint), "cpu")
 
 
 def module_of(tensors: Tensors, device: str) -> MLP:

@@ -11,7 +11,7 @@ from common.arguments import require_at_least, require_seed
 from common.distillation.arguments import require_distinct
 from common.errors import UserError
 from common.parity.arguments import SETTINGS, ProbeArguments, check_device
-from common.parity.frozen import load_network
+from common.parity.frozen import teacher_logits
 from common.parity.task import ParityTask, task_of
 from common.parity.training import Setting
 from common.probes.checkpoints import given_task, probe_checkpoints
@@ -24,7 +24,7 @@ def probe(arguments: ProbeArguments, setting: Setting, argv: Sequence[str] = ())
 
     Raises:
         UserError: an argument is out of range, the directory is a run of a setting that is not on parity, it is no run
-            and its task is not given, or it has no checkpoint.
+            and its task is not given, or it has no checkpoint or one whose weights or logits are not finite.
     """
     task = _probed_task(arguments)
     if not 0 <= arguments.output < task.classes or not 0 <= arguments.node < len(task.supports):
@@ -40,7 +40,9 @@ def probe(arguments: ProbeArguments, setting: Setting, argv: Sequence[str] = ())
     bits = task.sample(arguments.seed, "probe", 0, arguments.samples)
 
     def measure(checkpoint: Path) -> dict[str, Any]:
-        logits = setting.frozen_logits(load_network(checkpoint, task), task.d, arguments.device)(bits)
+        logits = teacher_logits(checkpoint, task, lambda net: setting.frozen_logits(net, task.d, arguments.device))(
+            bits
+        )
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         probe = probe_monomials(
             bits,

@@ -12,7 +12,7 @@ from common.distillation import losses
 from common.distillation.schedules import Segment, spans
 from common.distillation.supervision import Supervision
 from common.parity.arguments import Arguments
-from common.parity.frozen import Logits, load_network
+from common.parity.frozen import Logits, teacher_logits
 from common.parity.networks import Network
 from common.parity.objective import DIVERGENCE_CODES, Objective
 from common.parity.task import ParityTask
@@ -38,10 +38,13 @@ class Teachers:
             step: teacher step of the checkpoint.
             bits: (samples, words), those of the range.
             samples: which of them.
+
+        Raises:
+            UserError: the checkpoint cannot be loaded, or its weights or logits are not finite.
         """
         if step not in self._networks:
             chosen = next(checkpoint for checkpoint in checkpoints if checkpoint.step == step)
-            self._networks[step] = self._frozen_logits(load_network(local_path(chosen), self._task))
+            self._networks[step] = teacher_logits(local_path(chosen), self._task, self._frozen_logits)
         key = step, samples.start, samples.stop
         if key not in self._cache:
             self._cache[key] = self._networks[step](bits[samples])

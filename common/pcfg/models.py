@@ -3,16 +3,17 @@
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import safetensors
 import torch
-import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from common.errors import UserError
 from common.language_models.models import Tokens
 from common.pcfg.task import GrammarTask
-from common.teachers.loading import read_config
+from common.teachers.configs import read_config
+from common.teachers.loading import StoredModel, build_model
+from common.teachers.objective import kind_of_class
+from common.teachers.tensors import read_weights
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -45,20 +46,13 @@ def load_checked(path: Path, task: GrammarTask, model_class: type[Model], name: 
         name: of the architecture, for messages.
 
     Raises:
-        UserError: it is another model, is damaged, has fewer tokens than the task, or fewer positions than its
-            sentences need. Of a larger vocabulary, the first tokens are those of the task, and the others are cut.
+        UserError: it is another model, is damaged, has weights that are not finite, has fewer tokens than the task, or
+            fewer positions than its sentences need. Of a larger vocabulary, the first tokens are those of the task, and
+            the others are cut.
     """
-    transformers.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()
     advice = f"give a {name} that was trained on this grammar"
     config_class = cast(type[PretrainedConfig], model_class.config_class)
-    if not (path / "config.json").is_file():
-        raise UserError(f"{path} has no config.json: {advice}")
-    try:
-        config = read_config(path)
-    except UserError as error:
-        cause = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"{path} has a config.json that cannot be read ({cause}): {advice}") from error
+    config = read_config(path)
     if config.model_type != config_class.model_type:
         raise UserError(f"{path} is a model of type {config.model_type}: {advice}")
     if config.vocab_size < task.vocabulary:
@@ -71,21 +65,11 @@ def load_checked(path: Path, task: GrammarTask, model_class: type[Model], name: 
             f"{path} has {config.max_position_embeddings} positions, but sentences of {task.grammar.name} from "
             f"{task.grammar.start} need {task.positions}: {advice}"
         )
-    try:
-        loaded: Any = model_class.from_pretrained(
-            path,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        raise UserError(f"the weights in {path} are missing or damaged ({_line(error)}): save it again") from error
-    model, found = loaded
-    lacking = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
-    if lacking:
-        raise UserError(f"{path} lacks weights of the {name} that its config.json describes, such as {min(lacking)}")
+    kind = kind_of_class(model_class.__name__)
+    assert kind is not None
+    stored = StoredModel(path, config, read_weights(path))
+    model = build_model(stored, kind, dtype=torch.float32, model_class=model_class)
+    assert isinstance(model, model_class)
     if config.vocab_size > task.vocabulary:
         _cut_vocabulary(model, task.vocabulary)
     return model
@@ -116,7 +100,3 @@ def _cut_vocabulary(model: PreTrainedModel, size: int) -> None:
 
 def _first(parameter: nn.Parameter, size: int) -> nn.Parameter:
     return nn.Parameter(parameter.detach()[:size].clone(), requires_grad=parameter.requires_grad)
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0]

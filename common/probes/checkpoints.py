@@ -5,6 +5,7 @@ that an interrupted probe resumes and only new checkpoints are probed.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +18,8 @@ from common.runs.files import read_json, write_file
 from common.runs.names import RUNS, default_name
 from common.runs.progress import progress
 from common.runs.run import Run
-from common.teachers.discovery import find_checkpoints, local_path
+from common.teachers.discovery import Checkpoint, find_checkpoints, local_path
+from common.teachers.tensors import ADVICE
 
 UNNAMED = ("run", "out", "device", "columns", "rows")
 """Arguments that change no result, and are no part of the file's name."""
@@ -138,7 +140,7 @@ def probe_checkpoints(
         data: of the probe.
 
     Raises:
-        UserError: the run has no checkpoint, or the file is of another probe.
+        UserError: the run has no checkpoint, the file is of another probe, or a measurement is NaN.
     """
     checkpoints = find_checkpoints(arguments.run, arguments.teacher_pattern)
     path = probe_file(arguments, setting, name, data)
@@ -156,11 +158,26 @@ def probe_checkpoints(
         for checkpoint in checkpoints:
             if checkpoint.step in done:
                 continue
-            done[checkpoint.step] = {"step": checkpoint.step, **measure(local_path(checkpoint))}
+            measured = measure(local_path(checkpoint))
+            _require_numbers(measured, checkpoint)
+            done[checkpoint.step] = {"step": checkpoint.step, **measured}
             content["checkpoints"] = [done[step] for step in sorted(done)]
             write_file(path, json.dumps(content).encode())
             show(len(done), checkpoint=checkpoint.step)
     print(path)
+
+
+def _require_numbers(measured: Any, checkpoint: Checkpoint) -> None:
+    """Reject NaN at any depth of JSON values; a divergence may be infinite."""
+    match measured:
+        case dict():
+            for value in measured.values():
+                _require_numbers(value, checkpoint)
+        case list() | tuple():
+            for value in measured:
+                _require_numbers(value, checkpoint)
+        case float() if math.isnan(measured):
+            raise UserError(f"{checkpoint.location} predicts NaN or infinity: its weights are damaged; {ADVICE}")
 
 
 def _flags(names: Iterable[str]) -> str:

@@ -38,7 +38,9 @@ def number_of_checkpoints(steps: int, every: int, first: int = 0) -> int:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Config and weights of the checkpoint in directory `path`.
+    """Config and weights of the checkpoint in directory `path`, as a run of ours saved them.
+
+    Those of teachers, which may come from elsewhere, are read by `common.teachers`.
 
     Raises:
         UserError: a file is missing, truncated, damaged, or of a type that NumPy does not have (bfloat16).

@@ -172,7 +172,7 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {advice}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise UserError(f"{path} is truncated or damaged: {advice}")

@@ -4,26 +4,24 @@ The weights are read in a background thread while the current checkpoint is in u
 caller's thread, as `from_pretrained` changes torch's default dtype and the initialisation of modules in all threads.
 """
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-import safetensors
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from common.errors import UserError
+from common.teachers.configs import INVALID, one_line, read_config
 from common.teachers.discovery import Checkpoint, evict, is_evictable, local_path
 from common.teachers.objective import Objective, kind_of_class
-from common.teachers.weights import weight_files
+from common.teachers.tensors import read_weights, require_finite_weights
 
 OTHER_HEADS = r"(^|\.)(pooler|cls\.seq_relationship)\."
 """Tensors of the heads that BERT was pre-trained with in addition to its language modelling head."""
@@ -139,43 +137,9 @@ def read_model(path: Path) -> StoredModel:
     """The content of a checkpoint's directory; no random number is drawn.
 
     Raises:
-        UserError: config.json cannot be read or is of an unknown type, or the weights are damaged.
+        UserError: as for `read_config` and `read_weights`.
     """
-    config = read_config(path)
-    tensors: dict[str, Tensor] = {}
-    for file in weight_files(path):
-        try:
-            with safetensors.safe_open(file, framework="pt") as opened:
-                tensors |= {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
-        except safetensors.SafetensorError as error:
-            raise UserError(f"{file} is truncated or damaged ({_line(error)}): save or download it again") from error
-    return StoredModel(path, config, tensors)
-
-
-def read_config(path: Path) -> PretrainedConfig:
-    """The configuration in a checkpoint's directory.
-
-    Some published checkpoints have 0 and 1 in place of booleans, which they are converted to.
-
-    Raises:
-        UserError: config.json is missing or damaged, or its model type is unknown or an encoder-decoder.
-    """
-    file = path / "config.json"
-    try:
-        values = json.loads(file.read_bytes())
-        kind = values["model_type"]
-        default = AutoConfig.for_model(kind)
-        truths = {name for name in values if isinstance(getattr(default, name, None), bool)}
-        known = {name: bool(values[name]) for name in truths if values[name] in (0, 1)}
-        config = type(default).from_dict({**values, **known})
-    except (OSError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
-        cause = " ".join(str(error).split())  # several lines, the first of which does not say what is wrong
-        raise UserError(
-            f"{file} does not describe a transformers model ({cause}): give load_teacher for other models"
-        ) from error
-    if config.is_encoder_decoder:
-        raise UserError(f"{path} is a {kind} model, an encoder-decoder: give a causal or masked language model")
-    return config
+    return StoredModel(path, read_config(path), read_weights(path))
 
 
 def build_model(
@@ -184,53 +148,55 @@ def build_model(
     *,
     dtype: torch.dtype | None = None,
     attention: str | None = None,
-    own_class: type[PreTrainedModel] | None = None,
+    model_class: type[PreTrainedModel] | None = None,
 ) -> PreTrainedModel:
-    """A model of the class that its checkpoint names, with exactly the checkpoint's weights.
+    """A model of the class that its checkpoint names, with exactly the checkpoint's weights, all of which are finite.
 
     Args:
         stored: as returned by `read_model`; its tensors become the model's.
         objective: what the model must predict.
         dtype: of the weights; by default the one that most of them were saved in.
         attention: attention implementation; by default transformers' choice.
-        own_class: used for checkpoints that name it.
+        model_class: by default the class that its config.json names, or the one of transformers for the objective.
 
     Raises:
-        UserError: the model predicts something else or its class is unknown, or its weights do not match its
-            config.json.
+        UserError: the model predicts something else or its class is unknown, its weights do not match its config.json,
+            or they are integers, NaN or infinite.
     """
     path, config = stored.path, stored.config
-    model_class = _class_of(stored, objective, own_class)
+    chosen = _class_of(stored, objective, model_class)
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    numbers = {name: tensor for name, tensor in stored.tensors.items() if tensor.is_floating_point()}
     with _quiet():
         try:
-            loaded = model_class.from_pretrained(
+            loaded = chosen.from_pretrained(
                 None,
                 config=config,
-                state_dict=stored.tensors,
-                dtype=dtype or _main_dtype(stored.tensors),
+                state_dict=numbers,
+                dtype=dtype or _main_dtype(numbers),
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **options,
             )
-        except (ValueError, RuntimeError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} cannot be loaded as a {model_class.__name__} ({_line(error)})") from error
+        except INVALID as error:
+            raise UserError(f"{path} cannot be loaded as a {chosen.__name__} ({one_line(error)})") from error
     model, found = loaded
-    _require_all_weights(path, type(model).__name__, found)
+    _require_all_weights(path, type(model).__name__, found, stored.tensors.keys() - numbers.keys())
+    require_finite_weights(model.state_dict(), path)
     return model
 
 
-def _class_of(stored: StoredModel, objective: Objective, own_class: type[PreTrainedModel] | None) -> Any:
+def _class_of(stored: StoredModel, objective: Objective, model_class: type[PreTrainedModel] | None) -> Any:
     """The class to load a checkpoint with."""
     path, config = stored.path, stored.config
     name = next(iter(config.architectures or []), None)
-    if own_class is not None and name == own_class.__name__:
-        return own_class
     kind = name and kind_of_class(name)
     if kind is not None and kind != objective:
         raise UserError(
             f"{path} is a {name}, a {kind} model, but the student is {objective}: give a teacher of the student's kind"
         )
+    if model_class is not None:
+        return model_class
     if name is not None and not hasattr(transformers, name):
         raise UserError(f"{path} is a {name}, which transformers does not have: give load_teacher")
     auto: Any = AutoModelForCausalLM if objective == "causal" else AutoModelForMaskedLM
@@ -243,16 +209,16 @@ def _main_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
     """The floating dtype of most weights."""
     sizes: dict[torch.dtype, int] = {torch.float32: 0}
     for tensor in tensors.values():
-        if tensor.is_floating_point():
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel()
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel()
     return max(sizes, key=lambda dtype: sizes[dtype])
 
 
-def _require_all_weights(path: Path, name: str, found: Mapping[str, Any]) -> None:
-    """Reject a checkpoint with missing, mismatched or unexpected weights."""
+def _require_all_weights(path: Path, name: str, found: Mapping[str, Any], integers: Set[str]) -> None:
+    """Reject a checkpoint with missing, mismatched or unexpected weights, or with integers in their place."""
     mismatched = {tensor for tensor, *_ in found["mismatched_keys"]}
     unexpected = {tensor for tensor in found["unexpected_keys"] if not re.search(OTHER_HEADS, tensor)}
     for what, tensors in (
+        ("has integers as the weights", integers & found["missing_keys"]),
         ("lacks the weights", found["missing_keys"]),
         ("has weights whose shapes do not match its config.json,", mismatched),
         ("has weights that the model lacks,", unexpected),
@@ -274,8 +240,3 @@ def _quiet() -> Iterator[None]:
         transformers.logging.set_verbosity(verbosity)
         if bars:
             transformers.logging.enable_progress_bar()
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error's message."""
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,16 +1,18 @@
 """What a checkpoint's directory says about its weights without loading them: files, headers, digests of tensors.
 
 A safetensors file begins with the length of its header, in 8 bytes, and the header in JSON: name, dtype, shape and
-position of every tensor. A digest covers `SAMPLE` elements at the start, middle and end of a tensor, or all elements.
+position of every tensor, which together fill the rest of the file. A digest covers `SAMPLE` elements at the start,
+middle and end of a tensor, or all elements.
 """
 
 import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,13 @@ SAMPLE = 1024
 """Number of elements compared at each of three places of a tensor."""
 BLOCK = 1 << 22
 """Bytes read at a time when a whole tensor is read."""
+MOST_HEADER_BYTES = 100_000_000
+"""Length of the longest header, as in safetensors."""
+ITEM_BYTES = {
+    **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "C64": 8, "BOOL": 1},
+    **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1},
+}
+"""Bytes of a number of each dtype."""
 
 FLOATS = {"F64": 2.0**-52, "F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}
 """Machine epsilon of each dtype that can be compared with another one."""
@@ -88,6 +97,8 @@ def weight_files(directory: Path) -> list[Path]:
     return files
 
 
+ADVICE = "save or download it again"
+"""On files that are damaged."""
 ADAPTER = (
     "is a PEFT adapter without the weights of its base model: "
     "merge them with PEFT's merge_and_unload() and give the result, saved with save_pretrained"
@@ -100,28 +111,66 @@ def is_adapter(directory: Path) -> bool:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file by name, without their values.
+    """The tensors of a safetensors file by name, in the order of their positions, without their values.
 
     Raises:
-        UserError: the file is truncated or damaged.
+        UserError: the file is truncated or damaged, or its header is not true: names that occur twice, positions that
+            overlap or leave gaps, a shape that does not have the tensor's bytes.
     """
-    size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if length <= size - 8 else b""
-    tensors = {}
+        return header_of(file, path)
+
+
+def header_of(file: BinaryIO, path: Path) -> dict[str, StoredTensor]:
+    """Like `read_header`, from the beginning of an open file."""
+    size = os.fstat(file.fileno()).st_size
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    header = file.read(length) if length <= min(size - 8, MOST_HEADER_BYTES) else b""
     try:
-        for name, entry in json.loads(header).items():
-            if name != "__metadata__":
-                begin, end = (8 + length + offset for offset in entry["data_offsets"])
-                tensors[name] = StoredTensor(path, begin, end, entry["dtype"], tuple(entry["shape"]))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is truncated or damaged: it has no safetensors header") from None
-    wanted = max((tensor.end for tensor in tensors.values()), default=8 + length)
-    if size != wanted:
-        what = "is truncated" if size < wanted else "is damaged"
-        raise UserError(f"{path} {what}: it has {size:,} bytes, but its header describes {wanted:,}")
+        entries = json.loads(header.decode(), object_pairs_hook=_without_duplicates)
+        metadata = entries.pop("__metadata__", None)
+        tensors = {name: _stored(path, 8 + length, name, entry) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{path} is truncated or damaged: it has no safetensors header; {ADVICE}") from None
+    if metadata is not None and not _is_text(metadata):
+        raise UserError(f"{path} is damaged: its metadata is not text; {ADVICE}")
+    tensors = dict(sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)))
+    end = 8 + length
+    for name, tensor in tensors.items():
+        if tensor.dtype not in ITEM_BYTES:
+            raise UserError(f"{path} has {name} in the dtype {tensor.dtype}: save it in float32")
+        needed = tensor.elements * ITEM_BYTES[tensor.dtype]
+        if tensor.end - tensor.begin != needed:
+            has = f"has {tensor.end - tensor.begin:,} bytes, but {tensor.kind} needs {needed:,}"
+            raise UserError(f"{path} is damaged: {name} {has}; {ADVICE}")
+        if tensor.begin != end:
+            raise UserError(f"{path} is damaged: tensors in it overlap or leave gaps, such as {name}; {ADVICE}")
+        end = tensor.end
+    if size != end:
+        what = "is truncated" if size < end else "is damaged"
+        raise UserError(f"{path} {what}: it has {size:,} bytes, but its header describes {end:,}; {ADVICE}")
     return tensors
+
+
+def _is_text(metadata: object) -> bool:
+    return isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return dict(pairs)
+
+
+def _stored(path: Path, data: int, name: str, entry: Mapping[str, Any]) -> StoredTensor:
+    """An entry of a header whose data begins at byte `data`; raises ValueError if it is not one."""
+    (begin, end), dtype, shape = entry["data_offsets"], entry["dtype"], entry["shape"]
+    name.encode()  # raises UnicodeEncodeError, a ValueError, for half a surrogate pair
+    is_list = isinstance(shape, list) and isinstance(entry["data_offsets"], list)
+    if not is_list or not isinstance(dtype, str) or not all(type(n) is int and n >= 0 for n in (begin, end, *shape)):
+        raise ValueError(name)
+    return StoredTensor(path, data + begin, data + end, dtype, tuple(shape))
 
 
 def digest(tensor: StoredTensor, full: bool = False) -> str:

@@ -154,13 +154,16 @@ def test_a_causal_model_that_sees_the_tokens_that_it_predicts(tmp_path):
         train_on(tmp_path, make("llama", 0), make_batch(0), **options)
 
 
+@pytest.mark.parametrize(
+    ("value", "message"), [(torch.nan, "has weights that are NaN or infinite, such as bert"), (3e38, "predicts NaN")]
+)
 @pytest.mark.parametrize("temperature", [0, 1])
-def test_a_teacher_that_predicts_nan(tmp_path, temperature):
+def test_a_teacher_that_predicts_nan(tmp_path, temperature, value, message):
     suite = save_suite(tmp_path / "teacher", "bert")
     broken = make("bert", 0)
     with torch.no_grad():
-        broken.bert.embeddings.word_embeddings.weight[:] = torch.nan
+        broken.bert.embeddings.word_embeddings.weight[:] = value
     broken.save_pretrained(suite / "checkpoint-20")
     options = {"teacher": suite, "schedule": [Segment(0, 20)], "temperature": temperature}
-    with pytest.raises(UserError, match="checkpoint-20 predicts NaN"):
+    with pytest.raises(UserError, match=f"checkpoint-20 {message}"):
         train_on(tmp_path, make("bert", 1), make_batch(0), **options)

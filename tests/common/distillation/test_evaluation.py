@@ -69,14 +69,23 @@ def test_data_without_labels_is_refused(teachers, batches):
         evaluate_checkpoints(find_checkpoints(teachers / "plain"), load_plain, batches, "masked", "cpu")
 
 
-def test_a_checkpoint_that_is_not_finite_is_refused(teachers):
+@pytest.mark.parametrize(
+    ("classes", "value", "message"),
+    [
+        (slice(None), math.nan, "checkpoint-10 predicts NaN or infinity"),
+        (0, math.nan, "checkpoint-10 predicts NaN or infinity"),
+        (0, math.inf, "checkpoint-10 predicts NaN or infinity"),
+        (slice(1, None), -math.inf, "loss of teacher step 7 on the student's data is inf"),
+    ],
+)
+def test_a_checkpoint_that_is_not_finite_is_refused(teachers, classes, value, message):
     def load(path):
         model = load_plain(path)
-        torch.nn.init.constant_(model.read.bias, math.nan)
+        model.read.bias.data[classes] = value
         return model
 
     checkpoint = Checkpoint(7, teachers / "plain" / "checkpoint-10")
-    with pytest.raises(UserError, match="loss of teacher step 7 on the student's data is nan"):
+    with pytest.raises(UserError, match=message):
         evaluate_checkpoints([checkpoint], load, HELD_OUT, "masked", "cpu")
 
 

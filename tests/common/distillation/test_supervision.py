@@ -290,7 +290,7 @@ def test_segments_are_followed_step_by_step(pairs, last_is_open):
 @given(st.text(max_size=4) | st.integers(0).filter(lambda step: step not in STEPS).map(str))
 @example("²")
 def test_names_that_are_no_checkpoint_are_refused_in_one_line(word):
-    with pytest.raises(UserError, match="--checkpoint (must be a teacher step, before, inside or after; got|names)"):
+    with pytest.raises(UserError, match=r"--checkpoint (must be a teacher step, before, inside or after; got|names)"):
         first_checkpoint(word, STEPS, Path("missing"), loss_of)
     with pytest.raises(UserError, match="--segments"):
         custom_schedule([f"{word}:5", "400"], STEPS)

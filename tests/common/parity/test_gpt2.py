@@ -162,14 +162,14 @@ WRONG = {
     ),
     "cross": (lambda path: remake(path, {"add_cross_attention": True}), "add_cross_attention must be False"),
     "heads": (lambda path: remake(path, {"n_head": 4}), "hidden size of 6"),
-    "no-heads": (lambda path: remake(path, {"n_head": 0}), "n_head must be at least 1"),
-    "no-layers": (lambda path: remake(path, {"n_layer": 0}), "n_layer must be at least 1"),
-    "words": (lambda path: remake(path, {"n_embd": "six"}), "cannot be read"),
+    "no-heads": (lambda path: remake(path, {"n_head": 0}), "config.json: n_head must be a positive integer, got 0"),
+    "no-layers": (lambda path: remake(path, {"n_layer": 0}), "config.json: n_layer must be a positive integer, got 0"),
+    "words": (lambda path: remake(path, {"n_embd": "six"}), "n_embd must be a positive integer, got 'six'"),
     "float16": (halve, "the tensors must be float32"),
     "bfloat16": (bfloat16, "bfloat16"),
-    "cut-weights": (lambda path: cut(path / "model.safetensors"), "model.safetensors is truncated or damaged"),
+    "cut-weights": (lambda path: cut(path / "model.safetensors"), "model.safetensors is truncated: it has"),
     "cut-config": (lambda path: cut(path / "config.json"), "config.json is truncated or damaged"),
-    "no-weights": (lambda path: (path / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "no-weights": (lambda path: (path / "model.safetensors").unlink(), "lacks config.json or model.safetensors"),
 }
 
 
@@ -263,6 +263,6 @@ def test_truth_values_that_are_numbers_as_published(tmp_path, tied):
 
 def test_a_config_that_is_refused_is_refused_with_the_cause(tmp_path):
     network = initial_network(PLAIN, 0.02, 0)
-    save_checkpoint(tmp_path, 1, network.tensors, {**network.config, "n_layer": "two"})
-    with pytest.raises(UserError, match=r"checkpoint-1: .*'n_layer' expected int, got str \(value: 'two'\)$"):
+    save_checkpoint(tmp_path, 1, network.tensors, {**network.config, "n_ctx": 0, "summary_use_proj": "two"})
+    with pytest.raises(UserError, match=r"config.json does not .*'summary_use_proj' expected bool, got str \(value"):
         load_network(tmp_path / "checkpoint-1", TASK)

@@ -101,3 +101,12 @@ def test_checkpoints_of_another_task_or_model_are_errors(tmp_path):
         load_network(tmp_path / "checkpoint-2", make_task(10, 1, 4))
     with pytest.raises(UserError, match="missing"):
         load_network(tmp_path / "checkpoint-3", make_task(10, 1, 4))
+
+
+@pytest.mark.parametrize("name", ["d", "width", "layers", "classes"])
+@pytest.mark.parametrize("value", ["ten", None, 0, -1, 2.5, True, 10**12, [10]])
+def test_a_size_that_cannot_be_is_one_line(tmp_path, name, value):
+    tensors = initial_tensors(10, 20, 4, 1, 0, "float32")
+    save_checkpoint(tmp_path, 0, tensors, {**architecture(tensors), name: value})
+    with pytest.raises(UserError, match=r"^.*checkpoint-0/config.json: d, width, classes and layers must be .*$"):
+        load_network(tmp_path / "checkpoint-0", make_task(10, 1, 4))

@@ -125,7 +125,7 @@ def test_a_probe_stopped_by_a_signal_leaves_at_once_and_resumes(case, probed, ca
     whole = entries(run)
     shutil.rmtree(run / "probes")
     with monkeypatch.context() as patch:
-        patch.setattr(probing, "load_network", and_signal(probing.load_network, 3))
+        patch.setattr(probing, "teacher_logits", and_signal(probing.teacher_logits, 3))
         assert case.stopped(capsys, *PROBE, run) is None
     assert entries(run) == whole[:2]
     case.succeed(capsys, *PROBE, run)

@@ -1,13 +1,17 @@
 """Other people's teachers of both settings: what `distill.py` says of them before it trains, and what it refuses."""
 
 import json
+import math
 import shutil
 
 import pytest
+import torch
 
+from common.errors import UserError
 from common.parity.frozen import frozen_logits, load_network
 from common.runs.run import Run
 from tests.commands import files
+from tests.damage import change_weights, enlarge, fill, point_elsewhere
 
 
 @pytest.fixture
@@ -91,3 +95,70 @@ def test_a_run_that_is_older_than_the_options_resumes(case, capsys, tmp_path, te
     assert files(tmp_path / "student") == before
     line = case.fail_in_one_line(capsys, *words, "--teacher-pattern", "checkpoint-(?P<step>.*)")
     assert "teacher_pattern is absent there" in line
+
+
+# Damaged teachers
+
+NOT_FINITE = {
+    "nan": (fill(math.nan), "has weights that are NaN or infinite, such as"),
+    "inf": (fill(math.inf), "has weights that are NaN or infinite, such as"),
+    "absurd": (enlarge, "predicts NaN or infinity"),
+}
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("damage", NOT_FINITE)
+def test_a_teacher_that_is_not_finite_is_refused(case, capsys, tmp_path, foreign, damage, temperature):
+    change, message = NOT_FINITE[damage]
+    change_weights(foreign / f"checkpoint-{30 * case.unit}", change)
+    words = ["--methods", "one-shot", "--temperature", temperature, "--teacher", foreign, "--out", tmp_path / "student"]
+    line = case.fail_in_one_line(capsys, *case.distill, *words)
+    assert f"{foreign / f'checkpoint-{30 * case.unit}'} {message}" in line
+    assert not list(tmp_path.glob("student/checkpoint-*"))
+
+
+@pytest.mark.parametrize("damage", NOT_FINITE)
+def test_a_later_checkpoint_that_is_not_finite_is_refused_when_it_is_used(case, capsys, tmp_path, foreign, damage):
+    change, message = NOT_FINITE[damage]
+    change_weights(foreign / f"checkpoint-{20 * case.unit}", change)
+    segments = [f"{10 * case.unit}:2", f"{20 * case.unit}:2", 30 * case.unit]
+    words = ["--methods", "custom", "--segments", *segments, "--trust-trajectory", "--temperature", 0]
+    code, lines = case.start(capsys, *case.distill, *words, "--teacher", foreign, "--out", tmp_path / "student")
+    assert code == 2
+    assert f"{foreign / f'checkpoint-{20 * case.unit}'} {message}" in lines[-1]
+    assert not Run(tmp_path / "student").complete
+
+
+@pytest.mark.parametrize("damage", NOT_FINITE)
+def test_a_checkpoint_that_is_not_finite_is_not_probed(case, capsys, tmp_path, foreign, damage):
+    change, message = NOT_FINITE[damage]
+    change_weights(foreign / f"checkpoint-{20 * case.unit}", change)
+    words = ["probe", "--samples", 100, "--d", case.d, "--k", case.k, "--support", "first", "--run", foreign]
+    code, lines = case.start(capsys, *words, "--out", tmp_path / "probe")
+    assert code == 2
+    assert f"{foreign / f'checkpoint-{20 * case.unit}'} {message}" in lines[-1]
+    entries = json.loads((tmp_path / "probe").read_text(), parse_constant=pytest.fail)["checkpoints"]
+    assert [entry["step"] for entry in entries] == [10 * case.unit]
+
+
+@pytest.mark.parametrize("name", ["evil.bin", "../outside.safetensors"])
+def test_only_safetensors_of_the_checkpoint_are_read(case, capsys, tmp_path, foreign, name):
+    point_elsewhere(foreign / f"checkpoint-{30 * case.unit}", name)
+    with pytest.raises(UserError, match="not a safetensors file beside it"):
+        load_network(foreign / f"checkpoint-{30 * case.unit}", case.task)
+    words = ["--methods", "one-shot", "--teacher", foreign, "--out", tmp_path / "student"]
+    assert name in case.fail_in_one_line(capsys, *case.distill, *words)
+
+
+def odd(tensor):
+    return tensor.double() if tensor.ndim > 1 else tensor.float()
+
+
+@pytest.mark.parametrize("change", [odd, torch.Tensor.long, torch.Tensor.half, torch.Tensor.bfloat16])
+def test_weights_of_several_or_other_dtypes_are_one_line(case, capsys, tmp_path, foreign, change):
+    for checkpoint in foreign.iterdir():
+        change_weights(checkpoint, change)
+    words = ["--methods", "one-shot", "--teacher", foreign, "--out", tmp_path / "student", "--trust-trajectory"]
+    line = case.fail_in_one_line(capsys, *case.distill, *words)
+    assert f"{foreign / f'checkpoint-{30 * case.unit}'}: " in line
+    assert "float32" in line

@@ -1,6 +1,7 @@
 """Other people's teachers of both settings: reported by `distill.py`, and probed."""
 
 import json
+import math
 import shlex
 import shutil
 from pathlib import Path
@@ -9,10 +10,12 @@ import pytest
 import torch
 
 from common.distillation.losses import IGNORED_LABEL
+from common.errors import UserError
 from common.pcfg.batches import evaluation_batches
 from common.probes import checkpoints
 from common.runs.run import Run
 from tests.commands import assert_named, files
+from tests.damage import change_weights, enlarge, fill, point_elsewhere
 from tests.pcfg import DISTILL, MLM, SETTINGS, SMALL
 
 PROBES = {
@@ -189,3 +192,74 @@ def test_the_final_model_beside_its_checkpoints_is_the_last_one(pcfg, capsys, tm
     (line,) = notes(pcfg, capsys, *words)
     assert "teacher step 30: accuracy" in line
     assert {record["teacher"] for record in Run(tmp_path / "student").records()} == {30}
+
+
+# Damaged teachers
+
+NOT_FINITE = {
+    "nan": (fill(math.nan), "has weights that are NaN or infinite, such as"),
+    "inf": (fill(-math.inf), "has weights that are NaN or infinite, such as"),
+    "absurd": (enlarge, "predicts NaN or infinity"),
+}
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("damage", NOT_FINITE)
+def test_a_teacher_that_is_not_finite_is_refused_before_anything_is_written(
+    pcfg, capsys, tmp_path, foreign, damage, temperature
+):
+    change, message = NOT_FINITE[damage]
+    change_weights(foreign / "checkpoint-30", change)
+    words = ["--methods", "one-shot", "--temperature", temperature, "--teacher", foreign, "--out", tmp_path / "student"]
+    line = pcfg.fail_in_one_line(capsys, *DISTILL, *words)
+    assert f"{foreign / 'checkpoint-30'} {message}" in line
+    assert not list(tmp_path.glob("student/checkpoint-*"))
+
+
+@pytest.mark.parametrize("damage", NOT_FINITE)
+def test_a_later_checkpoint_that_is_not_finite_is_refused_when_it_is_used(pcfg, capsys, tmp_path, foreign, damage):
+    change, message = NOT_FINITE[damage]
+    change_weights(foreign / "checkpoint-20", change)
+    words = ["--methods", "custom", "--segments", "10:2", "20:2", "30", "--trust-trajectory"]
+    code, lines = pcfg.start(capsys, *DISTILL, *words, "--teacher", foreign, "--out", tmp_path / "student")
+    assert code == 2
+    assert f"{foreign / 'checkpoint-20'} {message}" in lines[-1]
+    assert not Run(tmp_path / "student").complete
+
+
+@pytest.mark.parametrize("damage", NOT_FINITE)
+@pytest.mark.parametrize("name", ["ngrams", "nonterminals", "generation"])
+def test_a_checkpoint_that_is_not_finite_is_not_probed(pcfg, capsys, tmp_path, foreign, name, damage):
+    if pcfg is MLM and name == "generation":
+        pytest.skip("BERT does not generate")
+    change, message = NOT_FINITE[damage]
+    change_weights(foreign / "checkpoint-20", change)
+    words = ["probe", *shlex.split(PROBES[name]), "--grammar", "small", "--run", foreign, "--out", tmp_path / "probe"]
+    code, lines = pcfg.start(capsys, *words)
+    assert code == 2
+    assert f"{foreign / 'checkpoint-20'} {message}" in lines[-1]
+    entries = json.loads((tmp_path / "probe").read_text(), parse_constant=pytest.fail)["checkpoints"]
+    assert [entry["step"] for entry in entries] == [10]
+
+
+@pytest.mark.parametrize("name", ["evil.bin", "../outside.safetensors"])
+def test_only_safetensors_of_the_checkpoint_are_read(pcfg, capsys, tmp_path, foreign, name):
+    point_elsewhere(foreign / "checkpoint-30", name)
+    with pytest.raises(UserError, match="not a safetensors file beside it"):
+        pcfg.setting.load_model(foreign / "checkpoint-30", pcfg.task(SMALL))
+    words = ["--methods", "one-shot", "--teacher", foreign, "--out", tmp_path / "student"]
+    assert name in pcfg.fail_in_one_line(capsys, *DISTILL, *words)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_checkpoint_in_shards_is_the_model_that_transformers_loads(pcfg, tmp_path, dtype):
+    task = pcfg.task(SMALL)
+    path = tmp_path / "checkpoint-1"
+    saved = pcfg.new_model(task, 2, 7).to(dtype)
+    saved.save_pretrained(path, max_shard_size="2KB")
+    assert len(list(path.glob("model-*-of-*.safetensors"))) > 2
+    model = pcfg.setting.load_model(path, task)
+    expected = type(saved).from_pretrained(path, dtype=torch.float32)
+    assert model.state_dict().keys() == expected.state_dict().keys()
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=0, atol=0)

@@ -14,6 +14,7 @@ from common.distillation.schedules import ce_only, checkpoint_at, next_checkpoin
 from common.errors import UserError
 from common.teachers.discovery import Checkpoint
 from common.teachers.loading import Teachers, build_model, read_model
+from tests.damage import change_weights, fill, point_elsewhere
 from tests.models import MORE, save_suite
 from tests.trainers import Plain, assert_same_model, make_batch
 
@@ -121,3 +122,61 @@ def test_text_is_no_truth_value(tmp_path):
     (path / "config.json").write_text(json.dumps({**config, "use_sliding_window": "false"}))
     with pytest.raises(UserError, match="use_sliding_window"):
         read_model(path)
+
+
+@pytest.mark.parametrize("name", ["evil.bin", "../outside.safetensors"])
+def test_only_safetensors_beside_the_index_are_read(tmp_path, name):
+    path = save_suite(tmp_path, "llama", (10,)) / "checkpoint-10"
+    point_elsewhere(path, name)
+    with pytest.raises(UserError, match=f"names {name}, not a safetensors file beside it"):
+        read_model(path)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert", *MORE])
+def test_integers_in_place_of_weights_are_refused(tmp_path, kind):
+    path = save_suite(tmp_path, kind, (10,)) / "checkpoint-10"
+    change_weights(path, lambda tensor: tensor.long() if tensor.ndim == 1 else tensor)
+    with pytest.raises(UserError, match=r"checkpoint-10 is not a checkpoint of .*: it has integers as the weights"):
+        build_model(read_model(path), "masked" if "bert" in kind else "causal")
+
+
+def test_integers_that_are_no_weights_are_ignored_as_in_published_checkpoints(tmp_path):
+    path = save_suite(tmp_path, "bert", (10,)) / "checkpoint-10"
+    weights = load_file(path / "model.safetensors")
+    ids = {"bert.embeddings.position_ids": torch.arange(6)[None]}
+    save_file({**weights, **ids}, path / "model.safetensors", {"format": "pt"})
+    assert_same_model(build_model(read_model(path), "masked"), AutoModelForMaskedLM.from_pretrained(path), atol=0)
+
+
+def test_weights_of_two_dtypes_are_loaded_in_the_one_of_most(tmp_path):
+    path = save_suite(tmp_path, "gpt2", (10,)) / "checkpoint-10"
+    change_weights(path, lambda tensor: tensor.double() if tensor.ndim == 1 else tensor)
+    model = build_model(read_model(path), "causal")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert_same_model(model, AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), atol=0)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert", *MORE])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, kind, value):
+    path = save_suite(tmp_path, kind, (10,)) / "checkpoint-10"
+    change_weights(path, fill(value))
+    with pytest.raises(UserError, match="checkpoint-10 has weights that are NaN or infinite, such as"):
+        build_model(read_model(path), "masked" if "bert" in kind else "causal")
+
+
+def test_weights_that_overflow_in_the_dtype_asked_for_are_refused(tmp_path):
+    path = save_suite(tmp_path, "gpt2", (10,)) / "checkpoint-10"
+    change_weights(path, fill(1e6))
+    build_model(read_model(path), "causal")
+    with pytest.raises(UserError, match="NaN or infinite"):
+        build_model(read_model(path), "causal", dtype=torch.float16)
+
+
+def test_a_mask_that_is_infinite_is_no_weight(tmp_path):
+    """Of GPT-2 and GPT-NeoX, as earlier versions of transformers saved it in float16."""
+    path = save_suite(tmp_path, "gpt_neox", (10,)) / "checkpoint-10"
+    mask = {"gpt_neox.layers.0.attention.masked_bias": torch.tensor(-torch.inf)}
+    weights = load_file(path / "model.safetensors")
+    save_file({**weights, **mask}, path / "model.safetensors", {"format": "pt"})
+    assert_same_model(build_model(read_model(path), "causal"), AutoModelForCausalLM.from_pretrained(path), atol=0)

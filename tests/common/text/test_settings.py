@@ -19,6 +19,7 @@ from common.runs.run import Run
 from common.text.probing import fitted, hides_masked, probed_samples
 from common.text.words import begins_word, begins_word_in
 from tests.commands import change_config
+from tests.damage import change_weights, enlarge, fill
 from tests.models import save_suite
 from tests.text import CAUSAL, CORPUS, MASKED, TEXT_SETTINGS
 
@@ -473,3 +474,26 @@ def test_the_divergence_from_ngram_models(setting, capsys, teacher, order):
             assert statistics["model_to_ngram"]["mean"] == pytest.approx(expected, rel=1e-4)
         own = predicted[np.arange(10), samples[np.arange(10), places]]
         assert entry["loss"] == pytest.approx(-np.log(own).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (fill(float("nan")), "has weights that are NaN or infinite, such as"),
+        (enlarge, "predicts NaN or infinity"),
+    ],
+)
+def test_a_teacher_that_is_not_finite_is_refused_and_not_probed(setting, tmp_path, capsys, teacher, change, message):
+    for checkpoint in teacher.glob("checkpoint-*"):
+        shutil.copytree(checkpoint, tmp_path / "theirs" / checkpoint.name)
+    last = max((tmp_path / "theirs").iterdir())
+    change_weights(last, change)
+    words = ["--teacher", tmp_path / "theirs", "--methods", "one-shot", "--temperature", 0, "--trust-trajectory"]
+    line = refusal(setting, capsys, *setting.distill, *words, "--out", tmp_path / "student")
+    assert f"{last} {message}" in line
+    run = shutil.copytree(teacher, tmp_path / "run")
+    change_weights(run / last.name, change)
+    for probe in ("ngrams --samples 10 --sizes 2", "kneser-ney --samples 10"):
+        code, lines = setting.start(capsys, "probe", *shlex.split(probe), "--run", run)
+        assert code == 2
+        assert f"{run / last.name} {message}" in lines[-1]
