@@ -65,8 +65,7 @@ def is_of_type(value: object, hint: Any) -> bool:
         return isinstance(value, list) and all(is_of_type(item, parts[0]) for item in value)
     if isinstance(value, bool) or hint is bool:
         return isinstance(value, bool) and hint is bool
-    kinds = {float: (int, float), NoneType: NoneType, None: NoneType}
-    return isinstance(value, kinds.get(hint, hint))
+    return isinstance(value, (int, float) if hint is float else NoneType if hint is None else hint)
 
 
 def device_of(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
