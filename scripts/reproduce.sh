@@ -4,6 +4,23 @@
 # With `all`, the settings are run one after another, and runs/report.html shows the results.
 set -euo pipefail
 
+child=""
+run() { # COMMAND: in the background, so that a signal is handled at once
+    local code=0
+    "$@" &
+    child=$!
+    wait "$child" || code=$?
+    child=""
+    return "$code"
+}
+stop() { # the command that runs, and then this script
+    trap - INT TERM
+    [ -z "$child" ] || kill -TERM "$child" 2> /dev/null || true
+    wait
+    exit 143
+}
+trap stop INT TERM
+
 setting=${1:-parity_mlp}
 preset=${2:-laptop}
 if [ "$setting" = all ]; then
@@ -15,7 +32,7 @@ if [ "$setting" = all ]; then
             ;;
     esac
     for each in parity_mlp parity_gpt2 PCFG_mlm PCFG_autoregressive text_mlm text_autoregressive; do
-        report_follows=yes "${BASH_SOURCE[0]}" "$each" "$preset"
+        report_follows=yes run "${BASH_SOURCE[0]}" "$each" "$preset"
     done
     source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
     python figures/report.py --preset "$preset" --runs runs
@@ -89,7 +106,7 @@ processor="$(getconf _NPROCESSORS_ONLN) x ${processor:-$(uname -m)}"
 
 timed() { # COMMAND: run it and record its time, even if it fails
     local begin=$SECONDS code=0 command="$*"
-    "$@" || code=$?
+    run "$@" || code=$?
     command=${command//\\/\\\\} # as JSON has it
     mkdir -p runs/figures
     printf '{"setting": "%s", "preset": "%s", "command": "%s", "seconds": %d, "exit": %d, "processor": "%s"}\n' \
@@ -147,10 +164,18 @@ case "$setting" in
         # such small networks cannot use many threads: two commands in parallel, with half of the processors each
         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(getconf _NPROCESSORS_ONLN) + 1) / 2))}
         set -m # in a process group of its own, which ends with this script
-        students &
+        { # its commands are in the same group
+            set +m
+            trap stop INT TERM
+            students
+        } &
         set +m
         background=$!
-        trap 'kill -TERM -- "-$background" 2> /dev/null || true' EXIT
+        stop_background() {
+            kill -TERM -- "-$background" 2> /dev/null || true
+        }
+        trap stop_background EXIT
+        trap 'stop_background; stop' INT TERM
         other_students
         wait "$background"
         ;;
