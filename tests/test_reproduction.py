@@ -49,5 +49,5 @@ def test_a_stopped_script_leaves_no_command_behind(copy, words, number, sent):
         _, stderr = script.communicate()
     assert script.returncode == 143, stderr
     started = {int(line.split()[0]) for line in commands.read_text().splitlines()}
-    alive = [process for process in psutil.process_iter() if process.status() != psutil.STATUS_ZOMBIE]
-    assert not started & {process.pid for process in alive}
+    processes = psutil.process_iter(["status"])
+    assert not started & {process.pid for process in processes if process.info["status"] != psutil.STATUS_ZOMBIE}
