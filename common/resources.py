@@ -13,7 +13,7 @@ import psutil
 from common.errors import UserError, listed
 
 UNITS = ("kB", "MB", "GB", "TB", "PB")
-LARGE = 2**30
+LARGE = 10**8
 """Bytes of memory or disk from which on a command says what it needs."""
 
 
