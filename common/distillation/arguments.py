@@ -86,6 +86,9 @@ class DistillationArguments:
 
 Arguments = TypeVar("Arguments", bound=DistillationArguments)
 
+BELONGS_TO = {"start": "grammar", "weights": "corpus"}
+"""Arguments of a task that say something about another one, and nothing without it."""
+
 
 def require_distinct(arguments: object, names: Sequence[str]) -> None:
     """Reject plural arguments with no values or repeated ones.
@@ -156,7 +159,7 @@ def with_task_of(
     given = {word.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for word in argv}
     hints = get_type_hints(type(arguments))
     taken: dict[str, Any] = {}
-    for name in [name for name in names if name in teacher["arguments"] and name not in given]:
+    for name in [name for name in names if name in teacher["arguments"] and not {name, BELONGS_TO.get(name)} & given]:
         value = teacher["arguments"][name]
         if not is_of_type(value, hints[name]):
             raise UserError(f"the config.json of the teacher's run has {name} {value!r}: give another --teacher")
