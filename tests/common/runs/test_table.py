@@ -310,7 +310,7 @@ def test_a_long_comparison_shows_the_ends_and_where_the_runs_part(tmp_path, caps
     [
         ("absent", "absent is not a run: it has no valid config.json"),
         ("model", "model is not a run: it has no valid config.json"),
-        ("damaged", "metrics.jsonl is damaged: start over with --force"),
+        ("damaged", "metrics.jsonl is damaged in line 1: start over with --force"),
     ],
 )
 def test_wrong_input_of_a_comparison_is_one_line(tmp_path, capsys, other, line):
