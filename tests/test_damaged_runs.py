@@ -106,6 +106,7 @@ DAMAGES = {
     ),
     "arguments a list": (lambda run: change_config(run, arguments=[]), "config.json is damaged"),
     "setting a number": (lambda run: change_config(run, setting=7), "config.json is damaged"),
+    "damaged end": (lambda run: (run / "done.json").write_text('{"step'), "done.json is damaged"),
     "cut config": (lambda run: cut(run / "config.json"), "config.json is damaged"),
 }
 
@@ -142,7 +143,6 @@ def test_what_a_half_run_wrote_after_its_state_may_be_damaged(setting, tmp_path,
     with (half / "metrics.jsonl").open("a") as metrics:
         metrics.write((half / "metrics.jsonl").read_text() + "[1]\n{")
     shutil.copytree(find_checkpoints(half)[0].location, half / f"checkpoint-{27 * setting.unit}")
-    (half / "done.json").write_text('{"step')
     setting.succeed(capsys, *setting.train, "--out", half)
     assert results(half) == whole
 

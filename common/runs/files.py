@@ -23,8 +23,10 @@ from common.errors import UserError
 NUMBER = "(0|[1-9][0-9]*)"
 """Pattern of a step in a file name."""
 
+SAMPLED_ABOVE = 1 << 22
+"""Bytes above which a file is sampled."""
 BLOCK, BLOCKS = 4096, 64
-"""Bytes of a block of a file that is sampled, and number of blocks, of which the last one is its end."""
+"""Bytes of a block, and number of blocks, from the beginning of the file to its end."""
 
 
 @contextmanager
@@ -227,13 +229,16 @@ def digest_of(value: object) -> str:
 
 
 def sampled_digest(path: Path) -> str:
-    """A digest of a file's size and of blocks that are spread over it; of a small file, of all its content."""
+    """A digest of a file's content or, above `SAMPLED_ABOVE`, of its size and of blocks that are spread over it."""
     size = path.stat().st_size
     hashed = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
-        for i in range(BLOCKS):
-            file.seek(max(0, size - BLOCK) * i // (BLOCKS - 1))
-            hashed.update(file.read(BLOCK))
+        if size <= SAMPLED_ABOVE:
+            hashed.update(file.read())
+        else:
+            for i in range(BLOCKS):
+                file.seek((size - BLOCK) * i // (BLOCKS - 1))
+                hashed.update(file.read(BLOCK))
     return hashed.hexdigest()[:32]
 
 

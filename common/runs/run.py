@@ -202,8 +202,8 @@ def open_run(
         group: wandb's group, under which it shows this run together with others, unless WANDB_RUN_GROUP is set.
 
     Raises:
-        UserError: another process has the run open, the directory holds something that is not a run or a run of
-            another setting or with other arguments, an argument is not a finite number, or wandb fails.
+        UserError: another process has the run open, the directory holds something that is not a run, a damaged run, or
+            a run of another setting or with other arguments, an argument is not a finite number, or wandb fails.
     """
     run = Run(directory)
     plain = _plain_arguments(arguments)
@@ -306,6 +306,9 @@ def _refuse_foreign(directory: Path, force: bool) -> None:
 
 
 def _refuse_different_run(run: Run, setting: str, given: dict[str, Any]) -> None:
+    done = run.directory / "done.json"
+    if done.exists() and not run.complete:
+        raise UserError(f"{done} is damaged: start over with --force")
     advice = "give another --out, or --force to remove that run and start over"
     if run.setting != setting:
         raise UserError(f"{run.directory} holds a run of {run.setting}, not of {setting}: {advice}")
