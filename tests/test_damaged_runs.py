@@ -169,8 +169,8 @@ def test_a_half_run_notices_that_its_teacher_changed(setting, tmp_path, capsys, 
     changes = {
         "is missing": lambda: shutil.rmtree(foreign / f"checkpoint-{10 * unit}"),
         "is new": lambda: shutil.copytree(foreign / f"checkpoint-{10 * unit}", foreign / f"checkpoint-{5 * unit}"),
-        "has other weights": lambda: swap(foreign / f"checkpoint-{10 * unit}", foreign / f"checkpoint-{20 * unit}"),
-        "has other weights ": lambda: change_tensors(foreign / f"checkpoint-{10 * unit}" / "model.safetensors", double),
+        "has changed": lambda: swap(foreign / f"checkpoint-{10 * unit}", foreign / f"checkpoint-{20 * unit}"),
+        "has changed ": lambda: change_tensors(foreign / f"checkpoint-{10 * unit}" / "model.safetensors", double),
     }
     for how, change in changes.items():
         change()

@@ -122,9 +122,12 @@ class Run:
             record: `step` and what was measured there. Numbers that are not finite are written as null.
 
         Raises:
+            ValueError: the step is not a non-negative integer, or the loss or the accuracy is not a number.
             OSError: nothing was appended.
         """
         plain = _plain({"step": record["step"], **record})
+        if not is_valid_record(plain):
+            raise ValueError(f"a record needs a step, and numbers as loss and accuracy; got {plain}")
         append_to_file(self.directory / "metrics.jsonl", _json_line(plain))
         self.track(plain)
 
@@ -162,7 +165,7 @@ class Run:
         changes = [step for step in {**known, **digests} if known.get(step) != digests.get(step)]
         if changes:
             step = min(changes, key=int)
-            how = "is missing" if step not in digests else "is new" if step not in known else "has other weights"
+            how = "is missing" if step not in digests else "is new" if step not in known else "has changed"
             raise UserError(
                 f"checkpoint {step} of the teacher of {self.directory} {how} since the run began: restore the teacher, "
                 "or start over with --force"

@@ -257,6 +257,9 @@ def test_a_record_without_a_step_is_refused_before_it_is_written(tmp_path):
     with open_run(tmp_path / "run", {}) as run:
         with pytest.raises(KeyError, match="step"):
             run.log({"loss": 1.0})
+        for wrong in ({"step": 0.5}, {"step": -1}, {"step": 0, "loss": "1"}):
+            with pytest.raises(ValueError, match="a record needs a step"):
+                run.log(wrong)
         assert run.records() == []
 
 

@@ -255,7 +255,13 @@ def test_sync_leaves_out_damaged_runs_with_a_warning(tmp_path, home, capsys):
         change_config(tmp_path / name, **changes)
     with (tmp_path / "c" / "metrics.jsonl").open("a") as metrics:
         metrics.write("[1]\n")
+    make_run(tmp_path / "d", STUDENT)
+    config = json.loads((tmp_path / "d" / "config.json").read_text())
+    del config["id"]
+    (tmp_path / "d" / "config.json").write_text(json.dumps(config))
     code, stdout, stderr = start(capsys, main, "sync", tmp_path, "--wandb", "offline")
     assert (code, stdout) == (0, f"{tmp_path / 'good'}: 3 records\n")
-    for line, name in zip(stderr.splitlines(), ("a/config.json", "b/config.json", "c/metrics.jsonl"), strict=True):
+    *lines, last = stderr.splitlines()
+    assert last == f"warning: {tmp_path / 'd' / 'config.json'} has no id, by which wandb knows the run: add one"
+    for line, name in zip(lines, ("a/config.json", "b/config.json", "c/metrics.jsonl"), strict=True):
         assert line.startswith(f"warning: {tmp_path / name} is damaged")
