@@ -204,10 +204,10 @@ class RunTrainer(ProgressiveDistillationTrainer):
             named = {checkpoint for _, _, checkpoint in spans(self.segments, 0, self.args.max_steps)}
             used = {step for step in self._teacher.steps if step in named or not self._schedule_is_fixed}
             self.run.keep_teacher(self._teacher.digests(used))
-        resume = load_resume(self.run.directory)
-        if resume:
-            require_same_training(self.run.directory, resume.state.get("training", {}), self.training_facts())
         with self.args.main_process_first(local=False):
+            resume = load_resume(self.run.directory)
+            if resume:
+                require_same_training(self.run.directory, resume.state.get("training", {}), self.training_facts())
             if self.is_world_process_zero():
                 self.run.rewind(resume)
         self.records = self.run.records()

@@ -1,7 +1,7 @@
 """What a killed run resumes from: `resume/<step>` in its directory, with state.json and tensors.safetensors.
 
-state.json also has the step, a digest of the tensors, the length and a digest of the records at that time, a digest of
-each checkpoint, and one of all this. A run whose files do not fit to them is not resumed: it would end with other
+state.json also has the step, a digest of the tensors, the length and a digest of the records so far, a digest of each
+checkpoint so far, and one of all this. A run whose files do not match them is not resumed: it would end with other
 results.
 """
 
@@ -111,10 +111,13 @@ def keep_resume(run: Path, step: int) -> None:
 
 
 def drop_later(run: Path, step: int) -> None:
-    """Remove the checkpoints and the resume states after a step; -1 removes all."""
-    checkpoints = [path for saved, path in saved_checkpoints(run).items() if saved > step]
-    for path in [*checkpoints, *(path for path in _resume_directories(run) if int(path.name) > step)]:
-        remove(path)
+    """Remove the resume states and the checkpoints after a step; -1 removes all."""
+    for state in _resume_directories(run):
+        if int(state.name) > step:
+            remove(state)
+    for saved, checkpoint in saved_checkpoints(run).items():  # later, as a state needs its checkpoints
+        if saved > step:
+            remove(checkpoint)
 
 
 def resume_steps(run: Path) -> list[int]:
@@ -156,8 +159,8 @@ def load_resume(run: Path, step: int | None = None) -> Resume | None:
 def _records(run: Path) -> bytes:
     """The content of metrics.jsonl, which may not exist yet."""
     path = run / "metrics.jsonl"
-    return path.read_bytes() if path.exists() else b""
+    return path.read_bytes() if path.is_file() else b""
 
 
 def _resume_directories(run: Path) -> list[Path]:
-    return [path for path in run.glob("resume/*") if re.fullmatch(NUMBER, path.name)]
+    return [path for path in run.glob("resume/*") if path.is_dir() and re.fullmatch(NUMBER, path.name)]

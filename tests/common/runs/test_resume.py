@@ -97,6 +97,7 @@ def test_a_step_whose_state_is_not_whole_does_not_count(tmp_path, missing):
     (tmp_path / "resume" / "100" / missing).unlink()
     for name in ("07", "best", ".200.77.unfinished"):
         (tmp_path / "resume" / name).mkdir()
+    (tmp_path / "resume" / "300").touch()
     assert resume_steps(tmp_path) == [9]
     assert load_resume(tmp_path, 100) is None
     assert load_resume(tmp_path).step == 9
