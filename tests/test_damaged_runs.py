@@ -185,3 +185,18 @@ def test_a_half_run_notices_that_its_teacher_changed(setting, tmp_path, capsys, 
         shutil.copytree(tmp_path / "whole", foreign)
     setting.succeed(capsys, *words)
     assert Run(tmp_path / "half").complete
+
+
+def test_a_teacher_whose_config_lacks_arguments_is_refused(setting, tmp_path, capsys, teacher):
+    shutil.copytree(teacher, tmp_path / "teacher")
+    change_config(tmp_path / "teacher", arguments={})
+    path = tmp_path / "teacher" / "config.json"
+    words = [*setting.distill, "--methods", "one-shot", "--teacher", path.parent, "--out", tmp_path / "student"]
+    assert str(path.parent) in setting.fail_in_one_line(capsys, *words)
+    probe = ["probe", *(["ngrams"] if setting not in CASES.values() else [])]
+    line = setting.fail_in_one_line(capsys, *probe, "--run", path.parent)
+    assert f"{path} lacks the argument " in line
+    cut(path)
+    for command in (words, [*probe, "--run", path.parent]):
+        assert str(path) in setting.fail_in_one_line(capsys, *command)
+    assert not (tmp_path / "student").exists()

@@ -67,7 +67,7 @@ class Run:
                 'its model is gpt2, else such as "PCFG_mlm") and "argv" (its command as a list, or []); in its '
                 '"arguments" remove "model", rename "plan" to "segments", and in "methods" "explicit" to "custom"'
             )
-        return config
+        return {**config, "arguments": _Arguments(path, config["arguments"])}
 
     @property
     def setting(self) -> str:
@@ -178,6 +178,17 @@ class Run:
         remove(self.directory / "resume")
         if self.tracker is not None:
             self.tracker.summary.update(plain)
+
+
+class _Arguments(dict[str, Any]):
+    """A run's arguments; one that its config.json lacks is a UserError."""
+
+    def __init__(self, path: Path, arguments: Mapping[str, Any]) -> None:
+        super().__init__(arguments)
+        self._path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(f"{self._path} lacks the argument {name}: restore it, or start over with --force")
 
 
 @contextmanager
