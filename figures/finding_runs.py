@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from common.errors import UserError
 from common.runs import finding
+from common.runs.files import read_json
 from common.runs.names import EXECUTION_ARGUMENTS, ROOT
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
@@ -225,7 +226,7 @@ def collect_parts(
         "setting": teacher.setting,
         "preset": preset,
         "commands": list(dict.fromkeys(shlex.join(argv) for argv in commands if argv)),
-        "versions": teacher.config["versions"],
+        "versions": teacher.config.get("versions", {}),
         "commits": sorted({run.config["commit"] for run in [teacher, *students] if run.config.get("commit")}),
         **always,
         **{name: part.data for name, part in found.items()},
@@ -237,11 +238,11 @@ def probe_file(run: FoundRun, name: str, **settings: object) -> Path | None:
     """The file that a probe wrote for a run, whatever its arguments but for `settings`; None if it was not probed.
 
     Raises:
-        UserError: there are several.
+        UserError: there are several, or one is damaged.
     """
     found = sorted([*run.directory.glob(f"probes/{name}.json"), *run.directory.glob(f"probes/{name}-*.json")])
     if settings:
-        found = [path for path in found if settings.items() <= json.loads(path.read_bytes())["settings"].items()]
+        found = [path for path in found if settings.items() <= probe_content(path).get("settings", {}).items()]
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise UserError(f"{run.directory / 'probes'} has {names}: keep only the file to be drawn")
@@ -259,13 +260,22 @@ def probe_result(run: FoundRun, name: str, command: str, **settings: object) -> 
 
     Raises:
         MissingError: there is no such file, or it lacks checkpoints.
-        UserError: there are several.
+        UserError: there are several, or one is damaged.
     """
     path = probe_file(run, name, **settings)
     if path is None:
         raise MissingError(f"{run.directory} has not been probed; do so with {command}")
-    content = json.loads(path.read_bytes())
+    content = probe_content(path)
     probed = [entry["step"] for entry in content.get("checkpoints", ())]
     if "checkpoints" in content and probed != [checkpoint.step for checkpoint in find_checkpoints(run.directory)]:
         raise MissingError(f"{path} lacks checkpoints; add them with {command}")
     return content
+
+
+def probe_content(path: Path) -> dict[str, Any]:
+    """What a probe wrote in a file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return read_json(path, "remove it, and probe again")

@@ -3,7 +3,6 @@
 `parity_figures.py` draws them.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from finding_runs import (
     Part,
     collect_parts,
     only_run,
+    probe_content,
     probe_file,
     probe_result,
     runs_by_seed,
@@ -161,7 +161,7 @@ def _monomials(teacher: FoundRun, trained: Sequence[FoundRun]) -> Part:
     for run in trained:
         if run is teacher or _trajectory(run) != _trajectory(teacher) or (path := probe_file(run, "monomials")) is None:
             continue
-        probe = json.loads(path.read_bytes())
+        probe = probe_content(path)
         if probe["settings"] == own["settings"]:
             entries |= {entry["step"]: entry for entry in probe["checkpoints"]}
             commands += [run.argv, probe.get("argv", ())]

@@ -38,7 +38,7 @@ import text_mlm.train
 from common.errors import UserError
 from common.language_models.setting import config_of, task_of
 from common.text import docstrings
-from tests.commands import python
+from tests.commands import cut, python
 from tests.documents import documents
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -554,6 +554,10 @@ def test_a_probe_that_lacks_checkpoints_or_was_made_twice_is_refused(made_up):
     (probes / "ngrams-sentences64.json").unlink()
     write(probes / "ngrams.json", {**content, "checkpoints": content["checkpoints"][:-1]})
     assert "lacks checkpoints" in str(what_is_missing(made_up, "PCFG_mlm")["ngrams"])
+    cut(probes / "ngrams.json")
+    missing = what_is_missing(made_up, "PCFG_mlm")
+    assert set(missing) == {"ngrams"}
+    assert "ngrams.json is truncated or damaged: remove it, and probe again" in str(missing["ngrams"])
 
 
 def lines_of(axis):

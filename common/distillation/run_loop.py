@@ -33,12 +33,13 @@ from common.distillation.adapters import adapter_files, adapter_tensors, frozen_
 from common.distillation.batches import ReadyBatches, batch_tensors, source_of
 from common.distillation.dataset_source import DatasetSource
 from common.distillation.run_arguments import require_run_arguments, require_same_training, training_facts
+from common.distillation.schedules import spans
 from common.distillation.state import configuration, load_weights, restore_training_state, save_training_state, weights
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.distillation.vocabulary import tokenizer_files
 from common.errors import DivergedError, UserError
 from common.runs.checkpoints import save_checkpoint
-from common.runs.files import remove, write_directory
+from common.runs.files import write_directory
 from common.runs.processes import Processes, leave_process_group
 from common.runs.progress import RemainingTime, progress
 from common.runs.resume import Resume, ResumeClock, load_resume
@@ -194,20 +195,21 @@ class RunTrainer(ProgressiveDistillationTrainer):
         save_training_state(self, self.run.directory, vars(self._sums), more)
 
     def load_resume_state(self) -> None:
-        """Restore the run's last saved state, and drop the records after it.
+        """Restore the run's last saved state, and drop what was written after it.
 
         Raises:
-            UserError: the state is damaged, or the model, the data or an argument is not that of the run.
+            UserError: the state is damaged, or the model, the teacher, the data or an argument is not that of the run.
         """
-        resume = load_resume(self.run.directory)
-        if resume is None and self.is_world_process_zero():
-            for checkpoint in self.run.directory.glob("checkpoint-*"):
-                remove(checkpoint)  # of a training that was killed before it saved a state
-        if resume:
-            require_same_training(self.run.directory, resume.state.get("training", {}), self.training_facts())
+        if self.is_world_process_zero():
+            named = {checkpoint for _, _, checkpoint in spans(self.segments, 0, self.args.max_steps)}
+            used = {step for step in self._teacher.steps if step in named or not self._schedule_is_fixed}
+            self.run.keep_teacher(self._teacher.digests(used))
         with self.args.main_process_first(local=False):
+            resume = load_resume(self.run.directory)
+            if resume:
+                require_same_training(self.run.directory, resume.state.get("training", {}), self.training_facts())
             if self.is_world_process_zero():
-                self.run.truncate_records(resume.step if resume else -1)
+                self.run.rewind(resume)
         self.records = self.run.records()
         self.update_schedule()
         restore_training_state(self, resume, vars(self._sums))

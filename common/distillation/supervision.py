@@ -226,6 +226,9 @@ def first_checkpoint(
         raise UserError(f"--checkpoint must be a teacher step, before, inside or after; got {name!r}")
     if (directory / "metrics.jsonl").exists():
         records = Run(directory).records()
+        if any(record.get(name) is None for record in records for name in ("loss", "accuracy")):
+            lacking = f"{directory / 'metrics.jsonl'} has evaluations without loss or accuracy"
+            raise UserError(f"{lacking}: give --checkpoint a teacher step")
         evaluated, accuracies = (tuple(record[name] for record in records) for name in ("step", "accuracy"))
         curve = Curve(evaluated, tuple(map(loss_of_record, records)), "metrics.jsonl", accuracies)
     elif directory.is_dir() and (log := find_log(directory)):

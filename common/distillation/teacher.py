@@ -20,7 +20,7 @@ from common.teachers.configs import read_config
 from common.teachers.discovery import Checkpoint, local_path
 from common.teachers.loading import StoredModel, Teachers, build_model, read_model
 from common.teachers.objective import Objective
-from common.teachers.trajectory import require_trajectory
+from common.teachers.trajectory import checkpoint_digests, require_trajectory
 
 REPORT_BATCHES, REPORT_LABELS = 8, 4096
 """Least number of evaluation batches, and of labels in them, that a teacher is tested on before training."""
@@ -79,6 +79,10 @@ class Teacher:
         checkpoints = [checkpoint for step, checkpoint in self._checkpoints.items() if step in steps]
         for finding in require_trajectory(checkpoints, trust):
             warnings.warn(finding.line, stacklevel=3)
+
+    def digests(self, steps: Collection[int]) -> dict[str, str]:
+        """A digest of each checkpoint of these steps, by its step as text."""
+        return checkpoint_digests([self._checkpoints[step] for step in sorted(steps)])
 
     def share_classes(self, step: int, processing_class: Any, given: int | None) -> None:
         """Find the classes that student and teacher share.

@@ -32,6 +32,7 @@ from common.runs.processes import join_processes, open_shared_run
 from common.runs.run import Run
 from common.teachers.discovery import Checkpoint, find_checkpoints, local_path
 from common.teachers.tensors import require_finite_logits
+from common.teachers.trajectory import checkpoint_digests
 
 
 def train(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: Sequence[str] = ()) -> None:
@@ -99,6 +100,7 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
     used = used_checkpoints((student, supervised, student.steps) for student, supervised in prepared)
     last = (used or teacher)[-1]
     network = load_network(local_path(last), task)
+    digests = checkpoint_digests(used)
     notes = trajectory_warnings(used, arguments.trust_trajectory)
     processes, device = join_processes(arguments.device)
     setting.check_processes(arguments, processes)
@@ -118,6 +120,9 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
             if run.complete:
                 processes.print(f"{run.directory} is complete")
                 continue
+            if processes.first:
+                own = used_checkpoints([(student, supervised, student.steps)])
+                run.keep_teacher({str(checkpoint.step): digests[str(checkpoint.step)] for checkpoint in own})
             initial = setting.new_network(student, getattr(student, setting.sizes)[0], student.seeds[0])
             students.append(Student(run, supervised, initial, student.lr[0]))
         if students:

@@ -126,6 +126,9 @@ def task_of(arguments: Mapping[str, Any]) -> ParityTask:
     Raises:
         UserError: no task has these sizes or this support.
     """
+    for name in TASK_ARGUMENTS:
+        if not isinstance(arguments[name], str if name == "support" else int):
+            raise UserError(f"{name} is {arguments[name]!r}: no parity task has it; restore the run's config.json")
     return make_task(*(arguments[name] for name in TASK_ARGUMENTS))
 
 

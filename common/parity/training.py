@@ -286,12 +286,14 @@ def _restore(students: Sequence[Student], processes: Processes) -> list[Network]
     state.
     """
     states = [set(resume_steps(student.run.directory)) for student in students]
-    networks = []
+    resumes = []
     for student, own in zip(students, states, strict=True):
         common = own.intersection(*(other for other in states if other & own))
-        resume = load_resume(student.run.directory, max(common, default=None))
+        resumes.append(load_resume(student.run.directory, max(common, default=None)))
+    networks = []
+    for student, resume in zip(students, resumes, strict=True):
         if processes.first:
-            student.run.truncate_records(resume.step if resume else -1)
+            student.run.rewind(resume)
         student.records = student.run.records()
         student.step = resume.step if resume else 0
         networks.append(Network(student.initial.config, resume.tensors) if resume else student.initial)

@@ -1,6 +1,5 @@
 """`probe.py` of the settings on grammars."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -23,10 +22,10 @@ from common.pcfg.inside_outside import ancestor_posteriors
 from common.pcfg.sampler import Sentences, sample
 from common.pcfg.setting import EVALUATION_BATCH_SIZE
 from common.pcfg.task import GrammarTask
-from common.probes.checkpoints import identity, is_run, probe_file
+from common.probes.checkpoints import identity, is_run, probe_file, write_probe
 from common.probes.ngrams import CausalNgramVariants, NgramVariants, Predictor, probe_ngrams
 from common.probes.nonterminals import NO_SYMBOL, Encoder, LabelledSentences, probe_nonterminals
-from common.runs.files import write_file
+from common.runs.files import read_json
 from common.runs.run import Run
 
 SPACING = 30
@@ -150,7 +149,7 @@ def bayes_optimal(
     `values` maps the task and the evaluation batches to JSON values.
 
     Raises:
-        UserError: the directory is not a run of the setting.
+        UserError: the directory is not a run of the setting, or the file is damaged.
     """
     task = probed_task(arguments, setting)
     samples = arguments.eval_samples
@@ -164,10 +163,12 @@ def bayes_optimal(
         require_at_least(1, arguments, "eval_samples")
     data = probed_data(setting, task)
     path = probe_file(arguments, setting.name, "bayes_optimal", data)
-    if not path.exists():
+    if path.exists():
+        read_json(path, "remove it, and it is computed again")
+    else:
         result = values(task, evaluation_batches(task, samples, EVALUATION_BATCH_SIZE))
         whose = {} if path.parent == arguments.run / "probes" else identity(arguments, path, data)
-        write_file(path, json.dumps({"argv": list(argv), **whose, "eval_samples": samples, **result}).encode())
+        write_probe(arguments, path, {"argv": list(argv), **whose, "eval_samples": samples, **result})
     print(path)
 
 

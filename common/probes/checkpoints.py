@@ -7,6 +7,7 @@ that an interrupted probe resumes and only new checkpoints are probed.
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 from common.arguments import option_of
 from common.errors import UserError, listed
 from common.probes.arguments import ProbedArguments
-from common.runs.files import read_json, write_file
+from common.runs.files import find_json, read_json, shared_lock, write_file
 from common.runs.names import RUNS, default_name
 from common.runs.progress import progress
 from common.runs.run import Run
+from common.runs.validity import require_undamaged
 from common.teachers.discovery import Checkpoint, find_checkpoints, local_path
 from common.teachers.tensors import ADVICE
 
@@ -45,12 +47,14 @@ def given_task(arguments: ProbedArguments) -> dict[str, Any] | None:
 
 
 def is_run(directory: Path) -> bool:
-    """Whether a directory has the config.json of a run of this project, be it of an earlier version."""
-    try:
-        config = json.loads((directory / "config.json").read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return False
-    return isinstance(config, dict) and "arguments" in config
+    """Whether a directory has the config.json of a run of this project, be it of an earlier version.
+
+    Raises:
+        UserError: it has, but a damaged one.
+    """
+    require_undamaged(directory)
+    config = find_json(directory / "config.json")
+    return config is not None and "arguments" in config
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ def probe_checkpoints(
         data: of the probe.
 
     Raises:
-        UserError: the run has no checkpoint, the file is of another probe, or a measurement is NaN.
+        UserError: the run has no checkpoint, the file is damaged or of another probe, or a measurement is NaN.
     """
     checkpoints = find_checkpoints(arguments.run, arguments.teacher_pattern)
     path = probe_file(arguments, setting, name, data)
@@ -149,11 +153,11 @@ def probe_checkpoints(
         if path.exists()
         else {"argv": list(argv), **identity(arguments, path, data), "checkpoints": []}
     )
-    done = {entry["step"]: entry for entry in content["checkpoints"]}
+    done = _measured(content, path)
     for key, value in (once or {}).items():
         if key not in content:
             content[key] = value()
-            write_file(path, json.dumps(content).encode())
+            write_probe(arguments, path, content)
     with progress(len(checkpoints), len(done), f"probing {arguments.run.name}", samples) as show:
         for checkpoint in checkpoints:
             if checkpoint.step in done:
@@ -162,7 +166,7 @@ def probe_checkpoints(
             _require_numbers(measured, checkpoint)
             done[checkpoint.step] = {"step": checkpoint.step, **measured}
             content["checkpoints"] = [done[step] for step in sorted(done)]
-            write_file(path, json.dumps(content).encode())
+            write_probe(arguments, path, content)
             show(len(done), checkpoint=checkpoint.step)
     print(path)
 
@@ -178,6 +182,22 @@ def _require_numbers(measured: Any, checkpoint: Checkpoint) -> None:
                 _require_numbers(value, checkpoint)
         case float() if math.isnan(measured):
             raise UserError(f"{checkpoint.location} predicts NaN or infinity: its weights are damaged; {ADVICE}")
+
+
+def write_probe(arguments: ProbedArguments, path: Path, content: Mapping[str, Any]) -> None:
+    """Write the file of a probe; in a run, what killed probes left behind is removed."""
+    with shared_lock(path.parent) if path.parent == arguments.run / "probes" else nullcontext():
+        write_file(path, json.dumps(content).encode())
+
+
+def _measured(content: Mapping[str, Any], path: Path) -> dict[int, dict[str, Any]]:
+    """The entries of a probe's file by step."""
+    entries = content.get("checkpoints")
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("step"), int) for entry in entries
+    ):
+        raise UserError(f"{path} is damaged: remove it, and it is measured again")
+    return {entry["step"]: entry for entry in entries}
 
 
 def _flags(names: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ A script that keeps to this order may be killed at any moment; it resumes bit-id
 
     with open_run(directory, arguments, setting=..., argv=...) as run:
         resume = load_resume(run.directory)
-        run.truncate_records(resume.step if resume else -1)
+        run.rewind(resume)
         ...at each evaluation:  run.log({"step": step, ...})
                                 save_checkpoint(run.directory, step, ...)
                                 save_resume(run.directory, step, ...)

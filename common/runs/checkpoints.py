@@ -1,12 +1,23 @@
 """Checkpoints of a run: `checkpoint-<step>` directories that `from_pretrained` reads."""
 
+import functools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.runs.files import read_json, read_safetensors, to_json, to_safetensors, write_directory
+from common.runs.files import (
+    NUMBER,
+    digest_of,
+    read_json,
+    read_safetensors,
+    sampled_digest,
+    to_json,
+    to_safetensors,
+    write_directory,
+)
 
 
 def save_checkpoint(
@@ -47,3 +58,26 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """
     advice = f"remove {path} and save the checkpoint again"
     return read_json(path / "config.json", advice), read_safetensors(path / "model.safetensors", advice)
+
+
+def saved_checkpoints(run: Path) -> dict[int, Path]:
+    """The checkpoints in a run's directory, by step."""
+    found = ((re.fullmatch(f"checkpoint-{NUMBER}", path.name), path) for path in run.glob("checkpoint-*"))
+    return {int(match[1]): path for match, path in found if match}
+
+
+def checkpoint_digests(run: Path, step: int) -> dict[str, str]:
+    """A digest of each checkpoint up to a step, by its directory's name: of the names of its files, and of each of them
+    that of `sampled_digest`, computed again only if the file was modified."""
+    digests = {}
+    for saved, path in sorted(saved_checkpoints(run).items()):
+        if saved <= step:
+            files = ((file, file.stat()) for file in sorted(path.glob("[!.]*")) if file.is_file())
+            parts = [[file.name, _digest(file, state.st_ino, state.st_mtime_ns)] for file, state in files]
+            digests[path.name] = digest_of(parts)
+    return digests
+
+
+@functools.cache
+def _digest(path: Path, inode: int, modified: int) -> str:
+    return sampled_digest(path)

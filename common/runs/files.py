@@ -6,6 +6,7 @@ named `*.unfinished`, and readers ignore it. Only JSON and safetensors are read,
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -22,6 +23,11 @@ from common.errors import UserError
 NUMBER = "(0|[1-9][0-9]*)"
 """Pattern of a step in a file name."""
 
+SAMPLED_ABOVE = 1 << 22
+"""Bytes above which a file is sampled."""
+BLOCK, BLOCKS = 4096, 64
+"""Bytes of a block, and number of blocks, from the beginning of the file to its end."""
+
 
 @contextmanager
 def locked(directory: Path, message: str) -> Iterator[None]:
@@ -36,6 +42,28 @@ def locked(directory: Path, message: str) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(message) from None
         yield
+
+
+@contextmanager
+def shared_lock(directory: Path) -> Iterator[None]:
+    """Hold a lock of a directory, in a file beside it, together with its other writers.
+
+    The directory is created if it does not exist. The first one removes what killed writers left behind.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with _lock_beside(directory).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass  # others are writing
+        else:
+            remove_unfinished(directory)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
+def _lock_beside(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.lock")
 
 
 def is_locked(directory: Path) -> bool:
@@ -120,9 +148,13 @@ def remove(path: Path) -> None:
 
 
 def remove_unfinished(directory: Path) -> None:
-    """Remove what killed writers left behind, at any depth. Only for a directory with no other writer."""
+    """Remove what killed writers left behind, at any depth, except in folders with a `shared_lock`.
+
+    Only for a directory with no other writer.
+    """
     for leftover in list(directory.rglob(".*.unfinished")):
-        _discard(leftover)
+        if leftover.parent == directory or not _lock_beside(leftover.parent).exists():
+            _discard(leftover)
 
 
 def _unfinished(path: Path) -> Path:
@@ -162,6 +194,20 @@ def to_safetensors(tensors: Mapping[str, np.ndarray]) -> bytes:
     return safetensors.numpy.save(in_order, metadata={"format": "pt"})
 
 
+def json_object(content: bytes) -> dict[str, Any] | None:
+    """The JSON object that this is the text of; None if it is anything else."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def find_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None if there is no such file, or it holds anything else."""
+    return json_object(path.read_bytes()) if path.is_file() else None
+
+
 def read_json(path: Path, advice: str) -> dict[str, Any]:
     """A JSON object.
 
@@ -169,14 +215,31 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
         UserError: the file is missing or damaged; the message ends with the advice.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = json_object(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {advice}") from None
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
+    if value is None:
         raise UserError(f"{path} is truncated or damaged: {advice}")
     return value
+
+
+def digest_of(value: object) -> str:
+    """A digest of a JSON value; the same after a round trip through a file."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]
+
+
+def sampled_digest(path: Path) -> str:
+    """A digest of a file's content or, above `SAMPLED_ABOVE`, of its size and of blocks that are spread over it."""
+    size = path.stat().st_size
+    hashed = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        if size <= SAMPLED_ABOVE:
+            hashed.update(file.read())
+        else:
+            for i in range(BLOCKS):
+                file.seek((size - BLOCK) * i // (BLOCKS - 1))
+                hashed.update(file.read(BLOCK))
+    return hashed.hexdigest()[:32]
 
 
 def read_safetensors(path: Path, advice: str) -> dict[str, np.ndarray]:

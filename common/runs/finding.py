@@ -1,6 +1,5 @@
 """Runs below a directory, identified by their config.json whatever their directories are called."""
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.runs.files import find_json
 from common.runs.run import Run
 
 TRANSITION_ACCURACY = 0.95
@@ -43,8 +43,6 @@ def _raise(error: OSError) -> None:
 
 
 def _is_run(directory: Path) -> bool:
-    try:
-        config = json.loads((directory / "config.json").read_bytes())
-    except ValueError:
-        return True
-    return isinstance(config, dict) and "arguments" in config
+    """By its config.json, which may be damaged."""
+    config = find_json(directory / "config.json")
+    return config is None or "arguments" in config

@@ -1,5 +1,11 @@
-"""What a killed run resumes from: `resume/<step>` in its directory, with state.json and tensors.safetensors."""
+"""What a killed run resumes from: `resume/<step>` in its directory, with state.json and tensors.safetensors.
 
+state.json also has the step, a digest of the tensors, the length and a digest of the records so far, a digest of each
+checkpoint so far, and one of all this. A run whose files do not match them is not resumed: it would end with other
+results.
+"""
+
+import hashlib
 import os
 import re
 import time
@@ -10,7 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from common.runs.files import NUMBER, read_json, read_safetensors, remove, to_json, to_safetensors, write_directory
+from common.errors import UserError
+from common.runs.checkpoints import checkpoint_digests, saved_checkpoints
+from common.runs.files import (
+    NUMBER,
+    digest_of,
+    read_json,
+    read_safetensors,
+    remove,
+    to_json,
+    to_safetensors,
+    write_directory,
+)
+
+ADVICE = "start over with --force"
 
 RESUME_SECONDS = 10.0
 """Least time between two writes of the resume state. It only affects how much a killed run repeats, not results."""
@@ -28,6 +47,8 @@ class Resume:
     """Weights and optimiser moments, by name."""
     state: dict[str, Any]
     """Everything else that training depends on: counters, states of random number generators."""
+    length: int
+    """Bytes of metrics.jsonl when it was saved."""
 
 
 class ResumeClock:
@@ -55,10 +76,11 @@ def add_resume(run: Path, step: int, tensors: Mapping[str, np.ndarray], state: M
     """Write the resume state of `step`, next to those of other steps, which `keep_resume` removes.
 
     Runs that share a pass first add their states, one after another, and then remove the earlier ones, so that at any
-    moment there is a step for which all of them have a state.
+    moment there is a step for which all of them have a state. A state of this step that exists is left as it is: the
+    run was resumed from it.
 
     Args:
-        run: its directory.
+        run: its directory, with the records and checkpoints up to this step.
         step: steps done, the name of the state's directory.
         tensors: arrays by name, of any shape and memory order.
         state: JSON values; numbers are restored exactly, tuples as lists.
@@ -66,7 +88,18 @@ def add_resume(run: Path, step: int, tensors: Mapping[str, np.ndarray], state: M
     Raises:
         OSError: the previous states are intact.
     """
-    files = {"state.json": to_json(state), "tensors.safetensors": to_safetensors(tensors)}
+    if step in resume_steps(run):
+        return
+    content, records = to_safetensors(tensors), _records(run)
+    facts = {
+        "step": step,
+        "state": dict(state),
+        "tensors": hashlib.sha256(content).hexdigest(),
+        "records": {"length": len(records), "digest": hashlib.sha256(records).hexdigest()},
+        "checkpoints": checkpoint_digests(run, step),
+    }
+    files = {"state.json": to_json({"digest": digest_of(facts), **facts}), "tensors.safetensors": content}
+    remove(run / "resume" / str(step))  # incomplete, if it exists
     write_directory(run / "resume" / str(step), files)
 
 
@@ -75,6 +108,16 @@ def keep_resume(run: Path, step: int) -> None:
     for other in _resume_directories(run):
         if int(other.name) != step:
             remove(other)
+
+
+def drop_later(run: Path, step: int) -> None:
+    """Remove the resume states and the checkpoints after a step; -1 removes all."""
+    for state in _resume_directories(run):
+        if int(state.name) > step:
+            remove(state)
+    for saved, checkpoint in saved_checkpoints(run).items():  # later, as a state needs its checkpoints
+        if saved > step:
+            remove(checkpoint)
 
 
 def resume_steps(run: Path) -> list[int]:
@@ -87,16 +130,37 @@ def load_resume(run: Path, step: int | None = None) -> Resume | None:
     """The resume state of `step`, by default the newest; None if there is no complete one.
 
     Raises:
-        UserError: one of its files is damaged.
+        UserError: one of its files is damaged or of another step, or the records or the checkpoints up to this step are
+            not those that the run had when it was saved.
     """
     steps = resume_steps(run)
     if not steps or step not in (None, *steps):
         return None
     chosen = run / "resume" / str(steps[-1] if step is None else step)
-    advice = "start over with --force"
-    tensors = read_safetensors(chosen / "tensors.safetensors", advice)
-    return Resume(int(chosen.name), tensors, read_json(chosen / "state.json", advice))
+    facts = read_json(chosen / "state.json", ADVICE)
+    if facts.pop("digest", None) != digest_of(facts) or facts["step"] != int(chosen.name):
+        raise UserError(f"{chosen / 'state.json'} is damaged: {ADVICE}")
+    with (chosen / "tensors.safetensors").open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != facts["tensors"]:
+            raise UserError(f"{file.name} is damaged: {ADVICE}")
+    length = facts["records"]["length"]
+    if hashlib.sha256(_records(run)[:length]).hexdigest() != facts["records"]["digest"]:
+        raise UserError(f"{run / 'metrics.jsonl'} has lost records or was edited: {ADVICE}")
+    saved, found = facts["checkpoints"], checkpoint_digests(run, facts["step"])
+    for name in sorted(saved.keys() | found.keys()):
+        if name not in found:
+            raise UserError(f"{run / name} is missing: restore it, or {ADVICE}")
+        if found[name] != saved.get(name):
+            raise UserError(f"{run / name} is not the checkpoint that this run saved: restore it, or {ADVICE}")
+    tensors = read_safetensors(chosen / "tensors.safetensors", ADVICE)
+    return Resume(facts["step"], tensors, facts["state"], length)
+
+
+def _records(run: Path) -> bytes:
+    """The content of metrics.jsonl, which may not exist yet."""
+    path = run / "metrics.jsonl"
+    return path.read_bytes() if path.is_file() else b""
 
 
 def _resume_directories(run: Path) -> list[Path]:
-    return [path for path in run.glob("resume/*") if re.fullmatch(NUMBER, path.name)]
+    return [path for path in run.glob("resume/*") if path.is_dir() and re.fullmatch(NUMBER, path.name)]

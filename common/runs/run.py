@@ -13,10 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
-from common.runs.files import append_to_file, locked, remove, remove_unfinished, to_json, write_file
+from common.errors import DivergedError, UserError
+from common.runs.checkpoints import saved_checkpoints
+from common.runs.files import (
+    append_to_file,
+    find_json,
+    json_object,
+    locked,
+    remove,
+    remove_unfinished,
+    shared_lock,
+    to_json,
+    write_file,
+)
 from common.runs.names import EXECUTION_ARGUMENTS, ROOT
+from common.runs.resume import Resume, drop_later
 from common.runs.tracking import WandbMode, open_tracker
+from common.runs.validity import is_damaged, is_valid_record, require_undamaged
 
 PACKAGES = ("torch", "numpy", "numba", "transformers", "progressive-distillation")
 
@@ -32,29 +45,29 @@ class Run:
     @property
     def complete(self) -> bool:
         """Whether the run is finished."""
-        return (self.directory / "done.json").exists()
+        return find_json(self.directory / "done.json") is not None
 
     @property
     def config(self) -> dict[str, Any]:
-        """`setting`, `argv`, `arguments` (by name), `versions` (by package), `commit`, `id`, and `seconds` of earlier
-        sessions.
+        """`setting`, `argv`, `arguments` (by name), `versions` (by package), `commit`, `id`, `seconds` of earlier
+        sessions, and of a student `teacher`, digests of the checkpoints that it learns from by teacher step.
 
         Raises:
-            UserError: the directory is not a run, or an earlier version of this code made it.
+            UserError: the directory is not a run, its config.json is damaged, or an earlier version of this code made
+                it.
         """
-        try:
-            config = json.loads((self.directory / "config.json").read_bytes())
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            config = None
-        if not isinstance(config, dict) or "arguments" not in config:
+        require_undamaged(self.directory)
+        path = self.directory / "config.json"
+        config = find_json(path)
+        if config is None or "arguments" not in config:
             raise UserError(f"{self.directory} is not a run: it has no valid config.json")
         if "setting" not in config or "argv" not in config:
             raise UserError(
-                f'{self.directory / "config.json"} was written by an earlier version: add "setting" ("parity_gpt2" if '
+                f'{path} was written by an earlier version: add "setting" ("parity_gpt2" if '
                 'its model is gpt2, else such as "PCFG_mlm") and "argv" (its command as a list, or []); in its '
                 '"arguments" remove "model", rename "plan" to "segments", and in "methods" "explicit" to "custom"'
             )
-        return config
+        return {**config, "arguments": _Arguments(path, config["arguments"])}
 
     @property
     def setting(self) -> str:
@@ -68,10 +81,10 @@ class Run:
         Raises:
             UserError: the run is not complete.
         """
-        try:
-            return json.loads((self.directory / "done.json").read_bytes())
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            raise UserError(f"{self.directory} is not a complete run: rerun its command to finish it") from None
+        summary = find_json(self.directory / "done.json")
+        if summary is None:
+            raise UserError(f"{self.directory} is not a complete run: rerun its command to finish it")
+        return summary
 
     @property
     def seconds(self) -> float:
@@ -90,7 +103,17 @@ class Run:
         Raises:
             UserError: the directory is not a run, or a record is damaged.
         """
-        return [record for _, record in self._lines()]
+        path = self.directory / "metrics.jsonl"
+        if not path.is_file():
+            raise UserError(f"{self.directory} is not a run: it has no metrics.jsonl")
+        *lines, _ = path.read_bytes().split(b"\n")
+        records = []
+        for number, line in enumerate(lines, 1):
+            record = json_object(line)
+            if record is None or not is_valid_record(record):
+                raise UserError(f"{path} is damaged in line {number}: start over with --force")
+            records.append(record)
+        return records
 
     def log(self, record: Mapping[str, object]) -> None:
         """Append a record; it is on disk when this returns.
@@ -99,9 +122,12 @@ class Run:
             record: `step` and what was measured there. Numbers that are not finite are written as null.
 
         Raises:
+            ValueError: the step is not a non-negative integer, or the loss or the accuracy is not a number.
             OSError: nothing was appended.
         """
         plain = _plain({"step": record["step"], **record})
+        if not is_valid_record(plain):
+            raise ValueError(f"a record needs a step, and numbers as loss and accuracy; got {plain}")
         append_to_file(self.directory / "metrics.jsonl", _json_line(plain))
         self.track(plain)
 
@@ -110,12 +136,40 @@ class Run:
         if self.tracker is not None and record["step"] >= self.tracker.starting_step:
             self.tracker.log(dict(record), step=record["step"])
 
-    def truncate_records(self, step: int) -> None:
-        """Drop the records after `step`, and a last line that was cut off; -1 drops all. The tracker gets the rest."""
-        kept = [(line, record) for line, record in self._lines() if record["step"] <= step]
-        write_file(self.directory / "metrics.jsonl", b"".join(line for line, _ in kept))
-        for _, record in kept:
+    def rewind(self, resume: Resume | None) -> None:
+        """Drop all records, checkpoints and states since a resume state; without one, all that there are.
+
+        The tracker gets the records that are kept.
+        """
+        step, length = (resume.step, resume.length) if resume else (-1, 0)
+        drop_later(self.directory, step)
+        metrics = self.directory / "metrics.jsonl"
+        write_file(metrics, metrics.read_bytes()[:length])
+        for record in self.records():
             self.track(record)
+
+    def keep_teacher(self, digests: Mapping[str, str]) -> None:
+        """Record the checkpoints that the run learns from, or compare them with those that it began with.
+
+        Args:
+            digests: of each checkpoint, by its teacher step.
+
+        Raises:
+            UserError: names a checkpoint that is missing, new or another one.
+        """
+        config = self.config
+        if "teacher" not in config:
+            write_file(self.directory / "config.json", to_json({**config, "teacher": dict(digests)}))
+            return
+        known = config["teacher"]
+        changes = [step for step in {**known, **digests} if known.get(step) != digests.get(step)]
+        if changes:
+            step = min(changes, key=int)
+            how = "is missing" if step not in digests else "is new" if step not in known else "has changed"
+            raise UserError(
+                f"checkpoint {step} of the teacher of {self.directory} {how} since the run began: restore the teacher, "
+                "or start over with --force"
+            )
 
     def finish(self, summary: Mapping[str, object]) -> None:
         """Mark the run complete with a few results, and remove its resume state."""
@@ -125,16 +179,16 @@ class Run:
         if self.tracker is not None:
             self.tracker.summary.update(plain)
 
-    def _lines(self) -> list[tuple[bytes, dict[str, Any]]]:
-        path = self.directory / "metrics.jsonl"
-        try:
-            *lines, _ = path.read_bytes().split(b"\n")
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{self.directory} is not a run: it has no metrics.jsonl") from None
-        try:
-            return [(line + b"\n", json.loads(line)) for line in lines]
-        except ValueError:
-            raise UserError(f"{path} is damaged: start over with --force") from None
+
+class _Arguments(dict[str, Any]):
+    """A run's arguments; one that its config.json lacks is a UserError."""
+
+    def __init__(self, path: Path, arguments: Mapping[str, Any]) -> None:
+        super().__init__(arguments)
+        self._path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(f"{self._path} lacks the argument {name}: restore it, or start over with --force")
 
 
 @contextmanager
@@ -162,24 +216,30 @@ def open_run(
         group: wandb's group, under which it shows this run together with others, unless WANDB_RUN_GROUP is set.
 
     Raises:
-        UserError: another process has the run open, the directory holds something that is not a run or a run of
-            another setting or with other arguments, an argument is not a finite number, or wandb fails.
+        UserError: another process has the run open, the directory holds something that is not a run, a damaged run, or
+            a run of another setting or with other arguments, an argument is not a finite number, or wandb fails.
     """
     run = Run(directory)
     plain = _plain_arguments(arguments)
-    _refuse_foreign(directory)
+    _refuse_foreign(directory, force)
+    if run.complete and not force and not os.access(directory, os.W_OK):
+        _refuse_different_run(run, setting, plain)
+        yield run
+        return
+    is_new_directory = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
     with (
         locked(directory, f"another process is using {directory}: wait until it ends, or give another --out"),
         ExitStack() as stack,
     ):
         remove_unfinished(directory)
+        if (directory / ".probes.lock").exists():
+            with shared_lock(directory / "probes"):
+                pass  # removes what killed probes left behind
         if force:
-            for name in ("done.json", "resume", "metrics.jsonl", "probes", "wandb"):
-                remove(directory / name)
-            for checkpoint in directory.glob("checkpoint-*"):
-                remove(checkpoint)
+            _remove_own_files(directory)
         if force or not (directory / "config.json").exists():
+            stack.enter_context(_discarded_if_refused(directory, is_new_directory))
             config = {
                 "setting": setting,
                 "argv": list(argv),
@@ -204,6 +264,35 @@ def open_run(
         yield run
 
 
+@contextmanager
+def _discarded_if_refused(directory: Path, is_new: bool) -> Iterator[None]:
+    """Leave nothing of a run that begins here if its input is refused before its first record.
+
+    Args:
+        directory: the run's, locked.
+        is_new: whether the directory is removed as well, if it is empty.
+    """
+    try:
+        yield
+    except UserError as error:
+        if not isinstance(error, DivergedError) and not (directory / "metrics.jsonl").read_bytes():
+            _remove_own_files(directory)
+            remove(directory / "config.json")
+            if is_new:
+                remove(directory / ".lock")
+                if not any(directory.iterdir()):
+                    directory.rmdir()
+        raise
+
+
+def _remove_own_files(directory: Path) -> None:
+    """Remove all that a run wrote, except its config.json."""
+    for name in ("done.json", "resume", "metrics.jsonl", "probes", "wandb"):
+        remove(directory / name)
+    for checkpoint in saved_checkpoints(directory).values():
+        remove(checkpoint)
+
+
 def _plain_arguments(arguments: Mapping[str, object]) -> dict[str, Any]:
     """The arguments as JSON gives them back: tuples as lists, paths as strings."""
     plain = {}
@@ -215,9 +304,12 @@ def _plain_arguments(arguments: Mapping[str, object]) -> dict[str, Any]:
     return plain
 
 
-def _refuse_foreign(directory: Path) -> None:
-    """Reject a directory that holds anything but a run, or the leftovers of one killed before it wrote config.json."""
-    if not directory.exists():
+def _refuse_foreign(directory: Path, force: bool) -> None:
+    """Reject a directory that holds anything but a run, or the leftovers of one killed before it wrote config.json.
+
+    A run whose config.json is damaged can be started over by force.
+    """
+    if not directory.exists() or (force and is_damaged(directory)):
         return
     if directory.is_dir() and all(path.name == ".lock" or path.suffix == ".unfinished" for path in directory.iterdir()):
         return
@@ -228,6 +320,9 @@ def _refuse_foreign(directory: Path) -> None:
 
 
 def _refuse_different_run(run: Run, setting: str, given: dict[str, Any]) -> None:
+    done = run.directory / "done.json"
+    if done.exists() and not run.complete:
+        raise UserError(f"{done} is damaged: start over with --force")
     advice = "give another --out, or --force to remove that run and start over"
     if run.setting != setting:
         raise UserError(f"{run.directory} holds a run of {run.setting}, not of {setting}: {advice}")

@@ -83,9 +83,12 @@ def table(arguments: TableArguments) -> None:
     """Print the table, or write it to a file.
 
     Raises:
-        UserError: the directory does not exist or contains no run, or a column is unknown.
+        UserError: the directory does not exist or contains no run, or is itself a damaged run; or a column is unknown.
     """
-    rows = [table_row(run) for run in find_runs(arguments.runs)]
+    runs = find_runs(arguments.runs)
+    if [run.directory for run in runs] == [arguments.runs]:
+        _ = runs[0].config, runs[0].records()
+    rows = [table_row(run) for run in runs]
     if not rows:
         raise UserError(f"there is no run in {arguments.runs}")
     columns = arguments.columns or (*COLUMNS, *RESULTS)
@@ -164,7 +167,7 @@ def _columns_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     plain = {SINGULAR.get(name, name): _plain(value) for name, value in arguments.items()}
     plain.setdefault("method", "train")
     method = plain["method"]
-    plain["teacher"] = None if method in ("train", "ce") else Path(arguments.get("teacher", "")).name
+    plain["teacher"] = None if method in ("train", "ce") else Path(str(arguments.get("teacher", ""))).name
     return {name: value if method in USED_BY.get(name, (method,)) else None for name, value in plain.items()}
 
 

@@ -5,6 +5,7 @@ completed rather than duplicated.
 """
 
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -42,14 +43,21 @@ class _Upload:
 
 
 def sync(arguments: SyncArguments) -> None:
-    """Upload the runs, or write wandb's files.
+    """Upload the runs, or write wandb's files. A damaged run is left out with a warning, unless it is named itself.
 
     Raises:
-        UserError: before anything is uploaded: a directory does not exist or contains no run, or a run is damaged or
-            open in another process; or wandb's reason.
+        UserError: before anything is uploaded: a directory does not exist, contains no run or is itself a damaged run,
+            or a run is open in another process; or wandb's reason.
     """
     runs = dict.fromkeys(run for directory in arguments.runs for run in _runs_in(directory))
-    uploads = [_upload_of(run, arguments.group) for run in runs]
+    uploads = []
+    for run in runs:
+        try:
+            uploads.append(_upload_of(run, arguments.group))
+        except UserError as error:
+            if run.directory in arguments.runs:
+                raise
+            print(f"warning: {error}", file=sys.stderr)
     for upload in uploads:
         with _locked(upload.run):
             pass
@@ -72,7 +80,9 @@ def _locked(run: Run) -> Any:
 
 def _upload_of(run: Run, group: str | None) -> _Upload:
     arguments = run.config["arguments"]
-    own_group = arguments["preset"] if "methods" in arguments else None  # as distill.py
+    if "id" not in run.config:
+        raise UserError(f"{run.directory / 'config.json'} has no id, by which wandb knows the run: add one")
+    own_group = arguments.get("preset") if "methods" in arguments else None  # as distill.py
     group = group or os.environ.get("WANDB_RUN_GROUP") or own_group
     return _Upload(run, group, run.records(), run.summary if run.complete else None)
 

@@ -16,7 +16,7 @@ from threading import Lock
 from typing import Any
 
 from common.errors import UserError, listed
-from common.runs.files import read_json
+from common.runs.files import digest_of, read_json
 from common.teachers import hub
 from common.teachers.discovery import Checkpoint, local_path, saved_step
 from common.teachers.weights import FLOATS, StoredTensor, digest, read_header, same_up_to_rounding, weight_files
@@ -91,6 +91,12 @@ def read_contents(checkpoints: Sequence[Checkpoint], full: bool = False) -> list
     configs = Configs()
     with ThreadPoolExecutor(THREADS, "check") as threads:
         return list(threads.map(partial(_read, full=full, configs=configs), checkpoints))
+
+
+def checkpoint_digests(checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
+    """A digest of each checkpoint's config and weights, by its step as text; of local weights, of samples of them."""
+    known = {str(entry.step): [_architecture(entry), entry.digests] for entry in read_contents(checkpoints)}
+    return {step: digest_of([sorted(part.items()) for part in parts]) for step, parts in known.items()}
 
 
 class Configs:

@@ -24,7 +24,7 @@ from PCFG_mlm.batches import MaskedTask
 from PCFG_mlm.bayes_optimal import bayes_optimal
 from PCFG_mlm.models import load_model
 from PCFG_mlm.training import SETTING
-from tests.commands import change_config, files
+from tests.commands import change_config, cut, files
 from tests.pcfg import MLM
 
 TINY = """
@@ -321,6 +321,10 @@ def test_the_best_evaluation_is_on_the_run_s_own_sentences_and_needs_no_checkpoi
     monkeypatch.setattr(optimum, "bayes_optimal", None)
     succeed(capsys, "bayes-optimal", "--run", tmp_path / "run")
     assert files(tmp_path) == before
+    path = tmp_path / "run" / "probes" / "bayes_optimal.json"
+    cut(path)
+    line = fail_in_one_line(capsys, "bayes-optimal", "--run", tmp_path / "run")
+    assert line == f"error: {path} is truncated or damaged: remove it, and it is computed again"
 
 
 def test_the_best_evaluation_of_something_else_is_one_line(tiny, tmp_path, capsys):

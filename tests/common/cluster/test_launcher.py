@@ -34,7 +34,7 @@ def started():
 def main():
     with open_run(directory, {"kind": kind}, setting="parity_mlp") as run:
         note("start")
-        run.truncate_records(-1)
+        run.rewind(None)
         names = ("OMP_NUM_THREADS", "WANDB_RUN_GROUP", "CUDA_VISIBLE_DEVICES")
         run.log({"step": 0, "process": os.getpid(), **{name: os.environ.get(name) for name in names}})
         if kind == "fail":

@@ -315,6 +315,14 @@ def test_the_first_checkpoint_is_chosen_from_the_teachers_curve(directory, loss_
     assert runs_of(fixed_schedule(student, 5, steps, directory, loss_of_record), 5) == [(390, 3), (500, 2)]
 
 
+@pytest.mark.parametrize("missing", ["loss", "accuracy"])
+def test_a_curve_that_lacks_a_value_is_refused(directory, missing):
+    with (directory / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 510, "loss": 1, "accuracy": 1, missing: None}) + "\n")
+    with pytest.raises(UserError, match=r"metrics.jsonl has evaluations without loss or accuracy: give --checkpoint"):
+        first_checkpoint("before", STEPS, directory, loss_of)
+
+
 def test_the_first_checkpoint_is_chosen_from_any_log(directory, tmp_path_factory):
     steps = [20, 90, 150, 250, 310, 390, 470, 500]
     records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]

@@ -1,6 +1,7 @@
 """The probe of both settings: correlations as means over samples, resumed, stopped, and wrongly called."""
 
 import json
+import re
 import shlex
 import shutil
 
@@ -11,9 +12,11 @@ import torch
 from common.parity import gpt2, mlp, probing
 from common.probes import checkpoints
 from common.runs.checkpoints import read_checkpoint, save_checkpoint
+from common.runs.files import shared_lock
 from common.runs.run import open_run
 from parity_mlp.data import signs
-from tests.commands import Killed, and_signal, fail_in_one_line, files
+from tests.commands import Killed, and_signal, cut, fail_in_one_line, files
+from tests.files import make_read_only
 from tests.gpt2 import last_logits
 from tests.parity import CASES
 
@@ -117,6 +120,48 @@ def test_a_killed_probe_resumes(case, probed, capsys, monkeypatch):
     case.succeed(capsys, *PROBE, run)
     assert len(calls) == 4
     assert [entry["step"] for entry in entries(run)] == [units * case.unit for units in (10, 20, 30)]
+
+
+def test_what_a_killed_probe_left_behind_is_removed_unless_another_writes(case, probed, capsys):
+    run, _ = probed
+    leftover = run / "probes" / ".monomials.json.123.unfinished"
+    with shared_lock(run / "probes"):
+        leftover.write_text("{")
+        case.succeed(capsys, *PROBE, run)
+        case.succeed(capsys, *case.train, "--out", run)
+        assert leftover.exists()
+    case.succeed(capsys, *PROBE, run, "--seed", 1)
+    assert not leftover.exists()
+    leftover.write_text("{")
+    case.succeed(capsys, *case.train, "--out", run)
+    assert not leftover.exists()
+
+
+def test_a_complete_probe_on_a_read_only_disk_is_found(case, probed, capsys, monkeypatch):
+    run, _ = probed
+    case.succeed(capsys, *PROBE, run)
+    before = files(run)
+    with monkeypatch.context() as patch:
+        make_read_only(patch)
+        assert case.succeed(capsys, *PROBE, run).startswith(str(run / "probes"))
+        assert case.succeed(capsys, *case.train, "--out", run) == f"{run} is complete\n"
+        assert "Read-only" in case.fail_in_one_line(capsys, *case.train, "--force", "--out", run)
+    assert files(run) == before
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"checkpoints": 3}', '{"checkpoints": [1]}', '{"checkpoints": [{}]}']
+)
+def test_a_damaged_file_of_a_probe_is_refused(case, probed, capsys, text):
+    run, _ = probed
+    case.succeed(capsys, *PROBE, run)
+    (path,) = (run / "probes").iterdir()
+    path.write_text(text)
+    line = case.fail_in_one_line(capsys, *PROBE, run)
+    assert re.fullmatch(f"error: {path} is (truncated or )?damaged: remove it, and it is measured again", line)
+    cut(run / "config.json")
+    line = case.fail_in_one_line(capsys, *PROBE, run)
+    assert line == f"error: {run / 'config.json'} is damaged: start over with --force"
 
 
 def test_a_probe_stopped_by_a_signal_leaves_at_once_and_resumes(case, probed, capsys, monkeypatch):

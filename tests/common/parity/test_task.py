@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from common.errors import UserError
-from common.parity.task import MAX_D, WORD, ParityTask, make_task, odd_parity
+from common.parity.task import MAX_D, WORD, ParityTask, make_task, odd_parity, task_of
 from parity_mlp.data import signs
 
 STREAMS = ("train", "evaluation", "probe")
@@ -177,3 +177,11 @@ def test_tasks_that_do_not_exist_are_errors(arguments, message):
 def test_trees_that_do_not_exist_are_errors(supports):
     with pytest.raises(UserError):
         ParityTask(5, supports)
+
+
+@pytest.mark.parametrize(("name", "value"), [("d", "10"), ("k", None), ("labels", [2]), ("support", 3), ("d", 10.0)])
+def test_arguments_of_other_types_are_refused(name, value):
+    arguments = {"d": 10, "k": 2, "labels": 2, "support": "first", "support_seed": 0}
+    assert task_of(arguments) == make_task(10, 2)
+    with pytest.raises(UserError, match=rf"^{name} is .*: no parity task has it; restore the run's config.json$"):
+        task_of({**arguments, name: value})

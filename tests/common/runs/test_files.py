@@ -3,11 +3,23 @@
 import errno
 import json
 import os
+from contextlib import nullcontext
 
 import pytest
 
 from common.runs.checkpoints import save_checkpoint
-from common.runs.files import append_to_file, remove, remove_unfinished, write_directory, write_file
+from common.runs.files import (
+    BLOCK,
+    BLOCKS,
+    SAMPLED_ABOVE,
+    append_to_file,
+    remove,
+    remove_unfinished,
+    sampled_digest,
+    shared_lock,
+    write_directory,
+    write_file,
+)
 from common.runs.resume import add_resume, save_resume
 from tests.files import CONFIG, TENSORS, call_with_full_disk, content
 
@@ -103,3 +115,36 @@ def test_new_files_are_as_readable_as_the_umask_says(tmp_path):
     directory = tmp_path / "checkpoint-7"
     assert directory.stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert (directory / "config.json").stat().st_mode == (tmp_path / "plain" / "file").stat().st_mode
+
+
+def test_a_digest_of_a_large_file_changes_with_its_size_its_ends_and_stretches_of_it(tmp_path):
+    size = SAMPLED_ABOVE + 1000
+    path = tmp_path / "file"
+
+    def digest(content):
+        path.write_bytes(content)
+        return sampled_digest(path)
+
+    whole = bytes(size)
+    stretch = size // BLOCKS + BLOCK
+    others = [bytes(size + 1), b"1" + whole[1:], whole[1:] + b"1"]
+    for place in range(0, size - stretch, stretch):
+        others.append(whole[:place] + b"1" * stretch + whole[place + stretch :])
+    assert len({digest(content) for content in (whole, *others)}) == 1 + len(others)
+    assert digest(whole) == digest(whole)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_leftovers_go_when_nobody_else_writes_in_a_shared_directory(tmp_path, shared):
+    probes = tmp_path / "probes"
+    with shared_lock(probes):
+        pass
+    leftover = probes / ".new.json.123.unfinished"
+    leftover.write_text("{")
+    with shared_lock(probes) if shared else nullcontext():
+        if shared:
+            leftover.write_text("{")
+        remove_unfinished(tmp_path)
+        assert leftover.exists()
+        with shared_lock(probes):
+            assert leftover.exists() == shared

@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.runs import run as module
 from common.runs.checkpoints import read_checkpoint, save_checkpoint
 from common.runs.names import ROOT
-from common.runs.resume import load_resume, save_resume
+from common.runs.resume import add_resume, load_resume, save_resume
 from common.runs.run import Run
 
 open_run = partial(module.open_run, setting="parity_mlp")
@@ -32,7 +32,7 @@ def train(directory):
         if run.complete:
             return
         resume = load_resume(directory)
-        run.truncate_records(resume.step if resume else -1)
+        run.rewind(resume)
         weight = resume.tensors["weight"] if resume else np.ones(2)
         for step in range(resume.step + 1 if resume else 0, 6):
             weight = weight / 3 + step
@@ -181,16 +181,18 @@ LOGGING = """
 import resource, sys
 from pathlib import Path
 from common.cli import command
+from common.runs.resume import load_resume, save_resume
 from common.runs.run import Run, open_run
 
 def main():
     if sys.argv[2:]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
     with open_run(Path(sys.argv[1]), {}, setting="parity_mlp") as run:
-        done = [record["step"] for record in run.records()]
-        run.truncate_records(max(done, default=-1))
-        for step in range(len(done), 20):
+        resume = load_resume(run.directory)
+        run.rewind(resume)
+        for step in range(resume.step + 1 if resume else 0, 20):
             run.log({"step": step, "text": "x" * 1000})
+            save_resume(run.directory, step, {}, {})
         run.finish({})
     assert "wandb" not in sys.modules
 
@@ -219,18 +221,25 @@ def test_a_file_size_limit_is_one_line_and_the_same_command_goes_on(tmp_path):
     assert Run(tmp_path / "run").complete
 
 
-def test_truncating_keeps_what_was_logged_up_to_a_step_and_drops_a_torn_line(tmp_path):
+def test_what_was_written_after_a_resume_state_is_dropped_with_a_torn_line_and_whatever_else_is_there(tmp_path):
+    metrics = tmp_path / "run" / "metrics.jsonl"
     with open_run(tmp_path / "run", {}) as run:
-        for step in (0, 10, 20):
+        for step in (0, 10):
             run.log({"step": step, "loss": step / 7})
-        lines = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-        for length in range(len(lines)):
-            (tmp_path / "run" / "metrics.jsonl").write_bytes(lines[:length])
-            run.truncate_records(10)
-            whole = lines[:length].count(b"\n")
-            assert run.records() == [{"step": step, "loss": step / 7} for step in (0, 10)][:whole]
-        run.truncate_records(-1)
-        assert run.records() == []
+            save_checkpoint(run.directory, step, {}, {})
+        save_resume(run.directory, 10, {}, {})
+        kept = metrics.read_bytes()
+        before = content(run.directory)
+        resume = load_resume(run.directory)
+        for more in (b"", b'{"step": 20}\n', b'{"step": 20}\n{"st', b"[1]\n", kept):
+            metrics.write_bytes(kept + more)
+            save_checkpoint(run.directory, 20, {}, {})
+            add_resume(run.directory, 20, {}, {})
+            run.rewind(resume)
+            assert content(run.directory) == before
+        run.rewind(None)
+        assert set(content(run.directory)) == {"config.json", "metrics.jsonl"}
+        assert metrics.read_bytes() == b""
 
 
 def test_a_record_is_valid_json_whatever_its_numbers(tmp_path):
@@ -248,14 +257,17 @@ def test_a_record_without_a_step_is_refused_before_it_is_written(tmp_path):
     with open_run(tmp_path / "run", {}) as run:
         with pytest.raises(KeyError, match="step"):
             run.log({"loss": 1.0})
+        for wrong in ({"step": 0.5}, {"step": -1}, {"step": 0, "loss": "1"}):
+            with pytest.raises(ValueError, match="a record needs a step"):
+                run.log(wrong)
         assert run.records() == []
 
 
 def test_a_damaged_record_is_one_line(tmp_path):
     with open_run(tmp_path / "run", {}) as run:
         (tmp_path / "run" / "metrics.jsonl").write_bytes(b'{"step": 0}\n{"st\n{"step": 2}\n')
-        with pytest.raises(UserError, match=r"^.*metrics.jsonl is damaged: .*--force$"):
-            run.truncate_records(10)
+        with pytest.raises(UserError, match=r"^.*metrics.jsonl is damaged in line 2: .*--force$"):
+            run.records()
 
 
 def test_the_config_has_arguments_versions_and_commit(tmp_path):

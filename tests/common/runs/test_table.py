@@ -3,12 +3,14 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 from common.errors import UserError
 from common.runs.__main__ import main
@@ -16,6 +18,7 @@ from common.runs.finding import find_runs, passed_at
 from common.runs.table import aligned
 from parity_mlp import train
 from tests.commands import ROOT, cut, fail_in_one_line, python, start, succeed
+from tests.files import with_other_values
 
 TEACHER = {"preset": "laptop", "d": 100, "k": 6, "support": "first", "width": 1000, "layers": 1}
 TEACHER |= {"steps": 200, "lr": 0.01, "seed": 0}
@@ -168,6 +171,47 @@ def test_a_damaged_run_is_a_line_of_the_table(root, capsys):
     assert names_of(capsys, root, "--sort", "run") == "acdef"
 
 
+DAMAGES = {
+    "arguments a list": ("config.json", json.dumps({"setting": "parity_mlp", "argv": [], "arguments": [1]})),
+    "setting a number": ("config.json", json.dumps({"setting": 7, "argv": [], "arguments": {}})),
+    "versions a list": ("config.json", json.dumps({"setting": "a", "argv": [], "arguments": {}, "versions": [1]})),
+    "seconds a text": ("config.json", json.dumps({"setting": "a", "argv": [], "arguments": {}, "seconds": "1"})),
+    "empty config": ("config.json", ""),
+    "step a text": ("metrics.jsonl", '{"step": "0"}\n'),
+    "no step": ("metrics.jsonl", '{"loss": 0.5}\n'),
+    "loss a text": ("metrics.jsonl", '{"step": 0, "loss": ""}\n'),
+    "accuracy a list": ("metrics.jsonl", '{"step": 0, "accuracy": []}\n'),
+    "record a list": ("metrics.jsonl", "[1]\n"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_run_is_refused_only_if_it_is_named(root, capsys, damage):
+    name, text = DAMAGES[damage]
+    (root / "a" / name).write_text(text)
+    code, stdout, stderr = start(capsys, main, "table", root)
+    assert code == 0
+    assert len(stdout.splitlines()) == 6
+    (line,) = stderr.splitlines()
+    message = rf"{root / 'a' / name} is damaged( in line 1)?: start over with --force"
+    assert re.fullmatch(f"warning: {message}", line)
+    for words in (["table", root / "a"], ["compare", root / "a", root / "f"], ["compare", root / "f", root / "a"]):
+        assert re.fullmatch(f"error: {message}", fail_in_one_line(capsys, main, *words))
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(arguments=with_other_values(student("ce", 2)), line=with_other_values({"step": 1, "loss": 0.5, "accuracy": 0.5}))
+def test_whatever_arguments_and_records_are_the_table_shows_all_runs(root, capsys, arguments, line):
+    config = {"setting": "a", "argv": [], "arguments": json.loads(arguments)}
+    (root / "a" / "config.json").write_text(json.dumps(config))
+    (root / "a" / "metrics.jsonl").write_bytes(line + b"\n")
+    for words in ([], ["--csv", "-"], ["--sort", "final_loss", "--where", "state!=1"]):
+        code, stdout, _ = start(capsys, main, "table", root, *words)
+        assert code == 0
+        assert len(stdout.splitlines()) == 6
+    assert start(capsys, main, "compare", root / "a", root / "f")[0] in (0, 2)
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -310,7 +354,7 @@ def test_a_long_comparison_shows_the_ends_and_where_the_runs_part(tmp_path, caps
     [
         ("absent", "absent is not a run: it has no valid config.json"),
         ("model", "model is not a run: it has no valid config.json"),
-        ("damaged", "metrics.jsonl is damaged: start over with --force"),
+        ("damaged", "metrics.jsonl is damaged in line 1: start over with --force"),
     ],
 )
 def test_wrong_input_of_a_comparison_is_one_line(tmp_path, capsys, other, line):

@@ -12,8 +12,9 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from common.runs.__main__ import main
 from common.runs.files import locked
+from common.runs.resume import Resume
 from common.runs.run import Run, open_run
-from tests.commands import ROOT, cut, fail_in_one_line, files, succeed
+from tests.commands import ROOT, change_config, cut, fail_in_one_line, files, start, succeed
 
 BLOCK = 32_768
 HEADER = 7
@@ -93,6 +94,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from common.runs.resume import add_resume, load_resume
 from common.runs.run import open_run
 
 first, last, *directories = sys.argv[1:]
@@ -103,10 +105,11 @@ with ExitStack() as stack:
         for i, path in enumerate(directories)
     ]
     for run in opened:
-        run.truncate_records(int(first) - 1)
+        run.rewind(load_resume(run.directory, int(first) - 1))
     for step in range(int(first), int(last)):
         for i, run in enumerate(opened):
             run.log({"step": step, "loss": step / 8 + i, "teacher": None, "text": "x" * 5_000})
+            add_resume(run.directory, step, {}, {})
     if int(last) < 20:
         os.kill(os.getpid(), signal.SIGKILL)
     for run in opened:
@@ -208,7 +211,8 @@ def test_online_wandb_gets_only_what_it_lacks(tmp_path, monkeypatch, capsys):
 
     tracker = Tracker(starting_step=6)  # the command goes on from a state after step 0
     with open_run(tmp_path / "run", STUDENT, setting="PCFG_mlm", wandb="online") as run:
-        run.truncate_records(0)
+        first, *_ = (tmp_path / "run" / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        run.rewind(Resume(0, {}, {}, len(first)))
         for record in [*RECORDS[1:], {"step": 9}]:
             run.log(record)
     assert tracker.logged == [(7, RECORDS[2]), (9, {"step": 9})]
@@ -238,7 +242,26 @@ def test_wrong_input_of_sync_is_one_line_before_anything_is_done(tmp_path, monke
         line = fail_in_one_line(capsys, main, "sync", tmp_path / "runs")
     assert f"another process is using {tmp_path}/runs/late" in line
     cut(tmp_path / "runs" / "late" / "config.json")
-    assert "late is not a run" in fail_in_one_line(capsys, main, "sync", tmp_path / "runs")
-    make_run(tmp_path / "other" / "run", STUDENT)
-    (tmp_path / "other" / "run" / "metrics.jsonl").write_text('{"step": 0}\n{"st\n')
-    assert "metrics.jsonl is damaged" in fail_in_one_line(capsys, main, "sync", tmp_path / "other")
+    assert "late/config.json is damaged" in fail_in_one_line(capsys, main, "sync", tmp_path / "runs" / "late")
+    make_run(tmp_path / "other", STUDENT)
+    (tmp_path / "other" / "metrics.jsonl").write_text('{"step": 0}\n{"st\n')
+    assert "metrics.jsonl is damaged in line 2" in fail_in_one_line(capsys, main, "sync", tmp_path / "other")
+
+
+def test_sync_leaves_out_damaged_runs_with_a_warning(tmp_path, home, capsys):
+    make_run(tmp_path / "good", STUDENT)
+    for name, changes in (("a", {"arguments": []}), ("b", {"id": 7}), ("c", {})):
+        make_run(tmp_path / name, STUDENT)
+        change_config(tmp_path / name, **changes)
+    with (tmp_path / "c" / "metrics.jsonl").open("a") as metrics:
+        metrics.write("[1]\n")
+    make_run(tmp_path / "d", STUDENT)
+    config = json.loads((tmp_path / "d" / "config.json").read_text())
+    del config["id"]
+    (tmp_path / "d" / "config.json").write_text(json.dumps(config))
+    code, stdout, stderr = start(capsys, main, "sync", tmp_path, "--wandb", "offline")
+    assert (code, stdout) == (0, f"{tmp_path / 'good'}: 3 records\n")
+    *lines, last = stderr.splitlines()
+    assert last == f"warning: {tmp_path / 'd' / 'config.json'} has no id, by which wandb knows the run: add one"
+    for line, name in zip(lines, ("a/config.json", "b/config.json", "c/metrics.jsonl"), strict=True):
+        assert line.startswith(f"warning: {tmp_path / name} is damaged")

@@ -10,8 +10,8 @@ from huggingface_hub import constants
 
 from common.errors import UserError
 from common.runs.files import to_json, to_safetensors, write_directory
-from common.teachers.discovery import Checkpoint, find_checkpoints, named_checkpoints
-from common.teachers.trajectory import check_trajectory, require_trajectory
+from common.teachers.discovery import Checkpoint, find_checkpoints, local_path, named_checkpoints
+from common.teachers.trajectory import check_trajectory, checkpoint_digests, require_trajectory
 from tests.hub import CONFIG, NAME, cache_by_hand, checkpoint, weights
 
 STEPS = (0, 1, 2, 4, 8)
@@ -237,3 +237,34 @@ def test_findings_stop_a_run_unless_the_checkpoints_are_trusted(tmp_path):
     assert "; and 1 more; exclude those steps (" in line
     assert "--trust-trajectory (trust_trajectory=True)" in line
     assert require_trajectory(checkpoints[:1], trust=False) == []
+
+
+# Digests
+
+
+def test_the_digest_of_a_checkpoint_is_of_its_weights_and_its_config(tmp_path):
+    known = checkpoint_digests(find_checkpoints(make(tmp_path)))
+    assert list(known) == [str(step) for step in STEPS]
+    assert len(set(known.values())) == len(STEPS)
+    changes = {
+        1: checkpoint(9),
+        2: checkpoint(2, vocab_size=9),
+        4: {"README.md": b"Once"},
+        8: checkpoint(8, use_cache=False),
+    }
+    found = checkpoint_digests(find_checkpoints(make(tmp_path, changes)))
+    assert {step for step in known if found[step] != known[step]} == {"1", "2"}
+
+
+def test_the_digest_of_a_revision_is_the_same_without_a_connection(hub, monkeypatch):
+    hub.models[NAME] = {f"step{step}": checkpoint(step) for step in STEPS}
+    revisions = find_checkpoints(NAME)
+    known = checkpoint_digests(revisions)
+    for revision in revisions:
+        local_path(revision)
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert checkpoint_digests(revisions) == known
+    hub.models[NAME]["step2"] = checkpoint(9)
+    found = checkpoint_digests(revisions)
+    assert {step for step in known if found[step] != known[step]} == {"2"}

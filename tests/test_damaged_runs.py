@@ -1,0 +1,202 @@
+"""Half runs of every setting whose files are damaged, lost or exchanged before they are resumed."""
+
+import itertools
+import json
+import shutil
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from common.runs.resume import resume_steps
+from common.runs.run import Run
+from common.teachers.discovery import find_checkpoints
+from tests.commands import Killed, change_config, cut, files, results, save_often
+from tests.parity import CASES
+from tests.pcfg import SETTINGS
+from tests.text import TEXT_SETTINGS
+
+
+@pytest.fixture(scope="module", params=[*CASES.values(), *SETTINGS, *TEXT_SETTINGS], ids=lambda setting: setting.name)
+def setting(request, one_torch_thread):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def teacher(setting, teacher_of):
+    """A run with checkpoints at 10, 20 and 30 units."""
+    return teacher_of(setting)
+
+
+def kill_at_record(setting, capsys, number, *words):
+    """Run a command until it is to log this record; its states are written as often as possible."""
+    log, calls = Run.log, itertools.count(1)
+
+    def log_until_killed(run, record):
+        if next(calls) == number:
+            raise Killed
+        log(run, record)
+
+    with pytest.MonkeyPatch.context() as patch:
+        save_often(patch)
+        patch.setattr(Run, "log", log_until_killed)
+        with pytest.raises(Killed):
+            setting.start(capsys, *words)
+
+
+def swap(one, other):
+    place = one.with_name("place")
+    for source, target in ((one, place), (other, one), (place, other)):
+        source.rename(target)
+
+
+def change_tensors(path, change):
+    tensors = load_file(path)
+    name = max(tensors, key=lambda name: tensors[name].size)
+    change(tensors, name)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def lose_a_record(run):
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(b"".join([*lines[:1], *lines[2:]]))
+
+
+def edit_a_record(run):
+    text = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(text.replace('"loss": ', '"loss": 1', 1))
+
+
+def state(run, name):
+    (found,) = run.glob(f"resume/*/{name}")
+    return found
+
+
+TENSORS = "tensors.safetensors"
+DAMAGES = {
+    "tensor removed": (lambda run: change_tensors(state(run, TENSORS), dict.pop), f"{TENSORS} is damaged"),
+    "tensor transposed": (
+        lambda run: change_tensors(
+            state(run, TENSORS), lambda tensors, name: tensors.update({name: tensors[name].T.copy()[None]})
+        ),
+        f"{TENSORS} is damaged",
+    ),
+    "tensor changed": (
+        lambda run: change_tensors(
+            state(run, TENSORS), lambda tensors, name: tensors.update({name: tensors[name] * 2 + 1})
+        ),
+        f"{TENSORS} is damaged",
+    ),
+    "empty state": (lambda run: state(run, "state.json").write_text("{}"), "state.json is damaged"),
+    "cut state": (lambda run: cut(state(run, "state.json")), "state.json is truncated or damaged"),
+    "earlier state": (
+        lambda run: state(run, "state.json").parent.rename(run / "resume" / "7"),
+        "resume/7/state.json is damaged",
+    ),
+    "later state": (
+        lambda run: state(run, "state.json").parent.rename(run / "resume" / "99999999"),
+        "resume/99999999/state.json is damaged",
+    ),
+    "no records": (lambda run: (run / "metrics.jsonl").write_text(""), "metrics.jsonl has lost records or was edited"),
+    "lost record": (lose_a_record, "metrics.jsonl has lost records or was edited"),
+    "edited record": (edit_a_record, "metrics.jsonl has lost records or was edited"),
+    "checkpoint lost": (lambda run: shutil.rmtree(find_checkpoints(run)[0].location), "is missing: restore it"),
+    "checkpoints swapped": (
+        lambda run: swap(*(checkpoint.location for checkpoint in find_checkpoints(run)[:2])),
+        "is not the checkpoint that this run saved: restore it",
+    ),
+    "arguments a list": (lambda run: change_config(run, arguments=[]), "config.json is damaged"),
+    "setting a number": (lambda run: change_config(run, setting=7), "config.json is damaged"),
+    "damaged end": (lambda run: (run / "done.json").write_text('{"step'), "done.json is damaged"),
+    "cut config": (lambda run: cut(run / "config.json"), "config.json is damaged"),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(setting, teacher):
+    return results(teacher)
+
+
+def half_run(setting, capsys, run):
+    """A run killed after it saved its state at 25 units, with checkpoints at 10 and 20."""
+    kill_at_record(setting, capsys, 7, *setting.train, "--out", run)
+    assert resume_steps(run) == [25 * setting.unit]
+    return run
+
+
+def test_a_damaged_half_run_is_refused_in_one_line_or_started_over_by_force(setting, tmp_path, capsys, whole):
+    half = half_run(setting, capsys, tmp_path / "half")
+    for name, (damage, message) in DAMAGES.items():
+        run = tmp_path / name
+        shutil.copytree(half, run)
+        damage(run)
+        before = files(run)
+        line = setting.fail_in_one_line(capsys, *setting.train, "--out", run)
+        assert message in line, name
+        assert "start over with --force" in line, name
+        assert {**files(run), "config.json": before["config.json"]} == before, name
+    setting.succeed(capsys, *setting.train, "--force", "--out", run)
+    assert results(run) == whole
+
+
+def test_what_a_half_run_wrote_after_its_state_may_be_damaged(setting, tmp_path, capsys, whole):
+    half = half_run(setting, capsys, tmp_path / "half")
+    with (half / "metrics.jsonl").open("a") as metrics:
+        metrics.write((half / "metrics.jsonl").read_text() + "[1]\n{")
+    shutil.copytree(find_checkpoints(half)[0].location, half / f"checkpoint-{27 * setting.unit}")
+    setting.succeed(capsys, *setting.train, "--out", half)
+    assert results(half) == whole
+
+
+# Teachers
+
+
+def test_a_half_run_notices_that_its_teacher_changed(setting, tmp_path, capsys, teacher):
+    """The teacher is not a run, so that it has no id."""
+    unit = setting.unit
+    foreign = tmp_path / "foreign"
+    for checkpoint in find_checkpoints(teacher):
+        shutil.copytree(checkpoint.location, foreign / checkpoint.location.name)
+    words = [*setting.distill, "--methods", "progressive", "--teacher", foreign, "--out", tmp_path / "half"]
+    kill_at_record(setting, capsys, 3, *words)
+    assert resume_steps(tmp_path / "half") == [5 * unit]
+    known = json.loads((tmp_path / "half" / "config.json").read_text())["teacher"]
+    assert set(known) == {str(step * unit) for step in (10, 20, 30)}
+    shutil.copytree(foreign, tmp_path / "whole")
+
+    def double(tensors, name):
+        tensors[name] = tensors[name] * 2
+
+    changes = {
+        "is missing": lambda: shutil.rmtree(foreign / f"checkpoint-{10 * unit}"),
+        "is new": lambda: shutil.copytree(foreign / f"checkpoint-{10 * unit}", foreign / f"checkpoint-{5 * unit}"),
+        "has changed": lambda: swap(foreign / f"checkpoint-{10 * unit}", foreign / f"checkpoint-{20 * unit}"),
+        "has changed ": lambda: change_tensors(foreign / f"checkpoint-{10 * unit}" / "model.safetensors", double),
+    }
+    for how, change in changes.items():
+        change()
+        before = files(tmp_path / "half")
+        code, stderr = setting.start(capsys, *words, "--trust-trajectory")
+        step = (5 if how == "is new" else 10) * unit
+        assert code == 2
+        assert f"checkpoint {step} of the teacher of {tmp_path / 'half'} {how.strip()}" in stderr[-1]
+        assert stderr[-1].endswith("restore the teacher, or start over with --force")
+        assert {**files(tmp_path / "half"), "config.json": before["config.json"]} == before
+        shutil.rmtree(foreign)
+        shutil.copytree(tmp_path / "whole", foreign)
+    setting.succeed(capsys, *words)
+    assert Run(tmp_path / "half").complete
+
+
+def test_a_teacher_whose_config_lacks_arguments_is_refused(setting, tmp_path, capsys, teacher):
+    shutil.copytree(teacher, tmp_path / "teacher")
+    change_config(tmp_path / "teacher", arguments={})
+    path = tmp_path / "teacher" / "config.json"
+    words = [*setting.distill, "--methods", "one-shot", "--teacher", path.parent, "--out", tmp_path / "student"]
+    assert str(path.parent) in setting.fail_in_one_line(capsys, *words)
+    probe = ["probe", *(["ngrams"] if setting not in CASES.values() else [])]
+    line = setting.fail_in_one_line(capsys, *probe, "--run", path.parent)
+    assert f"{path} lacks the argument " in line
+    cut(path)
+    for command in (words, [*probe, "--run", path.parent]):
+        assert str(path) in setting.fail_in_one_line(capsys, *command)
+    assert not (tmp_path / "student").exists()
