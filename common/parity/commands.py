@@ -121,8 +121,8 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
                 processes.print(f"{run.directory} is complete")
                 continue
             if processes.first:
-                own = used_checkpoints([(student, supervised, student.steps)])
-                run.keep_teacher({str(checkpoint.step): digests[str(checkpoint.step)] for checkpoint in own})
+                needed = used_checkpoints([(student, supervised, student.steps)])
+                run.keep_teacher({str(checkpoint.step): digests[str(checkpoint.step)] for checkpoint in needed})
             initial = setting.new_network(student, getattr(student, setting.sizes)[0], student.seeds[0])
             students.append(Student(run, supervised, initial, student.lr[0]))
         if students:
