@@ -55,9 +55,11 @@ def make_read_only(patch):
     for name in ("write", "fsync", "rename", "replace", "mkdir", "unlink", "rmdir"):
         patch.setattr(os, name, refuse)
     opened = Path.open
-    patch.setattr(
-        Path, "open", lambda path, mode="r", *args: (refuse if mode[0] in "aw" else opened)(path, mode, *args)
-    )
+
+    def open_to_read(path, mode="r", *args, **options):
+        return (refuse if mode[0] in "aw" else opened)(path, mode, *args, **options)
+
+    patch.setattr(Path, "open", open_to_read)
     patch.setattr(fcntl, "flock", refuse)
 
 

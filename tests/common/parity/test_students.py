@@ -124,7 +124,7 @@ METHODS = {
     "until-saturation": {"saturation_window": 1, "saturation_threshold": 0.05, "saturation_steps": 1000},
     "accelerated": {"speed": 1.7},
     "refreshed": {"speed": 1.5},
-    "custom": {"segments": ("3000:800", "1999:650", "4000")},
+    "custom": {"segments": ("3000:800", "1000:650", "4000")},
 }
 
 
