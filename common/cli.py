@@ -104,5 +104,11 @@ def prepare_process() -> None:
 
 
 def _exit(message: str, code: int) -> None:
-    sys.stderr.write(" ".join(message.splitlines()) + "\n")  # in one write, as several processes may share stderr
+    line = "".join(map(_visible, " ".join(message.splitlines())))
+    sys.stderr.write(f"{line}\n")  # in one write, as several processes may share stderr
     sys.exit(code)
+
+
+def _visible(character: str) -> str:
+    """A character of a message; escaped if it would change what a terminal shows, as a file's name or content may."""
+    return character if character.isprintable() else character.encode("unicode_escape").decode()

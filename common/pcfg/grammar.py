@@ -193,7 +193,9 @@ def make_grammar(name: str, alternatives: Sequence[Alternative], start: str | No
     if cycle := _cycle(_symbols_below([rule for rule in rules if len(rule.right) == 1])):
         raise UserError(f"{where[cycle[0]]}: the rules {_arrows(cycle)} lead back to {cycle[0]}: remove one of them")
     finite = shortest_of(rules)
-    if cycle := _cycle({left: {s for s in symbols if s not in finite} for left, symbols in _symbols_below(rules).items()}):
+    if cycle := _cycle(
+        {left: {s for s in symbols if s not in finite} for left, symbols in _symbols_below(rules).items()}
+    ):
         first = next(symbol for symbol in where if symbol in cycle)
         raise UserError(f"{where[first]}: {first} derives no finite sentence: give it a non-recursive alternative")
     nonterminals = tuple(where)

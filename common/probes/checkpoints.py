@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.arguments import option_of
+from common.arguments import is_of_type, option_of
 from common.errors import UserError, listed
 from common.probes.arguments import ProbedArguments
 from common.runs.files import read_json, write_file
@@ -48,7 +48,7 @@ def is_run(directory: Path) -> bool:
     """Whether a directory has the config.json of a run of this project, be it of an earlier version."""
     try:
         config = json.loads((directory / "config.json").read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and "arguments" in config
 
@@ -149,7 +149,7 @@ def probe_checkpoints(
         if path.exists()
         else {"argv": list(argv), **identity(arguments, path, data), "checkpoints": []}
     )
-    done = {entry["step"]: entry for entry in content["checkpoints"]}
+    done = _measured(content, path)
     for key, value in (once or {}).items():
         if key not in content:
             content[key] = value()
@@ -165,6 +165,17 @@ def probe_checkpoints(
             write_file(path, json.dumps(content).encode())
             show(len(done), checkpoint=checkpoint.step)
     print(path)
+
+
+def _measured(content: Mapping[str, Any], path: Path) -> dict[int, dict[str, Any]]:
+    """The entries of a probe's file, by their steps."""
+    entries = content.get("checkpoints")
+    is_valid = isinstance(entries, list) and all(
+        isinstance(entry, dict) and is_of_type(entry.get("step"), int) for entry in entries
+    )
+    if not is_valid:
+        raise UserError(f"{path} is truncated or damaged: remove it, and it is measured again")
+    return {entry["step"]: entry for entry in entries or ()}
 
 
 def _require_numbers(measured: Any, checkpoint: Checkpoint) -> None:
