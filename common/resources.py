@@ -112,6 +112,19 @@ def require_resources(needs: Needs, directories: Sequence[Path], device: str) ->
     ]
 
 
+def require_memory(parts: Mapping[str, int]) -> None:
+    """Refuse what needs more of this machine's memory than is free.
+
+    Args:
+        parts: bytes that are needed at least, by what they are for, such as an option and its value.
+
+    Raises:
+        UserError: says how much is needed, for what, and how much there is.
+    """
+    if sum(parts.values()) > LARGE // 16:
+        _require("memory", parts, *free_memory())
+
+
 def _require(what: str, parts: Mapping[str, int], free: int, where: str) -> None:
     total = sum(parts.values())
     if total > free:

@@ -29,7 +29,7 @@ from common.pcfg.grammar_files import load_grammar
 from common.pcfg.sampler import Sentences, Stream, sample
 from common.pcfg.task import rules_of
 from common.resources import Needs, require_resources
-from common.runs.files import locked, to_json, write_file
+from common.runs.files import locked, make_directory, to_json, write_file
 from common.runs.progress import progress
 
 EVALUATION_SEED = 0
@@ -204,7 +204,7 @@ def export(arguments: ExportArguments) -> None:
         print(f"{arguments.out} is complete")
         return
     unfinished = arguments.out.with_name(f".{arguments.out.name}.unfinished")
-    unfinished.mkdir(parents=True, exist_ok=True)
+    make_directory(unfinished)
     with locked(unfinished, f"another process is writing {arguments.out}: wait until it ends, or give another --out"):
         shutil.rmtree(unfinished / "data", ignore_errors=True)
         (unfinished / "data").mkdir()

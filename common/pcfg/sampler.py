@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from common.errors import UserError
 from common.pcfg.grammar import MAX_TOKENS, Grammar
 from common.philox import multiply_high, philox4x64
+from common.resources import require_memory
 
 MAX_OUTCOMES, MAX_OUTCOME = 4096, 64
 """Strings in the table of outcomes and tokens per string, to fit into a processor's cache."""
@@ -101,7 +102,9 @@ def sample(
     key = np.array([seed, STREAM_KEYS[stream]], np.uint64)
     width = tables.outcome.shape[1]
     expected = grammar.expected_length if math.isfinite(grammar.expected_length) else 100
-    tokens = np.empty(int(count * expected * 1.01) + 1000 + width, np.uint8)
+    room = int(count * expected * 1.01) + 1000 + width
+    require_memory({f"{count:,} sentences of {grammar.name}": room + 8 * count})
+    tokens = np.empty(room, np.uint8)
     offsets = np.zeros(count + 1, np.int64)
     done = _expand(tables, key, first, 0, tokens, offsets, None, None)
     while done < count:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.runs.files import append_to_file, locked, remove, remove_unfinished, to_json, write_file
+from common.runs.files import append_to_file, locked, make_directory, remove, remove_unfinished, to_json, write_file
 from common.runs.names import EXECUTION_ARGUMENTS, ROOT
 from common.runs.tracking import WandbMode, open_tracker
 
@@ -168,7 +168,7 @@ def open_run(
     run = Run(directory)
     plain = _plain_arguments(arguments)
     _refuse_foreign(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     with (
         locked(directory, f"another process is using {directory}: wait until it ends, or give another --out"),
         ExitStack() as stack,

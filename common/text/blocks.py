@@ -66,7 +66,7 @@ class TextData:
 
     def __post_init__(self) -> None:
         if not self.corpora or len(set(self.corpora)) < len(self.corpora):
-            raise UserError(f"give one or more different corpora, not {', '.join(self.corpora) or 'none'}")
+            raise UserError(f"--corpus must be one or more different corpora, not {', '.join(self.corpora) or 'none'}")
         if self.length < 2:
             raise UserError(f"--length must be at least 2 tokens, got {self.length}")
         if not 0 < self.held_out < 1:
