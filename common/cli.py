@@ -57,6 +57,7 @@ def command(main: Callable[[], object]) -> None:
     """
     prepare_process()
     try:
+        _require_utf8(sys.argv[1:])
         with catch_stop_signals():
             main()
     except UserError as error:
@@ -83,6 +84,13 @@ def _exit_for_disk(error: OSError) -> None:
     if error.errno in (*DISK_FULL, *NO_ACCESS):
         place = f"{error.filename}: " if error.filename else ""
         _exit(f"error: {place}{error.strerror}; once this is fixed, rerun the command to resume", 2)
+
+
+def _require_utf8(words: Sequence[str]) -> None:
+    """Reject names that could be neither printed nor recorded."""
+    for word in words:
+        if any("\ud800" <= character <= "\udfff" for character in word):
+            raise UserError(f"{word} is not UTF-8: rename it, or give another name")
 
 
 def prepare_process() -> None:

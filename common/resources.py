@@ -1,5 +1,6 @@
 """Memory and disk: what a command will need of them, and what there is, compared before anything is allocated."""
 
+import contextlib
 import math
 import os
 import resource
@@ -163,7 +164,15 @@ def free_disk(directory: Path) -> int:
 
 
 def _size(directory: Path) -> int:
-    return sum(path.lstat().st_size for path in directory.rglob("*"))
+    """Bytes of a run; 0 for a directory that is none, such as a home directory."""
+    if not (directory / "config.json").is_file():
+        return 0
+    total = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # another process may be using the run
+                total += os.lstat(os.path.join(folder, name)).st_size
+    return total
 
 
 def size_text(size: float) -> str:

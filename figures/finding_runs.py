@@ -10,11 +10,14 @@ import os
 import shlex
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.arguments import is_of_type
 from common.errors import UserError
 from common.runs import finding
+from common.runs.files import read_json
 from common.runs.names import EXECUTION_ARGUMENTS, ROOT
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
@@ -50,8 +53,15 @@ class FoundRun:
         return "methods" in self.arguments
 
     def records(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl, in order."""
-        return Run(self.directory).records()
+        """The records of metrics.jsonl, in order.
+
+        Raises:
+            UserError: it is damaged: there is none, steps are not ascending, or a measurement is no number.
+        """
+        records = Run(self.directory).records()
+        if not (records and all(map(_is_record, records)) and _ascends([record["step"] for record in records])):
+            raise _damaged(self.directory / "metrics.jsonl")
+        return records
 
 
 class Part(NamedTuple):
@@ -77,7 +87,46 @@ def find_runs(directory: Path) -> list[FoundRun]:
     Raises:
         UserError: there is no such directory, or the config.json of a run is damaged.
     """
-    return [FoundRun(run.directory, run.config) for run in finding.find_runs(directory) if run.complete]
+    found = [FoundRun(run.directory, run.config) for run in finding.find_runs(directory) if run.complete]
+    for run in found:
+        if not _is_config(run.config):
+            raise _damaged(run.directory / "config.json")
+    return found
+
+
+def _is_config(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json has the types of what figures need of it."""
+    arguments = config["arguments"]
+    if not isinstance(arguments, dict) or not isinstance(config["setting"], str):
+        return False
+    is_student = "methods" in arguments
+    types = {"methods": tuple[str, ...], "seeds": tuple[int, ...], "teacher": str} if is_student else {}
+    return (
+        is_of_type(config["argv"], tuple[str, ...])
+        and isinstance(config.get("versions"), dict)
+        and is_of_type(config.get("commit"), str | None)
+        and is_of_type(config.get("id"), str | None)
+        and all(is_of_type(arguments.get(name), hint) for name, hint in types.items())
+        and all(arguments[name] for name in types if name != "teacher")
+    )
+
+
+def _is_record(record: Any) -> bool:
+    """Whether a line of metrics.jsonl has a step and numbers, which are null where they were not finite."""
+    return (
+        isinstance(record, dict)
+        and is_of_type(record.get("step"), int)
+        and all(is_of_type(record.get(name), float | None) for name in ("loss", "accuracy", "kl", "samples"))
+        and is_of_type(record.get("teacher"), int | None)
+    )
+
+
+def _ascends(steps: Sequence[int]) -> bool:
+    return all(step < later for step, later in pairwise(steps))
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path} is truncated or damaged: copy it again, or move its run elsewhere")
 
 
 def with_arguments(
@@ -241,7 +290,7 @@ def probe_file(run: FoundRun, name: str, **settings: object) -> Path | None:
     """
     found = sorted([*run.directory.glob(f"probes/{name}.json"), *run.directory.glob(f"probes/{name}-*.json")])
     if settings:
-        found = [path for path in found if settings.items() <= json.loads(path.read_bytes())["settings"].items()]
+        found = [path for path in found if settings.items() <= _read_probe(path).get("settings", {}).items()]
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise UserError(f"{run.directory / 'probes'} has {names}: keep only the file to be drawn")
@@ -264,8 +313,20 @@ def probe_result(run: FoundRun, name: str, command: str, **settings: object) -> 
     path = probe_file(run, name, **settings)
     if path is None:
         raise MissingError(f"{run.directory} has not been probed; do so with {command}")
-    content = json.loads(path.read_bytes())
+    content = _read_probe(path)
     probed = [entry["step"] for entry in content.get("checkpoints", ())]
     if "checkpoints" in content and probed != [checkpoint.step for checkpoint in find_checkpoints(run.directory)]:
         raise MissingError(f"{path} lacks checkpoints; add them with {command}")
+    return content
+
+
+def _read_probe(path: Path) -> dict[str, Any]:
+    """The content of a probe's file, whose checkpoints have steps."""
+    content = read_json(path, "remove it, and probe the run again")
+    checkpoints = content.get("checkpoints", [])
+    has_steps = isinstance(checkpoints, list) and all(
+        isinstance(entry, dict) and is_of_type(entry.get("step"), int) for entry in checkpoints
+    )
+    if not has_steps or not isinstance(content.get("settings", {}), dict):
+        raise UserError(f"{path} is truncated or damaged: remove it, and probe the run again")
     return content

@@ -188,7 +188,6 @@ def export(arguments: ExportArguments) -> None:
     require_at_least(0, arguments, "validation")
     require_seed(arguments, "seed")
     grammar = load_grammar(arguments.grammar, arguments.start)
-    require_resources(_needs(arguments, grammar), [arguments.out], "cpu")
     description = {
         "name": Path(grammar.name).stem,
         "grammar": _describe_grammar(grammar),
@@ -203,6 +202,7 @@ def export(arguments: ExportArguments) -> None:
         open_dataset(arguments.out, grammar, arguments.sentences, arguments.trees)
         print(f"{arguments.out} is complete")
         return
+    require_resources(_needs(arguments, grammar), [arguments.out], "cpu")
     unfinished = arguments.out.with_name(f".{arguments.out.name}.unfinished")
     make_directory(unfinished)
     with locked(unfinished, f"another process is writing {arguments.out}: wait until it ends, or give another --out"):
