@@ -23,6 +23,9 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 """Errors of the file system, not of this code."""
 
+NO_TEMPORARY = "No usable temporary directory"
+"""What Python says if there is no disk on which it can write a temporary file."""
+
 OUT_OF_MEMORY = "error: out of memory ({}): give smaller numbers; once it fits, rerun the command to resume"
 TORCH_OUT_OF_MEMORY = re.compile("^OutOfMemoryError|DefaultCPUAllocator: |std::bad_alloc")
 """An error of torch, which has no class of its own on a CPU."""
@@ -81,7 +84,7 @@ def command(main: Callable[[], object]) -> None:
 
 def _exit_for_disk(error: OSError) -> None:
     """End the command if the disk is full or access is denied."""
-    if error.errno in (*DISK_FULL, *NO_ACCESS):
+    if error.errno in (*DISK_FULL, *NO_ACCESS) or (error.strerror or "").startswith(NO_TEMPORARY):
         place = f"{error.filename}: " if error.filename else ""
         _exit(f"error: {place}{error.strerror}; once this is fixed, rerun the command to resume", 2)
 

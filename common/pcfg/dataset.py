@@ -320,7 +320,7 @@ def _is_description(value: Any) -> bool:
         isinstance(value, dict)
         and all(is_of_type({"trees": False, **value}.get(name), hint) for name, hint in types.items())
         and isinstance(start := value["grammar"].get("start"), str)
-        and max(len(value["name"]), len(start)) <= NAME_MAX
+        and all(name.isprintable() and len(name) <= NAME_MAX for name in (value["name"], start))
     )
 
 

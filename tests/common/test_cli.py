@@ -28,6 +28,7 @@ from tests.commands import fail_in_one_line
             r"error: out of memory \(can't .*",
         ),
         (torch.OutOfMemoryError("CUDA"), 2, r"error: out of memory \(CUDA\): .*"),
+        (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"), 2, "error: No usable .*"),
         (KeyboardInterrupt(), 130, "interrupted: .*"),
     ],
 )

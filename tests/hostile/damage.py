@@ -43,7 +43,7 @@ TEXTS = (
     b"9" * 5000,
 )
 
-values = st.one_of(st.sampled_from(ODD + HUGE), st.integers(), st.floats(), st.text(max_size=5))
+values = st.one_of(st.sampled_from(ODD + HUGE).map(copy.deepcopy), st.integers(), st.floats(), st.text(max_size=5))
 
 
 def places(value):

@@ -137,7 +137,7 @@ def check(capsys, monkeypatch, folder, main, words, options):
     assert any(word in line for word in (*named, *EXPLAINED)), line
 
 
-EXPLAINED = ("of memory", "of disk", "teacher step", " --")
+EXPLAINED = ("of memory", "of disk", "no directory", "schedule", "teacher step", " --")
 """Messages that name what is too large, or not there, or another option."""
 
 

@@ -122,7 +122,15 @@ def test_what_sentences_must_be(whole, tmp_path, columns, message):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"grammar": None}, {"grammar": {}}, {"sentences": "12"}, {"sentences": True}, {"name": 1}, {"trees": "yes"}],
+    [
+        {"grammar": None},
+        {"grammar": {}},
+        {"sentences": "12"},
+        {"sentences": True},
+        {"name": 1},
+        {"name": "a\nb"},
+        {"trees": "yes"},
+    ],
 )
 def test_what_a_description_must_be(whole, tmp_path, changes):
     place = fresh(whole, tmp_path / "mine") / "description.json"
