@@ -35,7 +35,7 @@ class MaskedTask(GrammarTask):
 
     def __post_init__(self) -> None:
         if not 0 < self.mask_rate <= MAX_MASK_RATE:
-            raise UserError(f"the mask rate must be above 0 and at most {MAX_MASK_RATE}, got {self.mask_rate}")
+            raise UserError(f"--mask-rate must be above 0 and at most {MAX_MASK_RATE}, got {self.mask_rate}")
 
     def batch(self, seed: int, stream: Stream, selection: Selection) -> "Batch":
         return mask_batch(self, seed, stream, *selection)

@@ -17,13 +17,15 @@ def option_of(name: str) -> str:
 
 
 def require_at_least(least: int, arguments: object, *names: str) -> None:
-    """Reject arguments (numbers or tuples of numbers) below `least`.
+    """Reject arguments (numbers or tuples of numbers, at least one) below `least`.
 
     Raises:
         UserError: names the option.
     """
     for name in names:
         value = getattr(arguments, name)
+        if value == ():
+            raise UserError(f"{option_of(name)} is empty: give at least one number")
         for number in value if isinstance(value, tuple) else (value,):
             if not number >= least:
                 raise UserError(f"{option_of(name)} must be at least {least}, got {number}")

@@ -23,6 +23,9 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 """Errors of the file system, not of this code."""
 
+NO_TEMPORARY = "No usable temporary directory"
+"""What Python says if there is no disk on which it can write a temporary file."""
+
 OUT_OF_MEMORY = "error: out of memory ({}): give smaller numbers; once it fits, rerun the command to resume"
 TORCH_OUT_OF_MEMORY = re.compile("^OutOfMemoryError|DefaultCPUAllocator: |std::bad_alloc")
 """An error of torch, which has no class of its own on a CPU."""
@@ -57,6 +60,7 @@ def command(main: Callable[[], object]) -> None:
     """
     prepare_process()
     try:
+        _require_utf8(sys.argv[1:])
         with catch_stop_signals():
             main()
     except UserError as error:
@@ -80,9 +84,16 @@ def command(main: Callable[[], object]) -> None:
 
 def _exit_for_disk(error: OSError) -> None:
     """End the command if the disk is full or access is denied."""
-    if error.errno in (*DISK_FULL, *NO_ACCESS):
+    if error.errno in (*DISK_FULL, *NO_ACCESS) or (error.strerror or "").startswith(NO_TEMPORARY):
         place = f"{error.filename}: " if error.filename else ""
         _exit(f"error: {place}{error.strerror}; once this is fixed, rerun the command to resume", 2)
+
+
+def _require_utf8(words: Sequence[str]) -> None:
+    """Reject names that could be neither printed nor recorded."""
+    for word in words:
+        if any("\ud800" <= character <= "\udfff" for character in word):
+            raise UserError(f"{word} is not UTF-8: rename it, or give another name")
 
 
 def prepare_process() -> None:
@@ -104,5 +115,11 @@ def prepare_process() -> None:
 
 
 def _exit(message: str, code: int) -> None:
-    sys.stderr.write(" ".join(message.splitlines()) + "\n")  # in one write, as several processes may share stderr
+    line = "".join(map(_visible, " ".join(message.splitlines())))
+    sys.stderr.write(f"{line}\n")  # in one write, as several processes may share stderr
     sys.exit(code)
+
+
+def _visible(character: str) -> str:
+    """A character of a message; escaped if it would change what a terminal shows, as a file's name or content may."""
+    return character if character.isprintable() else character.encode("unicode_escape").decode()

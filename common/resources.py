@@ -1,5 +1,6 @@
 """Memory and disk: what a command will need of them, and what there is, compared before anything is allocated."""
 
+import contextlib
 import math
 import os
 import resource
@@ -112,6 +113,19 @@ def require_resources(needs: Needs, directories: Sequence[Path], device: str) ->
     ]
 
 
+def require_memory(parts: Mapping[str, int]) -> None:
+    """Refuse what needs more of this machine's memory than is free.
+
+    Args:
+        parts: bytes that are needed at least, by what they are for, such as an option and its value.
+
+    Raises:
+        UserError: says how much is needed, for what, and how much there is.
+    """
+    if sum(parts.values()) > LARGE // 16:
+        _require("memory", parts, *free_memory())
+
+
 def _require(what: str, parts: Mapping[str, int], free: int, where: str) -> None:
     total = sum(parts.values())
     if total > free:
@@ -150,7 +164,15 @@ def free_disk(directory: Path) -> int:
 
 
 def _size(directory: Path) -> int:
-    return sum(path.lstat().st_size for path in directory.rglob("*"))
+    """Bytes of a run; 0 for a directory that is none, such as a home directory."""
+    if not (directory / "config.json").is_file():
+        return 0
+    total = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # another process may be using the run
+                total += os.lstat(os.path.join(folder, name)).st_size
+    return total
 
 
 def size_text(size: float) -> str:

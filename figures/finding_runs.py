@@ -10,9 +10,11 @@ import os
 import shlex
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.arguments import is_of_type
 from common.errors import UserError
 from common.runs import finding
 from common.runs.files import read_json
@@ -51,8 +53,15 @@ class FoundRun:
         return "methods" in self.arguments
 
     def records(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl, in order."""
-        return Run(self.directory).records()
+        """The records of metrics.jsonl, in order.
+
+        Raises:
+            UserError: it is damaged: there is none, steps are not ascending, or a measurement is no number.
+        """
+        records = Run(self.directory).records()
+        if not (records and all(map(_is_record, records)) and _ascends([record["step"] for record in records])):
+            raise _damaged(self.directory / "metrics.jsonl")
+        return records
 
 
 class Part(NamedTuple):
@@ -78,7 +87,40 @@ def find_runs(directory: Path) -> list[FoundRun]:
     Raises:
         UserError: there is no such directory, or the config.json of a run is damaged.
     """
-    return [FoundRun(run.directory, run.config) for run in finding.find_runs(directory) if run.complete]
+    found = [FoundRun(run.directory, run.config) for run in finding.find_runs(directory) if run.complete]
+    for run in found:
+        if not _is_config(run.config):
+            raise _damaged(run.directory / "config.json")
+    return found
+
+
+def _is_config(config: Mapping[str, Any]) -> bool:
+    """Whether a run's config has what figures need of it, in the right types."""
+    arguments = config["arguments"]
+    is_student = "methods" in arguments
+    types = {"methods": tuple[str, ...], "seeds": tuple[int, ...], "teacher": str} if is_student else {}
+    return (
+        "versions" in config
+        and all(is_of_type(arguments.get(name), hint) for name, hint in types.items())
+        and all(arguments[name] for name in types if name != "teacher")
+    )
+
+
+def _is_record(record: Mapping[str, Any]) -> bool:
+    """Whether a record has a step and numbers, which are null where they were not finite."""
+    return (
+        is_of_type(record["step"], int)
+        and all(is_of_type(record.get(name), float | None) for name in ("loss", "accuracy", "kl", "samples"))
+        and is_of_type(record.get("teacher"), int | None)
+    )
+
+
+def _ascends(steps: Sequence[int]) -> bool:
+    return all(step < later for step, later in pairwise(steps))
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path} is truncated or damaged: copy it again, or move its run elsewhere")
 
 
 def with_arguments(
@@ -226,7 +268,7 @@ def collect_parts(
         "setting": teacher.setting,
         "preset": preset,
         "commands": list(dict.fromkeys(shlex.join(argv) for argv in commands if argv)),
-        "versions": teacher.config.get("versions", {}),
+        "versions": teacher.config["versions"],
         "commits": sorted({run.config["commit"] for run in [teacher, *students] if run.config.get("commit")}),
         **always,
         **{name: part.data for name, part in found.items()},
@@ -278,4 +320,11 @@ def probe_content(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is damaged.
     """
-    return read_json(path, "remove it, and probe again")
+    content = read_json(path, "remove it, and probe the run again")
+    checkpoints = content.get("checkpoints", [])
+    has_steps = isinstance(checkpoints, list) and all(
+        isinstance(entry, dict) and is_of_type(entry.get("step"), int) for entry in checkpoints
+    )
+    if not has_steps or not isinstance(content.get("settings", {}), dict):
+        raise UserError(f"{path} is truncated or damaged: remove it, and probe the run again")
+    return content

@@ -3,11 +3,15 @@
 import sys
 from functools import cache
 
+import hypothesis
 import pytest
 import torch
 
 from common.cli import prepare_process
 from common.runs.names import ROOT
+
+hypothesis.settings.register_profile("long", max_examples=2000)
+"""20 times as many examples as by default, of the tests that do not say how many: `--hypothesis-profile long`."""
 
 
 def pytest_configure():

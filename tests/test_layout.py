@@ -131,6 +131,7 @@ def test_files_are_short():
 
 
 def test_tests_mirror_the_tree():
-    """A folder of tests is a folder of the package."""
+    """A folder of tests is a folder of the package; hostile/ is about all of them."""
     folders = {path.parent.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
+    folders.remove("hostile")
     assert all((ROOT / folder).is_dir() for folder in folders)

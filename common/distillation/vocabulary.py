@@ -61,7 +61,9 @@ def tokenizer_of(path: Path | str) -> PreTrainedTokenizerBase | None:
     if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
         return None
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # that of `tokenizers` is no subclass
         if Path(path).is_dir():
             raise UserError(f"{path} has a tokenizer that cannot be loaded: {str(error).splitlines()[0]}") from error

@@ -1,5 +1,6 @@
 """`probe.py` of the settings on parity: correlations of a teacher's checkpoints with monomials."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,11 @@ from common.parity.task import ParityTask, task_of
 from common.parity.training import Setting
 from common.probes.checkpoints import given_task, probe_checkpoints
 from common.probes.monomials import probe_monomials
+from common.resources import require_memory
 from common.runs.run import Run
+
+SAMPLE, SUBSET = 16, 64
+"""Bytes of a sample's output and probability, and of a monomial, at least."""
 
 
 def probe(arguments: ProbeArguments, setting: Setting, argv: Sequence[str] = ()) -> None:
@@ -37,6 +42,13 @@ def probe(arguments: ProbeArguments, setting: Setting, argv: Sequence[str] = ())
     require_at_least(0, arguments, "outside")
     require_seed(arguments, "seed")
     check_device(arguments.device)
+    subsets = sum(min(arguments.outside, math.comb(task.d, degree)) for degree in arguments.degrees)
+    require_memory(
+        {
+            f"--samples {arguments.samples}": arguments.samples * (SAMPLE + 8 * -(-task.d // 64)),
+            f"--outside {arguments.outside}": subsets * SUBSET,
+        }
+    )
     bits = task.sample(arguments.seed, "probe", 0, arguments.samples)
 
     def measure(checkpoint: Path) -> dict[str, Any]:

@@ -21,14 +21,15 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from common.arguments import require_at_least, require_seed
+from common.arguments import is_of_type, require_at_least, require_seed
 from common.errors import UserError
 from common.pcfg.arguments import ExportArguments
-from common.pcfg.grammar import Grammar
+from common.pcfg.grammar import MAX_TOKENS, Grammar
 from common.pcfg.grammar_files import load_grammar
 from common.pcfg.sampler import Sentences, Stream, sample
 from common.pcfg.task import rules_of
-from common.runs.files import locked, to_json, write_file
+from common.resources import Needs, require_resources
+from common.runs.files import locked, make_directory, to_json, write_file
 from common.runs.progress import progress
 
 EVALUATION_SEED = 0
@@ -36,6 +37,18 @@ EVALUATION_SEED = 0
 
 ROW_GROUP = 1024
 """Sentences that are decoded together."""
+
+LARGEST_GROUP = 2**30
+"""Bytes of a row group, before it is compressed."""
+
+SMALLEST_FILE = 256
+"""Bytes of a parquet file, at least."""
+
+NAME_MAX = 255
+"""Characters of the name of a grammar's file, and of a start symbol."""
+
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
+"""What pyarrow raises for damaged files."""
 
 LEVELS = 8
 """Depths of the tree, from 0, in a dataset with trees."""
@@ -51,18 +64,25 @@ class SentenceDataset:
     """Index of each file's first sentence, and the number of all sentences."""
     trees: bool
     """Whether it has the column `span_ends`."""
+    terminals: int
+    """Of its grammar; token ids are below it."""
 
     def __len__(self) -> int:
         return self.first[-1]
 
     def sentences(self, first: int, count: int) -> Sentences:
-        """Sentences first .. first + count - 1, all of which must exist, with `LEVELS` levels of `span_ends`."""
+        """Sentences first .. first + count - 1, all of which must exist, with `LEVELS` levels of `span_ends`.
+
+        Raises:
+            UserError: a file is damaged, or has values that are no sentences of the grammar's terminals.
+        """
         names = _columns(self.trees)
         parts = {name: [np.zeros(0, np.uint8)] for name in names}
         lengths = [np.zeros(0, np.int64)]
         for file, (start, stop) in zip(self.files, pairwise(self.first), strict=True):
             for table, place in _row_groups(file, names, max(first - start, 0), min(first + count, stop) - start):
                 rows = slice(max(first - start - place, 0), first + count - start - place)
+                _check_sentences(table, self.terminals, file)
                 for name in names:
                     parts[name].append(table[name][rows].flatten().to_numpy())
                 lengths.append(np.diff(table["tokens"][rows].offsets.to_numpy()))
@@ -95,22 +115,56 @@ def open_dataset(directory: Path, grammar: Grammar, sentences: int, trees: bool 
     files = tuple(sorted((directory / "data").glob("train-*.parquet")))
     first = [0]
     for file in files:
-        try:
-            first.append(first[-1] + pq.read_metadata(file).num_rows)
-        except pa.ArrowInvalid as error:
-            raise _damaged(file, error) from error
+        first.append(first[-1] + _rows_of(file, trees))
     if first[-1] != description["sentences"]:
         raise UserError(
             f"{directory} has {first[-1]:,} of {description['sentences']:,} sentences: remove it and export it again"
         )
-    dataset = SentenceDataset(directory, files, tuple(first), trees)
+    dataset = SentenceDataset(directory, files, tuple(first), trees, len(grammar.terminals))
     if first[-1] < sentences:
         raise too_few(dataset, sentences)
     return dataset
 
 
-def _damaged(file: Path, error: Exception) -> UserError:
-    return UserError(f"{file} is damaged ({error}): remove its dataset and export it again")
+def _rows_of(file: Path, trees: bool) -> int:
+    """The number of sentences of a file that has the columns of a dataset, in groups that fit into memory."""
+    try:
+        with pq.ParquetFile(file) as content:
+            schema, metadata = content.schema_arrow, content.metadata
+            groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    except UNREADABLE as error:
+        raise _damaged(file, error) from error
+    if missing := [
+        name for name in _columns(trees) if name not in schema.names or not _holds_bytes(schema.field(name))
+    ]:
+        raise _damaged(file, f"it has no column {missing[0]} with lists of bytes")
+    if max((group.total_byte_size for group in groups), default=0) > LARGEST_GROUP:
+        raise _damaged(file, "a row group is too large")
+    if sum(group.num_rows for group in groups) != metadata.num_rows:
+        raise _damaged(file, "its row groups have other numbers of rows than it says")
+    return metadata.num_rows
+
+
+def _holds_bytes(field: pa.Field) -> bool:
+    return pa.types.is_list(field.type) and field.type.value_type == pa.uint8()
+
+
+def _check_sentences(table: dict[str, pa.ListArray], terminals: int, file: Path) -> None:
+    """Reject a row group with nulls, empty sentences, unknown tokens, or ends of spans of other sentences."""
+    tokens = table["tokens"]
+    lengths = [np.diff(column.offsets.to_numpy()) for column in table.values()]
+    values = [column.flatten() for column in table.values()]
+    if any(column.null_count for column in (*table.values(), *values)) or lengths[0].min(initial=1) < 1:
+        raise _damaged(file, "a sentence is missing or empty")
+    if not all(np.array_equal(lengths[0], other) for other in lengths):
+        raise _damaged(file, "its columns have different lengths")
+    if len(tokens) and (largest := values[0].to_numpy().max()) >= terminals:
+        raise _damaged(file, f"it has the token {largest}, and the grammar {terminals} terminals")
+
+
+def _damaged(file: Path, error: Exception | str) -> UserError:
+    shown = " ".join(str(error).split())[:200]
+    return UserError(f"{file} is damaged ({shown}): remove its dataset and export it again")
 
 
 def too_few(dataset: SentenceDataset, needed: int) -> UserError:
@@ -148,8 +202,9 @@ def export(arguments: ExportArguments) -> None:
         open_dataset(arguments.out, grammar, arguments.sentences, arguments.trees)
         print(f"{arguments.out} is complete")
         return
+    require_resources(_needs(arguments, grammar), [arguments.out], "cpu")
     unfinished = arguments.out.with_name(f".{arguments.out.name}.unfinished")
-    unfinished.mkdir(parents=True, exist_ok=True)
+    make_directory(unfinished)
     with locked(unfinished, f"another process is writing {arguments.out}: wait until it ends, or give another --out"):
         shutil.rmtree(unfinished / "data", ignore_errors=True)
         (unfinished / "data").mkdir()
@@ -170,6 +225,18 @@ def export(arguments: ExportArguments) -> None:
         (unfinished / ".lock").unlink()
         os.rename(unfinished, arguments.out)
     print(arguments.out)
+
+
+def _needs(arguments: ExportArguments, grammar: Grammar) -> Needs:
+    """What the sentences need at least: a bit per token, and the ends of each file."""
+    tokens = min(grammar.expected_length, MAX_TOKENS)
+    sentences = arguments.sentences + arguments.validation
+    files = -(-arguments.sentences // arguments.shard) - (-arguments.validation // arguments.shard)
+    together = min(ROW_GROUP, max(arguments.sentences, arguments.validation))
+    return Needs(
+        memory={f"{together:,} sentences": int(together * tokens * (1 + 3 * LEVELS * arguments.trees))},
+        disk={f"{sentences:,} sentences": int(sentences * tokens / 8), f"{files:,} files": SMALLEST_FILE * files},
+    )
 
 
 def _shards(split: str, sentences: int, shard: int) -> Iterator[tuple[str, int, int]]:
@@ -211,15 +278,21 @@ def _row_groups(file: Path, names: list[str], first: int, last: int) -> Iterator
     """Columns of the row groups of a file that hold any of its rows first .. last - 1, and each one's first row."""
     if first >= last:
         return
-    with pq.ParquetFile(file) as content:
+    try:
+        content = pq.ParquetFile(file)
+    except UNREADABLE as error:
+        raise _damaged(file, error) from error
+    with content:
         place = 0
         for i in range(content.num_row_groups):
             rows = content.metadata.row_group(i).num_rows
             if place < last and first < place + rows:
                 try:
                     table = content.read_row_group(i, columns=names)
-                except (pa.ArrowInvalid, OSError) as error:
+                except UNREADABLE as error:
                     raise _damaged(file, error) from error
+                if table.num_rows != rows:
+                    raise _damaged(file, f"a row group has {table.num_rows} of {rows} rows")
                 yield {name: table.column(name).combine_chunks() for name in names}, place
             place += rows
 
@@ -232,11 +305,23 @@ def _describe_grammar(grammar: Grammar) -> dict[str, Any]:
 def _read_description(directory: Path) -> dict[str, Any]:
     try:
         description = json.loads((directory / "description.json").read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         description = None
-    if not isinstance(description, dict) or not {"name", "grammar", "sentences"} <= set(description):
+    if not _is_description(description):
         raise UserError(f"{directory} is not a dataset that data.py export wrote: it has no valid description.json")
     return description
+
+
+def _is_description(value: Any) -> bool:
+    """Whether a JSON value is what `export` writes; datasets of an earlier version do not say whether there are
+    trees."""
+    types = {"name": str, "grammar": dict, "sentences": int, "trees": bool}
+    return (
+        isinstance(value, dict)
+        and all(is_of_type({"trees": False, **value}.get(name), hint) for name, hint in types.items())
+        and isinstance(start := value["grammar"].get("start"), str)
+        and all(name.isprintable() and len(name) <= NAME_MAX for name in (value["name"], start))
+    )
 
 
 def _card(arguments: ExportArguments, grammar: Grammar) -> str:

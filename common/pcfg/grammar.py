@@ -19,18 +19,24 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import UserError
+from common.errors import UserError, listed
+from common.pcfg.rules import (
+    CRITICAL,
+    MAX_RECURSIVE,
+    Rule,
+    expectations,
+    expected_length_of,
+    growth,
+    longest_of,
+    recursions,
+    shortest_of,
+)
 
-CRITICAL = 1e-9
-"""A largest eigenvalue this close to 1 counts as 1: rounding moves it by less, and no sample shows the difference."""
+MAX_TOKENS = 10_000_000
+"""Tokens of a sentence. A grammar whose sentences are longer is refused, unless only recursion makes them so."""
 
-
-@dataclass(frozen=True)
-class Rule:
-    left: str
-    right: tuple[str, ...]
-    probability: float
-    """Among the rules of `left`."""
+MAX_SYMBOLS = 2**24
+"""Symbols of all right sides, if all were as long as the longest."""
 
 
 class CompiledRules(NamedTuple):
@@ -83,28 +89,21 @@ class Grammar:
         if heights is None:
             raise UserError(f"the sentences of {self.name} have terminals at different depths: it has no levels")
         depth = heights[self.start]
-        return tuple(
-            tuple(i for i, symbol in enumerate(self.nonterminals) if depth - heights[symbol] == level)
-            for level in range(depth)
-        )
+        levels: list[list[int]] = [[] for _ in range(depth)]
+        for i, symbol in enumerate(self.nonterminals):
+            levels[depth - heights[symbol]].append(i)
+        return tuple(map(tuple, levels))
 
     @cached_property
     def length_ranges(self) -> tuple[tuple[int, int | None], ...]:
         """Tokens of the shortest and of the longest string of each nonterminal; None where there is no longest."""
-        shortest, longest = _shortest(self.rules), _longest(self.rules)
+        shortest, longest = shortest_of(self.rules), longest_of(self.rules)
         return tuple((shortest[symbol], longest.get(symbol)) for symbol in self.nonterminals)
 
     @cached_property
     def expected_length(self) -> float:
         """Expected tokens of a sentence; infinite for a critical grammar."""
-        expectations = _expectations(self.rules, self.nonterminals)
-        if max(growth for _, growth in _recursions(expectations)) > 1 - CRITICAL:
-            return math.inf
-        index = {symbol: i for i, symbol in enumerate(self.nonterminals)}
-        tokens = np.zeros(len(index))
-        for rule in self.rules:
-            tokens[index[rule.left]] += rule.probability * sum(symbol not in index for symbol in rule.right)
-        return float(np.linalg.solve(np.eye(len(tokens)) - expectations, tokens)[0])
+        return expected_length_of(self.rules, self.nonterminals)
 
     def with_start(self, start: str) -> "Grammar":
         """The grammar of what `start` derives: other symbols are left out, but terminals keep their token ids.
@@ -172,8 +171,10 @@ def make_grammar(name: str, alternatives: Sequence[Alternative], start: str | No
 
     Raises:
         UserError: names the place of the first alternative that is repeated, has a wrong weight, cannot be reached,
-            derives no sentence, closes a cycle of unit rules, or makes derivations that may never end.
+            derives no sentence, closes a cycle of unit rules, or makes derivations that may never end or sentences
+            that are too long; or says that the grammar is too large.
     """
+    _check_size(name, alternatives)
     where: dict[str, str] = {}
     for alternative in alternatives:
         where.setdefault(alternative.left, alternative.where)
@@ -182,51 +183,73 @@ def make_grammar(name: str, alternatives: Sequence[Alternative], start: str | No
     terminals = _ordered(used - set(where))
     reached = _reachable(name, rules, alternatives[0].left if start is None else start)
     if start is None:
+        used_sides = {rule.left for rule in reached}
         for symbol in where:
-            if not any(rule.left == symbol for rule in reached):
+            if symbol not in used_sides:
                 raise UserError(
                     f"{where[symbol]}: {symbol} cannot be reached from the start, {alternatives[0].left}: "
                     "use it in a right side or remove it"
                 )
     if cycle := _cycle(_symbols_below([rule for rule in rules if len(rule.right) == 1])):
-        raise UserError(
-            f"{where[cycle[0]]}: the rules {' -> '.join(cycle)} lead back to {cycle[0]}: remove one of them"
-        )
-    finite = _shortest(rules)
-    if cycle := _cycle({left: symbols - finite.keys() for left, symbols in _symbols_below(rules).items()}):
+        raise UserError(f"{where[cycle[0]]}: the rules {_arrows(cycle)} lead back to {cycle[0]}: remove one of them")
+    finite = shortest_of(rules)
+    if cycle := _cycle(
+        {left: {s for s in symbols if s not in finite} for left, symbols in _symbols_below(rules).items()}
+    ):
         first = next(symbol for symbol in where if symbol in cycle)
         raise UserError(f"{where[first]}: {first} derives no finite sentence: give it a non-recursive alternative")
     nonterminals = tuple(where)
-    for members, growth in _recursions(_expectations(rules, nonterminals)):
-        if growth > 1 + CRITICAL:
-            first, names = nonterminals[members[0]], ", ".join(nonterminals[i] for i in members)
+    for members, matrix in sorted(recursions(expectations(rules, nonterminals)), key=lambda recursion: recursion[0]):
+        if len(members) > MAX_RECURSIVE:
+            raise UserError(f"{name} has {len(members):,} nonterminals that lead to each other: {MAX_RECURSIVE:,} may")
+        if (factor := growth(matrix)) > 1 + CRITICAL:
+            first, names = nonterminals[members[0]], listed(nonterminals[i] for i in members)
             raise UserError(
                 f"{where[first]}: derivations from {first} may never end (the expected number of {names} grows "
-                f"{growth:.10g} times with each rule): give less weight to recursive alternatives"
+                f"{factor:.10g} times with each rule): give less weight to recursive alternatives"
             )
-    return Grammar(name, reached[0].left, reached, terminals)
+    grammar = Grammar(name, reached[0].left, reached, terminals)
+    shortest, longest = grammar.length_ranges[0]
+    if max(shortest, longest or 0) > MAX_TOKENS or MAX_TOKENS < grammar.expected_length < math.inf:
+        raise UserError(
+            f"{where[grammar.start]}: sentences from {grammar.start} may have more than {MAX_TOKENS:,} tokens: give "
+            "fewer or shorter alternatives"
+        )
+    return grammar
+
+
+def _check_size(name: str, alternatives: Sequence[Alternative]) -> None:
+    longest = max(len(alternative.right) for alternative in alternatives)
+    if len(alternatives) * longest > MAX_SYMBOLS:
+        raise UserError(
+            f"{name} is too large, with {len(alternatives):,} alternatives of up to {longest:,} symbols: give fewer or "
+            "shorter ones"
+        )
 
 
 def _normalised(alternatives: Sequence[Alternative], where: dict[str, str]) -> tuple[Rule, ...]:
     """Rules, those of a left side adjacent, with probabilities that sum to one."""
-    sides: dict[str, list[Alternative]] = {symbol: [] for symbol in where}
+    sides: dict[str, dict[tuple[str, ...], Alternative]] = {symbol: {} for symbol in where}
     for alternative in alternatives:
-        for other in sides[alternative.left]:
-            text = f"{alternative.left} -> {' '.join(alternative.right)}"
-            if other.right == alternative.right:
-                raise UserError(f"{alternative.where}: {text} is repeated (first in {other.where}): remove one of them")
-            if (other.weight is None) != (alternative.weight is None):
-                raise UserError(
-                    f"{alternative.where}: give all alternatives of {alternative.left} a weight, or none "
-                    f"(the first is in {other.where})"
-                )
-        sides[alternative.left].append(alternative)
+        side = sides[alternative.left]
+        if other := side.get(alternative.right):
+            text = f"{alternative.left} -> {listed(alternative.right)}"
+            raise UserError(f"{alternative.where}: {text} is repeated (first in {other.where}): remove one of them")
+        side[alternative.right] = alternative
+        first = next(iter(side.values()))
+        if (first.weight is None) != (alternative.weight is None):
+            raise UserError(
+                f"{alternative.where}: give all alternatives of {alternative.left} a weight, or none "
+                f"(the first is in {first.where})"
+            )
     rules = []
     for side in sides.values():
-        weights = [1.0 if alternative.weight is None else alternative.weight for alternative in side]
-        scaled = [weight / max(weights) for weight in weights]
-        for alternative, weight in zip(side, scaled, strict=True):
-            probability = weight / math.fsum(scaled)
+        weights = [1.0 if alternative.weight is None else alternative.weight for alternative in side.values()]
+        largest = max(weights)
+        scaled = [weight / largest for weight in weights]
+        total = math.fsum(scaled)
+        for alternative, weight in zip(side.values(), scaled, strict=True):
+            probability = weight / total
             if probability == 0:
                 raise UserError(
                     f"{alternative.where}: the weights of {alternative.left} are too far apart: "
@@ -249,14 +272,17 @@ def _reachable(name: str, rules: Sequence[Rule], start: str) -> tuple[Rule, ...]
     """The rules that derivations from `start` use, those of `start` first."""
     below = _symbols_below(rules)
     if start not in below:
-        raise UserError(f"{start} has no rules in {name}: choose one of {', '.join(below)}")
+        raise UserError(f"{start} has no rules in {name}: choose one of {listed(below)}")
     reached, waiting = {start}, [start]
     while waiting:
         new = {symbol for symbol in below[waiting.pop()] if symbol in below} - reached
         reached |= new
         waiting += new
-    order = dict.fromkeys([start, *(rule.left for rule in rules if rule.left in reached)])
-    return tuple(rule for left in order for rule in rules if rule.left == left)
+    sides: dict[str, list[Rule]] = {start: []}
+    for rule in rules:
+        if rule.left in reached:
+            sides.setdefault(rule.left, []).append(rule)
+    return tuple(rule for side in sides.values() for rule in side)
 
 
 def _symbols_below(rules: Sequence[Rule]) -> dict[str, set[str]]:
@@ -276,58 +302,6 @@ def _cycle(below: Mapping[str, set[str]]) -> list[str] | None:
     return None
 
 
-def _shortest(rules: Sequence[Rule]) -> dict[str, int]:
-    """Tokens of the shortest string that a symbol derives; symbols that derive none are absent."""
-    nonterminals = {rule.left for rule in rules}
-    shortest = {symbol: 1 for rule in rules for symbol in rule.right if symbol not in nonterminals}
-    changed = True
-    while changed:
-        changed = False
-        for rule in rules:
-            if all(symbol in shortest for symbol in rule.right):
-                length = sum(shortest[symbol] for symbol in rule.right)
-                if rule.left not in shortest or length < shortest[rule.left]:
-                    shortest[rule.left] = length
-                    changed = True
-    return shortest
-
-
-def _longest(rules: Sequence[Rule]) -> dict[str, int]:
-    """Tokens of the longest string that a symbol derives; symbols with strings of any length are absent.
-
-    Those are the symbols that lead to recursion, because each turn adds a token: there are no cycles of unit rules.
-    """
-    below = _symbols_below(rules)
-    longest = {symbol: 1 for symbols in below.values() for symbol in symbols if symbol not in below}
-    changed = True
-    while changed:
-        changed = False
-        for left, symbols in below.items():
-            if left not in longest and symbols <= longest.keys():
-                longest[left] = max(sum(longest[s] for s in rule.right) for rule in rules if rule.left == left)
-                changed = True
-    return longest
-
-
-def _expectations(rules: Sequence[Rule], nonterminals: Sequence[str]) -> NDArray[np.float64]:
-    """M[A, B], the expected number of B in the right side of a rule of A."""
-    index = {symbol: i for i, symbol in enumerate(nonterminals)}
-    expectations = np.zeros((len(index), len(index)))
-    for rule in rules:
-        for symbol in rule.right:
-            if symbol in index:
-                expectations[index[rule.left], index[symbol]] += rule.probability
-    return expectations
-
-
-def _recursions(expectations: NDArray[np.float64]) -> list[tuple[list[int], float]]:
-    """The classes of nonterminals that lead to each other, with the largest eigenvalue of M within each class.
-
-    Taken class by class, the eigenvalue is simple, so that rounding hardly moves it, and exactly 0 without recursion.
-    """
-    leads_to = (expectations > 0) | np.eye(len(expectations), dtype=bool)
-    for _ in range(len(leads_to).bit_length()):
-        leads_to = leads_to.astype(np.float32) @ leads_to.astype(np.float32) > 0
-    each_other = leads_to & leads_to.T
-    classes = [np.flatnonzero(row).tolist() for i, row in enumerate(each_other) if not row[:i].any()]
-    return [(c, float(np.abs(np.linalg.eigvals(expectations[np.ix_(c, c)])).max())) for c in classes]
+def _arrows(symbols: Sequence[str]) -> str:
+    shown = symbols if len(symbols) <= 10 else [*symbols[:5], "...", *symbols[-4:]]
+    return " -> ".join(shown)

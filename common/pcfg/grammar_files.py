@@ -3,7 +3,8 @@
 A text file has one `A -> right | right` per line, symbols separated by spaces; `#` starts a comment. An alternative may
 end in a weight in brackets, `S -> A B [0.7] | c [0.3]`; weights are relative, and without any the alternatives are
 equally likely. The alternatives of a symbol may be spread over several lines. The first left side is the start. Symbols
-without rules are the terminals. A symbol is any text without white space and without `|`, `[`, `]` and `#`.
+without rules are the terminals. A symbol is any text of up to 100 printable characters without white space and without
+`|`, `[`, `]` and `#`.
 
 The grammars cfg3b to cfg3i in `grammars/` are those of that paper.
 """
@@ -11,7 +12,8 @@ The grammars cfg3b to cfg3i in `grammars/` are those of that paper.
 import json
 import math
 from collections import Counter
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,12 @@ from common.errors import UserError
 from common.pcfg.grammar import Alternative, Grammar, make_grammar
 
 GRAMMARS = Path(__file__).parent / "grammars"
+
+MAX_BYTES = 2**24
+"""Of a grammar file."""
+
+MAX_NAME = 100
+"""Characters of a symbol."""
 
 
 def grammar_names() -> tuple[str, ...]:
@@ -49,6 +57,8 @@ def load_grammar(name_or_path: str, start: str | None = None) -> Grammar:
             names = ", ".join(grammar_names())
             raise UserError(f"{name_or_path} is neither a grammar file nor one of {names}")
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{name_or_path} is no grammar: it has more than {MAX_BYTES:,} bytes")
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the grammar {name_or_path} ({error}): give a text file in UTF-8") from error
@@ -86,7 +96,7 @@ def _parse_line(line: str, where: str) -> list[Alternative]:
         return []
     left, arrow, rights = content.partition("->")
     if not arrow or len(left.split()) != 1:
-        raise UserError(f"{where}: {content!r} is not a rule: write one symbol, then ->, then its alternatives")
+        raise UserError(f"{where}: {_shown(content)} is not a rule: write one symbol, then ->, then its alternatives")
     return [_parse_alternative(_symbol(left.strip(), where), right.strip(), where) for right in rights.split("|")]
 
 
@@ -102,9 +112,19 @@ def _parse_alternative(left: str, text: str, where: str) -> Alternative:
 
 
 def _symbol(text: str, where: str) -> str:
-    if "->" in text or set(text) & set("|[]"):
-        raise UserError(f"{where}: {text} is not a symbol: write one rule per line, and a weight such as [0.5] last")
+    if "->" in text or set(text) & set("|[]") or not text.isprintable():
+        raise UserError(
+            f"{where}: {_shown(text)} is not a symbol: write one rule per line, and a weight such as [0.5] last"
+        )
+    if len(text) > MAX_NAME:
+        raise UserError(f"{where}: the symbol {_shown(text)} has more than {MAX_NAME} characters")
     return text
+
+
+def _shown(text: str) -> str:
+    """The beginning of a text, in quotes if it would not be readable without."""
+    beginning = text if len(text) <= MAX_NAME else f"{text[:MAX_NAME]}..."
+    return beginning if beginning.isprintable() and " " not in beginning else repr(beginning)
 
 
 def _weight(text: str, where: str) -> float:
@@ -113,7 +133,7 @@ def _weight(text: str, where: str) -> float:
     except ValueError:
         weight = math.nan
     if not 0 < weight < math.inf:
-        raise UserError(f"{where}: the weight [{text}] is not a positive finite number")
+        raise UserError(f"{where}: the weight [{_shown(text)}] is not a positive finite number")
     return weight
 
 
@@ -129,11 +149,13 @@ def _from_json(text: str, name: str) -> list[Alternative]:
                 raise UserError(
                     f"{name} has {setting}, which changes the tokens: give a grammar without it, or as text"
                 )
-        symbols = [[str(int(number)) for number in level] for level in content["idx"]]
+        symbols = [[str(_whole(number)) for number in level] for level in content["idx"]]
+        if repeated := [symbol for symbol, count in Counter(chain(*symbols)).items() if count > 1]:
+            raise ValueError(f"symbol {repeated[0]} is there twice")
         alternatives = []
         for level, (here, below) in enumerate(pairwise(symbols)):
             for symbol, node in zip(here, content["all"][level], strict=True):
-                rights = Counter(tuple(below[i] for i in child) for child in node["children"])
+                rights = Counter(tuple(_child(i, below) for i in right) for right in node["children"])
                 if not rights or () in rights:
                     raise ValueError(f"symbol {symbol} has no alternatives, or an empty one")
                 alternatives += [Alternative(symbol, right, number, name) for right, number in rights.items()]
@@ -142,8 +164,21 @@ def _from_json(text: str, name: str) -> list[Alternative]:
         return alternatives
     except UserError:
         raise
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(
-            f"{name} is not a grammar of Allen-Zhu and Li ({type(error).__name__}: {error}): "
+            f"{name} is not a grammar of Allen-Zhu and Li ({type(error).__name__}: {_shown(str(error))}): "
             "give one of their JSON files, or a text file with another suffix"
         ) from error
+
+
+def _whole(number: Any) -> int:
+    if isinstance(number, bool) or not isinstance(number, int | float) or number != int(number):
+        raise TypeError(f"{number!r} is not a whole number")
+    return int(number)
+
+
+def _child(index: Any, below: Sequence[str]) -> str:
+    """The symbol of an index, which must not count from the end."""
+    if not 0 <= _whole(index) < len(below):
+        raise IndexError(f"child {index} of {len(below)}")
+    return below[index]

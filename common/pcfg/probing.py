@@ -25,6 +25,7 @@ from common.pcfg.task import GrammarTask
 from common.probes.checkpoints import identity, is_run, probe_file, write_probe
 from common.probes.ngrams import CausalNgramVariants, NgramVariants, Predictor, probe_ngrams
 from common.probes.nonterminals import NO_SYMBOL, Encoder, LabelledSentences, probe_nonterminals
+from common.resources import STATE, require_memory
 from common.runs.files import read_json
 from common.runs.run import Run
 
@@ -64,6 +65,7 @@ def ngrams(
     spacing = arguments.spacing
     if spacing is None:
         spacing = int(min(SPACING, max(1, task.grammar.expected_length // 2)))
+    require_memory({f"--sentences {arguments.sentences}": int(arguments.sentences * _sentence_bytes(task))})
     sequences = with_bos(task, sample(task.grammar, arguments.seed, "probe", 0, arguments.sentences))
     options = {
         "spacing": spacing,
@@ -109,6 +111,17 @@ def nonterminals(
     require_seed(arguments, "seed")
     require_positive_lr(arguments.lr)
     task = probed_task(arguments, setting)
+    levels = arguments.levels or len(task.grammar.nonterminals)
+    if task.grammar.depth is not None:
+        levels = min(levels, task.grammar.depth)
+    require_memory(
+        {
+            f"--training {arguments.training}": int(arguments.training * _sentence_bytes(task, levels)),
+            f"--heldout {arguments.heldout}": int(arguments.heldout * _sentence_bytes(task, levels)),
+            f"--heads {arguments.heads} of --dimension {arguments.dimension}": STATE
+            * (arguments.dimension * task.positions + arguments.heads),
+        }
+    )
     training, heldout = (
         labelled_sentences(task, arguments.seed, first, count, arguments.levels)
         for first, count in ((0, arguments.training), (arguments.training, arguments.heldout))
@@ -170,6 +183,11 @@ def bayes_optimal(
         whose = {} if path.parent == arguments.run / "probes" else identity(arguments, path, data)
         write_probe(arguments, path, {"argv": list(argv), **whose, "eval_samples": samples, **result})
     print(path)
+
+
+def _sentence_bytes(task: GrammarTask, levels: int = 0) -> float:
+    """Memory of a sentence on average: its tokens, a token id and BOS as 64-bit integers, and its trees."""
+    return 8 + task.expected_length * (1 + 8 + 5 * levels)
 
 
 def bayes_optimal_levels(task: GrammarTask, data: LabelledSentences) -> list[dict[str, float]]:

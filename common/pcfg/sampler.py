@@ -25,11 +25,9 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from common.errors import UserError
-from common.pcfg.grammar import Grammar
+from common.pcfg.grammar import MAX_TOKENS, Grammar
 from common.philox import multiply_high, philox4x64
-
-MAX_TOKENS = 10_000_000
-"""A longer sentence is an error; only grammars with recursion have such sentences."""
+from common.resources import require_memory
 
 MAX_OUTCOMES, MAX_OUTCOME = 4096, 64
 """Strings in the table of outcomes and tokens per string, to fit into a processor's cache."""
@@ -104,7 +102,9 @@ def sample(
     key = np.array([seed, STREAM_KEYS[stream]], np.uint64)
     width = tables.outcome.shape[1]
     expected = grammar.expected_length if math.isfinite(grammar.expected_length) else 100
-    tokens = np.empty(int(count * expected * 1.01) + 1000 + width, np.uint8)
+    room = int(count * expected * 1.01) + 1000 + width
+    require_memory({f"{count:,} sentences of {grammar.name}": room + 8 * count})
+    tokens = np.empty(room, np.uint8)
     offsets = np.zeros(count + 1, np.int64)
     done = _expand(tables, key, first, 0, tokens, offsets, None, None)
     while done < count:
@@ -172,6 +172,7 @@ def _tables(grammar: Grammar) -> _Tables:
     rules_of = [range(first, end) for first, end in pairwise(compiled.first_rule.tolist())]
     equal = [len(of) if np.ptp(compiled.probability[of]) == 0 else 0 for of in rules_of]
     simple = [equal[n] > 0 and all(min(rights[r]) >= terminal for r in of) for n, of in enumerate(rules_of)]
+    longest = [max(len(rights[r]) for r in of) for of in rules_of]
     choices_per_word = int(32 / math.log2(max(2, *equal)))
 
     rules = np.zeros(len(rights), _RULE)
@@ -179,10 +180,11 @@ def _tables(grammar: Grammar) -> _Tables:
     outcomes: list[list[int]] = []
     for r, right in enumerate(rights):
         below = [symbol for symbol in right if symbol < terminal]
-        if all(simple[symbol] for symbol in below):
-            parts = [[[s]] if s >= terminal else [rights[r] for r in rules_of[s]] for s in right]
-            number, length = math.prod(map(len, parts)), sum(max(map(len, part)) for part in parts)
-            if len(outcomes) + number <= MAX_OUTCOMES and length <= MAX_OUTCOME:
+        length = len(right) - len(below) + sum(longest[symbol] for symbol in below)
+        if length <= MAX_OUTCOME and all(simple[symbol] for symbol in below):
+            number = math.prod(len(rules_of[symbol]) for symbol in below)
+            if len(outcomes) + number <= MAX_OUTCOMES:
+                parts = [[[s]] if s >= terminal else [rights[r] for r in rules_of[s]] for s in right]
                 rules[r] = len(right), len(below), len(outcomes), number
                 outcomes += [[symbol - terminal for symbol in chain(*strings)] for strings in product(*parts)]
 

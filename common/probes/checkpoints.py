@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.arguments import option_of
+from common.arguments import is_of_type, option_of
 from common.errors import UserError, listed
 from common.probes.arguments import ProbedArguments
 from common.runs.files import find_json, read_json, shared_lock, write_file
@@ -169,6 +169,17 @@ def probe_checkpoints(
             write_probe(arguments, path, content)
             show(len(done), checkpoint=checkpoint.step)
     print(path)
+
+
+def _measured(content: Mapping[str, Any], path: Path) -> dict[int, dict[str, Any]]:
+    """The entries of a probe's file, by their steps."""
+    entries = content.get("checkpoints")
+    is_valid = isinstance(entries, list) and all(
+        isinstance(entry, dict) and is_of_type(entry.get("step"), int) for entry in entries
+    )
+    if not is_valid:
+        raise UserError(f"{path} is truncated or damaged: remove it, and it is measured again")
+    return {entry["step"]: entry for entry in entries or ()}
 
 
 def _require_numbers(measured: Any, checkpoint: Checkpoint) -> None:

@@ -314,8 +314,8 @@ def _pairs(
         pairs.extend((i, p) for p in multiples.tolist())
     if not pairs:
         raise UserError(
-            f"no sequence has a whole {longest}-gram around a multiple of {spacing}: give a smaller spacing, or "
-            "smaller n-grams"
+            f"no sequence has a whole {longest}-gram around a multiple of {spacing}: give a smaller "
+            "--spacing or --sizes, or a larger --limit"
         )
     return np.array(pairs)
 

@@ -5,6 +5,7 @@ reader finds either all of the content or none of it, however the writer ended. 
 named `*.unfinished`, and readers ignore it. Only JSON and safetensors are read, never a pickle.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -100,13 +101,25 @@ def append_to_file(path: Path, content: bytes) -> None:
         os.close(descriptor)
 
 
+def make_directory(path: Path) -> None:
+    """Create a directory and those above it, unless they exist.
+
+    Raises:
+        OSError: names a directory that cannot be created; below /proc the system says instead that it is missing.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:
+        raise PermissionError(errno.EACCES, "no directory can be created there", str(path)) from error
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Create or replace a file atomically; its directory is created if it does not exist.
 
     Raises:
         OSError: an existing file is unchanged.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     unfinished = _unfinished(path)
     try:
         append_to_file(unfinished, content)
@@ -126,7 +139,7 @@ def write_directory(path: Path, files: Mapping[str, bytes]) -> None:
         for name, content in files.items():
             write_file(path / name, content)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     unfinished = _unfinished(path)
     try:
         unfinished.mkdir()

@@ -20,6 +20,7 @@ from common.runs.files import (
     find_json,
     json_object,
     locked,
+    make_directory,
     remove,
     remove_unfinished,
     shared_lock,
@@ -227,7 +228,7 @@ def open_run(
         yield run
         return
     is_new_directory = not directory.exists()
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     with (
         locked(directory, f"another process is using {directory}: wait until it ends, or give another --out"),
         ExitStack() as stack,

@@ -180,7 +180,7 @@ class TextBatches:
     def batch(self, step: int) -> Any:
         """The global batch of step `step`, from 0: a `MaskedBatch` or a `CausalBatch`."""
         rows, epochs = self.rows(step * self._batch_size, self._batch_size)
-        tokens = self.blocks.train[rows].astype(np.int64)
+        tokens = self.blocks.samples("train", rows)
         return self.task.batch(self.blocks, Selection(tokens, self._seed, "train", rows, epochs))
 
     def rows(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -290,7 +290,7 @@ def evaluation_batches(
     """
     task.require_fit(blocks)
     rows = held_out_rows(blocks, samples, weights)
-    tokens = blocks.held_out[rows].astype(np.int64)
+    tokens = blocks.samples("held_out", rows)
     cuts = [slice(start, start + batch_size) for start in range(0, samples, batch_size)]
     first = np.zeros_like(rows)
     return [

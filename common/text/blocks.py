@@ -17,15 +17,17 @@ behind is made again, and a process that comes second waits and uses the blocks 
 import hashlib
 import json
 import os
+import tokenize
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common.arguments import is_of_type
 from common.errors import UserError
 from common.runs.files import read_json
 from common.runs.names import ROOT
@@ -64,7 +66,7 @@ class TextData:
 
     def __post_init__(self) -> None:
         if not self.corpora or len(set(self.corpora)) < len(self.corpora):
-            raise UserError(f"give one or more different corpora, not {', '.join(self.corpora) or 'none'}")
+            raise UserError(f"--corpus must be one or more different corpora, not {', '.join(self.corpora) or 'none'}")
         if self.length < 2:
             raise UserError(f"--length must be at least 2 tokens, got {self.length}")
         if not 0 < self.held_out < 1:
@@ -125,6 +127,17 @@ class Blocks:
         """(blocks, length), memory-mapped."""
         return self._open("held_out")
 
+    def samples(self, split: Literal["train", "held_out"], rows: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Some blocks of `train` or `held_out`, (rows, length).
+
+        Raises:
+            UserError: a token is not in the vocabulary.
+        """
+        tokens = getattr(self, split)[rows].astype(np.int64)
+        if tokens.max(initial=0) >= self.vocabulary:
+            raise damaged(self.directory / f"{split}.npy", self.directory)
+        return tokens
+
     @cached_property
     def is_special(self) -> NDArray[np.bool_]:
         """Whether a token is special, (vocabulary,)."""
@@ -153,9 +166,10 @@ class Blocks:
         try:
             tokenizer = load_tokenizer(str(self.directory / "tokenizer"))
         except UserError as error:
-            raise _damaged(self.directory / "tokenizer", self.directory) from error
-        if tokenizer_hash(tokenizer) != self.tokenizer_sha256:
-            raise _damaged(self.directory / "tokenizer", self.directory)
+            raise damaged(self.directory / "tokenizer", self.directory) from error
+        known = (max(tokenizer.get_vocab().values()) + 1, tuple(sorted(tokenizer.all_special_ids)))
+        if tokenizer_hash(tokenizer) != self.tokenizer_sha256 or known != (self.vocabulary, self.special):
+            raise damaged(self.directory / "tokenizer", self.directory)
         return tokenizer
 
     def _open(self, split: str) -> NDArray[np.unsignedinteger]:
@@ -163,10 +177,11 @@ class Blocks:
         rows = sum(getattr(corpus, split) for corpus in self.corpora)
         try:
             found = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            raise _damaged(path, self.directory) from None
-        if found.shape != (rows, self.length) or found.dtype != self.dtype:
-            raise _damaged(path, self.directory)
+        except (OSError, ValueError, EOFError, RecursionError, SyntaxError, tokenize.TokenError):
+            raise damaged(path, self.directory) from None
+        fits = found.shape == (rows, self.length) and found.dtype == self.dtype and found.flags.c_contiguous
+        if not fits:
+            raise damaged(path, self.directory)
         return np.asarray(found)
 
 
@@ -182,12 +197,50 @@ def open_blocks(directory: Path) -> Blocks:
         values["corpora"] = tuple(CorpusBlocks(**corpus) for corpus in found["corpora"])
         blocks = Blocks(directory, **{**values, "special": tuple(found["special"])})
     except (KeyError, TypeError):
-        raise _damaged(directory / "blocks.json", directory) from None
+        raise damaged(directory / "blocks.json", directory) from None
+    if not _is_valid(blocks):
+        raise damaged(directory / "blocks.json", directory)
     for split in SPLITS:
         blocks._open(split)
     if not (directory / "tokenizer" / "tokenizer.json").is_file():
-        raise _damaged(directory / "tokenizer", directory)
+        raise damaged(directory / "tokenizer", directory)
     return blocks
+
+
+def _is_valid(blocks: Blocks) -> bool:
+    """Whether values from blocks.json have the types and ranges that preparation gives them."""
+    tokens = [blocks.separator, *blocks.special, *([] if blocks.mask is None else [blocks.mask])]
+    return (
+        all(is_of_type(value, int) for value in (blocks.length, blocks.vocabulary, *tokens))
+        and isinstance(blocks.tokenizer_sha256, str)
+        and isinstance(blocks.seconds, dict)
+        and blocks.length >= 2
+        and all(0 <= token < blocks.vocabulary <= 1 << 32 for token in tokens)
+        and blocks.dtype == ("uint16" if blocks.vocabulary <= 1 << 16 else "uint32")
+        and len(blocks.corpora) > 0
+        and all(map(_is_valid_corpus, blocks.corpora))
+    )
+
+
+def _is_valid_corpus(corpus: CorpusBlocks) -> bool:
+    """The same for a corpus."""
+    if not all(
+        is_of_type(getattr(corpus, name), hint)
+        for name, hint in get_type_hints(CorpusBlocks).items()
+        if name != "notes"
+    ):
+        return False
+    numbers = [value for value in vars(corpus).values() if isinstance(value, int)]
+    notes = corpus.notes
+    if not isinstance(notes, dict) or not isinstance(commits := notes.get("commits", {}), dict):
+        return False
+    overlap = ("held_out_sentences", "held_out_sentences_in_training")
+    counts = [notes[name] for name in ("duplicates_left_out", *overlap) if name in notes]
+    return (
+        all(is_of_type(count, int) and count >= 0 for count in (*numbers, *counts))
+        and all(isinstance(commit, str) for commit in commits.values())
+        and len({name in notes for name in overlap}) == 1
+    )
 
 
 def place_of(data: TextData, folder: Path = FOLDER) -> Path:
@@ -262,5 +315,6 @@ def description_of(blocks: Blocks, data: TextData) -> dict[str, Any]:
     return {"data": asdict(data), **{key: value for key, value in asdict(blocks).items() if key != "directory"}}
 
 
-def _damaged(path: Path, directory: Path) -> UserError:
+def damaged(path: Path, directory: Path) -> UserError:
+    """The error for a file of blocks that cannot be used."""
     return UserError(f"{path} is missing or damaged: remove {directory}, and its blocks are prepared again")

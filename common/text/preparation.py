@@ -17,7 +17,16 @@ from transformers import PreTrainedTokenizerFast
 from common.errors import UserError
 from common.runs.files import to_json, write_file
 from common.text import blocks as stored
-from common.text.blocks import BlockFile, Blocks, CorpusBlocks, TextData, description_of, open_blocks, place_of
+from common.text.blocks import (
+    BlockFile,
+    Blocks,
+    CorpusBlocks,
+    TextData,
+    damaged,
+    description_of,
+    open_blocks,
+    place_of,
+)
 from common.text.corpora import Corpus
 from common.text.encoding import Encoder
 from common.text.near_duplicates import NearDuplicates, normalised, prefix_key
@@ -63,7 +72,10 @@ def prepared(data: TextData, folder: Path | None = None) -> Blocks:
                     os.rename(unfinished, directory)
                 finally:
                     shutil.rmtree(unfinished, ignore_errors=True)
-    return open_blocks(directory)
+    blocks = open_blocks(directory)
+    if (blocks.length, len(blocks.corpora)) != (data.length, len(data.corpora)):
+        raise damaged(directory / "blocks.json", directory)
+    return blocks
 
 
 def is_held_out(document: str, fraction: float) -> bool:

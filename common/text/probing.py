@@ -175,7 +175,7 @@ def probed_samples(task: CorpusTask, samples: int) -> NDArray[np.int64]:
         UserError: there are too few.
     """
     rows = held_out_rows(task.blocks, samples, task.weights, "--samples")
-    return task.blocks.held_out[rows].astype(np.int64)
+    return task.blocks.samples("held_out", rows)
 
 
 def fitted(task: CorpusTask, order: int, tokens: int) -> KneserNey:
@@ -185,7 +185,7 @@ def fitted(task: CorpusTask, order: int, tokens: int) -> KneserNey:
     """
     count = min(len(task.blocks.train), max(1, tokens // task.blocks.length))
     rows = rows_at_equal_distances(task.blocks, "train", count, task.weights)
-    return KneserNey.fit(task.blocks.train[rows], order, task.vocabulary)
+    return KneserNey.fit(task.blocks.samples("train", rows), order, task.vocabulary)
 
 
 def without(tokens: Sequence[int], probabilities: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from typing import Literal
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from common.errors import UserError
+from common.errors import UserError, listed
 
 Kind = Literal["wordpiece", "bpe"]
 
@@ -70,7 +70,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """
     advice = "give wordpiece or bpe to train one, a directory with tokenizer.json, or a model on the hub"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # that of `tokenizers` is no subclass
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"cannot load the tokenizer {name} ({reason[0]}): {advice}") from error
@@ -78,6 +78,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         raise UserError(f"the tokenizer {name} is not a fast one: {advice}")
     if Path(name).is_dir() and not (Path(name) / "tokenizer.json").exists():
         raise UserError(f"{name} has no tokenizer.json: {advice}")
+    if unknown := set(tokenizer.all_special_tokens) - set(tokenizer.get_vocab()):
+        raise UserError(f"the tokenizer {name} lacks its special tokens {listed(sorted(unknown))} itself: {advice}")
     return tokenizer
 
 

@@ -57,7 +57,7 @@ def test_token_ids_are_the_published_ones():
 
 @pytest.mark.parametrize("rate", [0, -0.1, 0.991, 1, math.nan, math.inf])
 def test_rates_that_mask_nothing_or_all_are_refused(rate):
-    with pytest.raises(UserError, match=r"mask rate must be above 0 and at most 0\.99"):
+    with pytest.raises(UserError, match=r"--mask-rate must be above 0 and at most 0\.99"):
         MaskedTask(SMALL, rate)
 
 

@@ -144,5 +144,5 @@ def test_a_student_with_another_mask_rate_than_its_teacher_is_told(tmp_path, cap
 def test_a_wrong_mask_rate_is_refused_before_anything_is_made(tmp_path, capsys, rate, teacher_of):
     for words in (TRAIN, [*DISTILL, "--methods", "ce", "--teacher", teacher_of(MLM)]):
         line = MLM.fail_in_one_line(capsys, *words, "--mask-rate", rate, "--out", tmp_path / "run")
-        assert "the mask rate must be above 0" in line
+        assert "--mask-rate must be above 0" in line
     assert files(tmp_path) == {}

@@ -13,7 +13,7 @@ from common.errors import UserError
 
 
 @settings(deadline=None)
-@given(st.integers(-5, 5), st.integers(-5, 5) | st.lists(st.integers(-5, 5)).map(tuple))
+@given(st.integers(-5, 5), st.integers(-5, 5) | st.lists(st.integers(-5, 5), min_size=1).map(tuple))
 def test_every_number_must_be_large_enough(least, value):
     arguments = SimpleNamespace(batch_size=value)
     numbers = value if isinstance(value, tuple) else (value,)
@@ -92,3 +92,8 @@ def test_threads_are_what_omp_num_threads_says_or_the_processors_allowed(monkeyp
 )
 def test_json_values_that_an_argument_can_have(value, hint, fits):
     assert is_of_type(value, hint) == fits
+
+
+def test_no_number_at_all_is_refused():
+    with pytest.raises(UserError, match=r"^--sizes is empty: give at least one number$"):
+        require_at_least(2, SimpleNamespace(sizes=()), "sizes")

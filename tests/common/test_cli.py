@@ -10,6 +10,7 @@ import torch
 from common.cli import command, command_line
 from common.errors import DivergedError, UserError
 from PCFG_mlm.train import train
+from tests.commands import fail_in_one_line
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,7 @@ from PCFG_mlm.train import train
             r"error: out of memory \(can't .*",
         ),
         (torch.OutOfMemoryError("CUDA"), 2, r"error: out of memory \(CUDA\): .*"),
+        (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"), 2, "error: No usable .*"),
         (KeyboardInterrupt(), 130, "interrupted: .*"),
     ],
 )
@@ -55,3 +57,15 @@ def test_a_command_leaves_anything_else_as_it_is(error):
 def test_the_command_line_is_that_of_the_root_wherever_it_was_started(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "smoke", "--seed", "1"])
     assert command_line(train) == ["python", "-m", "PCFG_mlm.train", "smoke", "--seed", "1"]
+
+
+def test_names_that_are_not_utf8_are_one_line(capsys):
+    line = fail_in_one_line(capsys, lambda: None, "--out", "runs/\udcff")
+    assert line == "error: runs/\\udcff is not UTF-8: rename it, or give another name"
+
+
+def test_a_message_does_not_change_what_a_terminal_shows(capsys):
+    def refuse():
+        raise UserError("\x1b[2J\u202ename\nof a file\r")
+
+    assert fail_in_one_line(capsys, refuse) == r"error: \x1b[2J\u202ename of a file"

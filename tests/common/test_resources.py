@@ -102,6 +102,14 @@ def test_what_a_run_has_saved_is_not_needed_again(tmp_path, monkeypatch):
     needs = Needs({}, {"checkpoints": 1_000})
     with pytest.raises(UserError, match="of disk"):
         require_resources(needs, [tmp_path], "cpu")
+    (tmp_path / "config.json").touch()
     (tmp_path / "checkpoint-5").mkdir()
     (tmp_path / "checkpoint-5" / "model.safetensors").write_bytes(bytes(900))
     assert require_resources(needs, [tmp_path], "cpu") == []
+
+
+def test_what_is_in_a_directory_that_is_no_run_is_not_counted(tmp_path):
+    (tmp_path / "large").write_bytes(bytes(1000))
+    assert resources._size(tmp_path) == 0
+    (tmp_path / "config.json").write_text("{}")
+    assert resources._size(tmp_path) == 1002

@@ -152,7 +152,7 @@ def test_the_default_positions_are_the_published_ones():
         ({"spacing": 0}, "positions are at least 1 apart"),
         ({"sizes": (1, 2)}, "n-grams have at least 2 tokens"),
         ({"sizes": ()}, "n-grams have at least 2 tokens"),
-        ({"spacing": 30}, "no sequence has a whole 5-gram around a multiple of 30: give a smaller spacing"),
+        ({"spacing": 30}, "no sequence has a whole 5-gram around a multiple of 30: give a smaller --spacing"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(arguments, message):

@@ -266,8 +266,8 @@ def test_a_damaged_tokenizer_is_one_line(blocks, tmp_path):
     [
         ({"length": 1}, "--length must be at least 2 tokens, got 1"),
         ({"held_out": 0}, "--held-out must be between 0 and 1, got 0"),
-        ({"corpora": ()}, "give one or more different corpora, not none"),
-        ({"corpora": ("docs", "docs")}, "give one or more different corpora, not docs, docs"),
+        ({"corpora": ()}, "--corpus must be one or more different corpora, not none"),
+        ({"corpora": ("docs", "docs")}, "--corpus must be one or more different corpora, not docs, docs"),
         ({"corpora": ("missing.txt",)}, r"missing\.txt is missing"),
         ({"vocabulary": 100}, "--vocabulary must be from 300 to 1,048,576, got 100"),
         ({"vocabulary": 10**20}, "--vocabulary must be from 300 to 1,048,576, got 1"),
