@@ -2,13 +2,13 @@
 
 import os
 import re
-from types import NoneType, UnionType
+from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from common.errors import UserError
 
 MAX_STEPS = 10**12
-"""Steps of a run, at most: more could not be counted in samples, nor ever be done."""
+"""Largest number of steps of a run, so that the number of samples fits into 64 bits."""
 
 
 def option_of(name: str) -> str:
@@ -67,7 +67,7 @@ def is_of_type(value: object, hint: Any) -> bool:
         return isinstance(value, list) and all(is_of_type(item, parts[0]) for item in value)
     if isinstance(value, bool) or hint is bool:
         return isinstance(value, bool) and hint is bool
-    return isinstance(value, (int, float) if hint is float else NoneType if hint is None else hint)
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def device_of(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:

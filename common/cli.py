@@ -26,9 +26,12 @@ NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST
 NO_TEMPORARY = "No usable temporary directory"
 """What Python says if there is no disk on which it can write a temporary file."""
 
-OUT_OF_MEMORY = "error: out of memory ({}): give smaller numbers; once it fits, rerun the command to resume"
+OUT_OF_MEMORY = (
+    "error: out of memory ({}): free some memory and rerun the command to resume, or start another run with a smaller "
+    "--batch-size or a larger --accumulate"
+)
 TORCH_OUT_OF_MEMORY = re.compile("^OutOfMemoryError|DefaultCPUAllocator: |std::bad_alloc")
-"""An error of torch, which has no class of its own on a CPU."""
+"""In the class or message of an error: memory ran out. On a CPU torch has no class for it."""
 
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 """In the message of a library in Rust, the number of an error of the file system."""
@@ -71,12 +74,15 @@ def command(main: Callable[[], object]) -> None:
     except Stopped as stopped:
         _exit(str(stopped), stopped.exit_code)
     except MemoryError as error:
-        _exit(OUT_OF_MEMORY.format(error), 2)
+        _exit(OUT_OF_MEMORY.format(str(error) or "Python"), 2)
     except KeyboardInterrupt:
         _exit("interrupted: rerun the command to resume from the last saved state", 130)
     except Exception as error:
         if TORCH_OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
-            _exit(OUT_OF_MEMORY.format(str(error).split("DefaultCPUAllocator: ")[-1].split(". ")[0]), 2)
+            _exit(
+                OUT_OF_MEMORY.format(str(error).split("DefaultCPUAllocator: ")[-1].split(". Error")[0].splitlines()[0]),
+                2,
+            )
         if match := RUST_ERROR.search(str(error)):  # `tokenizers` raises its errors of the file system as Exception
             _exit_for_disk(OSError(int(match[1]), os.strerror(int(match[1]))))
         raise

@@ -14,6 +14,8 @@ import psutil
 from common.errors import UserError, listed
 
 UNITS = ("kB", "MB", "GB", "TB", "PB")
+RESUME_STATE = "a resume state"
+SMALLER = "give a smaller --batch-size, a larger --accumulate or a smaller model"
 LARGE = 10**8
 """Bytes of memory or disk from which on a command says what it needs."""
 
@@ -22,8 +24,6 @@ STATE = 16
 """Bytes per parameter: the weight, its gradient and Adam's two moments."""
 SAVED = 12
 """Bytes per parameter in a resume state: the weight and the moments."""
-ACTIVATIONS = 48
-"""Bytes per token, block and dimension of the hidden state that the backward pass needs, at least, in float32."""
 TOKEN = 24
 """Bytes per token of a batch: three tensors of 64-bit integers."""
 
@@ -34,6 +34,8 @@ class Needs:
 
     memory: Mapping[str, int]
     """Where the model is: on a GPU, the GPU's."""
+    host: Mapping[str, int]
+    """In the host's memory, wherever the model is."""
     disk: Mapping[str, int]
 
 
@@ -41,44 +43,52 @@ def transformer_needs(
     *,
     layers: int,
     hidden: int,
+    feed_forward: int,
     vocabulary: int,
     positions: int,
     batch_tokens: float,
     evaluation_tokens: float,
     checkpoints: int,
+    half: bool = False,
 ) -> Needs:
-    """What training one Transformer in float32 needs at least.
+    """What training one Transformer needs at least, in each process.
 
     Args:
         layers: blocks.
-        hidden: dimensions of the hidden state; the feed-forward layers have four times as many.
+        hidden: dimensions of the hidden state.
+        feed_forward: width of the feed-forward layers; 0 if there are none.
         vocabulary: number of token ids.
         positions: of the position embedding.
-        batch_tokens: tokens that are computed at a time.
+        batch_tokens: tokens that a process computes at a time.
         evaluation_tokens: tokens of all evaluation samples.
         checkpoints: number that will be saved.
+        half: whether activations are in bfloat16, the weights being in float32.
     """
-    parameters = hidden * (layers * (12 * hidden + 13) + vocabulary + positions)
+    parameters = hidden * (layers * (4 * hidden + 2 * feed_forward) + vocabulary + positions)
+    activations = (2 if half else 4) * (4 * hidden + 2 * feed_forward)
     return Needs(
         memory={
             "weights and their optimiser": STATE * parameters,
-            "a resume state": SAVED * parameters,
-            "a batch": int(batch_tokens * (ACTIVATIONS * hidden * layers + TOKEN)),
-            "evaluation data": int(evaluation_tokens * TOKEN),
+            "a batch": int(batch_tokens * (activations * layers + TOKEN)),
         },
-        disk={"checkpoints": 4 * parameters * checkpoints, "a resume state": SAVED * parameters},
+        host={RESUME_STATE: SAVED * parameters, "evaluation data": int(evaluation_tokens * TOKEN)},
+        disk={"checkpoints": 4 * parameters * checkpoints, RESUME_STATE: SAVED * parameters},
     )
 
 
 def one_after_another(needs: Sequence[Needs]) -> Needs:
-    """What commands need that run one after another: the memory of the largest, and the disk of all."""
-    largest = max(needs, key=lambda each: sum(each.memory.values()))
-    return Needs(largest.memory, _added([each.disk for each in needs]))
+    """What runs need that are trained one after another: the memory of the largest, and the disk of all."""
+    largest = max(needs, key=lambda each: sum(each.memory.values()) + sum(each.host.values()))
+    return Needs(largest.memory, largest.host, _added([each.disk for each in needs]) | _largest_state(needs, "disk"))
 
 
 def together(needs: Sequence[Needs]) -> Needs:
-    """What is needed for several things at a time."""
-    return Needs(_added([each.memory for each in needs]), _added([each.disk for each in needs]))
+    """What runs need that are trained at the same time; their resume states are made one at a time."""
+    return Needs(
+        _added([each.memory for each in needs]),
+        _added([each.host for each in needs]) | _largest_state(needs, "host"),
+        _added([each.disk for each in needs]),
+    )
 
 
 def _added(parts: Sequence[Mapping[str, int]]) -> dict[str, int]:
@@ -86,25 +96,36 @@ def _added(parts: Sequence[Mapping[str, int]]) -> dict[str, int]:
     return {name: sum(part.get(name, 0) for part in parts) for name in names}
 
 
+def _largest_state(needs: Sequence[Needs], where: str) -> dict[str, int]:
+    return {RESUME_STATE: max(getattr(each, where).get(RESUME_STATE, 0) for each in needs)}
+
+
 def require_resources(needs: Needs, directories: Sequence[Path], device: str) -> list[str]:
     """Refuse a command that needs more than there is.
 
     Args:
-        needs: of the command.
+        needs: of the command, in each of its processes.
         directories: of its runs, at least one, all on one disk; what they already hold is part of what is needed.
-        device: whose memory is needed.
+        device: of the models.
 
     Returns:
-        A line on what is needed, if that is much, or nothing.
+        One line, or an empty list if less than `LARGE` is needed.
 
     Raises:
         UserError: says how much is needed, for what, and how much there is.
     """
-    memory, limit = free_gpu_memory() if device.startswith("cuda") else free_memory()
+    on_gpu = device.startswith("cuda")
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    in_each = needs.host if on_gpu else _added([needs.memory, needs.host])
+    host = {name: processes * size for name, size in in_each.items()}
+    memory, where = free_memory()
+    _require("memory", host, memory, where, SMALLER)
+    if on_gpu:
+        _require("GPU memory", needs.memory, *free_gpu_memory(device), SMALLER)
     disk = free_disk(directories[0]) + sum(map(_size, directories))
-    _require("memory", needs.memory, memory, limit)
-    _require("disk", needs.disk, disk, f"on the disk of {directories[0]}")
-    memory_needed, disk_needed = sum(needs.memory.values()), sum(needs.disk.values())
+    advice = "free some space, give a larger --checkpoint-every, or --out on another disk"
+    _require("disk", needs.disk, disk, f"on the disk of {directories[0]}", advice)
+    memory_needed, disk_needed = sum(host.values()), sum(needs.disk.values())
     if max(memory_needed, disk_needed) < LARGE:
         return []
     return [
@@ -123,17 +144,17 @@ def require_memory(parts: Mapping[str, int]) -> None:
         UserError: says how much is needed, for what, and how much there is.
     """
     if sum(parts.values()) > LARGE // 16:
-        _require("memory", parts, *free_memory())
+        _require("memory", parts, *free_memory(), "give smaller numbers")
 
 
-def _require(what: str, parts: Mapping[str, int], free: int, where: str) -> None:
+def _require(what: str, parts: Mapping[str, int], free: int, where: str, advice: str) -> None:
     total = sum(parts.values())
     if total > free:
         large = sorted((name for name in parts if parts[name] > total / 100), key=lambda name: -parts[name])
         raise UserError(
             f"this needs at least {size_text(total)} of {what} "
             f"({listed(f'{name} {size_text(parts[name])}' for name in large)}), "
-            f"but {size_text(free)} are free {where}: give smaller numbers"
+            f"but {size_text(free)} are free {where}: {advice}"
         )
 
 
@@ -150,11 +171,11 @@ def free_memory() -> tuple[int, str]:
     return max(amount, 0), where
 
 
-def free_gpu_memory() -> tuple[int, str]:
-    """Bytes that are free on the current GPU, and words for where."""
+def free_gpu_memory(device: str) -> tuple[int, str]:
+    """Bytes that are free on a GPU, and words for where."""
     import torch  # slow, and not needed by the other functions
 
-    return torch.cuda.mem_get_info()[0], "on the GPU"
+    return torch.cuda.mem_get_info(torch.device(device))[0], f"on {device}"
 
 
 def free_disk(directory: Path) -> int:
@@ -194,7 +215,7 @@ def _control_group_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path(
             for group in (folder, *folder.parents):
                 limit, used = (_number(group / name) for name in names)
                 if limit is not None and used is not None:
-                    free.append(limit - used + _cache(group / "memory.stat"))
+                    free.append(limit - used + _reclaimable(group / "memory.stat"))
                 if group == root:
                     break
     return free
@@ -210,7 +231,7 @@ def _number(file: Path) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def _cache(file: Path) -> int:
-    """Bytes of files in a group's memory that are freed when they are needed."""
+def _reclaimable(file: Path) -> int:
+    """Bytes of cached files in a group's memory, which the kernel frees when memory is short."""
     words = [line.split() for line in file.read_text().splitlines()] if os.access(file, os.R_OK) else []
     return next((int(number) for name, number in words if name in ("inactive_file", "total_inactive_file")), 0)

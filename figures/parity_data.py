@@ -162,7 +162,7 @@ def _monomials(teacher: FoundRun, trained: Sequence[FoundRun]) -> Part:
         if run is teacher or _trajectory(run) != _trajectory(teacher) or (path := probe_file(run, "monomials")) is None:
             continue
         probe = probe_content(path)
-        if probe["settings"] == own["settings"]:
+        if probe.get("settings") == own.get("settings"):
             entries |= {entry["step"]: entry for entry in probe["checkpoints"]}
             commands += [run.argv, probe.get("argv", ())]
     in_order = [entries[step] for step in sorted(entries)]

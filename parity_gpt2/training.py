@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from common.parity.engine import Engine
 from common.parity.frozen import frozen_logits
 from common.parity.networks import Network
-from common.parity.training import Setting
+from common.parity.training import Setting, least_checkpoints
 from common.resources import Needs, transformer_needs
-from common.runs.checkpoints import number_of_checkpoints
 from common.runs.processes import Processes
 from parity_gpt2.arguments import Arguments, check
 from parity_gpt2.engine import AdamSettings, TransformerEngine
@@ -42,17 +41,20 @@ def training_engine(
     return TransformerEngine(networks, arguments.d, settings)
 
 
-def needs(arguments: Arguments, heads: int) -> Needs:
-    """The memory and disk for one network."""
-    tokens = arguments.d + arguments.class_token
+def needs(arguments: Arguments, heads: int, processes: Processes) -> Needs:
+    """The memory and disk for one network, whose last block is computed at the last position only."""
+    tokens, hidden = arguments.d + arguments.class_token, heads * arguments.head_dim
+    samples = arguments.batch_size / (arguments.accumulate * processes.count)
     return transformer_needs(
         layers=arguments.layers,
-        hidden=heads * arguments.head_dim,
+        hidden=hidden,
+        feed_forward=0 if arguments.feed_forward == "skip" else 4 * hidden,
         vocabulary=arguments.labels,
         positions=arguments.positions or tokens,
-        batch_tokens=arguments.batch_size / arguments.accumulate * tokens,
+        batch_tokens=samples * tokens * (arguments.layers - 1) / arguments.layers,
         evaluation_tokens=0,  # they are unpacked a few at a time
-        checkpoints=number_of_checkpoints(arguments.steps, arguments.checkpoint_every, arguments.checkpoint_from),
+        checkpoints=least_checkpoints(arguments),
+        half=arguments.precision == "bf16",
     )
 
 

@@ -11,9 +11,8 @@ from common.parity.engine import Engine
 from common.parity.frozen import Logits
 from common.parity.mlp import MODEL_TYPE
 from common.parity.networks import Network
-from common.parity.training import Setting
-from common.resources import Needs
-from common.runs.checkpoints import number_of_checkpoints
+from common.parity.training import Setting, least_checkpoints
+from common.resources import RESUME_STATE, Needs
 from common.runs.processes import Processes
 from parity_mlp.arguments import Arguments
 from parity_mlp.models import new_network
@@ -45,20 +44,17 @@ def frozen_logits(network: Network, d: int, device: str, precision: Precision = 
     return partial(make_engine([network.tensors], device, 1, worker_threads()).logits, 0)
 
 
-def needs(arguments: Arguments, width: int) -> Needs:
-    """The memory and disk for one network: of its weights there are several copies, as they are drawn,
-    trained and saved."""
+def needs(arguments: Arguments, width: int, processes: Processes) -> Needs:
+    """The memory and disk for one network: of its weights there are several copies, as they are drawn and trained."""
     number = 8 if arguments.dtype == "float64" else 4
     d, layers, classes = arguments.d, arguments.layers, arguments.labels
     parameters = width * (d + 1 + classes) + classes + (layers - 1) * width * (width + 1)
-    checkpoints = number_of_checkpoints(arguments.steps, arguments.checkpoint_every, arguments.checkpoint_from)
-    memory = {
-        "weights": 4 * number * parameters,
-        "a resume state": number * parameters,
-        "a batch": 3 * number * arguments.batch_size * (d + layers * width),
-    }
-    disk = {"checkpoints": number * parameters * checkpoints, "a resume state": number * parameters}
-    return Needs(memory, disk)
+    weights = number * parameters
+    return Needs(
+        memory={"weights": 4 * weights, "a batch": number * arguments.batch_size * (d + (layers + 2) * width)},
+        host={RESUME_STATE: weights},
+        disk={"checkpoints": weights * least_checkpoints(arguments), RESUME_STATE: weights},
+    )
 
 
 SETTING = Setting(

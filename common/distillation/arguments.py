@@ -77,7 +77,7 @@ class DistillationArguments:
     """Weight of KL(teacher || mixture) in the Jensen-Shannon divergence."""
 
     def __post_init__(self) -> None:
-        """Replace the old name of a method, and write every step in the same way."""
+        """Replace the old name of a method, and write the steps in `checkpoint` without leading zeros."""
         methods = tuple("custom" if method == "explicit" else method for method in self.methods)
         checkpoint = tuple(str(int(name)) if name.isdecimal() else name for name in self.checkpoint)
         object.__setattr__(self, "methods", methods)
@@ -156,7 +156,8 @@ def with_task_of(
     """
     if teacher is None or not argv:
         return arguments
-    given = {word.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for word in argv}
+    options = [word.split("=")[0] for word in argv if word.startswith("--")]
+    given = {option.removeprefix("--").removeprefix("no-").replace("-", "_") for option in options}
     hints = get_type_hints(type(arguments))
     taken: dict[str, Any] = {}
     for name in [name for name in names if name in teacher["arguments"] and not {name, BELONGS_TO.get(name)} & given]:

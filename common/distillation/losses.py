@@ -138,7 +138,7 @@ def _largest(values: Tensor, count: int) -> Tensor:
     """True at the `count` largest of `values` along the last dimension; of ties, at the first."""
     least = values.topk(count).values[..., -1:]
     above, ties = values > least, values == least
-    return above | ties & (ties.cumsum(-1) <= count - above.sum(-1, keepdim=True))
+    return above | ties & (ties.cumsum(-1, dtype=torch.int32) <= count - above.sum(-1, keepdim=True))
 
 
 def one_hot_probabilities(labels: Tensor, classes: int, temperature: float | Tensor) -> Tensor:

@@ -200,14 +200,14 @@ class RunTrainer(ProgressiveDistillationTrainer):
         Raises:
             UserError: the state is damaged, or the model, the teacher, the data or an argument is not that of the run.
         """
-        if self.is_world_process_zero():
-            named = {checkpoint for _, _, checkpoint in spans(self.segments, 0, self.args.max_steps)}
-            used = {step for step in self._teacher.steps if step in named or not self._schedule_is_fixed}
-            self.run.keep_teacher(self._teacher.digests(used))
-        with self.args.main_process_first(local=False):
+        named = {checkpoint for _, _, checkpoint in spans(self.segments, 0, self.args.max_steps)}
+        used = {step for step in self._teacher.steps if step in named or not self._schedule_is_fixed}
+        digests = self._teacher.digests(used)
+        with self.args.main_process_first(local=False):  # what one of them refuses, all of them do
             resume = load_resume(self.run.directory)
             if resume:
                 require_same_training(self.run.directory, resume.state.get("training", {}), self.training_facts())
+            self.run.keep_teacher(digests)
             if self.is_world_process_zero():
                 self.run.rewind(resume)
         self.records = self.run.records()

@@ -121,7 +121,7 @@ def trajectory_warnings(checkpoints: Sequence[Checkpoint], trust: bool) -> list[
 
 
 def print_notes(lines: Sequence[str]) -> None:
-    """Print lines about the training that begins on stderr, like the progress."""
+    """Print notes on the training that is about to start, on stderr like the progress."""
     sys.stderr.write("".join(f"{line}\n" for line in lines))
 
 

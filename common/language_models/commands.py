@@ -26,7 +26,7 @@ from common.language_models.training import processes_of, train_to_end, trainer_
 from common.resources import Needs, one_after_another, require_resources, transformer_needs
 from common.runs.checkpoints import number_of_checkpoints
 from common.runs.names import EXECUTION_ARGUMENTS, ROOT, RUNS, default_name
-from common.runs.processes import open_shared_run
+from common.runs.processes import Processes, open_shared_run
 from common.runs.run import Run
 from common.teachers.discovery import Checkpoint, find_checkpoints, local_path
 from common.teachers.objective import objective_of
@@ -56,7 +56,7 @@ def train(
     task = task_of(arguments, setting)  # may take minutes; what needs no data has been checked
     batches = setting.training_batches(arguments, task, arguments.steps, arguments.seed)
     if arguments.force or not Run(directory).complete:
-        needs = _needs(arguments, task, arguments.heads, arguments.steps)
+        needs = _needs(arguments, task, arguments.heads, arguments.steps, processes_of(trainer_args))
         notes = require_resources(needs, [directory], trainer_args.device.type)
         if processes_of(trainer_args).first:
             print_notes(notes)
@@ -99,7 +99,13 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
         supervised = supervision(student, steps, teacher, directory, None, lambda record: record["loss"])
         students.append((student, run_directory, trainer_args, supervised))
 
-    task = task_of(arguments, setting)  # may take minutes; what needs no data has been checked
+    try:
+        task = task_of(arguments, setting)  # may take minutes; what needs no data has been checked
+    except UserError as error:
+        if own is None:
+            raise
+        source = directory / "config.json"
+        raise UserError(f"{error} (what the command does not say of the task is from {source})") from error
     teacher_id, notes = None, []
     if own is not None:
         _check_data(arguments, setting, task, directory, own)
@@ -110,13 +116,18 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
         batches.append(setting.training_batches(student, task, student.steps[0], student.stream_seed))
     unfinished = [(student, place) for student, place, *_ in students if arguments.force or not Run(place).complete]
     if unfinished:
-        needs = [_needs(student, task, *student.student_heads, *student.steps) for student, _ in unfinished]
+        processes = processes_of(trainer_args)
+        needs = [
+            _needs(student, task, student.student_heads[0], student.steps[0], processes) for student, _ in unfinished
+        ]
         places = [place for _, place in unfinished]
         notes += require_resources(one_after_another(needs), places, trainer_args.device.type)
     used = used_checkpoints((student, supervised, student.steps[0]) for student, _, _, supervised in students)
     last = (used or teacher)[-1]
     setting.load_model(local_path(last), task)
     notes += [*setting.notes(local_path(last), task), *trajectory_warnings(used, arguments.trust_trajectory)]
+    if not used and unfinished and processes_of(trainer_args).first:
+        print_notes(notes)
     is_reported = not used
     diverged: list[DivergedError] = []
     for (student, run_directory, trainer_args, supervised), own_batches in zip(students, batches, strict=True):
@@ -127,8 +138,9 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
         with open_shared_run(run_directory, config, processes, setting=setting.name, **options) as run:
             if not (run.complete or is_reported):
                 is_reported = True
+                report = _report(last, task, arguments, setting, trainer_args.device)  # may raise, in every process
                 if processes.first:
-                    print_notes([*notes, _report(last, task, arguments, setting, trainer_args.device)])
+                    print_notes([*notes, report])
             try:
                 train_to_end(student, setting, run, trainer_args, task, own_batches, heads, seed, supervised)
             except DivergedError as divergence:
@@ -146,16 +158,20 @@ def _report(
     return report_on(model, teacher, held_out, objective_of(model), device)
 
 
-def _needs(arguments: TrainArguments | DistillArguments, task: Task, heads: int, steps: int) -> Needs:
+def _needs(
+    arguments: TrainArguments | DistillArguments, task: Task, heads: int, steps: int, processes: Processes
+) -> Needs:
     """What training one model needs."""
     return transformer_needs(
         layers=arguments.layers,
         hidden=heads * arguments.head_dim,
+        feed_forward=4 * heads * arguments.head_dim,
         vocabulary=task.vocabulary,
         positions=task.positions,
-        batch_tokens=arguments.batch_size / arguments.accumulate * task.expected_length,
+        batch_tokens=arguments.batch_size / (arguments.accumulate * processes.count) * task.expected_length,
         evaluation_tokens=arguments.eval_samples * task.expected_length,
         checkpoints=number_of_checkpoints(steps, arguments.checkpoint_every),
+        half=arguments.precision == "bf16",
     )
 
 

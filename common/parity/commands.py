@@ -52,7 +52,7 @@ def train(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: Se
     processes, device = join_processes(arguments.device)
     setting.check_processes(arguments, processes)
     if arguments.force or not Run(directory).complete:
-        network_needs = setting.needs(arguments, getattr(arguments, setting.size))
+        network_needs = setting.needs(arguments, getattr(arguments, setting.size), processes)
         needs = together([network_needs, data_needs(arguments, task)])
         notes = require_resources(needs, [directory], device)
         if processes.first:
@@ -107,7 +107,9 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
     places = [(student, _run_directory(arguments, student, presets, setting)) for student, _ in prepared]
     unfinished = [(student, place) for student, place in places if arguments.force or not Run(place).complete]
     if unfinished:
-        network_needs = [setting.needs(student, getattr(student, setting.sizes)[0]) for student, _ in unfinished]
+        network_needs = [
+            setting.needs(student, getattr(student, setting.sizes)[0], processes) for student, _ in unfinished
+        ]
         needs = together([*network_needs, data_needs(arguments, task)])
         notes += require_resources(needs, [place for _, place in unfinished], device)
     with ExitStack() as stack:
@@ -120,8 +122,8 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
             if run.complete:
                 processes.print(f"{run.directory} is complete")
                 continue
-            if processes.first:
-                needed = used_checkpoints([(student, supervised, student.steps)])
+            needed = used_checkpoints([(student, supervised, student.steps)])
+            with processes.main_process_first():  # what one of them refuses, all of them do
                 run.keep_teacher({str(checkpoint.step): digests[str(checkpoint.step)] for checkpoint in needed})
             initial = setting.new_network(student, getattr(student, setting.sizes)[0], student.seeds[0])
             students.append(Student(run, supervised, initial, student.lr[0]))

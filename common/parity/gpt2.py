@@ -136,7 +136,7 @@ def shape_of(config: Mapping[str, Any], file: object = "config.json") -> Shape:
         file: its name, for messages.
 
     Raises:
-        UserError: it does not belong to a GPT-2, has an entry that cannot be, or describes an unknown variant.
+        UserError: it does not belong to a GPT-2, has an invalid entry, or describes an unknown variant.
     """
     if config.get("model_type") != MODEL_TYPE:
         raise UserError(f"{file}: a {config.get('model_type')!r} model is not a {MODEL_TYPE!r} model")

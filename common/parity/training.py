@@ -28,7 +28,7 @@ from common.parity.networks import Network
 from common.parity.students import Student, Teachers
 from common.parity.task import ParityTask, task_of
 from common.resources import Needs
-from common.runs.checkpoints import save_checkpoint
+from common.runs.checkpoints import number_of_checkpoints, save_checkpoint
 from common.runs.processes import Processes
 from common.runs.progress import RemainingTime, progress
 from common.runs.resume import ResumeClock, add_resume, keep_resume, load_resume, resume_steps
@@ -57,8 +57,8 @@ class Setting:
     """From networks, new or resumed, the arguments, the seed of dropout, the device and the processes."""
     frozen_logits: Callable[..., Logits]
     """The logits of any network, of this setting or another; arguments as `common.parity.frozen.frozen_logits`."""
-    needs: Callable[[Any, int], Needs]
-    """Memory and disk for one network, from the arguments and its size."""
+    needs: Callable[[Any, int, Processes], Needs]
+    """Memory and disk for one network, from the arguments, its size and the processes."""
     precision: Callable[[Any], Precision] = lambda arguments: "float32"
     """In which a run computes its teacher's logits."""
     check: Callable[[Any], None] = lambda arguments: None
@@ -242,7 +242,15 @@ def data_needs(arguments: Arguments, task: ParityTask) -> Needs:
     sample = 8 * (task.words + 1 + task.classes)
     steps = max(1, RANGE_STEPS // arguments.batch_size)
     data = {"samples": (steps * arguments.batch_size + arguments.eval_samples) * sample}
-    return Needs(data, {})
+    return Needs({}, data, {})
+
+
+def least_checkpoints(arguments: Arguments) -> int:
+    """How many checkpoints a run saves at least; adaptive ones only at evaluations."""
+    every, evaluated = arguments.checkpoint_every, arguments.eval_every
+    if arguments.adaptive_checkpoints and every > 0:
+        every = -(-every // evaluated) * evaluated
+    return number_of_checkpoints(arguments.steps, every, arguments.checkpoint_from)
 
 
 def adaptive_checkpoints(evaluations: Sequence[tuple[int, float]], longest: int) -> list[int]:

@@ -234,7 +234,8 @@ def _needs(arguments: ExportArguments, grammar: Grammar) -> Needs:
     files = -(-arguments.sentences // arguments.shard) - (-arguments.validation // arguments.shard)
     together = min(ROW_GROUP, max(arguments.sentences, arguments.validation))
     return Needs(
-        memory={f"{together:,} sentences": int(together * tokens * (1 + 3 * LEVELS * arguments.trees))},
+        memory={},
+        host={f"{together:,} sentences": int(together * tokens * (1 + 3 * LEVELS * arguments.trees))},
         disk={f"{sentences:,} sentences": int(sentences * tokens / 8), f"{files:,} files": SMALLEST_FILE * files},
     )
 

@@ -201,15 +201,5 @@ def write_probe(arguments: ProbedArguments, path: Path, content: Mapping[str, An
         write_file(path, json.dumps(content).encode())
 
 
-def _measured(content: Mapping[str, Any], path: Path) -> dict[int, dict[str, Any]]:
-    """The entries of a probe's file by step."""
-    entries = content.get("checkpoints")
-    if not isinstance(entries, list) or not all(
-        isinstance(entry, dict) and isinstance(entry.get("step"), int) for entry in entries
-    ):
-        raise UserError(f"{path} is damaged: remove it, and it is measured again")
-    return {entry["step"]: entry for entry in entries}
-
-
 def _flags(names: Iterable[str]) -> str:
     return listed(option_of(name) for name in names)

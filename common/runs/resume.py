@@ -130,19 +130,24 @@ def load_resume(run: Path, step: int | None = None) -> Resume | None:
     """The resume state of `step`, by default the newest; None if there is no complete one.
 
     Raises:
-        UserError: one of its files is damaged or of another step, or the records or the checkpoints up to this step are
+        UserError: there are only incomplete states, one of its files is damaged or of another step, or the records or the checkpoints up to this step are
             not those that the run had when it was saved.
     """
     steps = resume_steps(run)
+    if not steps and (incomplete := _resume_directories(run)):
+        raise UserError(f"{incomplete[0]} lacks state.json or tensors.safetensors: restore it, or {ADVICE}")
     if not steps or step not in (None, *steps):
         return None
     chosen = run / "resume" / str(steps[-1] if step is None else step)
     facts = read_json(chosen / "state.json", ADVICE)
-    if facts.pop("digest", None) != digest_of(facts) or facts["step"] != int(chosen.name):
-        raise UserError(f"{chosen / 'state.json'} is damaged: {ADVICE}")
-    with (chosen / "tensors.safetensors").open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != facts["tensors"]:
-            raise UserError(f"{file.name} is damaged: {ADVICE}")
+    file = chosen / "state.json"
+    if "digest" not in facts:
+        raise UserError(f"{file} was written by an earlier version: finish the run with that, or {ADVICE}")
+    if facts.pop("digest") != digest_of(facts) or facts["step"] != int(chosen.name):
+        raise UserError(f"{file} is damaged: {ADVICE}")
+    with (chosen / "tensors.safetensors").open("rb") as opened:
+        if hashlib.file_digest(opened, "sha256").hexdigest() != facts["tensors"]:
+            raise UserError(f"{opened.name} is damaged: {ADVICE}")
     length = facts["records"]["length"]
     if hashlib.sha256(_records(run)[:length]).hexdigest() != facts["records"]["digest"]:
         raise UserError(f"{run / 'metrics.jsonl'} has lost records or was edited: {ADVICE}")

@@ -138,7 +138,7 @@ class Run:
             self.tracker.log(dict(record), step=record["step"])
 
     def rewind(self, resume: Resume | None) -> None:
-        """Drop all records, checkpoints and states since a resume state; without one, all that there are.
+        """Drop the records, checkpoints and states after a resume state, or all of them if there is none.
 
         The tracker gets the records that are kept.
         """

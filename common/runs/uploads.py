@@ -81,7 +81,7 @@ def _locked(run: Run) -> Any:
 def _upload_of(run: Run, group: str | None) -> _Upload:
     arguments = run.config["arguments"]
     if "id" not in run.config:
-        raise UserError(f"{run.directory / 'config.json'} has no id, by which wandb knows the run: add one")
+        raise UserError(f"{run.directory / 'config.json'} has no id, by which wandb knows the run: add 16 hex digits")
     own_group = arguments.get("preset") if "methods" in arguments else None  # as distill.py
     group = group or os.environ.get("WANDB_RUN_GROUP") or own_group
     return _Upload(run, group, run.records(), run.summary if run.complete else None)

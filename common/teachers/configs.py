@@ -79,7 +79,7 @@ def config_of(values: Mapping[str, Any], file: object, own: Mapping[str, bool] =
         own: entries that the configurations of this model type lack, with defaults; the result has them as attributes.
 
     Raises:
-        UserError: the model type is unknown or an encoder-decoder, or an entry is not what it can be: the message names
+        UserError: the model type is unknown or an encoder-decoder, or an entry is invalid: the message names
             the file and the entry.
     """
     kind = values.get("model_type")

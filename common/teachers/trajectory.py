@@ -94,8 +94,16 @@ def read_contents(checkpoints: Sequence[Checkpoint], full: bool = False) -> list
 
 
 def checkpoint_digests(checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
-    """A digest of each checkpoint's config and weights, by its step as text; of local weights, of samples of them."""
-    known = {str(entry.step): [_architecture(entry), entry.digests] for entry in read_contents(checkpoints)}
+    """A digest of each checkpoint's config and weights, by its step as text; of local weights, of samples of them.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    contents = read_contents(checkpoints)
+    for entry in contents:
+        if entry.problem:
+            raise UserError(f"step {entry.step}: {entry.problem}")
+    known = {str(entry.step): [_architecture(entry), entry.digests] for entry in contents}
     return {step: digest_of([sorted(part.items()) for part in parts]) for step, parts in known.items()}
 
 

@@ -114,7 +114,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file by name, in the order of their positions, without their values.
 
     Raises:
-        UserError: the file is truncated or damaged, or its header is not true: names that occur twice, positions that
+        UserError: the file is truncated or damaged, or its header is inconsistent: names that occur twice, positions that
             overlap or leave gaps, a shape that does not have the tensor's bytes.
     """
     with path.open("rb") as file:
@@ -169,6 +169,8 @@ def _stored(path: Path, data: int, name: str, entry: Mapping[str, Any]) -> Store
     name.encode()  # raises UnicodeEncodeError, a ValueError, for half a surrogate pair
     is_list = isinstance(shape, list) and isinstance(entry["data_offsets"], list)
     if not is_list or not isinstance(dtype, str) or not all(type(n) is int and n >= 0 for n in (begin, end, *shape)):
+        raise ValueError(name)
+    if math.prod(max(n, 1) for n in shape) >= 2**60:  # also of an empty tensor
         raise ValueError(name)
     return StoredTensor(path, data + begin, data + end, dtype, tuple(shape))
 
