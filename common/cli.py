@@ -79,10 +79,8 @@ def command(main: Callable[[], object]) -> None:
         _exit("interrupted: rerun the command to resume from the last saved state", 130)
     except Exception as error:
         if TORCH_OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
-            _exit(
-                OUT_OF_MEMORY.format(str(error).split("DefaultCPUAllocator: ")[-1].split(". Error")[0].splitlines()[0]),
-                2,
-            )
+            reason = str(error).split("DefaultCPUAllocator: ")[-1].partition(". Error")[0]
+            _exit(OUT_OF_MEMORY.format(reason.splitlines()[0]), 2)
         if match := RUST_ERROR.search(str(error)):  # `tokenizers` raises its errors of the file system as Exception
             _exit_for_disk(OSError(int(match[1]), os.strerror(int(match[1]))))
         raise

@@ -39,12 +39,17 @@ class Processes:
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """The first process executes the body before the others begin it, and then waits for them."""
+        """The first process executes the body before the others begin it, and then waits for them.
+
+        If it raises in the first process, the others execute it all the same, so that they can raise as well.
+        """
         if not self.first:
             torch.distributed.barrier()
-        yield
-        if self.first and self.count > 1:
-            torch.distributed.barrier()
+        try:
+            yield
+        finally:
+            if self.first and self.count > 1:
+                torch.distributed.barrier()
         if self.count > 1:
             torch.distributed.barrier()
 

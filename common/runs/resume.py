@@ -130,8 +130,8 @@ def load_resume(run: Path, step: int | None = None) -> Resume | None:
     """The resume state of `step`, by default the newest; None if there is no complete one.
 
     Raises:
-        UserError: there are only incomplete states, one of its files is damaged or of another step, or the records or the checkpoints up to this step are
-            not those that the run had when it was saved.
+        UserError: there are only incomplete ones, a file is damaged or of another step, or the records or the
+            checkpoints up to this step are not those that the run had when it was saved.
     """
     steps = resume_steps(run)
     if not steps and (incomplete := _resume_directories(run)):
@@ -142,7 +142,7 @@ def load_resume(run: Path, step: int | None = None) -> Resume | None:
     facts = read_json(chosen / "state.json", ADVICE)
     file = chosen / "state.json"
     if "digest" not in facts:
-        raise UserError(f"{file} was written by an earlier version: finish the run with that, or {ADVICE}")
+        raise UserError(f"{file} is damaged, or an earlier version wrote it: {ADVICE}")
     if facts.pop("digest") != digest_of(facts) or facts["step"] != int(chosen.name):
         raise UserError(f"{file} is damaged: {ADVICE}")
     with (chosen / "tensors.safetensors").open("rb") as opened:

@@ -114,8 +114,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file by name, in the order of their positions, without their values.
 
     Raises:
-        UserError: the file is truncated or damaged, or its header is inconsistent: names that occur twice, positions that
-            overlap or leave gaps, a shape that does not have the tensor's bytes.
+        UserError: the file is truncated or damaged, or its header is inconsistent: names that occur twice, positions
+            that overlap or leave gaps, a shape that does not have the tensor's bytes.
     """
     with path.open("rb") as file:
         return header_of(file, path)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -9,7 +10,17 @@ from hypothesis import given, strategies as st
 
 from common import resources
 from common.errors import UserError
-from common.resources import Needs, free_disk, free_memory, one_after_another, require_resources, size_text, together
+from common.parity.training import least_checkpoints
+from common.resources import (
+    RESUME_STATE,
+    Needs,
+    free_disk,
+    free_memory,
+    one_after_another,
+    require_resources,
+    size_text,
+    together,
+)
 from common.runs.checkpoints import number_of_checkpoints
 
 GIGABYTE = 10**9
@@ -66,9 +77,43 @@ def test_number_of_checkpoints(steps, every, first):
 
 
 def test_needs_of_several_networks():
-    one, other = Needs({"weights": 4}, {"checkpoints": 2}), Needs({"weights": 3, "data": 5}, {"checkpoints": 7})
-    assert together([one, other]) == Needs({"weights": 7, "data": 5}, {"checkpoints": 9})
-    assert one_after_another([one, other]) == Needs({"weights": 3, "data": 5}, {"checkpoints": 9})
+    one = Needs({"weights": 4}, {RESUME_STATE: 3}, {"checkpoints": 2, RESUME_STATE: 3})
+    other = Needs({"weights": 3, "data": 5}, {RESUME_STATE: 2}, {"checkpoints": 7, RESUME_STATE: 2})
+    assert together([one, other]) == Needs(
+        {"weights": 7, "data": 5}, {RESUME_STATE: 3}, {"checkpoints": 9, RESUME_STATE: 5}
+    )
+    assert one_after_another([one, other]) == Needs(other.memory, other.host, {"checkpoints": 9, RESUME_STATE: 3})
+
+
+def test_a_process_on_a_cpu_needs_its_own_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(resources, "free_memory", lambda: (7, "on this machine"))
+    needs = Needs({"weights": 2}, {"samples": 1}, {})
+    for processes in (1, 2):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert require_resources(needs, [tmp_path], "cpu") == []
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="at least 9 bytes of memory"):
+        require_resources(needs, [tmp_path], "cpu")
+
+
+def test_on_a_gpu_the_model_and_the_data_need_memory_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(resources, "free_memory", lambda: (5, "on this machine"))
+    monkeypatch.setattr(resources, "free_gpu_memory", lambda device: (6, f"on {device}"))
+    assert require_resources(Needs({"weights": 6}, {"samples": 5}, {}), [tmp_path], "cuda:1") == []
+    with pytest.raises(UserError, match=r"7 bytes of GPU memory .* free on cuda:1: give a smaller --batch-size"):
+        require_resources(Needs({"weights": 7}, {"samples": 5}, {}), [tmp_path], "cuda:1")
+    with pytest.raises(UserError, match=r"6 bytes of memory .* free on this machine"):
+        require_resources(Needs({"weights": 6}, {"samples": 6}, {}), [tmp_path], "cuda:1")
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 9), st.integers(0, 45))
+def test_adaptive_checkpoints_are_saved_at_evaluations(steps, every, evaluated, first):
+    """At least the longest time between two of them has one."""
+    arguments = SimpleNamespace(
+        steps=steps, checkpoint_every=every, eval_every=evaluated, checkpoint_from=first, adaptive_checkpoints=True
+    )
+    evaluations = [step for step in range(evaluated, steps, evaluated) if step >= max(first, 1)]
+    assert 1 <= least_checkpoints(arguments) <= len(evaluations) + 1
 
 
 @pytest.mark.parametrize(
@@ -81,25 +126,25 @@ def test_sizes_as_text(size, text):
 
 def test_what_is_needed_is_said_if_it_is_much(tmp_path, monkeypatch):
     monkeypatch.setattr(resources, "free_memory", lambda: (8 * GIGABYTE, "on this machine"))
-    assert require_resources(Needs({"weights": 10**8 - 1}, {"checkpoints": 10**8 - 1}), [tmp_path], "cpu") == []
-    [line] = require_resources(Needs({"weights": 2 * GIGABYTE}, {}), [tmp_path], "cpu")
+    assert require_resources(Needs({"weights": 10**8 - 1}, {}, {"checkpoints": 10**8 - 1}), [tmp_path], "cpu") == []
+    [line] = require_resources(Needs({"weights": 2 * GIGABYTE}, {}, {}), [tmp_path], "cpu")
     assert line.startswith("needs at least 2.0 GB of memory and 0 bytes of disk; 8.0 GB and ")
 
 
 def test_too_much_is_refused_with_its_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(resources, "free_memory", lambda: (GIGABYTE, "within ulimit -v"))
     monkeypatch.setattr(resources, "free_disk", lambda directory: GIGABYTE)
-    needs = Needs({"labels": 1, "a batch": GIGABYTE, "weights": 2 * GIGABYTE}, {})
+    needs = Needs({"labels": 1, "a batch": GIGABYTE, "weights": 2 * GIGABYTE}, {}, {})
     memory = r"^this needs at least 3.0 GB of memory \(weights 2.0 GB and a batch 1.0 GB\), but 1.0 GB are free within"
     with pytest.raises(UserError, match=memory):
         require_resources(needs, [tmp_path], "cpu")
     with pytest.raises(UserError, match=rf"2.0 GB of disk .* 1.0 GB are free on the disk of {tmp_path}"):
-        require_resources(Needs({}, {"checkpoints": 2 * GIGABYTE}), [tmp_path], "cpu")
+        require_resources(Needs({}, {}, {"checkpoints": 2 * GIGABYTE}), [tmp_path], "cpu")
 
 
 def test_what_a_run_has_saved_is_not_needed_again(tmp_path, monkeypatch):
     monkeypatch.setattr(resources, "free_disk", lambda directory: 100)
-    needs = Needs({}, {"checkpoints": 1_000})
+    needs = Needs({}, {}, {"checkpoints": 1_000})
     with pytest.raises(UserError, match="of disk"):
         require_resources(needs, [tmp_path], "cpu")
     (tmp_path / "config.json").touch()

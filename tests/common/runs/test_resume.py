@@ -152,7 +152,7 @@ def test_a_state_of_another_step_or_of_an_earlier_version_is_refused(run):
         state = state.rename(run / "resume" / str(step))
         assert refusal(run).startswith(f"{state / 'state.json'} is damaged: ")
     (state / "state.json").write_text(json.dumps(STATE))
-    assert refusal(run).startswith(f"{state / 'state.json'} is damaged: ")
+    assert refusal(run).startswith(f"{state / 'state.json'} is damaged, or an earlier version wrote it: ")
 
 
 @pytest.mark.parametrize(
@@ -229,3 +229,8 @@ def test_whatever_a_file_holds_the_state_comes_back_or_is_refused(run, data, nam
         assert (resume.step, digest_of(resume.state), set(resume.tensors)) == (9, digest_of(STATE), set(TENSORS))
     finally:
         path.write_bytes(whole)
+
+
+def test_a_run_whose_only_state_lost_a_file_is_refused(run):
+    (run / "resume" / "9" / "tensors.safetensors").unlink()
+    assert refusal(run).startswith(f"{run / 'resume' / '9'} lacks state.json or tensors.safetensors: restore it, or ")
