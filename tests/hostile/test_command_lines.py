@@ -130,7 +130,7 @@ def check(capsys, monkeypatch, folder, main, words, options):
     assert line.startswith("error: "), stderr
     assert not [note for note in notes if note.startswith("error")]
     assert line.isprintable()
-    named = {word or "." for option in options for word in option}
+    named = {name for option in options for word in option for name in ([word] if word else [".", "''"])}
     named |= {name.replace("--no-", "--") for name in named} | {visible(word) for word in named}
     named |= {f".{Path(word).name}.unfinished" for word in named}
     named |= {name.removeprefix("--no-").removeprefix("--").replace("-", "_") for name, *_ in options}
