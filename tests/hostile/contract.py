@@ -8,6 +8,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 
+from common.cli import one_line
 from common.errors import UserError
 
 SECONDS = 60
@@ -50,8 +51,7 @@ def attempt(function: Callable[..., Any], *arguments: Any, names: str) -> Any:
         try:
             return function(*arguments)
         except UserError as error:
-            message = str(error)
-    assert len(message.splitlines()) == 1, message
+            message = one_line(str(error))
     assert len(message) < LONGEST, message
     assert names in message
     return None
