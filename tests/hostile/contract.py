@@ -19,6 +19,10 @@ LONGEST = 1000
 """Characters of an error."""
 
 
+class TooSlow(BaseException):
+    """Not to be caught by what is tested."""
+
+
 def cases(number: int) -> settings:
     """So many examples, and 20 times as many with `--hypothesis-profile long`."""
     checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -31,7 +35,7 @@ def within_limits() -> Iterator[None]:
     """Fail if this takes more than `SECONDS`, or more memory than `GROWTH`."""
 
     def interrupt(number: int, frame: object) -> None:
-        raise TimeoutError(f"this takes more than {SECONDS} seconds")
+        raise TooSlow(f"this takes more than {SECONDS} seconds")
 
     handler = signal.signal(signal.SIGALRM, interrupt)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
