@@ -132,7 +132,7 @@ def check(capsys, monkeypatch, folder, main, words, options):
     assert line.isprintable()
     named = {name for option in options for word in option for name in ([word] if word else [".", "''"])}
     named |= {name.replace("--no-", "--") for name in named} | {visible(word) for word in named}
-    named |= {f".{Path(word).name}.unfinished" for word in named}
+    named |= {f".{Path(word).name}." for word in named}
     named |= {name.removeprefix("--no-").removeprefix("--").replace("-", "_") for name, *_ in options}
     assert any(word in line for word in (*named, *EXPLAINED)), line
 
