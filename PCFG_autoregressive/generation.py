@@ -26,6 +26,7 @@ from common.language_models.setting import Setting
 from common.pcfg.grammar import Grammar
 from common.pcfg.prefix import possible_beginning
 from common.pcfg.sampler import sample
+from common.resources import require_memory
 from PCFG_autoregressive.arguments import GenerationArguments
 from PCFG_autoregressive.batches import NextTokenTask
 
@@ -34,6 +35,9 @@ GIVEN = 50
 
 BLOCK = 1024
 """Sentences that are sampled together, to find some that are long enough."""
+
+SEARCHED = 2**17
+"""Sentences among which there must be one."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ def probe_generation(arguments: GenerationArguments, argv: Sequence[str], settin
         given = int(min(GIVEN, max(1, task.grammar.expected_length // 2)))
     elif given < 0:
         raise UserError(f"--given must be at least 0, got {given}")
+    require_memory({f"--continuations {arguments.continuations}": 8 * (given + 1) * arguments.continuations})
     prefixes = beginnings(task.grammar, arguments.seed, given, arguments.continuations)
 
     def measure(model: GPT2LMHeadModel) -> dict[str, Any]:
@@ -82,7 +87,7 @@ def beginnings(grammar: Grammar, seed: int, length: int, count: int) -> NDArray[
     """The first tokens of the first sentences of the stream "probe" that are longer, (count, length).
 
     Raises:
-        UserError: the grammar makes none.
+        UserError: the grammar makes none, or hardly any.
     """
     longest = grammar.length_ranges[0][1]
     if longest is not None and length >= longest:
@@ -93,6 +98,10 @@ def beginnings(grammar: Grammar, seed: int, length: int, count: int) -> NDArray[
         drawn = sample(grammar, seed, "probe", first, BLOCK)
         rows += [drawn.sentence(i)[:length] for i in np.flatnonzero(drawn.lengths > length).tolist()]
         first += BLOCK
+        if not rows and first >= SEARCHED:
+            raise UserError(
+                f"--given {length} is too long: none of {first:,} sentences of {grammar.name} has more tokens"
+            )
     return np.stack(rows[:count]).astype(np.int64)
 
 

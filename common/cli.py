@@ -119,11 +119,11 @@ def prepare_process() -> None:
 
 
 def _exit(message: str, code: int) -> None:
-    line = "".join(map(_visible, " ".join(message.splitlines())))
-    sys.stderr.write(f"{line}\n")  # in one write, as several processes may share stderr
+    sys.stderr.write(f"{one_line(message)}\n")  # in one write, as several processes may share stderr
     sys.exit(code)
 
 
-def _visible(character: str) -> str:
-    """A character of a message; escaped if it would change what a terminal shows, as a file's name or content may."""
-    return character if character.isprintable() else character.encode("unicode_escape").decode()
+def one_line(message: str) -> str:
+    """A message in one line; what would change what a terminal shows, as a file's name or content may, is escaped."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(message.splitlines()))
+    return "".join(shown)

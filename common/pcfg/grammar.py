@@ -272,7 +272,7 @@ def _reachable(name: str, rules: Sequence[Rule], start: str) -> tuple[Rule, ...]
     """The rules that derivations from `start` use, those of `start` first."""
     below = _symbols_below(rules)
     if start not in below:
-        raise UserError(f"{start} has no rules in {name}: choose one of {listed(below)}")
+        raise UserError(f"{start or repr(start)} has no rules in {name}: choose one of {listed(below)}")
     reached, waiting = {start}, [start]
     while waiting:
         new = {symbol for symbol in below[waiting.pop()] if symbol in below} - reached

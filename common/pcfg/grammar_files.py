@@ -96,7 +96,9 @@ def _parse_line(line: str, where: str) -> list[Alternative]:
         return []
     left, arrow, rights = content.partition("->")
     if not arrow or len(left.split()) != 1:
-        raise UserError(f"{where}: {_shown(content)} is not a rule: write one symbol, then ->, then its alternatives")
+        raise UserError(
+            f"{where}: {content[:MAX_NAME]!r} is not a rule: write one symbol, then ->, then its alternatives"
+        )
     return [_parse_alternative(_symbol(left.strip(), where), right.strip(), where) for right in rights.split("|")]
 
 

@@ -92,7 +92,7 @@ def probe_file(arguments: ProbedArguments, setting: str, name: str, data: Probed
         content = read_json(path, "give another --out")
         for what, mine in identity(arguments, path, data).items():
             if content.get(what) != json.loads(json.dumps(mine)):
-                shown = "than here" if what == "data" else f"({content.get(what)})"
+                shown = "than here" if what == "data" else f"({str(content.get(what))[:200]})"
                 raise UserError(f"{path} holds a probe of other {what} {shown}: give another --out")
     return path
 

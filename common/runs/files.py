@@ -85,7 +85,10 @@ def append_to_file(path: Path, content: bytes) -> None:
     Raises:
         OSError: names the file, which then has its old length.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    except FileNotFoundError as error:
+        raise PermissionError(errno.EACCES, "no file can be created there", str(path)) from error
     try:
         length = os.fstat(descriptor).st_size
         try:

@@ -237,7 +237,7 @@ def _is_valid_corpus(corpus: CorpusBlocks) -> bool:
     overlap = ("held_out_sentences", "held_out_sentences_in_training")
     counts = [notes[name] for name in ("duplicates_left_out", *overlap) if name in notes]
     return (
-        all(is_of_type(count, int) and count >= 0 for count in (*numbers, *counts))
+        all(is_of_type(count, int) and 0 <= count < 2**63 for count in (*numbers, *counts))
         and all(isinstance(commit, str) for commit in commits.values())
         and len({name in notes for name in overlap}) == 1
     )

@@ -117,3 +117,11 @@ def test_acceptance_against_a_list_of_all_sentences():
     assert 0 < result.sentences < result.accepted < 1
     assert result.sentences < result.ended
     assert math.isfinite(result.correct_tokens)
+
+
+def test_beginnings_that_hardly_any_sentence_has_are_refused():
+    grammar = parse_grammar("S -> a S [0.3] | b [0.7]", "short")
+    with pytest.raises(
+        UserError, match=r"^--given 500 is too long: none of 131,072 sentences of short has more tokens$"
+    ):
+        beginnings(grammar, 0, 500, 1)

@@ -8,6 +8,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 
+from common.cli import one_line
 from common.errors import UserError
 
 SECONDS = 60
@@ -16,6 +17,10 @@ GROWTH = 2**30
 
 LONGEST = 1000
 """Characters of an error."""
+
+
+class TooSlow(BaseException):
+    """Not to be caught by what is tested."""
 
 
 def cases(number: int) -> settings:
@@ -30,7 +35,7 @@ def within_limits() -> Iterator[None]:
     """Fail if this takes more than `SECONDS`, or more memory than `GROWTH`."""
 
     def interrupt(number: int, frame: object) -> None:
-        raise TimeoutError(f"this takes more than {SECONDS} seconds")
+        raise TooSlow(f"this takes more than {SECONDS} seconds")
 
     handler = signal.signal(signal.SIGALRM, interrupt)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -50,8 +55,7 @@ def attempt(function: Callable[..., Any], *arguments: Any, names: str) -> Any:
         try:
             return function(*arguments)
         except UserError as error:
-            message = str(error)
-    assert len(message.splitlines()) == 1, message
+            message = one_line(str(error))
     assert len(message) < LONGEST, message
     assert names in message
     return None

@@ -130,9 +130,9 @@ def check(capsys, monkeypatch, folder, main, words, options):
     assert line.startswith("error: "), stderr
     assert not [note for note in notes if note.startswith("error")]
     assert line.isprintable()
-    named = {word or "." for option in options for word in option}
+    named = {name for option in options for word in option for name in ([word] if word else [".", "''"])}
     named |= {name.replace("--no-", "--") for name in named} | {visible(word) for word in named}
-    named |= {f".{Path(word).name}.unfinished" for word in named}
+    named |= {f".{Path(word).name}." for word in named}
     named |= {name.removeprefix("--no-").removeprefix("--").replace("-", "_") for name, *_ in options}
     assert any(word in line for word in (*named, *EXPLAINED)), line
 
@@ -244,3 +244,27 @@ def test_data(setting, tmp_path_factory, capsys, monkeypatch, offline, work):
         check(capsys, monkeypatch, tmp_path_factory.mktemp("case"), module.main, words, options)
 
     test()
+
+
+# What was found
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("PCFG_mlm", "ngrams --sentences"),
+        ("PCFG_mlm", "nonterminals --training"),
+        ("PCFG_mlm", "nonterminals --heldout"),
+        ("PCFG_autoregressive", "generation --continuations"),
+    ],
+)
+def test_a_probe_that_does_not_fit_into_memory_is_refused_at_once(teacher_of, capsys, name, option):
+    (setting,) = (each for each in SETTINGS if each.name == name)
+    words = ["probe", *option.split(), 10**15, "--run", teacher_of(setting)]
+    assert f"{option.split()[1]} {10**15}" in setting.fail_in_one_line(capsys, *words)
+
+
+def test_a_file_below_proc_is_one_line(teacher_of, capsys):
+    words = ["probe", "--run", teacher_of(CASES["parity_mlp"]), "--samples", 8, "--degrees", 1]
+    _, (*_, line) = CASES["parity_mlp"].start(capsys, *words, "--out", "/proc/x/y.json")
+    assert line.startswith("error: /proc/x: no directory can be created there")

@@ -50,3 +50,10 @@ def test_what_a_file_must_be(probed, checkpoints):
 def test_a_probe_that_does_not_fit_into_memory_is_refused(probed):
     with pytest.raises(UserError, match=r"of memory .*--samples 1000000000000000 "):
         probe.probe(replace(probed[0], samples=10**15))
+
+
+def test_a_probe_of_a_run_with_a_long_name_is_refused_in_a_short_line(probed):
+    arguments, whole = probed
+    arguments.out.write_text(json.dumps(json.loads(whole) | {"run": "x" * 10_000}))
+    with pytest.raises(UserError, match=r"mine\.json holds a probe of other run \(x{200}\): give another --out$"):
+        probe.probe(arguments)

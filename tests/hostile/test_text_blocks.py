@@ -116,7 +116,14 @@ def test_what_blocks_must_be(folder, whole, changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"train": True}, {"notes": []}, {"notes": {"commits": [1]}}, {"notes": {"held_out_sentences": 3}}]
+    "changes",
+    [
+        {"train": True},
+        {"notes": []},
+        {"notes": {"commits": [1]}},
+        {"notes": {"held_out_sentences": 3}},
+        {"notes": {"duplicates_left_out": 10**400}},
+    ],
 )
 def test_what_a_corpus_must_be(folder, whole, changes):
     place = restored(whole) / "blocks.json"

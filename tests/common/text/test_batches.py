@@ -29,6 +29,13 @@ SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=3)
 MASK, SPECIAL = 4, (0, 1, 2, 3, 4)
 
 
+class StandIn(SimpleNamespace):
+    """Blocks in memory."""
+
+    def samples(self, split, rows):
+        return getattr(self, split)[rows].astype(np.int64)
+
+
 def blocks_of(train, held_out=(9,), length=12, vocabulary=50, special_rate=0.1, mask=MASK):
     """Random blocks, as if they were stored."""
     generator = np.random.default_rng(0)
@@ -41,7 +48,7 @@ def blocks_of(train, held_out=(9,), length=12, vocabulary=50, special_rate=0.1, 
         ends = np.cumsum([0, *(train if split == "train" else held_out)]).tolist()
         return [range(start, stop) for start, stop in pairwise(ends)]
 
-    return SimpleNamespace(
+    return StandIn(
         train=tokens(sum(train)),
         held_out=tokens(sum(held_out)),
         corpora=[
