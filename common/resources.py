@@ -227,11 +227,15 @@ _FIRST_VERSION = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 def _number(file: Path) -> int | None:
     """The number in a file; None if there is no such file, or no limit."""
-    text = file.read_text().strip() if os.access(file, os.R_OK) else ""
+    text = file.read_text().strip() if _is_readable(file) else ""
     return int(text) if text.isdecimal() else None
 
 
 def _reclaimable(file: Path) -> int:
     """Bytes of cached files in a group's memory, which the kernel frees when memory is short."""
-    words = [line.split() for line in file.read_text().splitlines()] if os.access(file, os.R_OK) else []
+    words = [line.split() for line in file.read_text().splitlines()] if _is_readable(file) else []
     return next((int(number) for name, number in words if name in ("inactive_file", "total_inactive_file")), 0)
+
+
+def _is_readable(file: Path) -> bool:
+    return file.is_file() and os.access(file, os.R_OK)
