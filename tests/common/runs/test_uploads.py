@@ -262,6 +262,8 @@ def test_sync_leaves_out_damaged_runs_with_a_warning(tmp_path, home, capsys):
     code, stdout, stderr = start(capsys, main, "sync", tmp_path, "--wandb", "offline")
     assert (code, stdout) == (0, f"{tmp_path / 'good'}: 3 records\n")
     *lines, last = stderr.splitlines()
-    assert last == f"warning: {tmp_path / 'd' / 'config.json'} has no id, by which wandb knows the run: add 16 hex digits"
+    assert (
+        last == f"warning: {tmp_path / 'd' / 'config.json'} has no id, by which wandb knows the run: add 16 hex digits"
+    )
     for line, name in zip(lines, ("a/config.json", "b/config.json", "c/metrics.jsonl"), strict=True):
         assert line.startswith(f"warning: {tmp_path / name} is damaged")
