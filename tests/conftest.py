@@ -48,5 +48,15 @@ def text_blocks(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def teacher_of(tmp_path_factory):
-    """A function that gives a setting's teacher, trained once."""
-    return cache(lambda setting: setting.train_teacher(tmp_path_factory.mktemp(setting.name) / "teacher"))
+    """A function that gives a setting's teacher, trained once, with one thread whoever asks first."""
+
+    @cache
+    def train(setting):
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return setting.train_teacher(tmp_path_factory.mktemp(setting.name) / "teacher")
+        finally:
+            torch.set_num_threads(threads)
+
+    return train
