@@ -146,7 +146,7 @@ def with_task_of(
     """The arguments, with the teacher's task where the command does not say what the task is.
 
     Args:
-        teacher: config of a run of this project; None for any other teacher, which does not say.
+        teacher: arguments, by name, of a run of this project; None for any other teacher, which does not say.
         arguments: of the command.
         names: of those that describe the task.
         argv: the command; empty if there is none, and all arguments were meant as they are.
@@ -160,8 +160,8 @@ def with_task_of(
     given = {option.removeprefix("--").removeprefix("no-").replace("-", "_") for option in options}
     hints = get_type_hints(type(arguments))
     taken: dict[str, Any] = {}
-    for name in [name for name in names if name in teacher["arguments"] and not {name, BELONGS_TO.get(name)} & given]:
-        value = teacher["arguments"][name]
+    for name in [name for name in names if name in teacher and not {name, BELONGS_TO.get(name)} & given]:
+        value = teacher[name]
         if not is_of_type(value, hints[name]):
             raise UserError(f"the config.json of the teacher's run has {name} {value!r}: give another --teacher")
         taken[name] = tuple(value) if isinstance(value, list) else value

@@ -90,7 +90,8 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
         )
     teacher = find_checkpoints(directory if directory.exists() else arguments.teacher, arguments.teacher_pattern)
     own = own_teacher(directory, (setting.name,))
-    arguments = with_task_of(own, arguments, (*setting.data_arguments, *setting.prediction_arguments), argv)
+    task_arguments = (*setting.data_arguments, *setting.prediction_arguments)
+    arguments = with_task_of(own and setting.as_given(own["arguments"]), arguments, task_arguments, argv)
     students = []
     for student in student_arguments(arguments, PLURAL):
         (steps,), (seed,) = student.steps, student.seeds

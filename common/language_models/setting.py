@@ -52,6 +52,8 @@ class Setting:
     """From a task to what identifies its data in config.json, such as a grammar's rules, as its file may change."""
     resolved: Callable[[Any], dict[str, Any]]
     """From a task to arguments as config.json stores them, such as names of files that do not depend on the folder."""
+    as_given: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    """From a run's arguments, by name, to what its command said of the data: None where that is the default."""
     data_arguments: tuple[str, ...]
     """Names of the arguments that say what the data is, which a student has from its teacher."""
     prediction_arguments: tuple[str, ...]

@@ -85,7 +85,7 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
     directory = ROOT / arguments.teacher
     teacher = find_checkpoints(directory if directory.exists() else arguments.teacher, arguments.teacher_pattern)
     own = own_teacher(directory, SETTINGS)
-    arguments = with_task_of(own, arguments, TASK_ARGUMENTS, argv)
+    arguments = with_task_of(own and own["arguments"], arguments, TASK_ARGUMENTS, argv)
     setting.check(arguments)
     task = task_of(vars(arguments))
     teacher_id = None if own is None else _check_own_teacher(arguments, directory, own)

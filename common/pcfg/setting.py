@@ -10,6 +10,7 @@ from common.language_models.setting import Setting
 from common.pcfg.arguments import Arguments
 from common.pcfg.batches import TrainingBatches, evaluation_batches
 from common.pcfg.dataset import open_dataset
+from common.pcfg.grammar_files import grammar_names, load_grammar
 from common.pcfg.models import require_room, vocabulary_note
 from common.pcfg.task import Batch, GrammarTask, rules_of
 
@@ -48,10 +49,24 @@ def grammar_setting(
         notes=vocabulary_note,
         identity=lambda task: {"start": task.grammar.start, "rules": rules_of(task.grammar)},
         resolved=lambda task: {},
+        as_given=as_given,
         data_arguments=("grammar", "start"),
         prediction_arguments=prediction_arguments,
         describe=lambda arguments: f"the grammar {arguments['grammar']} from {arguments['start']}",
     )
+
+
+def as_given(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A run's arguments, with None as the start symbol if it is the grammar's own.
+
+    Raises:
+        UserError: the grammar's file is damaged.
+    """
+    grammar = arguments.get("grammar")
+    if not isinstance(grammar, str) or not (grammar in grammar_names() or Path(grammar).is_file()):
+        return arguments
+    own = load_grammar(grammar).start == arguments.get("start")
+    return {**arguments, "start": None} if own else arguments
 
 
 def training_batches(arguments: Any, task: GrammarTask, steps: int, seed: int) -> TrainingBatches:

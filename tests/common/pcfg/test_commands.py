@@ -397,6 +397,14 @@ def test_runs_that_differ_in_one_argument_have_names_of_their_own(pcfg, monkeypa
         assert changed_directory == directories["nothing"]
 
 
+@pytest.mark.parametrize("start", ["13", "12"])
+def test_a_start_symbol_of_its_own_is_not_in_the_name_of_a_student(pcfg, start):
+    """A run's config.json has the start symbol in any case."""
+    arguments = {"grammar": "small", "start": start, "heads": 2}
+    assert pcfg.setting.as_given(arguments) == {**arguments, "start": None if start == "13" else start}
+    assert pcfg.setting.as_given({**arguments, "grammar": "missing"}) == {**arguments, "grammar": "missing"}
+
+
 # As printed
 
 
