@@ -113,7 +113,8 @@ DAMAGES = {
 
 @pytest.fixture(scope="module")
 def whole(setting, teacher):
-    return results(teacher)
+    """The results of the run, without those of probes of other tests."""
+    return {name: content for name, content in results(teacher).items() if not name.startswith("probes/")}
 
 
 def half_run(setting, capsys, run):
