@@ -14,10 +14,11 @@ hypothesis.settings.register_profile("long", max_examples=2000)
 """20 times as many examples as by default, of the tests that do not say how many: `--hypothesis-profile long`."""
 
 
-def pytest_configure():
+def pytest_configure(config):
     """Share numba's cache with the commands, and let the scripts of figures be imported as they import each other."""
     prepare_process()
     sys.path.append(str(ROOT / "figures"))
+    config.pluginmanager.import_plugin("tests.every_setting")
 
 
 def pytest_collection_modifyitems(items):

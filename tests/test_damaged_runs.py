@@ -12,19 +12,6 @@ from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
 from tests.commands import Killed, change_config, cut, files, results, save_often
 from tests.parity import CASES
-from tests.pcfg import SETTINGS
-from tests.text import TEXT_SETTINGS
-
-
-@pytest.fixture(scope="module", params=[*CASES.values(), *SETTINGS, *TEXT_SETTINGS], ids=lambda setting: setting.name)
-def setting(request, one_torch_thread):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def teacher(setting, teacher_of):
-    """A run with checkpoints at 10, 20 and 30 units."""
-    return teacher_of(setting)
 
 
 def kill_at_record(setting, capsys, number, *words):

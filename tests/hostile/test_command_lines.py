@@ -15,7 +15,6 @@ from tests.commands import files
 from tests.hostile.contract import cases, within_limits
 from tests.parity import CASES
 from tests.pcfg import SETTINGS
-from tests.text import TEXT_SETTINGS
 
 STUBBED, DONE = 30, 10
 """Cases of each command of each of the six settings: without its work, and with it."""
@@ -50,16 +49,6 @@ SHORT = {"steps": "2", "eval_every": "1", "first_steps": "1", "teacher_every": "
 
 class Reached(BaseException):
     """Everything was accepted, and the work would begin."""
-
-
-@pytest.fixture(scope="module", params=[*CASES.values(), *SETTINGS, *TEXT_SETTINGS], ids=lambda setting: setting.name)
-def setting(request, one_torch_thread):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def teacher(setting, teacher_of):
-    return teacher_of(setting)
 
 
 @pytest.fixture

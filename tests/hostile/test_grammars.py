@@ -77,22 +77,23 @@ def test_large_and_odd_shapes(shape, size):
         use(grammar)
 
 
+def use_file(path, content):
+    """A grammar from a file with this content, if it is one."""
+    path.write_bytes(content)
+    if (grammar := attempt(load_grammar, str(path), names=path.name)) is not None:
+        use(grammar)
+
+
 @given(json_files(PUBLISHED))
 @cases(300)
 def test_json(tmp_path_factory, content):
-    path = tmp_path_factory.getbasetemp() / "mine.json"
-    path.write_bytes(content)
-    if (grammar := attempt(load_grammar, str(path), names="mine.json")) is not None:
-        use(grammar)
+    use_file(tmp_path_factory.getbasetemp() / "mine.json", content)
 
 
 @given(st.binary(max_size=200) | damaged(TEXT.encode()))
 @cases(100)
 def test_bytes(tmp_path_factory, content):
-    path = tmp_path_factory.getbasetemp() / "mine.cfg"
-    path.write_bytes(content)
-    if (grammar := attempt(load_grammar, str(path), names="mine.cfg")) is not None:
-        use(grammar)
+    use_file(tmp_path_factory.getbasetemp() / "mine.cfg", content)
 
 
 # What was found

@@ -8,9 +8,10 @@ import re
 import signal
 
 import pytest
-import safetensors.torch
+import safetensors
 import torch
 from hypothesis import given, settings, strategies as st
+from safetensors.torch import load as tensors_of, load_file, save_file
 
 from common.errors import UserError
 from common.teachers import tensors
@@ -25,7 +26,7 @@ def checkpoint(folder, weights=None, name="model.safetensors"):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text("{}")
     if weights is not None:
-        safetensors.torch.save_file(weights, folder / name, {"format": "pt"})
+        save_file(weights, folder / name, {"format": "pt"})
     return folder
 
 
@@ -51,7 +52,7 @@ def test_weights_are_as_safetensors_reads_them(tmp_path, dtype):
     folder = checkpoint(tmp_path, weights)
     found = read_weights(folder)
     assert_same(found, weights)
-    assert_same(found, safetensors.torch.load_file(folder / "model.safetensors"))
+    assert_same(found, load_file(folder / "model.safetensors"))
 
 
 def test_shards_are_one_set_of_weights(tmp_path):
@@ -136,7 +137,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch, 
 
 def test_a_file_that_is_replaced_while_it_is_read_is_the_old_one(tmp_path, monkeypatch):
     path = checkpoint(tmp_path, {"a": torch.ones(1000)}) / "model.safetensors"
-    safetensors.torch.save_file({"b": torch.zeros(5)}, tmp_path / "new")
+    save_file({"b": torch.zeros(5)}, tmp_path / "new")
     real = os.preadv
 
     def preadv(*arguments):
@@ -229,7 +230,7 @@ def test_a_header_is_read_as_safetensors_reads_it_or_refused(tmp_path_factory, c
     content = stored(header, bytes(i % 251 for i in range(max(size, 0))))
     (folder / "model.safetensors").write_bytes(content)
     try:
-        expected = safetensors.torch.load(content)
+        expected = tensors_of(content)
     except (safetensors.SafetensorError, KeyError):
         with pytest.raises(UserError, match=re.escape(str(folder))) as caught:
             read_weights(folder)
