@@ -61,6 +61,10 @@ def cases(draw):
     return shape, d, draw(st.integers(1, 3)), draw(st.integers(1, 6)), scale, draw(st.integers(0, 2**20))
 
 
+AFTER_NORMALISATION = ("transformer.ln_f.bias", "lm_head.weight", "transformer.wte.weight")
+"""The only weights that matter with one dimension, of which a layer normalisation leaves its bias; the last if tied."""
+
+
 @given(cases())
 @settings(max_examples=120, deadline=None)
 def test_logits_and_gradients_are_those_of_the_full_model(case):
@@ -77,6 +81,8 @@ def test_logits_and_gradients_are_those_of_the_full_model(case):
         (slopes[i] * expected).sum().backward()
         for name, parameter in model.named_parameters():
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            if shape.hidden == 1 and name not in AFTER_NORMALISATION:
+                gradient = torch.zeros_like(parameter)  # exactly; the full model's is a rounding error
             mine = torch.zeros_like(weights[name]) if weights[name].grad is None else weights[name].grad
             size = max(1.0, float(gradient.abs().max()))
             torch.testing.assert_close(
