@@ -19,7 +19,6 @@ SMALLER = "give a smaller --batch-size, a larger --accumulate or a smaller model
 LARGE = 10**8
 """Bytes of memory or disk from which on a command says what it needs."""
 
-
 STATE = 16
 """Bytes per parameter: the weight, its gradient and Adam's two moments."""
 SAVED = 12

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from common.arguments import is_of_type
 from common.errors import UserError
+from common.probes.checkpoints import read_probe
 from common.runs import finding
-from common.runs.files import read_json
 from common.runs.names import EXECUTION_ARGUMENTS, ROOT
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
@@ -284,7 +284,7 @@ def probe_file(run: FoundRun, name: str, **settings: object) -> Path | None:
     """
     found = sorted([*run.directory.glob(f"probes/{name}.json"), *run.directory.glob(f"probes/{name}-*.json")])
     if settings:
-        found = [path for path in found if settings.items() <= probe_content(path).get("settings", {}).items()]
+        found = [path for path in found if settings.items() <= read_probe(path).get("settings", {}).items()]
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise UserError(f"{run.directory / 'probes'} has {names}: keep only the file to be drawn")
@@ -307,24 +307,8 @@ def probe_result(run: FoundRun, name: str, command: str, **settings: object) -> 
     path = probe_file(run, name, **settings)
     if path is None:
         raise MissingError(f"{run.directory} has not been probed; do so with {command}")
-    content = probe_content(path)
+    content = read_probe(path)
     probed = [entry["step"] for entry in content.get("checkpoints", ())]
     if "checkpoints" in content and probed != [checkpoint.step for checkpoint in find_checkpoints(run.directory)]:
         raise MissingError(f"{path} lacks checkpoints; add them with {command}")
-    return content
-
-
-def probe_content(path: Path) -> dict[str, Any]:
-    """What a probe wrote in a file.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    content = read_json(path, "remove it, and probe the run again")
-    checkpoints = content.get("checkpoints", [])
-    has_steps = isinstance(checkpoints, list) and all(
-        isinstance(entry, dict) and is_of_type(entry.get("step"), int) for entry in checkpoints
-    )
-    if not has_steps or not isinstance(content.get("settings", {}), dict):
-        raise UserError(f"{path} is truncated or damaged: remove it, and probe the run again")
     return content

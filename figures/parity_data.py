@@ -14,7 +14,6 @@ from finding_runs import (
     Part,
     collect_parts,
     only_run,
-    probe_content,
     probe_file,
     probe_result,
     runs_by_seed,
@@ -24,6 +23,7 @@ from finding_runs import (
 
 from common.distillation.phases import Phases, choose_checkpoints, find_phases
 from common.parity.training import Setting
+from common.probes.checkpoints import read_probe
 from common.runs.names import EXECUTION_ARGUMENTS
 from common.teachers.discovery import find_checkpoints
 from parity_gpt2.distill import PRESETS as GPT2_STUDENTS
@@ -161,7 +161,7 @@ def _monomials(teacher: FoundRun, trained: Sequence[FoundRun]) -> Part:
     for run in trained:
         if run is teacher or _trajectory(run) != _trajectory(teacher) or (path := probe_file(run, "monomials")) is None:
             continue
-        probe = probe_content(path)
+        probe = read_probe(path)
         if probe.get("settings") == own.get("settings"):
             entries |= {entry["step"]: entry for entry in probe["checkpoints"]}
             commands += [run.argv, probe.get("argv", ())]

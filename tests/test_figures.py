@@ -557,7 +557,7 @@ def test_a_probe_that_lacks_checkpoints_or_was_made_twice_is_refused(made_up):
     cut(probes / "ngrams.json")
     missing = what_is_missing(made_up, "PCFG_mlm")
     assert set(missing) == {"ngrams"}
-    assert "ngrams.json is truncated or damaged: remove it, and probe the run again" in str(missing["ngrams"])
+    assert "ngrams.json is truncated or damaged: remove it, and probe again" in str(missing["ngrams"])
 
 
 def lines_of(axis):

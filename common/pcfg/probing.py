@@ -22,11 +22,10 @@ from common.pcfg.inside_outside import ancestor_posteriors
 from common.pcfg.sampler import Sentences, sample
 from common.pcfg.setting import EVALUATION_BATCH_SIZE
 from common.pcfg.task import GrammarTask
-from common.probes.checkpoints import identity, is_run, probe_file, write_probe
+from common.probes.checkpoints import identity, is_run, probe_file, read_probe, write_probe
 from common.probes.ngrams import CausalNgramVariants, NgramVariants, Predictor, probe_ngrams
 from common.probes.nonterminals import NO_SYMBOL, Encoder, LabelledSentences, probe_nonterminals
 from common.resources import STATE, require_memory
-from common.runs.files import read_json
 from common.runs.run import Run
 
 SPACING = 30
@@ -177,7 +176,7 @@ def bayes_optimal(
     data = probed_data(setting, task)
     path = probe_file(arguments, setting.name, "bayes_optimal", data)
     if path.exists():
-        read_json(path, "remove it, and it is computed again")
+        read_probe(path)
     else:
         result = values(task, evaluation_batches(task, samples, EVALUATION_BATCH_SIZE))
         whose = {} if path.parent == arguments.run / "probes" else identity(arguments, path, data)

@@ -149,11 +149,11 @@ def probe_checkpoints(
     checkpoints = find_checkpoints(arguments.run, arguments.teacher_pattern)
     path = probe_file(arguments, setting, name, data)
     content: dict[str, Any] = (
-        read_json(path, "remove it, and it is measured again")
+        read_probe(path)
         if path.exists()
         else {"argv": list(argv), **identity(arguments, path, data), "checkpoints": []}
     )
-    done = _measured(content, path)
+    done = {entry["step"]: entry for entry in content.setdefault("checkpoints", [])}
     for key, value in (once or {}).items():
         if key not in content:
             content[key] = value()
@@ -171,17 +171,6 @@ def probe_checkpoints(
     print(path)
 
 
-def _measured(content: Mapping[str, Any], path: Path) -> dict[int, dict[str, Any]]:
-    """The entries of a probe's file, by their steps."""
-    entries = content.get("checkpoints")
-    is_valid = isinstance(entries, list) and all(
-        isinstance(entry, dict) and is_of_type(entry.get("step"), int) for entry in entries
-    )
-    if not is_valid:
-        raise UserError(f"{path} is truncated or damaged: remove it, and it is measured again")
-    return {entry["step"]: entry for entry in entries or ()}
-
-
 def _require_numbers(measured: Any, checkpoint: Checkpoint) -> None:
     """Reject NaN at any depth of JSON values; a divergence may be infinite."""
     match measured:
@@ -193,6 +182,23 @@ def _require_numbers(measured: Any, checkpoint: Checkpoint) -> None:
                 _require_numbers(value, checkpoint)
         case float() if math.isnan(measured):
             raise UserError(f"{checkpoint.location} predicts NaN or infinity: its weights are damaged; {ADVICE}")
+
+
+def read_probe(path: Path) -> dict[str, Any]:
+    """What a probe wrote in a file; its checkpoints, if it has any, have steps.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    advice = "remove it, and probe again"
+    content = read_json(path, advice)
+    entries = content.get("checkpoints", [])
+    has_steps = isinstance(entries, list) and all(
+        isinstance(entry, dict) and is_of_type(entry.get("step"), int) for entry in entries
+    )
+    if not has_steps or not isinstance(content.get("settings", {}), dict):
+        raise UserError(f"{path} is truncated or damaged: {advice}")
+    return content
 
 
 def write_probe(arguments: ProbedArguments, path: Path, content: Mapping[str, Any]) -> None:

@@ -324,7 +324,7 @@ def test_the_best_evaluation_is_on_the_run_s_own_sentences_and_needs_no_checkpoi
     path = tmp_path / "run" / "probes" / "bayes_optimal.json"
     cut(path)
     line = fail_in_one_line(capsys, "bayes-optimal", "--run", tmp_path / "run")
-    assert line == f"error: {path} is truncated or damaged: remove it, and it is computed again"
+    assert line == f"error: {path} is truncated or damaged: remove it, and probe again"
 
 
 def test_the_best_evaluation_of_something_else_is_one_line(tiny, tmp_path, capsys):

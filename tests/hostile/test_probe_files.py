@@ -43,7 +43,7 @@ def test_files(probed, data):
 def test_what_a_file_must_be(probed, checkpoints):
     arguments, whole = probed
     arguments.out.write_text(json.dumps(json.loads(whole) | {"checkpoints": checkpoints}))
-    with pytest.raises(UserError, match=r"mine\.json is truncated or damaged: remove it, and it is measured again$"):
+    with pytest.raises(UserError, match=r"mine\.json is truncated or damaged: remove it, and probe again$"):
         probe.probe(arguments)
 
 

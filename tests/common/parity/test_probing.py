@@ -158,7 +158,7 @@ def test_a_damaged_file_of_a_probe_is_refused(case, probed, capsys, text):
     (path,) = (run / "probes").iterdir()
     path.write_text(text)
     line = case.fail_in_one_line(capsys, *PROBE, run)
-    assert re.fullmatch(f"error: {path} is (truncated or )?damaged: remove it, and it is measured again", line)
+    assert re.fullmatch(f"error: {path} is (truncated or )?damaged: remove it, and probe again", line)
     cut(run / "config.json")
     line = case.fail_in_one_line(capsys, *PROBE, run)
     assert line == f"error: {run / 'config.json'} is damaged: start over with --force"
