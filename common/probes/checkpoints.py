@@ -149,11 +149,11 @@ def probe_checkpoints(
     checkpoints = find_checkpoints(arguments.run, arguments.teacher_pattern)
     path = probe_file(arguments, setting, name, data)
     content: dict[str, Any] = (
-        read_probe(path)
+        read_probe(path, "checkpoints")
         if path.exists()
         else {"argv": list(argv), **identity(arguments, path, data), "checkpoints": []}
     )
-    done = {entry["step"]: entry for entry in content.setdefault("checkpoints", [])}
+    done = {entry["step"]: entry for entry in content["checkpoints"]}
     for key, value in (once or {}).items():
         if key not in content:
             content[key] = value()
@@ -184,11 +184,15 @@ def _require_numbers(measured: Any, checkpoint: Checkpoint) -> None:
             raise UserError(f"{checkpoint.location} predicts NaN or infinity: its weights are damaged; {ADVICE}")
 
 
-def read_probe(path: Path) -> dict[str, Any]:
+def read_probe(path: Path, *needed: str) -> dict[str, Any]:
     """What a probe wrote in a file; its checkpoints, if it has any, have steps.
 
+    Args:
+        path: of the file.
+        needed: entries that it must have.
+
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing, damaged or lacks one of them.
     """
     advice = "remove it, and probe again"
     content = read_json(path, advice)
@@ -196,7 +200,7 @@ def read_probe(path: Path) -> dict[str, Any]:
     has_steps = isinstance(entries, list) and all(
         isinstance(entry, dict) and is_of_type(entry.get("step"), int) for entry in entries
     )
-    if not has_steps or not isinstance(content.get("settings", {}), dict):
+    if not has_steps or not isinstance(content.get("settings", {}), dict) or not content.keys() >= {*needed}:
         raise UserError(f"{path} is truncated or damaged: {advice}")
     return content
 
