@@ -1,11 +1,12 @@
-"""The corpus `docs`: documentation strings of the standard library and of the packages that requirements.txt pins.
+"""The corpus `docs`: documentation strings of the standard library and of packages that requirements.txt pins.
 
 It needs no download: the files that are installed are parsed, never imported or executed. Documents are the docstrings
 of modules, classes and functions with more than `SHORTEST` characters, dedented by `inspect.cleandoc`, in the order of
 packages, files and lines; one that nearly repeats an earlier one is left out (see near_duplicates.py). Tests and
 vendored copies are skipped.
 
-The corpus depends on the versions of Python and of the packages. A hash of its documents identifies it.
+The corpus depends on the versions of Python and of the packages. A hash of its documents identifies it. A package that
+was added after results were published has the comment `NOT_READ` in requirements.txt, so that the corpus stays the same.
 """
 
 import ast
@@ -24,6 +25,8 @@ from common.errors import UserError
 from common.runs.names import ROOT
 
 REQUIREMENTS = ROOT / "requirements.txt"
+
+NOT_READ = "# not in the corpus docs"
 
 SHORTEST = 200
 """Characters that a docstring must exceed."""
@@ -59,7 +62,7 @@ class Docstrings:
 
 
 def pinned(requirements: Path = REQUIREMENTS) -> tuple[str, ...]:
-    """Names of the packages that a requirements file pins by `==`, in its order.
+    """Names of the packages that a requirements file pins by `==` without the comment `NOT_READ`, in its order.
 
     Raises:
         UserError: there is no such file, or it pins nothing.
@@ -68,6 +71,7 @@ def pinned(requirements: Path = REQUIREMENTS) -> tuple[str, ...]:
         lines = requirements.read_text().splitlines()
     except OSError:
         raise UserError(f"{requirements} is missing, which says what the corpus docs is made of: restore it") from None
+    lines = [line for line in lines if NOT_READ not in line]
     names = tuple(match[1] for line in lines if (match := re.match(r"\s*([\w.-]+)\s*==", line)))
     if not names:
         raise UserError(f"{requirements} pins no package with ==, so that the corpus docs would not be repeatable")
