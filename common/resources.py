@@ -8,10 +8,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
 from common.errors import UserError, listed
+
+if TYPE_CHECKING:
+    import torch
 
 UNITS = ("kB", "MB", "GB", "TB", "PB")
 RESUME_STATE = "a resume state"
@@ -90,6 +94,38 @@ def together(needs: Sequence[Needs]) -> Needs:
     )
 
 
+def fitting_groups(needs: Sequence[Needs], most: float, device: str) -> list[list[int]]:
+    """Consecutive runs in groups that can be trained together.
+
+    Args:
+        needs: of each run, in each of its processes.
+        most: bytes of memory that all runs of a group may need together, where their models are; a run that needs more
+            is a group of its own.
+        device: type of the models' device.
+
+    Returns:
+        The indices of each group's runs.
+    """
+    on_gpu = device.startswith("cuda")
+    groups: list[list[int]] = []
+    for i in range(len(needs)):
+        if groups:
+            all_needs = together([needs[j] for j in [*groups[-1], i]])
+            parts = all_needs.memory if on_gpu else _on_host(all_needs)
+            if sum(parts.values()) <= most:
+                groups[-1].append(i)
+                continue
+        groups.append([i])
+    return groups
+
+
+def _on_host(needs: Needs, on_gpu: bool = False) -> dict[str, int]:
+    """Bytes of the host's memory that all of this host's processes need."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    in_each = needs.host if on_gpu else _added([needs.memory, needs.host])
+    return {name: processes * size for name, size in in_each.items()}
+
+
 def _added(parts: Sequence[Mapping[str, int]]) -> dict[str, int]:
     names = {name: None for part in parts for name in part}
     return {name: sum(part.get(name, 0) for part in parts) for name in names}
@@ -114,9 +150,7 @@ def require_resources(needs: Needs, directories: Sequence[Path], device: str) ->
         UserError: says how much is needed, for what, and how much there is.
     """
     on_gpu = device.startswith("cuda")
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    in_each = needs.host if on_gpu else _added([needs.memory, needs.host])
-    host = {name: processes * size for name, size in in_each.items()}
+    host = _on_host(needs, on_gpu)
     memory, where = free_memory()
     _require("memory", host, memory, where, SMALLER)
     if on_gpu:
@@ -168,6 +202,11 @@ def free_memory() -> tuple[int, str]:
     free += [(number, "in this control group") for number in _control_group_memory()]
     amount, where = min(free)
     return max(amount, 0), where
+
+
+def free_memory_of(device: "torch.device") -> int:
+    """Bytes that are free on a device: a GPU's memory, or the host's."""
+    return free_gpu_memory(str(device))[0] if device.type == "cuda" else free_memory()[0]
 
 
 def free_gpu_memory(device: str) -> tuple[int, str]:

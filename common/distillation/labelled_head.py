@@ -39,6 +39,9 @@ CPU_ROWS = 64
 """Smallest number of positions in a chunk on a CPU, where `CHUNK` permits it: the weights of the output layer, and
 their gradients, are read for every chunk."""
 
+MOST_LOGITS = 2**26
+"""Number of logits up to which a teacher's are kept for other students: 256 MB; above it, its hidden states are."""
+
 
 @dataclass(frozen=True)
 class LabelledOutput:
@@ -94,6 +97,12 @@ class LabelledOutput:
         weight, bias = self._cast_weights
         with torch.autocast(values.device.type, enabled=False):
             return F.linear(values.to(weight.dtype), weight, bias).float()
+
+    def with_logits(self) -> "LabelledOutput":
+        """The same output with its logits computed, unless these are more than `MOST_LOGITS`."""
+        if self.layer is None or len(self) * self.number_of_classes > MOST_LOGITS:
+            return self
+        return LabelledOutput(torch.cat([self.logits(rows) for rows in self.chunks()]))
 
     def require_finite(self, owner: object) -> None:
         """Check the logits at all labelled positions; see `require_finite_logits`.

@@ -154,6 +154,8 @@ class RunTrainer(ProgressiveDistillationTrainer):
         if is_adapted(self.model):
             self._fixed_facts["frozen"] = frozen_fingerprint(self.model)
         self.run = run
+        self.runs_together = 1
+        """Number of runs that are trained in turn, of which this is one."""
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         self.add_callback(_RunCallback(self))
@@ -260,6 +262,22 @@ class RunTrainer(ProgressiveDistillationTrainer):
                 "shuffled); each takes its part of every batch"
             )
 
+    def share_teacher(self, other: "RunTrainer") -> bool:
+        """Share the outputs of the teacher with another trainer, if that has the same teacher and batches.
+
+        Returns:
+            Whether it has.
+        """
+        has_same = (
+            bool(self._teacher.steps)
+            and self.train_dataset is other.train_dataset
+            and self.args.gradient_accumulation_steps == other.args.gradient_accumulation_steps
+            and self._teacher.is_same_as(other._teacher)
+        )
+        if has_same:
+            self._teacher.share(other._teacher)
+        return has_same
+
     def _diverged(self) -> DivergedError:
         step = self.state.global_step
         return DivergedError(f"{self.run.directory}: the loss is not finite at step {step:,}: give a lower --lr")
@@ -287,7 +305,12 @@ def train_run(trainer: RunTrainer, description: str) -> None:
     with ExitStack() as stack:
         if trainer.is_world_process_zero():
             trainer.add_callback(_ProgressCallback(trainer, stack, description))
-        trainer.train()
+        finish_run(trainer)
+
+
+def finish_run(trainer: RunTrainer) -> None:
+    """Train to the end of a run that is not complete, and mark it complete; for a caller that handles stop signals."""
+    trainer.train()
     if trainer.is_world_process_zero():
         results = {name: trainer.records[-1][name] for name in ("step", "loss", "accuracy")}
         trainer.run.finish({**results, "training": trainer.training_facts()})
@@ -326,7 +349,7 @@ class _RunCallback(TrainerCallback):
             return
         start = time.monotonic()
         self._trainer.save_resume_state()
-        self._clock.saved(time.monotonic() - start)
+        self._clock.saved((time.monotonic() - start) * self._trainer.runs_together)
 
     def _is_due(self) -> bool:
         """The first process decides for all."""

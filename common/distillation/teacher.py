@@ -64,11 +64,25 @@ class Teacher:
         self._names: frozenset[str] | None = None
         self.classes: int | None = None
         """Number of classes that student and teacher share; None if their logits must have the same number."""
+        attention = getattr(getattr(student, "config", None), "_attn_implementation", None)
+        self._identity = self._checkpoints, objective, load, dtype, autocast_dtype, type(student), attention
+        self._shared: dict[tuple[int, int, int], LabelledOutput] | None = None
+        """Outputs on the micro-batches of the latest training step, by the step, the micro-batch and the teacher step,
+        if other students learn from the same teacher."""
 
     @property
     def steps(self) -> set[int]:
         """Teacher steps of the checkpoints."""
         return self._models.steps
+
+    def is_same_as(self, other: "Teacher") -> bool:
+        """Whether the other teacher has the same outputs."""
+        return self._identity == other._identity and self.classes == other.classes
+
+    def share(self, other: "Teacher") -> None:
+        """Share outputs with a teacher that is the same, and whose student has the same batches."""
+        other._shared = {} if other._shared is None else other._shared
+        self._shared = other._shared
 
     def check_trajectory(self, steps: Collection[int], trust: bool) -> None:
         """Check that some checkpoints are what their steps say; only warn about problems if they are trusted.
@@ -106,9 +120,17 @@ class Teacher:
             self.classes = shared_classes(sizes[0], theirs, tokenizer, tokenizer_of(path))
 
     def output(
-        self, inputs: Mapping[str, Any], positions: Tensor, step: int, then: int | None, device: torch.device
+        self,
+        inputs: Mapping[str, Any],
+        positions: Tensor,
+        step: int,
+        then: int | None,
+        device: torch.device,
+        batch: tuple[int, int] | None = None,
     ) -> LabelledOutput:
         """What the checkpoint of teacher step `step` predicts at positions (labelled,).
+
+        If teachers share their outputs, that on a micro-batch is computed once, and kept until the next training step.
 
         Args:
             inputs: the student's arguments; the teacher gets those that it takes.
@@ -116,11 +138,15 @@ class Teacher:
             step: teacher step.
             then: teacher step that is needed next.
             device: of the inputs.
+            batch: the training step and the index of its micro-batch; None if they are not of the training data.
 
         Raises:
             UserError: the checkpoint cannot be loaded, or is given tokens that it does not have; or, where it is first
                 used, it predicts something that is not finite.
         """
+        key = None if self._shared is None or batch is None else (*batch, step)
+        if self._shared and key in self._shared:
+            return self._shared[key]
         changes = step != self._models.current_step
         if changes:
             self._remove_head()
@@ -138,7 +164,11 @@ class Teacher:
             output = self._head(model, self._arguments(inputs), positions, chunked=True)
             if changes:
                 output.require_finite(owner)
-            return output
+        if self._shared is not None and key is not None:
+            for other in [other for other in self._shared if other[0] != key[0]]:
+                del self._shared[other]
+            output = self._shared[key] = output.with_logits()
+        return output
 
     def report(self, batches: Iterable[Mapping[str, Any]], step: int, shift: bool) -> str:
         """The `teacher_report` on the checkpoint of teacher step `step`.

@@ -147,7 +147,7 @@ class ProgressiveDistillationTrainer(Trainer):
             self._teacher.share_classes(self.segments[0].checkpoint, self.processing_class, classes)
         self._head = LabelledHead(model, self._teacher.classes, autocast_dtype)
         self._head.permits_chunks &= not (args.world_size > 1 and bool(args.ddp_find_unused_parameters))
-        self._head_is_checked, self._steps_without_labels = False, 0
+        self._head_is_checked, self._steps_without_labels, self._micro_batches = False, 0, 0
         self._sums = TrainingSums(args.device)
         self.add_callback(RestoreRecords(self))
 
@@ -176,7 +176,8 @@ class ProgressiveDistillationTrainer(Trainer):
         if step is None:
             return None
         following = next_checkpoint(self.segments, self.state.global_step)
-        return self._teacher.output(inputs, positions, step, following, self.args.device)
+        batch, self._micro_batches = (self.state.global_step, self._micro_batches), self._micro_batches + 1
+        return self._teacher.output(inputs, positions, step, following, self.args.device, batch)
 
     def _report_teacher(self) -> None:
         """Print the accuracy of the last checkpoint that the student learns from, on some of the evaluation data."""
@@ -232,6 +233,7 @@ class ProgressiveDistillationTrainer(Trainer):
             (at least 1, as the loss is divided by it): a scalar tensor if there are several processes.
         """
         batches = [dict(batch) for batch in islice(epoch_iterator, num_batches)]
+        self._micro_batches = 0
         for batch in batches:
             require_usable_batch(batch, unwrap(self.model), self._head.number_of_classes, self._shift)
             batch["positions"] = labelled_positions(batch["labels"], self._shift)
@@ -292,11 +294,10 @@ class ProgressiveDistillationTrainer(Trainer):
         if positions is None:
             positions = labelled_positions(labels, self._shift)
         labels = labels.flatten()[positions + self._shift]
-        if return_outputs:
-            outputs = model(**arguments)
+        outputs = model(**arguments) if return_outputs else None
+        if outputs is not None:
             student = LabelledOutput(outputs["logits"].flatten(0, -2)[positions], classes=self._teacher.classes)
         else:
-            outputs = None
             student = self._student_output(model, arguments, positions)
         if not len(labels):
             loss = student.values.sum() * 0

@@ -77,6 +77,8 @@ class DistillArguments(Arguments, DistillationArguments):
     """Optimiser steps, one run for each."""
     temperature: float = 0.0
     """Temperature of the teacher's logits; 0 is the arg-max."""
+    memory: float | None = None
+    """Gigabytes that students which are trained together may need; by default half of what is free."""
 
 
 def check(arguments: Arguments) -> None:
@@ -90,6 +92,8 @@ def check(arguments: Arguments) -> None:
     require_positive_lr(arguments.lr)
     if not 0 <= arguments.warmup <= 1:
         raise UserError(f"--warmup is a fraction of the steps, between 0 and 1; got {arguments.warmup}")
+    if isinstance(arguments, DistillArguments) and arguments.memory is not None and not 0 < arguments.memory < math.inf:
+        raise UserError(f"--memory must be a positive number of gigabytes, got {arguments.memory}")
     if not 0 <= arguments.dropout < 1:
         raise UserError(f"--dropout must be at least 0 and below 1, got {arguments.dropout}")
 

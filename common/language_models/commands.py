@@ -1,18 +1,23 @@
 """`train.py` and `distill.py` of the settings with language models."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from transformers import TrainingArguments
 
 from common.arguments import option_of, require_at_least, require_seed, require_steps
 from common.distillation.arguments import require_distinct, resolve_teacher, student_arguments, with_task_of
+from common.distillation.batches import Source
 from common.distillation.evaluation import report_on
 from common.distillation.losses import check_loss_arguments
+from common.distillation.run_loop import RunTrainer
 from common.distillation.supervision import (
     FROM_LABELS,
+    Supervision,
     own_teacher,
     print_notes,
     supervision,
@@ -22,8 +27,16 @@ from common.distillation.supervision import (
 from common.errors import DivergedError, UserError
 from common.language_models.arguments import DistillArguments, TrainArguments, check
 from common.language_models.setting import Setting, Task, config_of, task_of
-from common.language_models.training import processes_of, train_to_end, trainer_arguments
-from common.resources import Needs, one_after_another, require_resources, transformer_needs
+from common.language_models.training import processes_of, train_to_end, trainer_arguments, trainer_of, trainer_options
+from common.resources import (
+    Needs,
+    fitting_groups,
+    free_memory_of,
+    one_after_another,
+    require_resources,
+    together,
+    transformer_needs,
+)
 from common.runs.checkpoints import number_of_checkpoints
 from common.runs.names import EXECUTION_ARGUMENTS, ROOT, RUNS, default_name
 from common.runs.processes import Processes, open_shared_run
@@ -62,14 +75,20 @@ def train(
             print_notes(notes)
     options = {"setting": setting.name, "argv": argv, "force": arguments.force, "wandb": arguments.wandb}
     config = config_of(arguments, task, setting)
-    with open_shared_run(directory, config, processes_of(trainer_args), **options) as run:
-        train_to_end(arguments, setting, run, trainer_args, task, batches, arguments.heads, arguments.seed, FROM_LABELS)
+    processes = processes_of(trainer_args)
+    with open_shared_run(directory, config, processes, **options) as run:
+        if run.complete:
+            processes.print(f"{directory} is complete")
+            return
+        shared = trainer_options(arguments, setting, task)
+        given = (arguments, setting, run, trainer_args, task, batches, arguments.heads, arguments.seed, FROM_LABELS)
+        train_to_end([trainer_of(*given, shared)])
 
 
 def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting, argv: Sequence[str] = ()) -> None:
     """Start or resume one run for every method, size, number of steps and seed (and first checkpoint of two-shot).
 
-    All students are checked before the first one is trained.
+    All students are checked before the first one is trained. As many as fit into `--memory` are trained together.
 
     Raises:
         UserError: an argument is out of range, the teacher does not fit, or a run's directory cannot be used.
@@ -93,12 +112,13 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     task_arguments = (*setting.data_arguments, *setting.prediction_arguments)
     arguments = with_task_of(own and setting.as_given(own["arguments"]), arguments, task_arguments, argv)
     students = []
-    for student in student_arguments(arguments, PLURAL):
-        (steps,), (seed,) = student.steps, student.seeds
-        run_directory = _run_directory(arguments, student, presets, setting)
-        trainer_args = trainer_arguments(student, run_directory, steps, seed)
-        supervised = supervision(student, steps, teacher, directory, None, lambda record: record["loss"])
-        students.append((student, run_directory, trainer_args, supervised))
+    for chosen in student_arguments(arguments, PLURAL):
+        (steps,), (seed,) = chosen.steps, chosen.seeds
+        place = _run_directory(arguments, chosen, presets, setting)
+        trainer_args = trainer_arguments(chosen, place, steps, seed)
+        supervised = supervision(chosen, steps, teacher, directory, None, lambda record: record["loss"])
+        students.append(_Student(chosen, place, trainer_args, supervised))
+    processes, device = processes_of(students[0].trainer_args), students[0].trainer_args.device
 
     try:
         task = task_of(arguments, setting)  # may take minutes; what needs no data has been checked
@@ -111,43 +131,86 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     if own is not None:
         _check_data(arguments, setting, task, directory, own)
         teacher_id, notes = own.get("id"), _prediction_notes(arguments, setting, own)
-    batches = []
-    for student, _, _, supervised in students:
-        check_loss_arguments(supervised, task.vocabulary, option_of)
-        batches.append(setting.training_batches(student, task, student.steps[0], student.stream_seed))
-    unfinished = [(student, place) for student, place, *_ in students if arguments.force or not Run(place).complete]
+    for student in students:
+        check_loss_arguments(student.supervision, task.vocabulary, option_of)
+    batches = setting.training_batches(arguments, task, max(arguments.steps), arguments.stream_seed)
+    unfinished = [student for student in students if arguments.force or not Run(student.directory).complete]
+    groups = _groups(unfinished, arguments.memory, task, processes, device)
     if unfinished:
-        processes = processes_of(trainer_args)
-        needs = [
-            _needs(student, task, student.student_heads[0], student.steps[0], processes) for student, _ in unfinished
-        ]
-        places = [place for _, place in unfinished]
-        notes += require_resources(one_after_another(needs), places, trainer_args.device.type)
-    used = used_checkpoints((student, supervised, student.steps[0]) for student, _, _, supervised in students)
+        needs = [together([student.needs(task, processes) for student in group]) for group in groups]
+        places = [student.directory for student in unfinished]
+        notes += require_resources(one_after_another(needs), places, device.type)
+    used = used_checkpoints((student.arguments, student.supervision, student.steps) for student in students)
     last = (used or teacher)[-1]
     setting.load_model(local_path(last), task)
     notes += [*setting.notes(local_path(last), task), *trajectory_warnings(used, arguments.trust_trajectory)]
-    if not used and unfinished and processes_of(trainer_args).first:
+    if not used and unfinished and processes.first:
         print_notes(notes)
     is_reported = not used
+    shared: dict[str, Any] = {}
     diverged: list[DivergedError] = []
-    for (student, run_directory, trainer_args, supervised), own_batches in zip(students, batches, strict=True):
-        (heads,), (seed,) = student.student_heads, student.seeds
-        config = {**config_of(student, task, setting), "teacher_id": teacher_id}
-        options = {"argv": argv, "force": student.force, "wandb": student.wandb, "group": student.preset}
-        processes = processes_of(trainer_args)
-        with open_shared_run(run_directory, config, processes, setting=setting.name, **options) as run:
-            if not (run.complete or is_reported):
+    finished = [student for student in students if student not in unfinished]
+    for group in [finished, *groups]:
+        with ExitStack() as stack:
+            opened: list[tuple[_Student, Run]] = []
+            for student in group:
+                config = {**config_of(student.arguments, task, setting), "teacher_id": teacher_id}
+                options = {"argv": argv, "force": arguments.force, "wandb": arguments.wandb, "group": arguments.preset}
+                opening = open_shared_run(student.directory, config, processes, setting=setting.name, **options)
+                run = stack.enter_context(opening)
+                if run.complete:
+                    processes.print(f"{run.directory} is complete")
+                else:
+                    opened.append((student, run))
+            if not opened:
+                continue
+            if not is_reported:
                 is_reported = True
-                report = _report(last, task, arguments, setting, trainer_args.device)  # may raise, in every process
+                report = _report(last, task, arguments, setting, device)  # may raise, in every process
                 if processes.first:
                     print_notes([*notes, report])
+            shared = shared or trainer_options(arguments, setting, task)
             try:
-                train_to_end(student, setting, run, trainer_args, task, own_batches, heads, seed, supervised)
+                train_to_end([student.trainer(setting, run, task, batches, shared) for student, run in opened])
             except DivergedError as divergence:
                 diverged.append(divergence)
     if diverged:
         raise diverged[0]
+
+
+@dataclass(frozen=True)
+class _Student:
+    """A student's run, before it is opened."""
+
+    arguments: DistillArguments
+    directory: Path
+    trainer_args: TrainingArguments
+    supervision: Supervision
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return self.arguments.steps[0]
+
+    def needs(self, task: Task, processes: Processes) -> Needs:
+        """What training it needs."""
+        return _needs(self.arguments, task, self.arguments.student_heads[0], self.steps, processes)
+
+    def trainer(self, setting: Setting, run: Run, task: Task, batches: Source, shared: Mapping[str, Any]) -> RunTrainer:
+        """Its trainer; `shared` is from `trainer_options`."""
+        (heads,), (seed,) = self.arguments.student_heads, self.arguments.seeds
+        given = (self.arguments, setting, run, self.trainer_args, task, batches, heads, seed, self.supervision)
+        return trainer_of(*given, shared)
+
+
+def _groups(
+    students: Sequence[_Student], memory: float | None, task: Task, processes: Processes, device: torch.device
+) -> list[list[_Student]]:
+    """The students in groups that are trained together, each of which needs at most `memory` gigabytes."""
+    most = free_memory_of(device) / 2 if memory is None else memory * 1e9
+    needs = [student.needs(task, processes) for student in students]
+    groups = fitting_groups(needs, processes.smallest(most), device.type)
+    return [[students[i] for i in group] for group in groups]
 
 
 def _report(

@@ -1,12 +1,15 @@
-"""One training run of a language model, from its arguments to its last step."""
+"""Training runs of language models, from their arguments to their last steps."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainingArguments
 
 from common.distillation.batches import ReadyBatches, Source
 from common.distillation.run_loop import RunTrainer, train_run, training_arguments
 from common.distillation.supervision import Supervision
+from common.distillation.together import train_together
 from common.language_models.arguments import Arguments
 from common.language_models.setting import Setting, Task
 from common.runs.processes import Processes
@@ -40,7 +43,7 @@ def processes_of(trainer_args: TrainingArguments) -> Processes:
     return Processes(trainer_args.process_index, trainer_args.world_size)
 
 
-def train_to_end(
+def trainer_of(
     arguments: Arguments,
     setting: Setting,
     run: Run,
@@ -50,14 +53,13 @@ def train_to_end(
     heads: int,
     seed: int,
     supervision: Supervision,
-) -> None:
-    """Train a model to its last step, mark the run complete, and print its accuracy.
-
-    An unfinished run is resumed from its resume state; of a complete one, only a line is printed.
+    options: Mapping[str, Any],
+) -> RunTrainer:
+    """The trainer of one run.
 
     Args:
         arguments: of the command.
-        setting: has held-out batches, and makes and loads models.
+        setting: makes the model.
         run: opened for writing.
         trainer_args: from `trainer_arguments` for this run.
         task: of the run.
@@ -65,25 +67,48 @@ def train_to_end(
         heads: attention heads.
         seed: of the initial weights.
         supervision: what the model learns from; `FROM_LABELS` for a teacher.
+        options: from `trainer_options`.
 
     Raises:
         UserError: a sample does not fit into the model, or a teacher's checkpoint cannot be loaded.
-        DivergedError: the loss or the weights are not finite; nothing invalid is saved.
     """
-    processes = processes_of(trainer_args)
-    if run.complete:
-        processes.print(f"{run.directory} is complete")
-        return
-    held_out = setting.evaluation_batches(task, arguments.eval_samples)
-    trainer = RunTrainer(
+    return RunTrainer(
         setting.new_model(task, arguments, heads, seed),
         trainer_args,
         train_dataset=batches,
-        eval_dataset=ReadyBatches(held_out),
         run=run,
         check_teacher=False,  # the command has done so, once for all students
-        **setting.trainer_options(task),
+        **options,
         **vars(supervision),
     )
-    train_run(trainer, run.directory.name)
-    processes.print(f"{run.directory}: accuracy {trainer.records[-1]['accuracy']:.3f}")
+
+
+def trainer_options(arguments: Arguments, setting: Setting, task: Task) -> dict[str, Any]:
+    """What the trainers of all runs of a command share: the held-out data, and options of the setting."""
+    held_out = ReadyBatches(setting.evaluation_batches(task, arguments.eval_samples))
+    return {"eval_dataset": held_out, **setting.trainer_options(task)}
+
+
+def train_to_end(trainers: Sequence[RunTrainer]) -> None:
+    """Train models to their last steps, mark their runs complete, and print their accuracies.
+
+    Unfinished runs are resumed from their resume states.
+
+    Args:
+        trainers: of runs that are not complete, at least one.
+
+    Raises:
+        UserError: a teacher's checkpoint cannot be loaded, or a run's state is damaged.
+        DivergedError: the loss or the weights of a model are not finite; nothing invalid is saved, and the others are
+            trained to their end first.
+    """
+    try:
+        if len(trainers) == 1:
+            train_run(trainers[0], trainers[0].run.directory.name)
+        else:
+            train_together(trainers, f"{len(trainers)} runs")
+    finally:
+        for trainer in trainers:
+            if trainer.run.complete:
+                accuracy = trainer.records[-1]["accuracy"]
+                processes_of(trainer.args).print(f"{trainer.run.directory}: accuracy {accuracy:.3f}")

@@ -61,6 +61,14 @@ class Processes:
         torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=_hosts())
         return int(number)
 
+    def smallest(self, number: float) -> float:
+        """The smallest of the numbers that the processes have; all of them must call this."""
+        if self.count == 1:
+            return number
+        least = torch.tensor(number, dtype=torch.float64)
+        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN, group=_hosts())
+        return least.item()
+
     def stop(self, number: int, step: int) -> NoReturn:
         """End all processes by the signal of this number, once the first one has saved the state of `step`.
 

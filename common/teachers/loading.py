@@ -2,6 +2,7 @@
 
 The weights are read in a background thread while the current checkpoint is in use. The model is built from them in the
 caller's thread, as `from_pretrained` changes torch's default dtype and the initialisation of modules in all threads.
+For the same reason, of several teachers one is loaded at a time.
 """
 
 import re
@@ -10,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, overload
 
 import torch
@@ -25,6 +27,8 @@ from common.teachers.tensors import read_weights, require_finite_weights
 
 OTHER_HEADS = r"(^|\.)(pooler|cls\.seq_relationship)\."
 """Tensors of the heads that BERT was pre-trained with in addition to its language modelling head."""
+
+_LOADING = Lock()
 
 
 class Teachers:
@@ -108,14 +112,18 @@ class Teachers:
         prefetched, self._prefetched = self._prefetched, None
         is_prefetched = prefetched is not None and prefetched[0] == step
         reading = prefetched[1] if prefetched and is_prefetched else self._start_reading(step)
-        return self._build(reading.result())
+        content = reading.result()
+        with _LOADING:
+            return self._build(content)
 
     def _start_reading(self, step: int) -> "Future[Any]":
         return self._thread.submit(self._read_checkpoint, step)
 
     def _read_checkpoint(self, step: int) -> Any:
         """What `read` returns for the checkpoint of teacher step `step`; then too many downloads are evicted."""
-        content = self._read(local_path(self._checkpoints[step]))
+        path = local_path(self._checkpoints[step])
+        with _LOADING:
+            content = self._read(path)
         if self._downloads_kept is not None and is_evictable(self._checkpoints[step]):
             self._on_disk = [*(other for other in self._on_disk if other != step), step]
             while len(self._on_disk) > self._downloads_kept:

@@ -5,8 +5,8 @@ of modules, classes and functions with more than `SHORTEST` characters, dedented
 packages, files and lines; one that nearly repeats an earlier one is left out (see near_duplicates.py). Tests and
 vendored copies are skipped.
 
-The corpus depends on the versions of Python and of the packages. A hash of its documents identifies it. A package that
-was added after results were published has the comment `NOT_READ` in requirements.txt, so that the corpus stays the same.
+The corpus depends on the versions of Python and of the packages. A hash of its documents identifies it. Packages that
+were added after results were published have the comment `NOT_READ` in requirements.txt: the corpus stays the same.
 """
 
 import ast
