@@ -33,6 +33,11 @@ Schedule = Sequence[Segment] | Callable[[list[tuple[int, float]]], Sequence[Segm
 """Segments, or a function from the student's evaluations so far, (step, accuracy), to segments."""
 
 
+def segments_at(schedule: Schedule, evaluations: list[tuple[int, float]]) -> Sequence[Segment]:
+    """The segments of a schedule, as far as the evaluations so far decide them."""
+    return schedule(evaluations) if callable(schedule) else schedule
+
+
 def ce_only() -> list[Segment]:
     """No teacher: the student learns from the labels alone."""
     return []

@@ -19,20 +19,17 @@ from common.teachers.curves import Curve, find_log, read_curve
 from common.teachers.discovery import Checkpoint
 from common.teachers.trajectory import require_trajectory
 
-Schedule = Callable[[list[tuple[int, float]]], list[schedules.Segment]]
-"""From the student's evaluations so far, (step, accuracy), to its schedule."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Supervision(LossArguments):
     """What a student learns from."""
 
-    schedule: Schedule
+    schedule: schedules.Schedule
     """An empty schedule means the labels alone."""
     teacher: Sequence[Checkpoint] = ()
 
 
-FROM_LABELS = Supervision(schedule=lambda evaluations: schedules.ce_only())
+FROM_LABELS = Supervision(schedule=schedules.ce_only())
 
 
 def own_teacher(directory: Path, settings: Sequence[str]) -> Mapping[str, Any] | None:
@@ -105,7 +102,9 @@ def used_checkpoints(students: Iterable[tuple[DistillationArguments, Supervision
     """
     used: dict[int, Checkpoint] = {}
     for student, supervised, total in students:
-        steps = {checkpoint for _, _, checkpoint in schedules.spans(supervised.schedule([]), 0, total)}
+        steps = {
+            checkpoint for _, _, checkpoint in schedules.spans(schedules.segments_at(supervised.schedule, []), 0, total)
+        }
         any_of_them = student.methods[0] == "until-saturation"
         used |= {found.step: found for found in supervised.teacher if any_of_them or found.step in steps}
     return [used[step] for step in sorted(used)]
@@ -131,10 +130,9 @@ def _schedule(
     steps: Sequence[int],
     directory: Path,
     loss_of_record: Callable[[Mapping[str, Any]], float],
-) -> Schedule:
+) -> schedules.Schedule:
     if student.methods[0] != "until-saturation":
-        fixed = fixed_schedule(student, total, steps, directory, loss_of_record)
-        return lambda evaluations: fixed
+        return fixed_schedule(student, total, steps, directory, loss_of_record)
 
     def until_saturation(evaluations: list[tuple[int, float]]) -> list[schedules.Segment]:
         return schedules.until_saturation(

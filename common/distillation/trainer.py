@@ -32,7 +32,7 @@ from common.distillation.dataset_source import EvaluationBatches, is_streaming
 from common.distillation.labelled_head import LabelledHead, LabelledOutput, labelled_positions
 from common.distillation.metrics import RestoreRecords, TrainingSums, evaluation_sums
 from common.distillation.run_arguments import adapt_to_chunks, require_honoured_arguments, require_masking
-from common.distillation.schedules import Schedule, check_schedule, checkpoint_at, next_checkpoint
+from common.distillation.schedules import Schedule, check_schedule, checkpoint_at, next_checkpoint, segments_at
 from common.distillation.state import load_weights, save_weights
 from common.distillation.teacher import Teacher
 from common.errors import UserError
@@ -133,7 +133,7 @@ class ProgressiveDistillationTrainer(Trainer):
         loading |= {"downloads_kept": downloads_kept, "autocast": self.accelerator.autocast}
         self._teacher = Teacher(checkpoints, unwrap(model), self.objective, autocast_dtype=autocast_dtype, **loading)
         self._schedule_is_fixed = not callable(schedule)
-        self._schedule = schedule if callable(schedule) else lambda evaluations: schedule
+        self._schedule = schedule
         self.records: list[dict[str, Any]] = []
         """One for each evaluation during training. Those from before the checkpoint that training resumed from have
         only step, loss and accuracy."""
@@ -160,7 +160,7 @@ class ProgressiveDistillationTrainer(Trainer):
             UserError: the schedule does not fit the teacher.
         """
         evaluations = [(record["step"], record["accuracy"]) for record in self.records if record["step"]]
-        self.segments = self._schedule(evaluations)
+        self.segments = segments_at(self._schedule, evaluations)
         if bool(self._teacher.steps) != bool(self.segments):
             raise UserError("give a teacher and a schedule for it, or neither to learn from the labels alone")
         check_schedule(self.segments, self._teacher.steps)
@@ -183,8 +183,7 @@ class ProgressiveDistillationTrainer(Trainer):
         """Print the accuracy of the last checkpoint that the student learns from, on some of the evaluation data."""
         step = self.segments[-1].checkpoint if self._schedule_is_fixed else max(self._teacher.steps)
         first = next(iter(self.eval_dataset)) if isinstance(self.eval_dataset, dict) else None
-        batches = map(self._prepare_inputs, self.get_eval_dataloader(first))
-        report = self._teacher.report(batches, step, self._shift)
+        report = self._teacher.report(map(self._prepare_inputs, self.get_eval_dataloader(first)), step, self._shift)
         if self.is_world_process_zero():
             print(report)
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.distillation import losses
-from common.distillation.schedules import Segment, spans
+from common.distillation.schedules import Segment, segments_at, spans
 from common.distillation.supervision import Supervision
 from common.parity.arguments import Arguments
 from common.parity.frozen import Logits, teacher_logits
@@ -72,11 +72,10 @@ class Student:
     """Evaluations so far."""
 
     @property
-    def schedule(self) -> list[Segment]:
+    def schedule(self) -> Sequence[Segment]:
         """The teacher's checkpoints that supervise it, as far as its evaluations decide them."""
-        return self.supervision.schedule(
-            [(record["step"], record["accuracy"]) for record in self.records if record["step"]]
-        )
+        evaluations = [(record["step"], record["accuracy"]) for record in self.records if record["step"]]
+        return segments_at(self.supervision.schedule, evaluations)
 
     def objective(
         self,

@@ -34,6 +34,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import BertForMaskedLM, GPT2LMHeadModel
 
+from common.distillation.labelled_head import LabelledHead
 from common.errors import UserError
 from common.probes.percentiles import percentiles_of
 
@@ -338,18 +339,21 @@ def probe_ngrams(
 
 
 def bert_predictor(model: BertForMaskedLM) -> Predictor:
-    """A BERT, in evaluation mode and on its own device; its head is applied at the queried columns only."""
+    """A BERT, in evaluation mode and on its own device; its head, and what follows the attention of its last block, are
+    applied at the queried columns only."""
+    head = LabelledHead(model)
 
     @torch.inference_mode()
     def predict(queries: NgramQueries) -> torch.Tensor:
         device = model.device
-        hidden = model.bert(
-            input_ids=queries.input_ids.to(device),
-            attention_mask=queries.attention_mask.to(device),
-            position_ids=queries.position_ids.to(device),
-        ).last_hidden_state
-        rows = torch.arange(len(hidden), device=device)
-        return model.cls(hidden[rows, queries.columns.to(device)]).float().softmax(dim=-1)
+        inputs = {
+            "input_ids": queries.input_ids.to(device),
+            "attention_mask": queries.attention_mask.to(device),
+            "position_ids": queries.position_ids.to(device),
+        }
+        rows, columns = queries.input_ids.shape
+        positions = torch.arange(0, rows * columns, columns, device=device) + queries.columns.to(device)
+        return head(model, inputs, positions, chunked=False).logits().softmax(dim=-1)
 
     model.eval()
     return predict
