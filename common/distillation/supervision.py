@@ -17,7 +17,7 @@ from common.runs.files import read_json
 from common.runs.run import Run
 from common.teachers.curves import Curve, find_log, read_curve
 from common.teachers.discovery import Checkpoint
-from common.teachers.trajectory import require_trajectory
+from common.teachers.trajectory import are_small, require_trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,18 @@ def trajectory_warnings(checkpoints: Sequence[Checkpoint], trust: bool) -> list[
     Raises:
         UserError: there are problems, and they are not trusted.
     """
-    return [f"warning: {finding.line}" for finding in require_trajectory(checkpoints, trust)]
+    found = require_trajectory(checkpoints, trust, full=are_small(checkpoints))
+    return [f"warning: {finding.line}" for finding in found]
+
+
+def schedule_warnings(students: Iterable[tuple[DistillationArguments, Supervision, int]]) -> list[str]:
+    """A line for each schedule that is longer than a student's training; `students` are as of `used_checkpoints`."""
+    lines = [
+        schedules.unused_segments(schedules.segments_at(supervised.schedule, []), total)
+        for student, supervised, total in students
+        if student.methods[0] != "until-saturation"
+    ]
+    return [f"warning: {line}" for line in dict.fromkeys(lines) if line]
 
 
 def print_notes(lines: Sequence[str]) -> None:

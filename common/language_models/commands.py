@@ -20,6 +20,7 @@ from common.distillation.supervision import (
     Supervision,
     own_teacher,
     print_notes,
+    schedule_warnings,
     supervision,
     trajectory_warnings,
     used_checkpoints,
@@ -43,6 +44,7 @@ from common.runs.processes import Processes, open_shared_run
 from common.runs.run import Run
 from common.teachers.discovery import Checkpoint, find_checkpoints, local_path
 from common.teachers.objective import objective_of
+from common.teachers.trajectory import checkpoint_digests
 
 PLURAL = ("methods", "student_heads", "steps", "seeds", "checkpoint")
 """Arguments of distillation of which each run has one value."""
@@ -140,10 +142,13 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
         needs = [together([student.needs(task, processes) for student in group]) for group in groups]
         places = [student.directory for student in unfinished]
         notes += require_resources(one_after_another(needs), places, device.type)
-    used = used_checkpoints((student.arguments, student.supervision, student.steps) for student in students)
+    prepared = [(student.arguments, student.supervision, student.steps) for student in students]
+    used = used_checkpoints(prepared)
     last = (used or teacher)[-1]
     setting.load_model(local_path(last), task)
+    digests = checkpoint_digests(used)
     notes += [*setting.notes(local_path(last), task), *trajectory_warnings(used, arguments.trust_trajectory)]
+    notes += schedule_warnings(prepared)
     if not used and unfinished and processes.first:
         print_notes(notes)
     is_reported = not used
@@ -159,6 +164,8 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
                 opening = open_shared_run(student.directory, config, processes, setting=setting.name, **options)
                 run = stack.enter_context(opening)
                 if run.complete:
+                    needed = used_checkpoints([(student.arguments, student.supervision, student.steps)])
+                    run.require_teacher({str(checkpoint.step): digests[str(checkpoint.step)] for checkpoint in needed})
                     processes.print(f"{run.directory} is complete")
                 else:
                     opened.append((student, run))

@@ -15,6 +15,7 @@ from common.distillation.supervision import (
     FROM_LABELS,
     own_teacher,
     print_notes,
+    schedule_warnings,
     supervision,
     trajectory_warnings,
     used_checkpoints,
@@ -97,11 +98,12 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
         (student, supervision(student, student.steps, teacher, directory, task.classes, error_rate))
         for student in student_arguments(arguments, plural)
     ]
-    used = used_checkpoints((student, supervised, student.steps) for student, supervised in prepared)
+    scheduled = [(student, supervised, student.steps) for student, supervised in prepared]
+    used = used_checkpoints(scheduled)
     last = (used or teacher)[-1]
     network = load_network(local_path(last), task)
     digests = checkpoint_digests(used)
-    notes = trajectory_warnings(used, arguments.trust_trajectory)
+    notes = [*trajectory_warnings(used, arguments.trust_trajectory), *schedule_warnings(scheduled)]
     processes, device = join_processes(arguments.device)
     setting.check_processes(arguments, processes)
     places = [(student, _run_directory(arguments, student, presets, setting)) for student, _ in prepared]
@@ -119,12 +121,14 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
             options = {"force": student.force, "wandb": student.wandb, "group": student.preset}
             opened = open_shared_run(run_directory, config, processes, setting=setting.name, argv=argv, **options)
             run = stack.enter_context(opened)
+            needed = used_checkpoints([(student, supervised, student.steps)])
+            of_student = {str(checkpoint.step): digests[str(checkpoint.step)] for checkpoint in needed}
             if run.complete:
+                run.require_teacher(of_student)
                 processes.print(f"{run.directory} is complete")
                 continue
-            needed = used_checkpoints([(student, supervised, student.steps)])
             with processes.main_process_first():  # what one of them refuses, all of them do
-                run.keep_teacher({str(checkpoint.step): digests[str(checkpoint.step)] for checkpoint in needed})
+                run.keep_teacher(of_student)
             initial = setting.new_network(student, getattr(student, setting.sizes)[0], student.seeds[0])
             students.append(Student(run, supervised, initial, student.lr[0]))
         if students:

@@ -11,6 +11,7 @@ The grammars cfg3b to cfg3i in `grammars/` are those of that paper.
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain, pairwise
@@ -118,6 +119,8 @@ def _symbol(text: str, where: str) -> str:
         raise UserError(
             f"{where}: {_shown(text)} is not a symbol: write one rule per line, and a weight such as [0.5] last"
         )
+    if re.fullmatch(r"[0-9]*\.[0-9]+", text):
+        raise UserError(f"{where}: {text} is not a symbol: write a weight in brackets, [{text}], or name the symbol")
     if len(text) > MAX_NAME:
         raise UserError(f"{where}: the symbol {_shown(text)} has more than {MAX_NAME} characters")
     return text

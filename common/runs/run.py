@@ -7,6 +7,7 @@ import os
 import platform
 import secrets
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -145,6 +146,8 @@ class Run:
         step, length = (resume.step, resume.length) if resume else (-1, 0)
         drop_later(self.directory, step)
         metrics = self.directory / "metrics.jsonl"
+        if resume is None and metrics.stat().st_size:
+            sys.stderr.write(f"{self.directory} has no saved state: starting over\n")
         write_file(metrics, metrics.read_bytes()[:length])
         for record in self.records():
             self.track(record)
@@ -159,10 +162,14 @@ class Run:
             UserError: names a checkpoint that is missing, new or another one.
         """
         config = self.config
-        if "teacher" not in config:
+        if "teacher" in config:
+            self.require_teacher(digests)
+        else:
             write_file(self.directory / "config.json", to_json({**config, "teacher": dict(digests)}))
-            return
-        known = config["teacher"]
+
+    def require_teacher(self, digests: Mapping[str, str]) -> None:
+        """Compare checkpoints with those that the run began with, if these were recorded; as `keep_teacher`."""
+        known = self.config.get("teacher", digests)
         changes = [step for step in {**known, **digests} if known.get(step) != digests.get(step)]
         if changes:
             step = min(changes, key=int)
@@ -170,6 +177,20 @@ class Run:
             raise UserError(
                 f"checkpoint {step} of the teacher of {self.directory} {how} since the run began: restore the teacher, "
                 "or start over with --force"
+            )
+
+    def require_results(self) -> None:
+        """Check that the last record of a complete run is the one that it was completed with.
+
+        Raises:
+            UserError: the records are missing, damaged or others.
+        """
+        summary, records = self.summary, self.records()
+        last = records[-1] if records else {}
+        if any(last.get(name) != summary[name] for name in ("step", "loss", "accuracy") if name in summary):
+            raise UserError(
+                f"{self.directory} is complete, but the last record of metrics.jsonl is not that of done.json: restore "
+                "them, or start over with --force"
             )
 
     def finish(self, summary: Mapping[str, object]) -> None:
@@ -337,6 +358,8 @@ def _refuse_different_run(run: Run, setting: str, given: dict[str, Any]) -> None
     if differences:
         shown = ", ".join(differences[:3]) + (f" and {len(differences) - 3} more" if len(differences) > 3 else "")
         raise UserError(f"{run.directory} holds a run with other arguments ({shown}): {advice}")
+    if run.complete:
+        run.require_results()
 
 
 def _versions() -> dict[str, str | None]:

@@ -117,6 +117,8 @@ def table_row(run: Run) -> dict[str, Any]:
     """
     try:
         config, records = run.config, run.records()
+        if run.complete:
+            run.require_results()
     except UserError as error:
         print(f"warning: {error}", file=sys.stderr)
         return {"run": str(run.directory), "state": "damaged"}

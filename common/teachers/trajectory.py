@@ -19,12 +19,22 @@ from common.errors import UserError, listed
 from common.runs.files import digest_of, read_json
 from common.teachers import hub
 from common.teachers.discovery import Checkpoint, local_path, saved_step
-from common.teachers.weights import FLOATS, StoredTensor, digest, read_header, same_up_to_rounding, weight_files
+from common.teachers.weights import (
+    FLOATS,
+    StoredTensor,
+    digest,
+    is_finite,
+    read_header,
+    same_up_to_rounding,
+    weight_files,
+)
 
 NOT_ARCHITECTURE = {"_name_or_path", "_commit_hash", "transformers_version", "torch_dtype", "dtype", "use_cache"}
 """Entries of config.json that may change; dtypes are compared tensor by tensor."""
 LARGE = 256
 """Number of elements from which on a tensor's values do not recur by chance."""
+READ_BYTES = 2**30
+"""Of weights that are read in full before training."""
 SHOWN = 3
 """Number of findings in an error message."""
 THREADS = 8
@@ -39,6 +49,8 @@ class Finding:
     """Teacher steps affected."""
     line: str
     """Describes the problem and names the steps."""
+    is_fatal: bool = False
+    """Whether the checkpoint cannot be used at all."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,7 @@ def check_trajectory(checkpoints: Sequence[Checkpoint], full: bool = False) -> l
 
     Args:
         checkpoints: in the order of their steps.
-        full: compare every value of the tensors in local checkpoints, not only samples.
+        full: read every value of the tensors in local checkpoints, not only samples.
     """
     return findings(read_contents(checkpoints, full))
 
@@ -73,17 +85,27 @@ def require_trajectory(checkpoints: Sequence[Checkpoint], trust: bool, full: boo
     """Like `check_trajectory`, but raises an error if there are findings, unless the checkpoints are trusted.
 
     Raises:
-        UserError: names the first findings, and the number of others.
+        UserError: names the first findings, and the number of others; of checkpoints that are trusted, only those that
+            cannot be used at all.
     """
     found = check_trajectory(checkpoints, full)
-    if found and not trust:
-        more = [f"and {len(found) - SHOWN:,} more"] if len(found) > SHOWN else []
-        lines = "; ".join([finding.line for finding in found[:SHOWN]] + more)
+    refused = [finding for finding in found if finding.is_fatal or not trust]
+    if refused:
+        more = [f"and {len(refused) - SHOWN:,} more"] if len(refused) > SHOWN else []
+        lines = "; ".join([finding.line for finding in refused[:SHOWN]] + more)
+        anyway = ", or use them anyway with --trust-trajectory (trust_trajectory=True)"
         raise UserError(
             f"the teacher's checkpoints are not what their steps say: {lines}; exclude those steps (--teacher-range, "
-            "--segments or --teacher-pattern), or use them anyway with --trust-trajectory (trust_trajectory=True)"
+            f"--segments or --teacher-pattern){'' if any(finding.is_fatal for finding in refused) else anyway}"
         )
     return found
+
+
+def are_small(checkpoints: Sequence[Checkpoint]) -> bool:
+    """Whether the weights of local checkpoints are so few that all of them can be read before training."""
+    directories = [checkpoint.location for checkpoint in checkpoints if isinstance(checkpoint.location, Path)]
+    sizes = (path.stat().st_size for directory in directories for path in directory.glob("*.safetensors"))
+    return sum(sizes) <= READ_BYTES
 
 
 def read_contents(checkpoints: Sequence[Checkpoint], full: bool = False) -> list[Contents]:
@@ -129,7 +151,7 @@ def findings(contents: Sequence[Contents]) -> list[Finding]:
     found = list(_order([entry.step for entry in contents]))
     for entry in contents:
         if entry.problem:
-            found.append(Finding((entry.step,), f"step {entry.step}: {entry.problem}"))
+            found.append(Finding((entry.step,), f"step {entry.step}: {entry.problem}", is_fatal=True))
         if entry.saved_step not in (None, entry.step):
             found.append(
                 Finding((entry.step,), f"trainer_state.json of step {entry.step} says step {entry.saved_step}")
@@ -164,6 +186,9 @@ def _read_directory(checkpoint: Checkpoint, full: bool) -> Contents:
     files = weight_files(directory)
     config = read_json(directory / "config.json", "copy or download it again")
     tensors = {name: tensor for file in files for name, tensor in read_header(file).items()}
+    for name, tensor in tensors.items():
+        if not is_finite(tensor, full):
+            raise UserError(f"{directory} has weights that are NaN or infinite, such as {name}")
     blobs = {file.name: file.resolve() for file in files if file.is_symlink()}
     is_cached = len(blobs) == len(files) and all(blob.parent.name == "blobs" for blob in blobs.values())
     if is_cached and not full:  # blobs are named by their SHA-256

@@ -183,6 +183,14 @@ def digest(tensor: StoredTensor, full: bool = False) -> str:
     return hashed.hexdigest()
 
 
+def is_finite(tensor: StoredTensor, full: bool = False) -> bool:
+    """Whether no value is NaN or infinite, at the sampled places or everywhere; True for tensors of integers."""
+    if tensor.dtype not in FLOATS:
+        return True
+    pieces = _all_of(tensor) if full else _samples(tensor)
+    return all(np.isfinite(_numbers(piece, tensor.dtype)).all() for piece in pieces)
+
+
 def same_up_to_rounding(one: StoredTensor, other: StoredTensor) -> bool:
     """Whether two tensors differ only by rounding to one of their dtypes, at the sampled places."""
     if one.kind == other.kind:
