@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from common.runs.resume import resume_steps
 from common.runs.run import Run
+from common.runs.table import table_row
 from common.teachers.discovery import find_checkpoints
 from tests.commands import Killed, change_config, cut, files, results, save_often
 from tests.parity import CASES
@@ -140,10 +141,7 @@ def test_what_a_half_run_wrote_after_its_state_may_be_damaged(setting, tmp_path,
 
 def test_a_half_run_notices_that_its_teacher_changed(setting, tmp_path, capsys, teacher):
     """The teacher is not a run, so that it has no id."""
-    unit = setting.unit
-    foreign = tmp_path / "foreign"
-    for checkpoint in find_checkpoints(teacher):
-        shutil.copytree(checkpoint.location, foreign / checkpoint.location.name)
+    unit, foreign = setting.unit, foreign_teacher(tmp_path, teacher)
     words = [*setting.distill, "--methods", "progressive", "--teacher", foreign, "--out", tmp_path / "half"]
     kill_at_record(setting, capsys, 3, *words)
     assert resume_steps(tmp_path / "half") == [5 * unit]
@@ -173,6 +171,104 @@ def test_a_half_run_notices_that_its_teacher_changed(setting, tmp_path, capsys, 
         shutil.copytree(tmp_path / "whole", foreign)
     setting.succeed(capsys, *words)
     assert Run(tmp_path / "half").complete
+
+
+def foreign_teacher(tmp_path, teacher):
+    """The checkpoints of a run, without what makes it one."""
+    foreign = tmp_path / "foreign"
+    for checkpoint in find_checkpoints(teacher):
+        shutil.copytree(checkpoint.location, foreign / checkpoint.location.name)
+    return foreign
+
+
+def test_a_complete_run_notices_that_its_teacher_changed(setting, tmp_path, capsys, teacher):
+    foreign = foreign_teacher(tmp_path, teacher)
+    words = [*setting.distill, "--methods", "one-shot", "--teacher", foreign, "--out", tmp_path / "run"]
+    setting.succeed(capsys, *words)
+    before = results(tmp_path / "run")
+    setting.succeed(capsys, *words)
+    last = find_checkpoints(foreign)[-1]
+    change_tensors(last.location / "model.safetensors", lambda tensors, name: tensors.update({name: tensors[name] * 2}))
+    line = setting.fail_in_one_line(capsys, *words)
+    assert f"checkpoint {last.step} of the teacher of {tmp_path / 'run'} has changed since the run began" in line
+    assert results(tmp_path / "run") == before
+
+
+def test_checkpoints_that_a_student_does_not_use_may_be_damaged_or_new(setting, tmp_path, capsys, teacher):
+    unit, foreign = setting.unit, foreign_teacher(tmp_path, teacher)
+    cut(foreign / f"checkpoint-{20 * unit}" / "model.safetensors")
+    schedule = ["--methods", "custom", "--segments", f"{10 * unit}:{7 * unit}", f"{30 * unit}"]
+    words = [*setting.distill, *schedule, "--teacher", foreign]
+    setting.succeed(capsys, *words, "--out", tmp_path / "whole")
+    kill_at_record(setting, capsys, 3, *words, "--out", tmp_path / "half")
+    shutil.copytree(foreign / f"checkpoint-{10 * unit}", foreign / f"checkpoint-{15 * unit}")
+    setting.succeed(capsys, *words, "--out", tmp_path / "half")
+    assert results(tmp_path / "half") == results(tmp_path / "whole")
+    line = setting.fail_in_one_line(capsys, *setting.distill, "--methods", "progressive", "--teacher", foreign)
+    assert f"{foreign / f'checkpoint-{20 * unit}' / 'model.safetensors'} is truncated" in line
+
+
+def test_weights_that_are_not_finite_are_refused_before_training(setting, tmp_path, capsys, teacher):
+    """A single value of a checkpoint in the middle of the schedule."""
+    foreign = foreign_teacher(tmp_path, teacher)
+    path = foreign / f"checkpoint-{20 * setting.unit}" / "model.safetensors"
+
+    def spoil(tensors, name):
+        tensors[name] = tensors[name].copy()
+        tensors[name].flat[tensors[name].size // 3] = float("nan")
+
+    change_tensors(path, spoil)
+    words = [*setting.distill, "--methods", "progressive", "--teacher", foreign, "--out", tmp_path / "run"]
+    for more in ([], ["--trust-trajectory"]):
+        line = setting.fail_in_one_line(capsys, *words, *more)
+        assert f"{path.parent} has weights that are NaN or infinite" in line
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_complete_run_whose_records_changed_is_refused_and_damaged_in_the_table(setting, tmp_path, capsys, teacher):
+    changes = {
+        "edited": lambda run: edit_last(run),
+        "lost": lambda run: (run / "metrics.jsonl").unlink(),
+        "empty": lambda run: (run / "metrics.jsonl").write_text(""),
+        "cut": lambda run: cut(run / "metrics.jsonl"),
+        "line": lambda run: (run / "metrics.jsonl").write_text("[1]\n"),
+    }
+    for name, change in changes.items():
+        run = tmp_path / name
+        shutil.copytree(teacher, run)
+        change_config(run, arguments=Run(teacher).config["arguments"])
+        change(run)
+        before = files(run)
+        line = setting.fail_in_one_line(capsys, *setting.train, "--out", run)
+        assert str(run) in line, name
+        assert files(run) == before, name
+        assert table_row(Run(run))["state"] == "damaged"
+        assert str(run) in capsys.readouterr().err
+
+
+def edit_last(run):
+    *lines, last = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    record = json.loads(last)
+    (run / "metrics.jsonl").write_text("".join([*lines, json.dumps({**record, "accuracy": 0.123}) + "\n"]))
+
+
+def test_a_run_without_a_saved_state_says_that_it_starts_over(setting, tmp_path, capsys, whole):
+    half = half_run(setting, capsys, tmp_path / "half")
+    shutil.rmtree(half / "resume")
+    code, stderr = setting.start(capsys, *setting.train, "--out", half)
+    assert code == 0
+    assert f"{half} has no saved state: starting over" in stderr
+    assert results(half) == whole
+
+
+def test_a_schedule_that_is_too_long_is_told(setting, tmp_path, capsys, teacher):
+    unit = setting.unit
+    schedule = ["--methods", "custom", "--segments", f"{10 * unit}:{10**6}", f"{30 * unit}"]
+    code, stderr = setting.start(capsys, *setting.distill, *schedule, "--teacher", teacher, "--out", tmp_path / "run")
+    assert code == 0
+    (line,) = [line for line in stderr if "the schedule is longer than the training" in line]
+    assert line.startswith("warning: ")
+    assert f"does not learn from teacher step {30 * unit}" in line
 
 
 def test_a_teacher_whose_config_lacks_arguments_is_refused(setting, tmp_path, capsys, teacher):

@@ -102,10 +102,10 @@ def require_trajectory(checkpoints: Sequence[Checkpoint], trust: bool, full: boo
 
 
 def are_small(checkpoints: Sequence[Checkpoint]) -> bool:
-    """Whether the weights of local checkpoints are so few that all of them can be read before training."""
+    """Whether checkpoints are local, and all of their weights can be read before training."""
     directories = [checkpoint.location for checkpoint in checkpoints if isinstance(checkpoint.location, Path)]
-    sizes = (path.stat().st_size for directory in directories for path in directory.glob("*.safetensors"))
-    return sum(sizes) <= READ_BYTES
+    sizes = [path.stat().st_size for directory in directories for path in directory.glob("*.safetensors")]
+    return len(directories) == len(checkpoints) and sum(sizes) <= READ_BYTES
 
 
 def read_contents(checkpoints: Sequence[Checkpoint], full: bool = False) -> list[Contents]:
@@ -186,14 +186,13 @@ def _read_directory(checkpoint: Checkpoint, full: bool) -> Contents:
     files = weight_files(directory)
     config = read_json(directory / "config.json", "copy or download it again")
     tensors = {name: tensor for file in files for name, tensor in read_header(file).items()}
-    for name, tensor in tensors.items():
-        if not is_finite(tensor, full):
-            raise UserError(f"{directory} has weights that are NaN or infinite, such as {name}")
     blobs = {file.name: file.resolve() for file in files if file.is_symlink()}
     is_cached = len(blobs) == len(files) and all(blob.parent.name == "blobs" for blob in blobs.values())
     if is_cached and not full:  # blobs are named by their SHA-256
         digests = {name: blob.name for name, blob in blobs.items()}
     else:
+        if invalid := [name for name, tensor in tensors.items() if not is_finite(tensor, full)]:
+            raise UserError(f"{directory} has weights that are NaN or infinite, such as {invalid[0]}")
         digests = {name: digest(tensor, full) for name, tensor in tensors.items()}
     parameters: dict[str, int] = defaultdict(int)
     for tensor in tensors.values():

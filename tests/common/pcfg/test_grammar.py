@@ -182,6 +182,8 @@ def test_compiled_arrays_hold_the_same_rules(sides, data):
         ("S -> a b->c", 1, "b->c is not a symbol"),
         ("S[1] -> a", 1, r"S\[1\] is not a symbol"),
         ("S -> [0.5] a", 1, r"\[0.5\] is not a symbol"),
+        ("S -> a\nS -> a 0.5 | b", 2, r"0.5 is not a symbol: write a weight in brackets, \[0.5\]"),
+        ("S -> .25", 1, ".25 is not a symbol"),
         ("S -> a\nS -> b |", 2, "an alternative of S is empty"),
         ("S -> | b", 1, "an alternative of S is empty"),
         ("S ->", 1, "an alternative of S is empty"),

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from common.errors import UserError
 from common.runs.files import to_json, to_safetensors, write_directory
 from common.teachers.discovery import Checkpoint, find_checkpoints, local_path, named_checkpoints
-from common.teachers.trajectory import check_trajectory, checkpoint_digests, require_trajectory
+from common.teachers.trajectory import are_small, check_trajectory, checkpoint_digests, require_trajectory
 from tests.hub import CONFIG, NAME, cache_by_hand, checkpoint, weights
 
 STEPS = (0, 1, 2, 4, 8)
@@ -82,6 +82,30 @@ def test_a_difference_between_the_samples_is_seen_by_a_full_comparison(tmp_path)
     make(tmp_path, {1: {"model.safetensors": to_safetensors(tensors)}})
     assert lines(tmp_path) == ["steps 0 and 1 hold the same weights"]
     assert lines(tmp_path, full=True) == []
+
+
+@pytest.mark.parametrize(("value", "place"), [(np.nan, (0, 0)), (np.inf, (0, 0)), (-np.inf, (7, 100))])
+def test_weights_that_are_not_finite_are_found_and_never_trusted(tmp_path, value, place):
+    tensors = weights(1)
+    tensors["layer"][place] = value
+    make(tmp_path, {1: {"model.safetensors": to_safetensors(tensors)}})
+    line = f"step 1: {tmp_path / 'checkpoint-1'} has weights that are NaN or infinite, such as layer"
+    assert lines(tmp_path, full=True) == [line]
+    assert lines(tmp_path) == ([line] if place == (0, 0) else [])  # between the samples
+    checkpoints = find_checkpoints(tmp_path)
+    assert are_small(checkpoints)
+    with pytest.raises(UserError, match=r"such as layer; exclude those steps .*teacher-pattern\)$"):
+        require_trajectory(checkpoints, trust=True, full=True)
+
+
+def test_only_local_checkpoints_up_to_a_size_are_read_in_full(tmp_path, hub, monkeypatch):
+    hub.models[NAME] = {f"step{step}": checkpoint(step) for step in STEPS}
+    assert not are_small(find_checkpoints(NAME))
+    checkpoints = find_checkpoints(make(tmp_path))
+    total = sum(path.stat().st_size for path in tmp_path.glob("*/model.safetensors"))
+    for most in (total, total - 1):
+        monkeypatch.setattr("common.teachers.trajectory.READ_BYTES", most)
+        assert are_small(checkpoints) == (most == total)
 
 
 @pytest.mark.parametrize("dtypes", [("float16", "float32"), ("float32", "float16")])
