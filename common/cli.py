@@ -33,6 +33,9 @@ OUT_OF_MEMORY = (
 TORCH_OUT_OF_MEMORY = re.compile("^OutOfMemoryError|DefaultCPUAllocator: |std::bad_alloc")
 """In the class or message of an error: memory ran out. On a CPU torch has no class for it."""
 
+LOST_PROCESS = re.compile("Connection (closed|reset) by peer")
+"""In the message of an error of torch.distributed: another process has ended."""
+
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 """In the message of a library in Rust, the number of an error of the file system."""
 
@@ -81,6 +84,8 @@ def command(main: Callable[[], object]) -> None:
         if TORCH_OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
             reason = str(error).split("DefaultCPUAllocator: ")[-1].partition(". Error")[0]
             _exit(OUT_OF_MEMORY.format(reason.splitlines()[0]), 2)
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and LOST_PROCESS.search(str(error)):
+            _exit("error: another process of this training has ended: see what it says", 2)
         if match := RUST_ERROR.search(str(error)):  # `tokenizers` raises its errors of the file system as Exception
             _exit_for_disk(OSError(int(match[1]), os.strerror(int(match[1]))))
         raise

@@ -27,6 +27,7 @@ from make_figures import Drawn, Preset, SettingName, draw_settings, report_missi
 from common.cli import command
 from common.errors import UserError
 from common.runs.files import write_file
+from common.runs.versions import THEN
 
 FIGURES = Path(__file__).resolve().parent
 TITLES: dict[SettingName, str] = {
@@ -156,7 +157,9 @@ def page(drawn: Sequence[Drawn], preset: Preset, log: Sequence[Mapping[str, Any]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FIGURES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    environment.filters["short"] = lambda commit: commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
+    environment.filters["short"] = lambda commits: THEN.join(
+        commit[:12] + ("-dirty" if commit.endswith("-dirty") else "") for commit in commits.split(THEN)
+    )
     return environment.get_template("report.html.jinja").render(
         preset=preset, sections=[section(figures, preset, log) for figures in drawn]
     )

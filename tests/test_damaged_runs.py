@@ -246,6 +246,48 @@ def test_a_complete_run_whose_records_changed_is_refused_and_damaged_in_the_tabl
         assert str(run) in capsys.readouterr().err
 
 
+def test_the_end_of_another_run_does_not_make_a_run_complete(setting, tmp_path, capsys, whole, teacher):
+    half = half_run(setting, capsys, tmp_path / "half")
+    shutil.copy(teacher / "done.json", half)
+    before = files(half)
+    line = setting.fail_in_one_line(capsys, *setting.train, "--out", half)
+    assert "done.json is not of the records in metrics.jsonl" in line
+    assert files(half) == before
+    words = [*setting.distill, "--methods", "one-shot", "--teacher", half, "--out", tmp_path / "student"]
+    assert "done.json is not of the records" in setting.fail_in_one_line(capsys, *words)
+    assert table_row(Run(half))["state"] == "damaged"
+    (half / "done.json").unlink()
+    setting.succeed(capsys, *setting.train, "--out", half)
+    assert results(half) == whole
+
+
+def test_a_teacher_that_lacks_checkpoints_is_trusted_only_on_demand(setting, tmp_path, capsys, teacher):
+    for lost in ([30], [10, 20]):
+        copy = tmp_path / f"without{len(lost)}"
+        shutil.copytree(teacher, copy)
+        for step in lost:
+            shutil.rmtree(copy / f"checkpoint-{step * setting.unit}")
+        words = [*setting.distill, "--methods", "one-shot", "--teacher", copy, "--out", tmp_path / f"of{len(lost)}"]
+        line = setting.fail_in_one_line(capsys, *words)
+        count = "a checkpoint" if len(lost) == 1 else "2 checkpoints"
+        assert f"{copy} lacks {count} that it saved, such as checkpoint-{lost[-1] * setting.unit}: " in line
+        assert not (tmp_path / f"of{len(lost)}").exists()
+        code, stderr = setting.start(capsys, *words, "--trust-trajectory")
+        assert code == 0
+        assert any(line.startswith("warning: ") and f"lacks {count}" in line for line in stderr)
+
+
+def test_swapped_checkpoints_of_a_teacher_are_refused(setting, tmp_path, capsys, teacher):
+    copy = tmp_path / "teacher"
+    shutil.copytree(teacher, copy)
+    swap(*(copy / f"checkpoint-{step * setting.unit}" for step in (10, 30)))
+    words = [*setting.distill, "--methods", "one-shot", "--teacher", copy, "--out", tmp_path / "run"]
+    for more in ([], ["--trust-trajectory"]):
+        line = setting.fail_in_one_line(capsys, *words, *more)
+        assert f"{copy / f'checkpoint-{30 * setting.unit}'} is not the checkpoint that this run saved" in line
+    assert not (tmp_path / "run").exists()
+
+
 def edit_last(run):
     *lines, last = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     record = json.loads(last)

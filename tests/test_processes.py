@@ -272,6 +272,38 @@ def test_torchrun_forwards_a_stop_signal_and_one_process_resumes(tmp_path, capsy
     assert_near(Run(run), Run(tmp_path / "PCFG_mlm train one"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("reason", ["foreign directory", "full disk"])
+def test_what_ends_the_first_process_is_said_once_and_ends_the_other(tmp_path, reason):
+    """Only the first process opens and writes the run; the other has no traceback."""
+    run = tmp_path / "run"
+    words = ["PCFG_mlm.train", "smoke", "--out", run]
+    if reason == "foreign directory":
+        run.mkdir()
+        (run / "file").touch()
+    else:
+        words += ["--heads", "16", "--checkpoint-every", "20"]
+    limit = {"foreign directory": "unlimited", "full disk": "300"}[reason]
+    launching = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        *map(str, words),
+    ]
+    command = f"ulimit -f {limit}; exec {shlex.join(launching)}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    expected = {"foreign directory": "is not a run", "full disk": "once this is fixed"}[reason]
+    assert expected in errors[0]
+    assert set(errors[1:]) <= {"error: another process of this training has ended: see what it says"}
+    assert ended.stderr.count("Traceback") == 1  # torchrun's own
+
+
 MODES = {"each": in_each_process, "never ending": never_ending, "killed": waiting_to_be_killed, "resuming": resuming}
 
 if __name__ == "__main__":

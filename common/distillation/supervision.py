@@ -50,7 +50,29 @@ def own_teacher(directory: Path, settings: Sequence[str]) -> Mapping[str, Any] |
         raise UserError(f"the teacher in {directory} is a run of {run.setting}: give a run of {' or '.join(settings)}")
     if not run.complete:
         raise UserError(f"the teacher's run in {directory} is not complete: rerun its train.py command to finish it")
+    run.require_results()
     return run.config
+
+
+def own_checkpoint_warnings(directory: Path, used: Sequence[Checkpoint], trust: bool) -> list[str]:
+    """A line if a teacher that is a run of this project lacks checkpoints that it saved, and is trusted all the same.
+
+    Args:
+        directory: the run's.
+        used: the checkpoints that supervise students.
+        trust: accept a run that lacks checkpoints.
+
+    Raises:
+        UserError: it lacks checkpoints and is not trusted, or a checkpoint is not the one that the run saved.
+    """
+    missing = Run(directory).missing_checkpoints([checkpoint.step for checkpoint in used])
+    if not missing:
+        return []
+    count = f"{len(missing)} checkpoints" if len(missing) > 1 else "a checkpoint"
+    line = f"the teacher's run in {directory} lacks {count} that it saved, such as {missing[-1]}"
+    if not trust:
+        raise UserError(f"{line}: copy them again, or use the others with --trust-trajectory")
+    return [f"warning: {line}"]
 
 
 def supervision(

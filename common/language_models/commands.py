@@ -18,6 +18,7 @@ from common.distillation.run_loop import RunTrainer
 from common.distillation.supervision import (
     FROM_LABELS,
     Supervision,
+    own_checkpoint_warnings,
     own_teacher,
     print_notes,
     schedule_warnings,
@@ -146,6 +147,8 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     used = used_checkpoints(prepared)
     last = (used or teacher)[-1]
     setting.load_model(local_path(last), task)
+    if own is not None:
+        notes += own_checkpoint_warnings(directory, used, arguments.trust_trajectory)
     digests = checkpoint_digests(used)
     notes += [*setting.notes(local_path(last), task), *trajectory_warnings(used, arguments.trust_trajectory)]
     notes += schedule_warnings(prepared)
@@ -216,7 +219,7 @@ def _groups(
     """The students in groups that are trained together, each of which needs at most `memory` gigabytes."""
     most = free_memory_of(device) / 2 if memory is None else memory * 1e9
     needs = [student.needs(task, processes) for student in students]
-    groups = fitting_groups(needs, processes.smallest(most), device.type)
+    groups = fitting_groups(needs, -processes.largest(-most), device.type)
     return [[students[i] for i in group] for group in groups]
 
 

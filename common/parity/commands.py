@@ -13,6 +13,7 @@ from common.distillation.arguments import require_distinct, resolve_teacher, stu
 from common.distillation.chance import teacher_report
 from common.distillation.supervision import (
     FROM_LABELS,
+    own_checkpoint_warnings,
     own_teacher,
     print_notes,
     schedule_warnings,
@@ -103,7 +104,9 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
     last = (used or teacher)[-1]
     network = load_network(local_path(last), task)
     digests = checkpoint_digests(used)
-    notes = [*trajectory_warnings(used, arguments.trust_trajectory), *schedule_warnings(scheduled)]
+    trust = arguments.trust_trajectory
+    notes = [] if own is None else own_checkpoint_warnings(directory, used, trust)
+    notes += [*trajectory_warnings(used, trust), *schedule_warnings(scheduled)]
     processes, device = join_processes(arguments.device)
     setting.check_processes(arguments, processes)
     places = [(student, _run_directory(arguments, student, presets, setting)) for student, _ in prepared]

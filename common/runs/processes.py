@@ -9,8 +9,9 @@ import atexit
 import functools
 import gc
 import os
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -55,19 +56,15 @@ class Processes:
 
     def agree_to_stop(self) -> int:
         """The signal that stops this training, the same in all processes, or 0; all of them must call this."""
-        if self.count == 1:
-            return stop_requested()
-        number = torch.tensor(stop_requested())
-        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=_hosts())
-        return int(number)
+        return int(self.largest(stop_requested()))
 
-    def smallest(self, number: float) -> float:
-        """The smallest of the numbers that the processes have; all of them must call this."""
+    def largest(self, number: float) -> float:
+        """The largest of the numbers that the processes have; all of them must call this."""
         if self.count == 1:
             return number
-        least = torch.tensor(number, dtype=torch.float64)
-        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN, group=_hosts())
-        return least.item()
+        most = torch.tensor(number, dtype=torch.float64)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, group=_hosts())
+        return most.item()
 
     def stop(self, number: int, step: int) -> NoReturn:
         """End all processes by the signal of this number, once the first one has saved the state of `step`.
@@ -135,9 +132,23 @@ def leave_process_group() -> None:
 def open_shared_run(
     directory: str | Path, arguments: Mapping[str, object], processes: Processes, **options: Any
 ) -> Iterator[Run]:
-    """`open_run` for all processes of a training; `options` are its further arguments."""
+    """`open_run` for all processes of a training; `options` are its further arguments.
+
+    If it fails in the first process, the others end with the same exit code and say nothing.
+    """
     directory = Path(directory)
     with ExitStack() as stack:
-        with processes.main_process_first():
-            run = stack.enter_context(open_run(directory, arguments, **options)) if processes.first else Run(directory)
+        run, failure = Run(directory), None
+        if processes.first:
+            try:
+                run = stack.enter_context(open_run(directory, arguments, **options))
+            except (UserError, OSError) as error:
+                failure = error
+        code = int(processes.largest(0 if failure is None else getattr(failure, "exit_code", 2)))
+        if failure is not None:
+            raise failure
+        if code:
+            with suppress(RuntimeError):  # which says that the first process is gone, and has said why
+                torch.distributed.barrier(group=_hosts())
+            sys.exit(code)
         yield run

@@ -1,21 +1,18 @@
 """The directory of a run: read it, or open it to write; see the package's docstring for its files."""
 
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import secrets
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.errors import DivergedError, UserError
-from common.runs.checkpoints import saved_checkpoints
+from common.runs.checkpoints import checkpoint_digests, saved_checkpoints
 from common.runs.files import (
     append_to_file,
     find_json,
@@ -24,16 +21,19 @@ from common.runs.files import (
     make_directory,
     remove,
     remove_unfinished,
+    sampled_digest,
     shared_lock,
     to_json,
     write_file,
 )
-from common.runs.names import EXECUTION_ARGUMENTS, ROOT
+from common.runs.names import EXECUTION_ARGUMENTS
 from common.runs.resume import Resume, drop_later
 from common.runs.tracking import WandbMode, open_tracker
 from common.runs.validity import is_damaged, is_valid_record, require_undamaged
+from common.runs.versions import commit, resumed_config, versions
 
-PACKAGES = ("torch", "numpy", "numba", "transformers", "progressive-distillation")
+FILE_DIGESTS = ("records", "checkpoints")
+"""Entries of done.json that identify the run's files."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,14 @@ class Run:
         Raises:
             UserError: the run is not complete.
         """
-        summary = find_json(self.directory / "done.json")
-        if summary is None:
+        return {name: value for name, value in self._done.items() if name not in FILE_DIGESTS}
+
+    @property
+    def _done(self) -> dict[str, Any]:
+        done = find_json(self.directory / "done.json")
+        if done is None:
             raise UserError(f"{self.directory} is not a complete run: rerun its command to finish it")
-        return summary
+        return done
 
     @property
     def seconds(self) -> float:
@@ -179,24 +183,42 @@ class Run:
                 "or start over with --force"
             )
 
-    def require_results(self) -> None:
-        """Check that the last record of a complete run is the one that it was completed with.
+    def missing_checkpoints(self, used: Collection[int]) -> list[str]:
+        """Names of the checkpoints that a complete run saved and lacks now; empty for runs of earlier versions.
+
+        Args:
+            used: steps of checkpoints that must be those that the run saved.
 
         Raises:
-            UserError: the records are missing, damaged or others.
+            UserError: one of them is another one.
         """
-        summary, records = self.summary, self.records()
-        last = records[-1] if records else {}
-        if any(last.get(name) != summary[name] for name in ("step", "loss", "accuracy") if name in summary):
+        saved = self._done.get("checkpoints")
+        if saved is None:
+            return []
+        found = checkpoint_digests(self.directory, sys.maxsize)
+        for name in (f"checkpoint-{step}" for step in sorted(used)):
+            if found.get(name) != saved.get(name):
+                raise UserError(f"{self.directory / name} is not the checkpoint that this run saved: restore the run")
+        return [name for name in saved if name not in found]
+
+    def require_results(self) -> None:
+        """Check that the records of a complete run are those that it was completed with.
+
+        Raises:
+            UserError: they are missing, damaged or others.
+        """
+        _ = self.records()
+        if self._done.get("records") not in (None, sampled_digest(self.directory / "metrics.jsonl")):
             raise UserError(
-                f"{self.directory} is complete, but the last record of metrics.jsonl is not that of done.json: restore "
-                "them, or start over with --force"
+                f"{self.directory} is complete, but done.json is not of the records in metrics.jsonl: restore them, or "
+                "start over with --force"
             )
 
     def finish(self, summary: Mapping[str, object]) -> None:
-        """Mark the run complete with a few results, and remove its resume state."""
+        """Mark the run complete with a few results and what identifies its files, and remove its resume state."""
         plain = _plain(dict(summary))
-        write_file(self.directory / "done.json", _json_line(plain))
+        files = sampled_digest(self.directory / "metrics.jsonl"), checkpoint_digests(self.directory, sys.maxsize)
+        write_file(self.directory / "done.json", _json_line(plain | dict(zip(FILE_DIGESTS, files, strict=True))))
         remove(self.directory / "resume")
         if self.tracker is not None:
             self.tracker.summary.update(plain)
@@ -266,8 +288,8 @@ def open_run(
                 "setting": setting,
                 "argv": list(argv),
                 "arguments": plain,
-                "versions": _versions(),
-                "commit": _commit(),
+                "versions": versions(),
+                "commit": commit(),
                 "id": secrets.token_hex(8),
                 "seconds": 0.0,
             }
@@ -275,7 +297,8 @@ def open_run(
         else:
             _refuse_different_run(run, setting, plain)
             if not run.complete:
-                write_file(directory / "config.json", to_json({**run.config, "seconds": run.seconds}))
+                resumed = resumed_config(directory, run.config)
+                write_file(directory / "config.json", to_json({**resumed, "seconds": run.seconds}))
         if not (directory / "metrics.jsonl").exists():
             write_file(directory / "metrics.jsonl", b"")
         if run.complete:
@@ -302,7 +325,7 @@ def _discarded_if_refused(directory: Path, is_new: bool) -> Iterator[None]:
             remove(directory / "config.json")
             if is_new:
                 remove(directory / ".lock")
-                if not any(directory.iterdir()):
+                if not os.listdir(directory):
                     directory.rmdir()
         raise
 
@@ -360,27 +383,6 @@ def _refuse_different_run(run: Run, setting: str, given: dict[str, Any]) -> None
         raise UserError(f"{run.directory} holds a run with other arguments ({shown}): {advice}")
     if run.complete:
         run.require_results()
-
-
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
-
-
-def _commit() -> str | None:
-    """The git commit of this code, with `-dirty` if files have changed since; None outside a checkout."""
-    if not (ROOT / ".git").exists():
-        return None
-    describe = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-    try:
-        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _json_line(record: dict[str, Any]) -> bytes:

@@ -2,7 +2,7 @@
 
 Published checkpoints are not always: in several models of https://github.com/EleutherAI/pythia (issues 83, 108, 205 and
 206), revisions hold the weights of another step, often the final ones, or share some of their files. Local checkpoints
-are compared by digests of samples of every tensor, or of whole tensors; revisions by the hub's digests of their files.
+are compared by digests of their tensors or, of large ones, of samples; revisions by the hub's digests of their files.
 """
 
 from collections import defaultdict
@@ -33,8 +33,10 @@ NOT_ARCHITECTURE = {"_name_or_path", "_commit_hash", "transformers_version", "to
 """Entries of config.json that may change; dtypes are compared tensor by tensor."""
 LARGE = 256
 """Number of elements from which on a tensor's values do not recur by chance."""
+WHOLE_BYTES = 2**24
+"""Of a checkpoint's weights, up to which all values are compared, and above it samples."""
 READ_BYTES = 2**30
-"""Of weights that are read in full before training."""
+"""Of all checkpoints' weights, up to which all values are read before training."""
 SHOWN = 3
 """Number of findings in an error message."""
 THREADS = 8
@@ -76,7 +78,7 @@ def check_trajectory(checkpoints: Sequence[Checkpoint], full: bool = False) -> l
 
     Args:
         checkpoints: in the order of their steps.
-        full: read every value of the tensors in local checkpoints, not only samples.
+        full: read every value of the tensors in local checkpoints, not only samples of large ones.
     """
     return findings(read_contents(checkpoints, full))
 
@@ -116,7 +118,7 @@ def read_contents(checkpoints: Sequence[Checkpoint], full: bool = False) -> list
 
 
 def checkpoint_digests(checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
-    """A digest of each checkpoint's config and weights, by its step as text; of local weights, of samples of them.
+    """A digest of each checkpoint's config and weights, by its step as text; of large ones, of samples.
 
     Raises:
         UserError: one cannot be read.
@@ -188,6 +190,7 @@ def _read_directory(checkpoint: Checkpoint, full: bool) -> Contents:
     tensors = {name: tensor for file in files for name, tensor in read_header(file).items()}
     blobs = {file.name: file.resolve() for file in files if file.is_symlink()}
     is_cached = len(blobs) == len(files) and all(blob.parent.name == "blobs" for blob in blobs.values())
+    full = full or (not is_cached and sum(path.stat().st_size for path in files) <= WHOLE_BYTES)
     if is_cached and not full:  # blobs are named by their SHA-256
         digests = {name: blob.name for name, blob in blobs.items()}
     else:

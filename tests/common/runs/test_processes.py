@@ -63,8 +63,23 @@ def test_alone_a_shared_run_is_a_run(tmp_path):
         assert run.config["arguments"] == {"lr": 0.2}
 
 
-def test_other_processes_make_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
+def lost_process(group):
+    raise RuntimeError("Connection closed by peer")
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_other_processes_make_nothing_and_end_if_the_first_one_fails(tmp_path, monkeypatch, capsys, code):
+    monkeypatch.setattr(Processes, "largest", lambda processes, number: max(number, code))
+    monkeypatch.setattr(torch.distributed, "barrier", lost_process)
+    monkeypatch.setattr("common.runs.processes._hosts", lambda: None)
+    if code:
+        opening = open_shared_run(tmp_path / "run", {"lr": 0.1}, Processes(1, 2), setting="parity_mlp")
+        with pytest.raises(SystemExit) as ended, opening:
+            pass
+        assert ended.value.code == code
+        assert capsys.readouterr() == ("", "")
+        assert files(tmp_path) == {}
+        return
     with open_shared_run(tmp_path / "run", {"lr": 0.1}, Processes(1, 2), setting="parity_mlp") as run:
         assert run == Run(tmp_path / "run")
     assert files(tmp_path) == {}

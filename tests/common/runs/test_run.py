@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from common.runs import run as module
+from common.runs import run as module, versions
 from common.runs.checkpoints import read_checkpoint, save_checkpoint
 from common.runs.names import ROOT
 from common.runs.resume import add_resume, load_resume, save_resume
@@ -250,7 +250,7 @@ def test_a_record_is_valid_json_whatever_its_numbers(tmp_path):
         run.finish({"loss": -float("inf")})
     line = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert line == '{"step": 3, "loss": null, "norms": [1.0, null], "of": {"a": 0.5}}\n'
-    assert json.loads((tmp_path / "run" / "done.json").read_text()) == {"loss": None}
+    assert json.loads((tmp_path / "run" / "done.json").read_text())["loss"] is None
 
 
 def test_a_record_without_a_step_is_refused_before_it_is_written(tmp_path):
@@ -276,7 +276,7 @@ def test_the_config_has_arguments_versions_and_commit(tmp_path):
         assert run.config == config
     assert config["arguments"] == {"lr": 0.1, "widths": [1, 2], "grammar": "a/b", "seed": None}
     assert config["versions"]["numpy"] == np.__version__
-    assert set(config["versions"]) == {"python", *module.PACKAGES}
+    assert set(config["versions"]) == {"python", *versions.PACKAGES}
 
 
 def test_a_run_says_its_setting_and_its_command(tmp_path):
@@ -319,7 +319,7 @@ def test_the_commit_says_whether_files_were_changed_and_is_none_outside_a_checko
     code = tmp_path / "code"
     code.mkdir()
     (code / "runs.py").write_text("")
-    monkeypatch.setattr(module, "ROOT", code)
+    monkeypatch.setattr(versions, "ROOT", code)
     numbers = itertools.count()
 
     def commit():
@@ -342,8 +342,31 @@ def test_the_commit_says_whether_files_were_changed_and_is_none_outside_a_checko
     assert commit() == git("rev-parse", "HEAD") + "-dirty"
     installed = code / "environment"
     installed.mkdir()
-    monkeypatch.setattr(module, "ROOT", installed)
+    monkeypatch.setattr(versions, "ROOT", installed)
     assert commit() is None
+
+
+def test_a_run_resumed_with_other_versions_says_so_and_records_both(tmp_path, capsys, monkeypatch):
+    with open_run(tmp_path / "run", {}):
+        pass
+    known = dict(versions.versions())
+    commit = Run(tmp_path / "run").config["commit"]
+    with open_run(tmp_path / "run", {}) as run:
+        assert run.config["versions"] == known
+    assert capsys.readouterr().err == ""
+    for number in ("1.0", "2.0", "2.0"):
+        monkeypatch.setattr(versions, "versions", lambda number=number: {**known, "torch": number})
+        monkeypatch.setattr(versions, "commit", lambda number=number: f"commit {number}")
+        with open_run(tmp_path / "run", {}) as run:
+            config = run.config
+        lines = capsys.readouterr().err.splitlines()
+    assert lines == []  # the third session has the second one's versions
+    assert config["versions"] == {**known, "torch": f"{known['torch']}, then 1.0, then 2.0"}
+    assert config["commit"] == f"{commit}, then commit 1.0, then commit 2.0"
+    monkeypatch.undo()
+    with open_run(tmp_path / "run", {}):
+        pass
+    assert f"resumes with torch {known['torch']} instead of 2.0: its results may differ" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_complete_and_keeps_no_resume_state(tmp_path):

@@ -76,7 +76,8 @@ def test_repeated_weights_are_found_in_the_cache_without_reading_them(cache, mon
     assert lines(NAME) == wanted
 
 
-def test_a_difference_between_the_samples_is_seen_by_a_full_comparison(tmp_path):
+def test_a_difference_between_the_samples_is_seen_by_a_full_comparison(tmp_path, monkeypatch):
+    monkeypatch.setattr("common.teachers.trajectory.WHOLE_BYTES", 0)
     tensors = weights(0)
     tensors["layer"][7, 100] += 1
     make(tmp_path, {1: {"model.safetensors": to_safetensors(tensors)}})
@@ -85,7 +86,8 @@ def test_a_difference_between_the_samples_is_seen_by_a_full_comparison(tmp_path)
 
 
 @pytest.mark.parametrize(("value", "place"), [(np.nan, (0, 0)), (np.inf, (0, 0)), (-np.inf, (7, 100))])
-def test_weights_that_are_not_finite_are_found_and_never_trusted(tmp_path, value, place):
+def test_weights_that_are_not_finite_are_found_and_never_trusted(tmp_path, monkeypatch, value, place):
+    monkeypatch.setattr("common.teachers.trajectory.WHOLE_BYTES", 0)
     tensors = weights(1)
     tensors["layer"][place] = value
     make(tmp_path, {1: {"model.safetensors": to_safetensors(tensors)}})
@@ -278,6 +280,17 @@ def test_the_digest_of_a_checkpoint_is_of_its_weights_and_its_config(tmp_path):
     }
     found = checkpoint_digests(find_checkpoints(make(tmp_path, changes)))
     assert {step for step in known if found[step] != known[step]} == {"1", "2"}
+
+
+@pytest.mark.parametrize("larger", [False, True])
+def test_the_digest_of_a_small_checkpoint_is_of_all_its_values(tmp_path, monkeypatch, larger):
+    size = (make(tmp_path) / "checkpoint-1" / "model.safetensors").stat().st_size
+    monkeypatch.setattr("common.teachers.trajectory.WHOLE_BYTES", size - larger)
+    known = checkpoint_digests(find_checkpoints(tmp_path))
+    tensors = weights(1)
+    tensors["layer"][7, 100] += 1
+    found = checkpoint_digests(find_checkpoints(make(tmp_path, {1: {"model.safetensors": to_safetensors(tensors)}})))
+    assert {step for step in known if found[step] != known[step]} == (set() if larger else {"1"})
 
 
 def test_the_digest_of_a_revision_is_the_same_without_a_connection(hub, monkeypatch):
