@@ -12,11 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.distillation.labelled_head import LabelledOutput, chunks
-from common.distillation.losses import LossArguments, label_cross_entropy, objective
+from common.distillation.losses import (
+    ARG_MAX_TEMPERATURE,
+    LossArguments,
+    annealed_temperature,
+    label_cross_entropy,
+    objective,
+    stepwise,
+    teacher_probabilities,
+)
 from common.errors import UserError
 
-ChunkObjective = Callable[[Tensor, slice], Tensor]
-"""Maps a chunk's logits (rows, classes) and its rows to sums over the rows; the first one is minimised."""
+ChunkObjective = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+"""Maps a chunk's logits (rows, classes) and its rows to sums over the rows, the first of which is minimised, and to its
+gradient at the logits."""
 
 
 def objective_sums(
@@ -46,44 +55,111 @@ def objective_sums(
             f"{teacher.number_of_classes:,}: give classes=N if the first N are the same tokens"
         )
 
-    def sums(logits: Tensor, rows: slice) -> Tensor:
-        if teacher is None:
-            loss = label_cross_entropy(logits, labels[rows])
-            kl = torch.zeros_like(loss)
-        else:
-            loss, kl = objective(logits, labels[rows], teacher.logits(rows), arguments, step, last)
-        correct = (logits.argmax(-1) == labels[rows]).float()
-        return torch.stack([loss.sum(), kl.sum(), correct.sum()])
+    if student.is_one_chunk:
+        logits = student.logits()
+        loss, kl = label_cross_entropy(logits, labels), None
+        if teacher is not None:
+            loss, kl = objective(logits, labels, teacher.logits(), arguments, step, last)
+        return _sums(loss, torch.zeros_like(loss) if kl is None else kl, logits.argmax(-1) == labels)
 
-    return summed_over_chunks(student, sums)
+    def sums_and_gradient(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        targets = None if teacher is None else teacher.logits(rows)
+        losses, kl, gradient = objective_and_gradient(logits, labels[rows], targets, arguments, step, last)
+        return _sums(losses, kl, correct(logits, labels[rows])), gradient
+
+    if student.layer is None:
+        values = student.values if student.classes is None else student.values[:, : student.classes]
+        result: Tensor = _SummedOverChunks.apply(values, None, None, values.dtype, sums_and_gradient)
+    else:
+        weight, bias = student.weights
+        result = _SummedOverChunks.apply(student.values, weight, bias, student.dtype or weight.dtype, sums_and_gradient)
+    return result
+
+
+def _sums(losses: Tensor, kl: Tensor, is_correct: Tensor) -> Tensor:
+    return torch.stack([losses.sum(), kl.sum(), is_correct.float().sum()])
+
+
+def correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether the label is the first of the largest logits, of shape (rows,).
+
+    torch's argmax is slow on a CPU, so there it is left to the rows where the label's logit is the largest.
+    """
+    if logits.device.type != "cpu":
+        return logits.argmax(-1) == labels
+    found = logits.gather(-1, labels[:, None]) == logits.amax(-1, keepdim=True)
+    rows = found.nonzero()[:, 0]
+    is_correct = torch.zeros_like(labels, dtype=torch.bool)
+    is_correct[rows] = logits[rows].argmax(-1) == labels[rows]
+    return is_correct
+
+
+def objective_and_gradient(
+    student_logits: Tensor,
+    labels: Tensor,
+    teacher_logits: Tensor | None,
+    arguments: LossArguments,
+    step: int,
+    last: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `objective`, and the gradient of the sum of the losses at the student's logits (samples, classes).
+
+    Without a teacher the student minimises the cross entropy with the labels, and the divergence is 0. With
+    z the student's logits, p their softmax, m their maximum and l = m + log sum exp(z - m),
+
+        CE(y, p) = l - z[y]                             gradient p - one_hot(y)
+        KL(q, p) = l + sum q (log q - z)                gradient p - q
+
+    which takes fewer passes over the logits than autograd; the other divergences are left to autograd.
+
+    Args:
+        student_logits: (samples, classes), without a gradient.
+        labels: (samples,).
+        teacher_logits: (samples, classes), or None.
+        arguments: of the loss.
+        step: from 0.
+        last: step at which the temperature reaches its last value.
+    """
+    if teacher_logits is not None and arguments.divergence != "forward-kl":
+        with torch.enable_grad():
+            logits = student_logits.detach().requires_grad_()
+            losses, kl = objective(logits, labels, teacher_logits, arguments, step, last)
+            (gradient,) = torch.autograd.grad(losses.sum(), logits)
+        return losses.detach(), kl, gradient
+    largest = student_logits.amax(-1, keepdim=True)
+    gradient = (student_logits - largest).exp_()
+    total = gradient.sum(-1, keepdim=True)
+    gradient.div_(total)
+    normaliser = (largest + total.log())[:, 0]
+    alpha, losses, kl = 1.0, torch.zeros_like(normaliser), torch.zeros_like(normaliser)
+    if teacher_logits is not None:
+        alpha = float(stepwise(arguments.alpha, arguments.alpha_steps, step))
+        temperature = float(annealed_temperature(step, *arguments.temperature, max(last, 1), arguments.annealing))
+        if temperature <= ARG_MAX_TEMPERATURE:
+            best = teacher_logits.argmax(-1, keepdim=True)
+            kl = normaliser - student_logits.gather(-1, best)[:, 0]
+            gradient.scatter_add_(-1, best, torch.full_like(largest, alpha - 1))
+        else:
+            targets = teacher_probabilities(teacher_logits, temperature, arguments.top_k)
+            log_targets = targets.clamp(min=torch.finfo(targets.dtype).tiny).log_()  # 0 log 0 = 0
+            kl = normaliser + log_targets.sub_(student_logits).mul_(targets).sum(-1)
+            gradient.sub_(targets, alpha=1 - alpha)
+        losses = (1 - alpha) * kl
+    if alpha > 0:
+        index = labels[:, None]
+        losses = losses + alpha * (normaliser - student_logits.gather(-1, index)[:, 0])
+        gradient.scatter_add_(-1, index, torch.full_like(largest, -alpha))
+    return losses, kl, gradient
 
 
 def evaluation_values(output: LabelledOutput, labels: Tensor) -> Tensor:
     """Cross entropy and whether the prediction is correct at each label (labelled,): (labelled, 2)."""
     values = [
-        torch.stack([label_cross_entropy(logits, labels[rows]), logits.argmax(-1) == labels[rows]], -1)
+        torch.stack([label_cross_entropy(logits, labels[rows]), correct(logits, labels[rows])], -1)
         for rows in output.chunks()
         for logits in [output.logits(rows)]
     ]
     return torch.cat(values) if values else labels.new_zeros(0, 2, dtype=torch.float32)
-
-
-def summed_over_chunks(student: LabelledOutput, objective: ChunkObjective) -> Tensor:
-    """The sums of `objective` over all positions; the first one has the same gradient as without chunks.
-
-    Args:
-        student: its output at labelled positions.
-        objective: called for each chunk, or once for all positions if they are few.
-    """
-    if student.is_one_chunk:
-        return objective(student.logits(), slice(None))
-    if student.layer is None:
-        values = student.values if student.classes is None else student.values[:, : student.classes]
-        result: Tensor = _SummedOverChunks.apply(values, None, None, values.dtype, objective)
-    else:
-        weight, bias = student.weights
-        result = _SummedOverChunks.apply(student.values, weight, bias, student.dtype or weight.dtype, objective)
-    return result
 
 
 class _SummedOverChunks(torch.autograd.Function):
@@ -111,12 +187,9 @@ class _SummedOverChunks(torch.autograd.Function):
             for rows in chunks(len(values), classes, values.device):
                 hidden = values[rows].to(dtype)
                 logits = hidden if layer is None else F.linear(hidden, layer, offset)
-                logits = logits.detach().float().requires_grad_()
-                with torch.enable_grad():
-                    sums = objective(logits, rows)
-                    (gradient,) = torch.autograd.grad(sums[0], logits)
-                totals = totals + sums.detach()
-                del sums, logits
+                sums, gradient = objective(logits.detach().float(), rows)
+                totals = totals + sums
+                del logits
                 gradient = gradient.to(dtype)
                 if of_values is not None:
                     of_values[rows] = gradient if layer is None else gradient @ layer

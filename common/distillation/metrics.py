@@ -63,13 +63,11 @@ def _means(sums: Tensor) -> tuple[float, float, float]:
 class RestoreRecords(TrainerCallback):
     """Restores the records of the evaluations before the Trainer's checkpoint that training resumes from.
 
-    Args:
-        trainer: whose records they are.
-        warns: of a schedule that is longer than the training.
+    Also warns of a schedule that is longer than the training.
     """
 
-    def __init__(self, trainer: Any, warns: bool) -> None:
-        self._trainer, self._warns = trainer, warns
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -80,5 +78,5 @@ class RestoreRecords(TrainerCallback):
             if "eval_accuracy" in entry and "eval_loss" in entry
         ]
         self._trainer.update_schedule()
-        if self._warns and (note := unused_segments(self._trainer.segments, state.max_steps)):
+        if note := unused_segments(self._trainer.segments, state.max_steps):
             warnings.warn(note, stacklevel=2)

@@ -207,9 +207,9 @@ class RunTrainer(ProgressiveDistillationTrainer):
         digests = self._teacher.digests(used)
         with self.args.main_process_first(local=False):  # what one of them refuses, all of them do
             resume = load_resume(self.run.directory)
+            self.run.keep_teacher(digests)
             if resume:
                 require_same_training(self.run.directory, resume.state.get("training", {}), self.training_facts())
-            self.run.keep_teacher(digests)
             if self.is_world_process_zero():
                 self.run.rewind(resume)
         self.records = self.run.records()

@@ -94,7 +94,7 @@ class _PausingRun:
     def __init__(self, trainer: RunTrainer, number_of_runs: int) -> None:
         self.trainer = trainer
         trainer.runs_together = number_of_runs
-        trainer.add_callback(_Pause(trainer))
+        trainer.callback_handler.callbacks.insert(0, _Pause(trainer))  # before stop signals are looked for
         self._greenlet = greenlet(partial(finish_run, trainer))
         self._random: tuple[Any, ...] | None = None
 

@@ -69,8 +69,8 @@ class ProgressiveDistillationTrainer(Trainer):
         teacher_dtype: of the teacher's weights; by default that of the checkpoint.
         prefetch: read the next checkpoint while the current one is in use; False for teachers of which only one fits.
         downloads_kept: how many of the checkpoints downloaded by this process stay on the disk; by default all.
-        check_teacher: check the checkpoints as `python -m common.teachers check` does, warn of a schedule that exceeds
-            the training, and print the accuracy on the evaluation data of the last checkpoint that is used.
+        check_teacher: before training, check the checkpoints as `python -m common.teachers check` does, and print the
+            accuracy on the evaluation data of the last one that is used.
         trust_trajectory: warn about problems with the checkpoints instead of rejecting them.
         trainer_arguments: anything else that a Trainer takes.
 
@@ -149,7 +149,7 @@ class ProgressiveDistillationTrainer(Trainer):
         self._head.permits_chunks &= not (args.world_size > 1 and bool(args.ddp_find_unused_parameters))
         self._head_is_checked, self._steps_without_labels, self._micro_batches = False, 0, 0
         self._sums = TrainingSums(args.device)
-        self.add_callback(RestoreRecords(self, check_teacher))
+        self.add_callback(RestoreRecords(self))
 
     # Teacher
 

@@ -1,5 +1,6 @@
 """Training runs of language models, from their arguments to their last steps."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,12 @@ def train_to_end(trainers: Sequence[RunTrainer]) -> None:
             trained to their end first.
     """
     try:
-        if len(trainers) == 1:
-            train_run(trainers[0], trainers[0].run.directory.name)
-        else:
-            train_together(trainers, f"{len(trainers)} runs")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the schedule is longer")  # the command says so, once for all students
+            if len(trainers) == 1:
+                train_run(trainers[0], trainers[0].run.directory.name)
+            else:
+                train_together(trainers, f"{len(trainers)} runs")
     finally:
         for trainer in trainers:
             if trainer.run.complete:

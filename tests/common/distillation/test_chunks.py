@@ -2,12 +2,15 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, strategies as st
+from hypothesis.extra.numpy import arrays
 from torch import nn
 
 from common.distillation import labelled_head, losses
-from common.distillation.chunks import summed_over_chunks
+from common.distillation.chunks import correct, objective_sums
 from common.distillation.labelled_head import LabelledOutput
 
 POSITIONS, HIDDEN, CLASSES = 13, 5, 9
@@ -29,11 +32,7 @@ def linear(seed, classes=CLASSES, dtype=torch.float32):
 
 
 def sums_of(student, teacher, labels, arguments):
-    def objective(logits, rows):
-        loss, kl = losses.objective(logits, labels[rows], teacher.logits(rows), arguments, 0, 1)
-        return torch.stack([loss.sum(), kl.sum()])
-
-    return summed_over_chunks(student, objective)
+    return objective_sums(student, labels, teacher, arguments, 0, 1)[:2]
 
 
 @pytest.mark.parametrize("given", ["hidden states", "logits"])
@@ -79,6 +78,43 @@ def test_chunks_have_the_losses_and_gradients_of_float64_autograd(
     torch.testing.assert_close(sums.double(), torch.stack([loss, kl.sum()]).detach(), rtol=1e-5, atol=1e-5)
     for here, there in zip((hidden, *layer.parameters()), (exact_hidden, *exact.parameters()), strict=True):
         torch.testing.assert_close(here.grad.double(), there.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_labels_alone_have_the_loss_and_the_gradients_of_float64_autograd(monkeypatch):
+    monkeypatch.setattr(labelled_head, "CHUNK", 4 * CLASSES)
+    layer, hidden = linear(0), numbers(POSITIONS, HIDDEN, seed=2).requires_grad_()
+    labels = torch.arange(POSITIONS) % CLASSES
+    sums = objective_sums(LabelledOutput(hidden, layer), labels, None, losses.LossArguments(), 0, 1)
+    (2.5 * sums[0]).backward()
+    exact, exact_hidden = linear(0).double(), hidden.detach().double().requires_grad_()
+    logits = exact(exact_hidden)
+    loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+    (2.5 * loss).backward()
+    hits = (logits.argmax(-1) == labels).sum()
+    torch.testing.assert_close(sums.double(), torch.stack([loss.detach(), torch.zeros_like(loss), hits.double()]))
+    for here, there in zip((hidden, *layer.parameters()), (exact_hidden, *exact.parameters()), strict=True):
+        torch.testing.assert_close(here.grad.double(), there.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_large_logits_do_not_overflow(monkeypatch):
+    monkeypatch.setattr(labelled_head, "CHUNK", CLASSES)
+    logits = (1e4 * numbers(POSITIONS, CLASSES, seed=0)).requires_grad_()
+    teacher = LabelledOutput(1e4 * numbers(POSITIONS, CLASSES, seed=1))
+    labels = torch.arange(POSITIONS) % CLASSES
+    sums = objective_sums(LabelledOutput(logits), labels, teacher, losses.LossArguments(alpha=(0.5,)), 0, 1)
+    sums[0].backward()
+    exact = logits.detach().double().requires_grad_()
+    log_p, q = exact.log_softmax(-1), teacher.values.double().softmax(-1)
+    kl = (torch.xlogy(q, q) - q * log_p).sum()
+    (0.5 * kl - 0.5 * log_p[torch.arange(POSITIONS), labels].sum()).backward()
+    torch.testing.assert_close(sums[1].double(), kl.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=1e-5, atol=1e-6)
+
+
+@given(arrays(np.float32, (7, 5), elements=st.sampled_from([-1.0, 0.0, 2.0])), st.integers(0, 4))
+def test_of_equal_logits_the_first_is_the_prediction(logits, label):
+    logits, labels = torch.from_numpy(logits), torch.full((7,), label)
+    assert correct(logits, labels).tolist() == [row.tolist().index(max(row.tolist())) == label for row in logits]
 
 
 def test_a_frozen_layer_gets_no_gradient_and_a_tied_weight_gets_both(monkeypatch):

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings, strategies as st
 
 from common.distillation.arguments import DistillationArguments, require_distinct, resolve_teacher, student_arguments
 from common.distillation.phases import find_phases
-from common.distillation.schedules import checkpoint_at
+from common.distillation.schedules import checkpoint_at, segments_at
 from common.distillation.supervision import (
     FROM_LABELS,
     custom_schedule,
@@ -219,7 +219,8 @@ def test_the_schedule_of_every_method(changes, total, expected):
     student = arguments(**changes)
     assert runs_of(fixed_schedule(student, total, STEPS, Path("missing"), loss_of), total) == expected
     teacher = [Checkpoint(step, f"organisation/model@step{step}") for step in STEPS]
-    assert runs_of(supervision(student, total, teacher, Path("missing"), 8, loss_of).schedule([]), total) == expected
+    schedule = supervision(student, total, teacher, Path("missing"), 8, loss_of).schedule
+    assert runs_of(segments_at(schedule, []), total) == expected
 
 
 @settings(deadline=None)
@@ -370,7 +371,7 @@ def supervised(method="one-shot", total=10, **changes):
 
 def test_without_a_teacher_arguments_of_the_loss_are_ignored():
     assert supervised("ce", alpha=(2.0,), temperature=-1.0) is FROM_LABELS
-    assert FROM_LABELS.schedule([(10, 0.5)]) == []
+    assert segments_at(FROM_LABELS.schedule, [(10, 0.5)]) == []
     assert FROM_LABELS.teacher == ()
 
 

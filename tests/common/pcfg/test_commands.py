@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from common.distillation import run_loop
+from common.distillation import together
 from common.distillation.supervision import FROM_LABELS
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.language_models import commands as shared_commands
@@ -102,12 +102,12 @@ def test_runs_killed_before_a_record_end_with_the_same_bits(pcfg, tmp_path, caps
 @pytest.mark.parametrize(
     ("owner", "name", "call", "step"),
     [
-        (ProgressiveDistillationTrainer, "compute_loss", 4, 4),
+        (ProgressiveDistillationTrainer, "compute_loss", 3 * 3 + 1, 3),
         (shared_commands, "open_shared_run", 2, None),
-        (run_loop, "progress", 2, 0),
-        (ProgressiveDistillationTrainer, "compute_loss", 12 + 7, 7),
+        (together, "progress", 1, 0),
+        (ProgressiveDistillationTrainer, "compute_loss", 3 * 7 + 3, 8),
     ],
-    ids=["first", "between", "before the first step", "second"],
+    ids=["first", "between", "before the first step", "last"],
 )
 def test_students_told_to_stop_leave_together_and_resume_bit_identically(
     pcfg, tmp_path, capsys, monkeypatch, teacher, owner, name, call, step
@@ -122,7 +122,8 @@ def test_students_told_to_stop_leave_together_and_resume_bit_identically(
     assert code == 75
     assert stderr.splitlines()[-1].startswith(f"stopped by SIGTERM{place}: ")
     begun = {run.name.rpartition("-heads")[0] for run in (tmp_path / "stopped").iterdir()}
-    assert begun == {"progressive"} if call in (2, 4) and step != 0 else {"progressive", "until-saturation"}
+    opened = {"progressive"} if step is None else {"progressive", "until-saturation", "ce"}
+    assert begun == opened
     pcfg.succeed(capsys, *words, tmp_path / "stopped")
     assert results_below(tmp_path / "stopped") == results_below(tmp_path / "undisturbed")
 
