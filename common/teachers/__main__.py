@@ -21,7 +21,7 @@ def main() -> None:
     arguments = tyro.extras.subcommand_cli_from_dict(
         {"check": CheckArguments, "cache": CacheArguments, "choose": ChooseArguments, "import": ImportArguments},
         prog="python -m common.teachers",
-        description=(__doc__ or "").splitlines()[0],
+        description=(__doc__ or "").partition("\n")[0],
     )
     match arguments:
         case CheckArguments():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -10,6 +11,7 @@ from transformers import Trainer, TrainingArguments
 from common.distillation.phases import MIN_EVALUATIONS
 from common.errors import UserError
 from common.runs.run import open_run
+from common.teachers import curves
 from common.teachers.curves import ENOUGH, Curve, find_log, read_curve
 from tests.trainers import bert, make_batch, samples
 
@@ -73,6 +75,9 @@ def test_every_record_counts_but_one_that_a_killed_writer_cut_off(tmp_path, poin
         ('{"step": 1, "reward": 2}\n', "metrics.jsonl has no row with a loss"),
         ('{"step": 1, "loss": 2}\n{"step": 2, "lo\n', "metrics.jsonl, line 2: not a JSON object"),
         ("[1, 2]\n", "metrics.jsonl, line 1: not a JSON object"),
+        (100_000 * "[" + 100_000 * "]" + "\n", "metrics.jsonl, line 1: not a JSON object"),
+        (100_000 * "[" + 100_000 * "]", "metrics.jsonl, line 1: not a JSON object"),
+        ('{"loss": ' + 100_000 * "[" + 100_000 * "]" + "}\n", "metrics.jsonl, line 1: not a JSON object"),
         ('{"step": 1, "loss": null}\n', "metrics.jsonl, line 1: loss is None, not a finite number"),
         ('{"step": 1, "loss": NaN}\n', "metrics.jsonl, line 1: loss is nan, not a finite number"),
         ('{"step": 1, "loss": true}\n', "metrics.jsonl, line 1: loss is True, not a finite number"),
@@ -298,3 +303,48 @@ def test_no_log(tmp_path):
     assert refused(tmp_path / "log.csv") == "log.csv does not exist: give another log"
     kinds = "give a metrics.jsonl, trainer_state.json or CSV file"
     assert refused(write(tmp_path / "log.txt", "1 2")) == f"log.txt is not a supported kind of log: {kinds}"
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "trainer_state.json", "log.csv"])
+def test_what_is_too_large_is_refused_before_it_is_read(tmp_path, name):
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, 20 * 10**9)
+    message = f"{name} has 20.0 GB, and a log at most 1.0 GB: keep only its steps and losses"
+    assert refused(tmp_path / name) == message
+    with pytest.raises(UserError, match=message):
+        read_curve(tmp_path)
+
+
+def test_a_trainer_state_that_does_not_fit_into_memory_is_refused(tmp_path, monkeypatch):
+    path = write(tmp_path / "trainer_state.json", trainer_state({"step": 1, "loss": 1.0}))
+    monkeypatch.setattr(curves, "free_memory", lambda: (2 * path.stat().st_size, "on this machine"))
+    assert "needs at least 183 bytes of memory, but 122 bytes are free on this machine" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metrics.jsonl", "".join(json.dumps({"step": step, "loss": 1}) + "\n\n{}\n" for step in range(9))),
+        ("trainer_state.json", trainer_state(*({"step": step, "loss": 1} for step in range(9)))),
+        ("log.csv", "step,loss\n" + "".join(f"{step},1\n\n{step},\n" for step in range(9))),
+    ],
+)
+def test_what_has_too_many_rows_is_refused(tmp_path, monkeypatch, name, text):
+    path = write(tmp_path / name, text)
+    monkeypatch.setattr(curves, "MOST_ROWS", 9)
+    assert read_curve(path).steps == tuple(range(9))
+    monkeypatch.setattr(curves, "MOST_ROWS", 8)
+    assert refused(path) == f"{name} has more than 8 rows: keep only some of them"
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "trainer_state.json", "log.csv"])
+def test_what_is_not_a_regular_file_is_no_log(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    assert refused(tmp_path / name) == f"{name} is not a regular file: give another log"
+    with pytest.raises(UserError, match=r"has no metrics\.jsonl, trainer_state\.json or CSV file"):
+        read_curve(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    assert refused(tmp_path / name).startswith(f"{name} has no metrics.jsonl, trainer_state.json or CSV file")
+    with pytest.raises(UserError, match=r"has no metrics\.jsonl, trainer_state\.json or CSV file"):
+        read_curve(tmp_path)

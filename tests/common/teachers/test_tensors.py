@@ -273,7 +273,7 @@ OTHERS = {
     "common/runs/files.py": {"safetensors.numpy.load_file"},  # states of runs
     "common/distillation/state.py": {"load_file"},  # checkpoints of a Trainer that is resumed
     "common/distillation/adapters.py": {"load_file"},
-    "common/teachers/importing.py": {"torch.load"},  # with weights_only=True
+    "common/teachers/pickles.py": {"torch.load"},  # with weights_only=True
     "common/teachers/loading.py": {"chosen.from_pretrained"},  # without a path
     "common/distillation/vocabulary.py": {"AutoTokenizer.from_pretrained"},
     "common/text/tokenization.py": {"AutoTokenizer.from_pretrained"},
