@@ -52,6 +52,9 @@ class Setting:
     """From a task to what identifies its data in config.json, such as a grammar's rules, as its file may change."""
     resolved: Callable[[Any], dict[str, Any]]
     """From a task to arguments as config.json stores them, such as names of files that do not depend on the folder."""
+    own_data: Callable[[Any], dict[str, Any]]
+    """From a command's arguments to what identifies data that this run alone is trained on, such as a digest of its
+    dataset; that of its teacher may be another."""
     as_given: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     """From a run's arguments, by name, to what its command said of the data: None where that is the default."""
     data_arguments: tuple[str, ...]
@@ -73,7 +76,7 @@ def task_of(arguments: Any, setting: Setting) -> Any:
 
 def config_of(arguments: Any, task: Any, setting: Setting) -> dict[str, Any]:
     """The arguments as config.json stores them, with what identifies the data."""
-    return {**asdict(arguments), **setting.resolved(task), **setting.identity(task)}
+    return {**asdict(arguments), **setting.own_data(arguments), **setting.resolved(task), **setting.identity(task)}
 
 
 def task_of_run(directory: Path, setting: Setting) -> Any:

@@ -118,6 +118,7 @@ def text_setting(
         notes=notes,
         identity=identity,
         resolved=resolved,
+        own_data=lambda arguments: {},
         as_given=lambda arguments: arguments,
         data_arguments=tuple(field.name for field in fields(TextArguments)),
         prediction_arguments=prediction_arguments,
