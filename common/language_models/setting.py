@@ -1,6 +1,6 @@
 """A setting with a Transformer on sequences of tokens; each setting's folder defines one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from common.distillation.batches import Source
 from common.errors import UserError
 from common.runs.run import Run
+from common.teachers.discovery import Checkpoint
 
 
 class Task(Protocol):
@@ -46,6 +47,9 @@ class Setting:
     """From a checkpoint's directory and the task; raises `UserError` if it does not fit the task."""
     trainer_options: Callable[[Any], dict[str, Any]]
     """From a task to further arguments of its trainers, such as how a teacher is loaded."""
+    check_checkpoints: Callable[[Sequence[Checkpoint], Any], None]
+    """From all that teach a student, of which `load_model` is called for one only, and the task; raises `UserError` if
+    one does not fit the task, as far as that can be seen without its model."""
     notes: Callable[[Path, Any], list[str]]
     """From a checkpoint's directory and the task: lines on what `load_model` changes about it."""
     identity: Callable[[Any], dict[str, Any]]

@@ -8,9 +8,9 @@ from transformers import TrainingArguments
 
 from common.distillation.batches import ReadyBatches, Source
 from common.distillation.run_loop import RunTrainer, train_run, training_arguments
-from common.distillation.supervision import Supervision
+from common.distillation.supervision import Supervision, used_checkpoints
 from common.distillation.together import train_together
-from common.language_models.arguments import Arguments
+from common.language_models.arguments import Arguments, DistillArguments
 from common.language_models.setting import Setting, Task
 from common.runs.processes import Processes
 from common.runs.run import Run
@@ -70,8 +70,10 @@ def trainer_of(
         options: from `trainer_options`.
 
     Raises:
-        UserError: a sample does not fit into the model, or a teacher's checkpoint cannot be loaded.
+        UserError: a sample does not fit into the model, or a teacher's checkpoint cannot be loaded or used.
     """
+    if isinstance(arguments, DistillArguments):
+        setting.check_checkpoints(used_checkpoints([(arguments, supervision, trainer_args.max_steps)]), task)
     return RunTrainer(
         setting.new_model(task, arguments, heads, seed),
         trainer_args,

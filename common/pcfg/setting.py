@@ -46,6 +46,7 @@ def grammar_setting(
         new_model=make_model,
         load_model=load_model,
         trainer_options=lambda task: {"load_teacher": lambda path: load_model(path, task)},
+        check_checkpoints=lambda checkpoints, task: None,
         notes=vocabulary_note,
         identity=lambda task: {"start": task.grammar.start, "rules": rules_of(task.grammar)},
         resolved=lambda task: {},

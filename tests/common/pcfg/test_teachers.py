@@ -115,8 +115,8 @@ def test_the_probe_of_a_foreign_teacher_is_that_of_the_same_run(pcfg, capsys, tm
     assert path.parent == tmp_path / "runs" / pcfg.name / "probes-of-theirs"
     theirs = json.loads(path.read_text())
     assert theirs["run"] == str(foreign)
-    assert {key: theirs[key] for key in own if key not in ("argv", "settings")} == {
-        key: value for key, value in own.items() if key not in ("argv", "settings")
+    assert {key: theirs[key] for key in own if key not in ("argv", "id", "settings")} == {
+        key: value for key, value in own.items() if key not in ("argv", "id", "settings")
     }
     assert "grammar" not in own.get("settings", {})
     assert theirs["settings"]["grammar"] == "small"
