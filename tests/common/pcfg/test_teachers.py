@@ -179,6 +179,8 @@ def test_a_cut_model_is_probed(pcfg, capsys, larger, monkeypatch, tmp_path):
     for teacher in larger:
         words = ["probe", *shlex.split(PROBES["ngrams"]), "--grammar", "small", "--run", teacher]
         found.append(json.loads(Path(pcfg.succeed(capsys, *words).strip()).read_text())["checkpoints"])
+    for one, other in zip(*found, strict=True):
+        assert one.pop("digest") != other.pop("digest")
     assert found[0] == found[1]
 
 
