@@ -119,8 +119,8 @@ def identity(arguments: ProbedArguments, path: Path, data: ProbedData = NO_DATA)
     run = str(arguments.run.resolve() if arguments.run.exists() else arguments.run)
     task = given_task(arguments)
     if task is None:
-        whose = {} if path.parent == arguments.run / "probes" else {"run": run}
-        return {**whose, "id": Run(arguments.run).config.get("id"), "settings": settings}
+        of_run = {"id": Run(arguments.run).config.get("id"), "settings": settings}
+        return of_run if path.parent == arguments.run / "probes" else {"run": run, **of_run}
     whose = {"run": run, "settings": {**settings, **task, **data.resolved}}
     return {**whose, "data": dict(data.identity)} if data.identity else whose
 
