@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from common.arguments import is_of_type
 from common.errors import UserError
-from common.probes.checkpoints import read_probe
+from common.probes.checkpoints import read_probe, require_run
 from common.runs import finding
 from common.runs.names import EXECUTION_ARGUMENTS, ROOT
 from common.runs.run import Run
@@ -280,7 +280,7 @@ def probe_file(run: FoundRun, name: str, **settings: object) -> Path | None:
     """The file that a probe wrote for a run, whatever its arguments but for `settings`; None if it was not probed.
 
     Raises:
-        UserError: there are several, or one is damaged.
+        UserError: there are several, or one is damaged or of another run.
     """
     found = sorted([*run.directory.glob(f"probes/{name}.json"), *run.directory.glob(f"probes/{name}-*.json")])
     if settings:
@@ -288,6 +288,8 @@ def probe_file(run: FoundRun, name: str, **settings: object) -> Path | None:
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise UserError(f"{run.directory / 'probes'} has {names}: keep only the file to be drawn")
+    for path in found:
+        require_run(read_probe(path), path, run.config.get("id"))
     return found[0] if found else None
 
 
@@ -302,7 +304,7 @@ def probe_result(run: FoundRun, name: str, command: str, **settings: object) -> 
 
     Raises:
         MissingError: there is no such file, or it lacks checkpoints.
-        UserError: there are several, or one is damaged.
+        UserError: there are several, or one is damaged or of another run.
     """
     path = probe_file(run, name, **settings)
     if path is None:

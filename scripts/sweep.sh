@@ -42,7 +42,6 @@ mode=
 own_teacher=
 launcher_options=()
 added=
-changed=
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
     case $1 in
         --dry-run | --slurm | -j)
@@ -65,24 +64,47 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
     esac
     shift
 done
-# results depend on the teacher and on most added arguments, so they are part of the sweep's name
-if [ -n "$own_teacher" ]; then
-    [ ! -d "$own_teacher" ] || own_teacher=$(cd "$own_teacher" && pwd)
-    changed="-teacher-$(basename "$own_teacher")"
-fi
-shown_value=
+[ ! -d "$own_teacher" ] || own_teacher=$(cd "$own_teacher" && pwd)
+named=() # added words that results depend on
+is_named=yes
 for word in "${@:2}"; do
     added+=" $(printf '%q' "$word")"
     case $word in
         --out | --out=* | --force | --teacher | --teacher=*) refuse "$word cannot be added to all commands: $usage" ;;
-        --wandb | --device) shown_value=no ;;
+        --wandb | --device) is_named= ;;
         --wandb=* | --device=*) ;;
         *)
-            [ -n "$shown_value" ] || changed+="-${word//[^A-Za-z0-9.,=_]/}"
-            shown_value=
+            [ -z "$is_named" ] || named+=("$word")
+            is_named=yes
             ;;
     esac
 done
+
+changes_name() { # the end of a sweep's name: the teacher and the added words, as its results depend on them
+    # Where the name does not show the exact words, a checksum of them follows, so that others have another name.
+    local LC_ALL=C root word before=value exact=yes text=
+    root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+    if [ -n "$own_teacher" ]; then
+        exact=
+        text="-teacher-$(basename "$own_teacher" | tr -cd 'A-Za-z0-9.,=_-')"
+    fi
+    for word in "${named[@]}"; do
+        if [[ $word =~ ^--[A-Za-z][A-Za-z0-9.,=_]*$ ]]; then
+            [ "$before" = value ] || exact=
+            before=option
+        else
+            # a letter at the beginning, other than after an option, would look like one
+            [[ $word =~ ^[A-Za-z0-9.,=_]+$ && ! ($before = value && $word =~ ^[A-Za-z]) ]] || exact=
+            before=value
+        fi
+        text+="-${word//[^A-Za-z0-9.,=_]/}"
+    done
+    if [ -z "$exact" ] || [ ${#text} -gt 150 ]; then
+        text="${text:0:150}~$(printf '%s\0' "${own_teacher#"$root/"}" "${named[@]}" | cksum | cut -d ' ' -f 1)"
+    fi
+    printf '%s' "$text"
+}
+changed=$(changes_name)
 
 size_flag=--student-heads
 [ "$setting" != parity_mlp ] || size_flag=--widths

@@ -560,6 +560,17 @@ def test_a_probe_that_lacks_checkpoints_or_was_made_twice_is_refused(made_up):
     assert "ngrams.json is truncated or damaged: remove it, and probe again" in str(missing["ngrams"])
 
 
+def test_a_probe_of_another_run_is_refused(made_up):
+    path = made_up / "teacher" / "probes" / "ngrams.json"
+    content = json.loads(path.read_text())
+    write(path, {**content, "id": "id of teacher"})
+    assert "ngrams" not in what_is_missing(made_up, "PCFG_mlm")
+    write(path, {**content, "id": "id of another"})
+    missing = what_is_missing(made_up, "PCFG_mlm")
+    assert set(missing) == {"ngrams"}
+    assert f"{path} holds a probe of another run: remove it, and probe again" in str(missing["ngrams"])
+
+
 def lines_of(axis):
     """What an axis shows as lines, by label; values only."""
     return {line.get_label(): line.get_ydata() for line in axis.lines}

@@ -1,6 +1,8 @@
 import json
+import re
 import shlex
 from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -113,12 +115,44 @@ def test_added_arguments_are_in_every_command_and_in_the_name_of_the_sweep_if_th
     added = ["--wandb", "offline", "--device", "cpu"]
     done = project.call("scripts/sweep_seeds.sh", "parity_mlp", "smoke", "--dry-run", "--", *added)
     assert [shlex.split(line) for line in done.stdout.splitlines()] == [[*command, *added] for command in plain]
-    added = ["--support", "1,2,3, 5", "--d", "30"]
-    done = project.call("scripts/sweep_seeds.sh", "parity_mlp", "smoke", "--dry-run", "--", *added)
-    for line in done.stdout.splitlines():
-        command = shlex.split(line)
-        assert command[-4:] == added
-        assert value(command, "--out").startswith("runs/parity_mlp/sweeps/seeds-parity_mlp-smoke-support-1,2,3,5-d-30/")
+    for support, shown in (("1,2,3,5", ""), ("1,2,3, 5", "~[0-9]+")):
+        added = ["--support", support, "--d", "30"]
+        done = project.call("scripts/sweep_seeds.sh", "parity_mlp", "smoke", "--dry-run", "--", *added)
+        folder = f"runs/parity_mlp/sweeps/seeds-parity_mlp-smoke-support-1,2,3,5-d-30{shown}/"
+        for line in done.stdout.splitlines():
+            command = shlex.split(line)
+            assert command[-4:] == added
+            assert re.match(folder, value(command, "--out"))
+
+
+def folder_of(project, *words):
+    """The directory of a sweep."""
+    done = project.call("scripts/sweep_seeds.sh", "parity_mlp", "smoke", "--dry-run", *words)
+    assert done.returncode == 0, done.stderr
+    (*_, command) = done.stdout.splitlines()
+    return Path(value(shlex.split(command), "--out")).parent.name
+
+
+def test_sweeps_of_other_arguments_or_of_another_teacher_have_another_directory(project):
+    given = [
+        *(["--lr", rate] for rate in ("1e-3", "1e3", "1e+3")),
+        *(["--support", support] for support in ("1,2", "1, 2", "1 2", "1/2", "1,2-3")),
+        *(["--support", *support] for support in (("1", "2"), ("1-2",))),
+        *(["--a-b"], ["--ab"], ["--a", "b"], ["--a", "--b"], ["--a", "c", "b"], ["--a", "c", "--b"], ["--a-b", "x"]),
+        *(["--corpus", "x" * 300], ["--corpus", "x" * 301], ["--corpus", "é"], ["--corpus", "è"], ["--corpus", ""]),
+    ]
+    folders = [folder_of(project, "--", *words) for words in given]
+    for name in ("one/mine", "two/mine", "two/mi ne"):
+        (project.root / name).mkdir(parents=True, exist_ok=True)
+        folders += [folder_of(project, "--teacher", name, *more) for more in ((), ("--", "--lr", "0.1"))]
+    folders += [folder_of(project, "--teacher", name) for name in ("org/name", "other/name", "name")]
+    assert len(set(folders)) == len(folders)
+    assert max(map(len, folders)) < 220
+    assert folder_of(project, "--", "--lr", "0.1") == "seeds-parity_mlp-smoke-lr-0.1"
+    assert "-teacher-mine-lr-0.1~" in folder_of(project, "--teacher", "one/mine", "--", "--lr", "0.1")
+    more = ("--wandb", "offline")
+    assert folder_of(project, "--", "--lr", "1e-3", *more) == folder_of(project, "--", "--lr", "1e-3")
+    assert folder_of(project, "--teacher", "two/../one/mine/") == folder_of(project, "--teacher", "one/mine")
 
 
 def test_a_teacher_of_ones_own_is_not_trained(project):

@@ -1,8 +1,8 @@
 """Run a sweep on this machine, several runs at a time, each by its own command; or submit it to Slurm.
 
-Only incomplete runs are started, a teacher before its students, so a sweep resumes when it is rerun. The launcher may
-be killed at any moment: its commands are then told to stop (on Linux), and a rerun waits for those that still hold a
-lock.
+Only incomplete runs are started, a teacher before its students, so a sweep resumes when it is rerun; and complete ones
+that are not certainly those of the plan, whose commands then say so, or refuse them. The launcher may be killed at any
+moment: its commands are then told to stop (on Linux), and a rerun waits for those that still hold a lock.
 """
 
 import ctypes
@@ -121,6 +121,7 @@ class Launcher:
         self._directory, self._jobs, self._gpus, self._show = directory, jobs, gpus, show
         self._by_directory = {str(run.directory): run for run in runs}
         self._waiting = list(runs)
+        self._complete: set[PlannedRun] = set()
         self._running: list[_Process] = []
         self._outcome = Outcome()
         self._received: list[signal.Signals] = []
@@ -160,9 +161,11 @@ class Launcher:
             teacher = self._by_directory.get(run.teacher or "")
             if teacher is not None and (teacher in self._outcome.failed or teacher in self._outcome.not_started):
                 self._outcome.not_started.append(run)
-            elif run.complete or self._received or not free or not (teacher is None or teacher.complete):
-                self._account(run, None)
-            elif is_locked(run.directory):
+            elif self._received or not (teacher is None or teacher in self._complete):
+                self._waiting.append(run)
+            elif run.complete and run.is_as_planned:
+                self._count(run)
+            elif not free or is_locked(run.directory):
                 self._waiting.append(run)
             else:
                 slot = min(free)
@@ -170,11 +173,15 @@ class Launcher:
                 process = _start(run, log_path(run, self._directory), environment)
                 self._running.append(_Process(run, process, slot))
 
-    def _account(self, run: PlannedRun, code: int | None) -> None:
-        """Count a run that is not running: complete, waiting, or failed with an exit code."""
-        if run.complete:
-            self._outcome.complete += 1
-        elif code is None or self._received or is_locked(run.directory):
+    def _count(self, run: PlannedRun) -> None:
+        self._complete.add(run)
+        self._outcome.complete += 1
+
+    def _account(self, run: PlannedRun, code: int) -> None:
+        """Count a run whose command has ended: complete, waiting, or failed with an exit code."""
+        if run.complete and (code == 0 or run.is_as_planned):
+            self._count(run)
+        elif self._received or is_locked(run.directory):
             self._waiting.append(run)
         else:
             self._outcome.failed[run] = code

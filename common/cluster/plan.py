@@ -4,15 +4,20 @@ The plan is a file with one line per run: its directory, the directory of the te
 command, separated by tabs.
 """
 
+import shlex
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
+from common.runs.files import find_json
 from common.runs.run import Run
-from common.teachers.discovery import find_checkpoints
+from common.teachers.discovery import Checkpoint, find_checkpoints
+from common.teachers.trajectory import checkpoint_digests
 
 RUN_MEGABYTES = 20
 """Disk space for a run that is not a teacher."""
@@ -33,6 +38,43 @@ class PlannedRun:
     def complete(self) -> bool:
         """Whether the run is finished."""
         return Run(self.directory).complete
+
+    @property
+    def is_as_planned(self) -> bool:
+        """Whether a complete run was made by this command, with its teacher as it is now.
+
+        False if that is not certain: the command itself then says that the run is complete, or refuses it.
+        """
+        try:
+            config = Run(self.directory).config
+            is_own = config["argv"] in ([], shlex.split(self.command))  # [] if a script made it
+            return is_own and (self.teacher is None or _has_taught(self.teacher, config))
+        except (UserError, ValueError):
+            return False
+
+
+def _has_taught(teacher: str, config: Mapping[str, Any]) -> bool:
+    """Whether a student with this config learnt from what is in its teacher's directory now; True for a hub id."""
+    known, arguments = config.get("teacher", {}), config["arguments"]
+    if not Path(teacher).is_dir():
+        return True
+    if arguments.get("teacher_id") not in (None, (find_json(Path(teacher) / "config.json") or {}).get("id")):
+        return False
+    checkpoints = find_checkpoints(teacher, arguments.get("teacher_pattern")) if known else []
+    digests = {str(checkpoint.step): _digest(checkpoint) for checkpoint in checkpoints if str(checkpoint.step) in known}
+    return digests == known
+
+
+def _digest(checkpoint: Checkpoint) -> str:
+    """The digest of a local checkpoint, which is computed again only if a file was modified."""
+    states = [path.stat() for path in sorted(Path(checkpoint.location).iterdir())]
+    return _digest_of(checkpoint, tuple((state.st_ino, state.st_mtime_ns) for state in states))
+
+
+@cache
+def _digest_of(checkpoint: Checkpoint, states: tuple[tuple[int, int], ...]) -> str:
+    (digest,) = checkpoint_digests([checkpoint]).values()
+    return digest
 
 
 def read_plan(lines: Sequence[str]) -> list[PlannedRun]:

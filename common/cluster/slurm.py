@@ -38,6 +38,9 @@ def check() -> None:
 def submit(runs: Sequence[PlannedRun], directory: Path) -> None:
     """Submit the runs that are neither complete nor in the queue, and print what was submitted.
 
+    A complete run that is not certainly that of the plan is submitted as well: its command says that it is complete, or
+    refuses it. So are complete students of a teacher that is submitted.
+
     Students wait until all teachers that they need have ended, successfully or not. A student whose teacher is not
     complete then ends with an error, and is submitted again together with its teacher.
 
@@ -46,7 +49,8 @@ def submit(runs: Sequence[PlannedRun], directory: Path) -> None:
     """
     queued = queued_runs(directory)
     planned = {str(run.directory) for run in runs}
-    missing = [run for run in runs if not run.complete and str(run.directory) not in queued]
+    complete = _complete(runs)
+    missing = [run for run in runs if run not in complete and str(run.directory) not in queued]
     first = [run for run in missing if run.teacher not in planned]
     students = [run for run in missing if run.teacher in planned]
     jobs = dict(queued)
@@ -57,10 +61,16 @@ def submit(runs: Sequence[PlannedRun], directory: Path) -> None:
             job = _submit_array(part, directory, teachers)
             jobs |= {str(run.directory): job for run in part}
             print(f"job {job}: {len(part)} runs" + (f", after {', '.join(teachers)}" if teachers else ""))
-    complete = sum(run.complete for run in runs)
-    waiting = sum(str(run.directory) in queued and not run.complete for run in runs)
-    counts = f"submitted {len(missing)} runs, {waiting} were already in the queue, {complete} of {len(runs)} complete"
-    print(f"{directory}: {counts}")
+    waiting = sum(str(run.directory) in queued and run not in complete for run in runs)
+    counts = f"{len(missing)} runs, {waiting} were already in the queue, {len(complete)} of {len(runs)} complete"
+    print(f"{directory}: submitted {counts}")
+
+
+def _complete(runs: Sequence[PlannedRun]) -> set[PlannedRun]:
+    """The complete runs of the plan whose teacher, if it is in the plan, is one of them as well."""
+    found = {run for run in runs if run.complete and run.is_as_planned}
+    lacking = {str(run.directory) for run in runs if run not in found}
+    return {run for run in found if run.teacher not in lacking}
 
 
 def queued_runs(directory: Path) -> dict[str, str]:

@@ -147,6 +147,7 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     used = used_checkpoints(prepared)
     last = (used or teacher)[-1]
     setting.load_model(local_path(last), task)
+    setting.check_checkpoints(used, task)
     if own is not None:
         notes += own_checkpoint_warnings(directory, used, arguments.trust_trajectory)
     digests = checkpoint_digests(used)

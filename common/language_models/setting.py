@@ -1,6 +1,6 @@
 """A setting with a Transformer on sequences of tokens; each setting's folder defines one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from common.distillation.batches import Source
 from common.errors import UserError
 from common.runs.run import Run
+from common.teachers.discovery import Checkpoint
 
 
 class Task(Protocol):
@@ -46,12 +47,18 @@ class Setting:
     """From a checkpoint's directory and the task; raises `UserError` if it does not fit the task."""
     trainer_options: Callable[[Any], dict[str, Any]]
     """From a task to further arguments of its trainers, such as how a teacher is loaded."""
+    check_checkpoints: Callable[[Sequence[Checkpoint], Any], None]
+    """From all that teach a student, of which `load_model` is called for one only, and the task; raises `UserError` if
+    one does not fit the task, as far as that can be seen without its model."""
     notes: Callable[[Path, Any], list[str]]
     """From a checkpoint's directory and the task: lines on what `load_model` changes about it."""
     identity: Callable[[Any], dict[str, Any]]
     """From a task to what identifies its data in config.json, such as a grammar's rules, as its file may change."""
     resolved: Callable[[Any], dict[str, Any]]
     """From a task to arguments as config.json stores them, such as names of files that do not depend on the folder."""
+    own_data: Callable[[Any], dict[str, Any]]
+    """From a command's arguments to what identifies data that this run alone is trained on, such as a digest of its
+    dataset; that of its teacher may be another."""
     as_given: Callable[[Mapping[str, Any]], Mapping[str, Any]]
     """From a run's arguments, by name, to what its command said of the data: None where that is the default."""
     data_arguments: tuple[str, ...]
@@ -73,7 +80,7 @@ def task_of(arguments: Any, setting: Setting) -> Any:
 
 def config_of(arguments: Any, task: Any, setting: Setting) -> dict[str, Any]:
     """The arguments as config.json stores them, with what identifies the data."""
-    return {**asdict(arguments), **setting.resolved(task), **setting.identity(task)}
+    return {**asdict(arguments), **setting.own_data(arguments), **setting.resolved(task), **setting.identity(task)}
 
 
 def task_of_run(directory: Path, setting: Setting) -> Any:

@@ -7,6 +7,7 @@ A dataset has the columns
                 span of a nonterminal at depth L of the tree, the root being at depth 0
 """
 
+import functools
 import json
 import os
 import shutil
@@ -29,7 +30,7 @@ from common.pcfg.grammar_files import load_grammar
 from common.pcfg.sampler import Sentences, Stream, sample
 from common.pcfg.task import rules_of
 from common.resources import Needs, require_resources
-from common.runs.files import locked, make_directory, to_json, write_file
+from common.runs.files import digest_of, locked, make_directory, sampled_digest, to_json, write_file
 from common.runs.progress import progress
 
 EVALUATION_SEED = 0
@@ -112,7 +113,7 @@ def open_dataset(directory: Path, grammar: Grammar, sentences: int, trees: bool 
         )
     if trees and not description.get("trees", False):
         raise UserError(f"{directory} does not say which tokens end spans: export a dataset with --trees")
-    files = tuple(sorted((directory / "data").glob("train-*.parquet")))
+    files = _training_files(directory)
     first = [0]
     for file in files:
         first.append(first[-1] + _rows_of(file, trees))
@@ -124,6 +125,32 @@ def open_dataset(directory: Path, grammar: Grammar, sentences: int, trees: bool 
     if first[-1] < sentences:
         raise too_few(dataset, sentences)
     return dataset
+
+
+def dataset_digest(directory: Path) -> str:
+    """A digest of a dataset's description and training files, of each of these that of `sampled_digest`.
+
+    Raises:
+        UserError: not an exported dataset, or a file cannot be read.
+    """
+    description = {"trees": False, **_read_description(directory)}
+    digests = []
+    for file in _training_files(directory):
+        try:
+            state = file.stat()
+            digests.append([file.name, _file_digest(file, state.st_ino, state.st_mtime_ns)])
+        except OSError as error:
+            raise _damaged(file, error) from error
+    return digest_of([sorted(description.items()), digests])
+
+
+@functools.cache
+def _file_digest(file: Path, inode: int, modified: int) -> str:
+    return sampled_digest(file)
+
+
+def _training_files(directory: Path) -> tuple[Path, ...]:
+    return tuple(sorted((directory / "data").glob("train-*.parquet")))
 
 
 def _rows_of(file: Path, trees: bool) -> int:

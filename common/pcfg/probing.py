@@ -179,7 +179,7 @@ def bayes_optimal(
         read_probe(path)
     else:
         result = values(task, evaluation_batches(task, samples, EVALUATION_BATCH_SIZE))
-        whose = {} if path.parent == arguments.run / "probes" else identity(arguments, path, data)
+        whose = identity(arguments, path, data)
         write_probe(arguments, path, {"argv": list(argv), **whose, "eval_samples": samples, **result})
     print(path)
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from common.language_models.setting import Setting
 from common.pcfg.arguments import Arguments
 from common.pcfg.batches import TrainingBatches, evaluation_batches
-from common.pcfg.dataset import open_dataset
+from common.pcfg.dataset import dataset_digest, open_dataset
 from common.pcfg.grammar_files import grammar_names, load_grammar
 from common.pcfg.models import require_room, vocabulary_note
 from common.pcfg.task import Batch, GrammarTask, rules_of
@@ -46,9 +46,11 @@ def grammar_setting(
         new_model=make_model,
         load_model=load_model,
         trainer_options=lambda task: {"load_teacher": lambda path: load_model(path, task)},
+        check_checkpoints=lambda checkpoints, task: None,
         notes=vocabulary_note,
         identity=lambda task: {"start": task.grammar.start, "rules": rules_of(task.grammar)},
         resolved=lambda task: {},
+        own_data=own_data,
         as_given=as_given,
         data_arguments=("grammar", "start"),
         prediction_arguments=prediction_arguments,
@@ -67,6 +69,15 @@ def as_given(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         return arguments
     own = load_grammar(grammar).start == arguments.get("start")
     return {**arguments, "start": None} if own else arguments
+
+
+def own_data(arguments: Arguments) -> dict[str, Any]:
+    """A digest of `--dataset`, None without one, as of runs that are older than this entry.
+
+    Raises:
+        UserError: it is not an exported dataset.
+    """
+    return {"dataset_digest": None if arguments.dataset is None else dataset_digest(arguments.dataset)}
 
 
 def training_batches(arguments: Any, task: GrammarTask, steps: int, seed: int) -> TrainingBatches:

@@ -1,11 +1,13 @@
 """A probe of every checkpoint of a run, and the JSON file that it writes in the run's directory; or of any teacher.
 
 The file has one entry for each checkpoint, and what is measured without one. It is written after each measurement, so
-that an interrupted probe resumes and only new checkpoints are probed.
+that an interrupted probe resumes and only new checkpoints are probed. It also says which run, and which weights, were
+measured: results of others are refused.
 """
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -22,6 +24,7 @@ from common.runs.run import Run
 from common.runs.validity import require_undamaged
 from common.teachers.discovery import Checkpoint, find_checkpoints, local_path
 from common.teachers.tensors import ADVICE
+from common.teachers.trajectory import checkpoint_digests
 
 UNNAMED = ("run", "out", "device", "columns", "rows")
 """Arguments that change no result, and are no part of the file's name."""
@@ -80,7 +83,7 @@ def probe_file(arguments: ProbedArguments, setting: str, name: str, data: Probed
         data: of the probe.
 
     Raises:
-        UserError: it is a directory, or holds a probe of another teacher or of other data.
+        UserError: it is a directory, or holds a probe of another run or teacher, or of other data.
     """
     own = is_run(arguments.run)
     folder = arguments.run / "probes" if own else RUNS / setting / f"probes-of-{arguments.run.resolve().name}"
@@ -88,6 +91,8 @@ def probe_file(arguments: ProbedArguments, setting: str, name: str, data: Probed
     path = arguments.out or folder / f"{default_name(arguments, defaults, name, exclude=UNNAMED)}.json"
     if path.is_dir():
         raise UserError(f"--out {path} is a directory: give a file")
+    if path.exists() and own and arguments.out is None:
+        require_run(read_probe(path), path, Run(arguments.run).config.get("id"))
     if path.exists() and (arguments.out is not None or not own):
         content = read_json(path, "give another --out")
         for what, mine in identity(arguments, path, data).items():
@@ -98,8 +103,8 @@ def probe_file(arguments: ProbedArguments, setting: str, name: str, data: Probed
 
 
 def identity(arguments: ProbedArguments, path: Path, data: ProbedData = NO_DATA) -> dict[str, Any]:
-    """What a probe's file says of the command: its settings, and whose checkpoints and which data, if that does not
-    show in its path.
+    """What a probe's file says of the command: its settings, whose checkpoints, and which data, if that does not show
+    in its path.
 
     Args:
         arguments: of the command.
@@ -111,12 +116,11 @@ def identity(arguments: ProbedArguments, path: Path, data: ProbedData = NO_DATA)
         del settings["teacher_pattern"]
     for key in (*arguments.required, *arguments.defaults):
         del settings[key]
-    if path.parent == arguments.run / "probes":
-        return {"settings": settings}
     run = str(arguments.run.resolve() if arguments.run.exists() else arguments.run)
     task = given_task(arguments)
     if task is None:
-        return {"run": run, "id": Run(arguments.run).config.get("id"), "settings": settings}
+        of_run = {"id": Run(arguments.run).config.get("id"), "settings": settings}
+        return of_run if path.parent == arguments.run / "probes" else {"run": run, **of_run}
     whose = {"run": run, "settings": {**settings, **task, **data.resolved}}
     return {**whose, "data": dict(data.identity)} if data.identity else whose
 
@@ -144,16 +148,17 @@ def probe_checkpoints(
         data: of the probe.
 
     Raises:
-        UserError: the run has no checkpoint, the file is damaged or of another probe, or a measurement is NaN.
+        UserError: the run has no checkpoint or one that has changed since it was probed, the file is damaged or of
+            another probe, or a measurement is NaN.
     """
     checkpoints = find_checkpoints(arguments.run, arguments.teacher_pattern)
     path = probe_file(arguments, setting, name, data)
-    content: dict[str, Any] = (
-        read_probe(path, "checkpoints")
-        if path.exists()
-        else {"argv": list(argv), **identity(arguments, path, data), "checkpoints": []}
-    )
-    done = {entry["step"]: entry for entry in content["checkpoints"]}
+    existing = read_probe(path, "checkpoints") if path.exists() else {}
+    content = {"argv": list(argv), **identity(arguments, path, data), "checkpoints": [], **existing}
+    done = {entry["step"]: entry for entry in content["checkpoints"] if "digest" in entry}
+    if len(done) < len(content["checkpoints"]):
+        print(f"{path} does not say which weights were measured: they are probed again", file=sys.stderr)
+    _require_same(done, checkpoints, path)
     for key, value in (once or {}).items():
         if key not in content:
             content[key] = value()
@@ -164,11 +169,32 @@ def probe_checkpoints(
                 continue
             measured = measure(local_path(checkpoint))
             _require_numbers(measured, checkpoint)
-            done[checkpoint.step] = {"step": checkpoint.step, **measured}
+            (digest,) = checkpoint_digests([checkpoint]).values()
+            done[checkpoint.step] = {"step": checkpoint.step, "digest": digest, **measured}
             content["checkpoints"] = [done[step] for step in sorted(done)]
             write_probe(arguments, path, content)
             show(len(done), checkpoint=checkpoint.step)
     print(path)
+
+
+def require_run(content: Mapping[str, Any], path: Path, run_id: str | None) -> None:
+    """Reject a probe's file of another run than the one with this id; earlier versions did not write whose it is.
+
+    Raises:
+        UserError: names the file.
+    """
+    if content.get("id") not in (None, run_id):
+        raise UserError(f"{path} holds a probe of another run: remove it, and probe again, or give another --out")
+
+
+def _require_same(done: Mapping[int, Mapping[str, Any]], checkpoints: Iterable[Checkpoint], path: Path) -> None:
+    """Reject checkpoints that are not those which a file has the results of, by their steps."""
+    for step, digest in checkpoint_digests([known for known in checkpoints if known.step in done]).items():
+        if done[int(step)]["digest"] != digest:
+            raise UserError(
+                f"checkpoint {int(step):,} has changed since it was probed: remove {path}, and probe again, or give "
+                "another --out"
+            )
 
 
 def _require_numbers(measured: Any, checkpoint: Checkpoint) -> None:

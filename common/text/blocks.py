@@ -8,17 +8,19 @@ the rest that does not fill a block is left out. No block has documents of both 
     data/text/<hash of what the blocks depend on>/
       train.npy, held_out.npy   (blocks, length), corpus after corpus; uint16 if the vocabulary fits, else uint32
       tokenizer/                as `save_pretrained` writes it
-      blocks.json               written last: what they were made from, and counts
+      blocks.json               written last: what they were made from, counts, and digests of the two files
 
 The directory is made under a hidden name, with a lock, and renamed once it is complete: what a killed process leaves
-behind is made again, and a process that comes second waits and uses the blocks of the first.
+behind is made again, and a process that comes second waits and uses the blocks of the first. The digests are added when
+blocks without them are opened: right after preparation, or where an earlier version prepared them.
 """
 
 import hashlib
 import json
 import os
 import tokenize
-from dataclasses import asdict, dataclass, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +31,7 @@ from numpy.typing import NDArray
 
 from common.arguments import is_of_type
 from common.errors import UserError
-from common.runs.files import read_json
+from common.runs.files import read_json, sampled_digest, to_json, write_file
 from common.runs.names import ROOT
 
 if TYPE_CHECKING:
@@ -116,6 +118,8 @@ class Blocks:
     dtype: str
     seconds: dict[str, float]
     """That preparation took: for the tokenizer, and for reading, tokenizing and packing the documents."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """Of train.npy and held_out.npy, by split, as of `sampled_digest`; none until they were opened once."""
 
     @cached_property
     def train(self) -> NDArray[np.unsignedinteger]:
@@ -161,7 +165,7 @@ class Blocks:
         Raises:
             UserError: it is damaged.
         """
-        from common.text.tokenization import load_tokenizer, tokenizer_hash
+        from common.text.tokenization import load_tokenizer, separator_of, tokenizer_hash
 
         try:
             tokenizer = load_tokenizer(str(self.directory / "tokenizer"))
@@ -170,6 +174,8 @@ class Blocks:
         known = (max(tokenizer.get_vocab().values()) + 1, tuple(sorted(tokenizer.all_special_ids)))
         if tokenizer_hash(tokenizer) != self.tokenizer_sha256 or known != (self.vocabulary, self.special):
             raise damaged(self.directory / "tokenizer", self.directory)
+        if (tokenizer.mask_token_id, separator_of(tokenizer)) != (self.mask, self.separator):
+            raise damaged(self.directory / "blocks.json", self.directory)
         return tokenizer
 
     def _open(self, split: str) -> NDArray[np.unsignedinteger]:
@@ -189,11 +195,12 @@ def open_blocks(directory: Path) -> Blocks:
     """Blocks that were prepared.
 
     Raises:
-        UserError: a file is missing or damaged. The tokens themselves are not checked.
+        UserError: a file is missing, damaged, or not the one that was prepared.
     """
     found = read_json(directory / "blocks.json", f"remove {directory}, and its blocks are prepared again")
     try:
-        values = {field.name: found[field.name] for field in fields(Blocks) if field.name != "directory"}
+        named = {entry.name for entry in fields(Blocks)} - {"directory", "digests"}
+        values = {name: found[name] for name in named} | {"digests": found.get("digests", {})}
         values["corpora"] = tuple(CorpusBlocks(**corpus) for corpus in found["corpora"])
         blocks = Blocks(directory, **{**values, "special": tuple(found["special"])})
     except (KeyError, TypeError):
@@ -202,6 +209,14 @@ def open_blocks(directory: Path) -> Blocks:
         raise damaged(directory / "blocks.json", directory)
     for split in SPLITS:
         blocks._open(split)
+    digests = {split: sampled_digest(directory / f"{split}.npy") for split in SPLITS}
+    if not blocks.digests:
+        blocks = replace(blocks, digests=digests)
+        with suppress(OSError):  # others may have prepared them, where nothing can be written
+            write_file(directory / "blocks.json", to_json({**found, "digests": digests}))
+    for split in SPLITS:
+        if blocks.digests.get(split) != digests[split]:
+            raise damaged(directory / f"{split}.npy", directory)
     if not (directory / "tokenizer" / "tokenizer.json").is_file():
         raise damaged(directory / "tokenizer", directory)
     return blocks
@@ -214,6 +229,7 @@ def _is_valid(blocks: Blocks) -> bool:
         all(is_of_type(value, int) for value in (blocks.length, blocks.vocabulary, *tokens))
         and isinstance(blocks.tokenizer_sha256, str)
         and isinstance(blocks.seconds, dict)
+        and isinstance(blocks.digests, dict)
         and blocks.length >= 2
         and all(0 <= token < blocks.vocabulary <= 1 << 32 for token in tokens)
         and blocks.dtype == ("uint16" if blocks.vocabulary <= 1 << 16 else "uint32")

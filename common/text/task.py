@@ -1,19 +1,21 @@
 """A prediction task on text: blocks of some corpora, and what a batch of them is."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from common.distillation.vocabulary import classes_of, shared_classes, tokenizer_of
+from common.distillation.vocabulary import TOKENIZER_FILES, classes_of, shared_classes, tokenizer_of
 from common.errors import UserError
 from common.language_models.models import Tokens
 from common.language_models.setting import Setting
 from common.probes.checkpoints import is_run
+from common.runs.files import digest_of, sampled_digest
+from common.teachers.discovery import Checkpoint
 from common.teachers.loading import build_model, read_model
 from common.teachers.objective import Objective
 from common.text.arguments import Arguments, TextArguments
@@ -115,9 +117,11 @@ def text_setting(
         new_model=new_model,
         load_model=load_model,
         trainer_options=lambda task: {"processing_class": task.tokenizer},
+        check_checkpoints=check_tokenizers,
         notes=notes,
         identity=identity,
         resolved=resolved,
+        own_data=lambda arguments: {},
         as_given=lambda arguments: arguments,
         data_arguments=tuple(field.name for field in fields(TextArguments)),
         prediction_arguments=prediction_arguments,
@@ -218,3 +222,34 @@ def load_checked(path: Path, task: CorpusTask, objective: Objective) -> PreTrain
             f"{path} has {room:,} positions, but samples have {task.positions:,} tokens: give --length {room}"
         )
     return build_model(stored, objective, dtype=torch.float32)
+
+
+def check_tokenizers(checkpoints: Sequence[Checkpoint], task: CorpusTask) -> None:
+    """Reject local checkpoints with another tokenizer than the blocks; those without one are taken to have theirs.
+
+    A tokenizer is only loaded if its files are neither those of the blocks nor those of an earlier checkpoint.
+
+    Raises:
+        UserError: names the first such checkpoint.
+    """
+    fitting = {None, _tokenizer_digest(task.blocks.directory / "tokenizer")}
+    for path in [checkpoint.location for checkpoint in checkpoints if isinstance(checkpoint.location, Path)]:
+        if (digest := _tokenizer_digest(path)) not in fitting:
+            try:
+                shared_classes(task.vocabulary, task.vocabulary, task.tokenizer, tokenizer_of(path))
+            except UserError as error:
+                raise UserError(f"{path} cannot be used: {error}") from error
+            fitting.add(digest)
+
+
+def _tokenizer_digest(directory: Path) -> str | None:
+    """A digest of a checkpoint's tokenizer; None if it has none."""
+    files = [path for name in TOKENIZER_FILES if (path := directory / name).is_file()]
+    states = [(path, path.stat()) for path in files]
+    parts = [[path.name, _file_digest(path, state.st_ino, state.st_mtime_ns)] for path, state in states]
+    return digest_of(parts) if parts else None
+
+
+@cache
+def _file_digest(path: Path, inode: int, modified: int) -> str:
+    return sampled_digest(path)

@@ -14,7 +14,9 @@ from common.language_models.setting import task_of_run
 from common.pcfg.batches import evaluation_batches
 from common.pcfg.grammar_files import load_grammar
 from common.pcfg.sampler import sample
+from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
+from common.teachers.trajectory import checkpoint_digests
 from PCFG_autoregressive import train
 from PCFG_autoregressive.batches import NextTokenTask
 from PCFG_autoregressive.bayes_optimal import bayes_optimal
@@ -102,7 +104,8 @@ def test_generation_is_what_each_checkpoint_writes(trained, capsys):
     for checkpoint, entry in zip(find_checkpoints(trained), content["checkpoints"], strict=True):
         model = GPT2LMHeadModel.from_pretrained(checkpoint.location)
         expected = acceptance(TASK, given, continuations(model, TASK, given, 5, seed=3, batch_size=20))
-        assert entry == {"step": checkpoint.step, **asdict(expected)}
+        (digest,) = checkpoint_digests([checkpoint]).values()
+        assert entry == {"step": checkpoint.step, "digest": digest, **asdict(expected)}
     assert succeed(capsys, *PROBES["generation"], trained)["given"] == TASK.grammar.expected_length // 2
 
 
@@ -110,12 +113,13 @@ def test_the_best_evaluation_is_on_the_run_s_own_sentences(trained, labelled, ca
     content = succeed(capsys, "bayes-optimal", "--run", trained)
     best = bayes_optimal(TASK, evaluation_batches(TASK, 128, 3))
     assert content.pop("argv")[1:] == ["-m", "PCFG_autoregressive.probe", "bayes-optimal", "--run", str(trained)]
+    assert (content.pop("id"), content.pop("settings")) == (Run(trained).config["id"], {"eval_samples": None})
     assert content == pytest.approx({"eval_samples": 128, **asdict(best)})
     task = task_of_run(labelled, SETTING)
     assert task.label_level == 2
     batches = evaluation_batches(task, 50, 50)
     content = succeed(capsys, "bayes-optimal", "--run", labelled)
-    untold, _ = content.pop("without_label"), content.pop("argv")
+    untold, _ = content.pop("without_label"), [content.pop(name) for name in ("argv", "id", "settings")]
     assert content == pytest.approx({"eval_samples": 50, **asdict(bayes_optimal(task, batches))})
     expected = bayes_optimal(task, batches, label_is_known=False)
     assert untold == pytest.approx({"loss": expected.loss, "accuracy": expected.accuracy})

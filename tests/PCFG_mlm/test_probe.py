@@ -183,7 +183,7 @@ def test_bayes_optimal_values_are_those_of_a_list_of_all_sentences(tiny, capsys)
 
 def test_bayes_optimal_values_are_of_the_first_sentences_and_can_be_left_out(trained, capsys, monkeypatch):
     content = succeed(capsys, *NGRAMS, trained, "--exact", 0, "--seed", 9)
-    assert set(content) == {"argv", "settings", "spacing", "checkpoints"}
+    assert set(content) == {"argv", "id", "settings", "spacing", "checkpoints"}
     asked = []
     real = optimum.cavities
     monkeypatch.setattr(optimum, "cavities", lambda grammar, rows: asked.extend(rows) or real(grammar, rows))
@@ -289,13 +289,14 @@ def test_the_best_levels_are_of_the_first_held_out_sentences_and_can_be_left_out
     tokens = len(sample(load_grammar("small"), 0, "probe", 64, 3).tokens)
     one = {"tokens": tokens, "accuracy": pytest.approx(1), "expected_accuracy": pytest.approx(1)}
     assert content["bayes_optimal"]["levels"] == [{"level": 1, **one}, {"level": 2, **one}]
-    assert set(succeed(capsys, *NONTERMINALS, run, "--exact", 0)) == {"argv", "settings", "checkpoints"}
+    assert set(succeed(capsys, *NONTERMINALS, run, "--exact", 0)) == {"argv", "id", "settings", "checkpoints"}
 
     (tmp_path / "uneven.cfg").write_text("S -> A S [0.3] | a [0.7]\nA -> b | B b\nB -> a b")
     uneven = replace(train.PRESETS["smoke"], grammar=str(tmp_path / "uneven.cfg"), out=tmp_path / "uneven")
     train.train(replace(uneven, steps=1, checkpoint_every=0, eval_samples=8))
     assert set(succeed(capsys, *NONTERMINALS, tmp_path / "uneven", "--levels", 2)) == {
         "argv",
+        "id",
         "settings",
         "checkpoints",
     }
@@ -314,6 +315,7 @@ def test_the_best_evaluation_is_on_the_run_s_own_sentences_and_needs_no_checkpoi
     expected = bayes_optimal(task, evaluation_batches(task, 50, 3))
     assert content.pop("argv") == ["python", "-m", "PCFG_mlm.probe", "bayes-optimal", "--run", str(tmp_path / "run")]
     assert content.pop("eval_samples") == 50
+    assert (content.pop("id"), content.pop("settings")) == (config["id"], {"eval_samples": None})
     assert content == pytest.approx(asdict(expected), rel=1e-12)
     assert 0 < content["loss"] < np.log(3)
 
@@ -322,6 +324,11 @@ def test_the_best_evaluation_is_on_the_run_s_own_sentences_and_needs_no_checkpoi
     succeed(capsys, "bayes-optimal", "--run", tmp_path / "run")
     assert files(tmp_path) == before
     path = tmp_path / "run" / "probes" / "bayes_optimal.json"
+    own = json.loads(path.read_text())
+    path.write_text(json.dumps({**own, "id": "another"}))
+    assert f"{path} holds a probe of another run" in fail_in_one_line(capsys, "bayes-optimal", "--run", path.parents[1])
+    path.write_text(json.dumps({key: own[key] for key in own if key not in ("id", "settings")}))  # an earlier version's
+    succeed(capsys, "bayes-optimal", "--run", tmp_path / "run")
     cut(path)
     line = fail_in_one_line(capsys, "bayes-optimal", "--run", tmp_path / "run")
     assert line == f"error: {path} is truncated or damaged: remove it, and probe again"

@@ -14,7 +14,7 @@ from common.text.preparation import prepared
 from common.text.report import summary
 from tests.hostile.contract import attempt, cases
 from tests.hostile.damage import damaged, json_files
-from tests.text import CORPUS
+from tests.text import CORPUS, forget_digests
 
 DATA = TextData(corpora=(str(CORPUS),), vocabulary=300, length=12, held_out=0.2)
 
@@ -103,6 +103,10 @@ def test_tokenizers(folder, whole, name, data):
         {"separator": -1},
         {"special": [0, 10**9]},
         {"mask": 0.5},
+        {"mask": 5},
+        {"separator": 5},
+        {"digests": None},
+        {"digests": {"train": "0"}},
         {"dtype": "object"},
         {"corpora": []},
         {"seconds": None},
@@ -140,6 +144,7 @@ def test_tokens_must_be_in_the_vocabulary(whole, split):
     tokens = np.load(path)
     tokens[:] = 300
     np.save(path, tokens)
+    forget_digests(path.parent)
     blocks = open_blocks(path.parent)
     with pytest.raises(UserError, match=f"^{path} is missing or damaged"):
         blocks.samples(split, np.arange(2))

@@ -3,14 +3,19 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from common.cluster import launcher, plan
 from common.cluster.__main__ import main
+from common.runs.checkpoints import save_checkpoint
 from common.runs.run import Run, open_run
-from tests.commands import ROOT, fail_in_one_line, files, start
+from common.teachers.discovery import find_checkpoints
+from common.teachers.trajectory import checkpoint_digests
+from tests.commands import ROOT, change_config, cut, fail_in_one_line, files, start
 from tests.sweeps import list_line, wait_until
 
 WORK = """
@@ -22,7 +27,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.cli import command
-from common.runs.run import open_run
+from common.runs.run import Run, open_run
 
 def note(word):
     with Path("notes").open("a") as notes:
@@ -32,7 +37,13 @@ def started():
     return sum(entry.startswith("start") and "teacher" not in entry for entry in open("notes"))
 
 def main():
-    with open_run(directory, {"kind": kind}, setting="parity_mlp") as run:
+    arguments = {"kind": kind}
+    if kind == "student":
+        arguments["teacher_id"] = Run(Path(sys.argv[2])).config["id"]
+    with open_run(directory, arguments, setting="parity_mlp", argv=[sys.executable, *sys.argv]) as run:
+        if run.complete:
+            note("found")
+            return
         note("start")
         run.rewind(None)
         names = ("OMP_NUM_THREADS", "WANDB_RUN_GROUP", "CUDA_VISIBLE_DEVICES")
@@ -173,6 +184,55 @@ def test_progress_says_what_is_done_running_failed_and_left():
         "0 done, 1 running, 1 failed, 0 left",
         "1 done, 0 running, 1 failed, 0 left",
     ]
+
+
+def test_a_complete_run_of_another_command_is_complete_if_the_command_says_so():
+    finish(launch(line("a") + line("b")))
+    assert finish(launch(line("a", "plain --device cpu") + line("b"))) == "sweep: 2 of 2 runs are complete\n"
+    assert notes()[4:] == [["found", "sweep/a"]]
+    said = finish(launch(line("a", "other") + line("b")), code=1)
+    assert "failed: sweep/a (exit code 2), sweep/logs/a.log: error: sweep/a holds a run with other arguments" in said
+    assert "sweep: 1 of 2 runs are complete, 1 failed" in said
+    assert [starts(name) for name in "ab"] == [1, 1]
+
+
+def test_students_of_a_teacher_that_was_trained_again_are_not_complete():
+    text = line("a", "student sweep/teacher", "sweep/teacher") + line("teacher")
+    finish(launch(text))
+    before = files(Path("sweep"))
+    assert finish(launch(text)) == "sweep: 2 of 2 runs are complete\n"
+    assert files(Path("sweep")) == before
+    shutil.rmtree("sweep/teacher")
+    said = finish(launch(text), code=1)
+    assert "sweep: 1 of 2 runs are complete, 1 failed" in said
+    assert "sweep/a holds a run with other arguments (teacher_id is" in said
+    assert [starts(name) for name in ("teacher", "a")] == [2, 1]
+
+
+@pytest.mark.parametrize("change", ["argv", "id", "weights", "missing", "damaged"])
+def test_a_complete_run_is_as_planned_if_its_command_and_teacher_are(change):
+    checkpoint = {"tensors": {"weight": np.arange(8.0)}, "config": {"model_type": "mlp"}}
+    with open_run(Path("teacher"), {}, setting="parity_mlp"):
+        for step in (1, 2):
+            save_checkpoint(Path("teacher"), step, **checkpoint)
+    teacher_id, words = Run(Path("teacher")).config["id"], ["python", "work.py", "--name", "a b"]
+    with open_run(Path("student"), {"teacher_id": teacher_id}, setting="parity_mlp", argv=words) as run:
+        run.keep_teacher(checkpoint_digests(find_checkpoints(Path("teacher"))[1:]))
+        run.finish({})
+    planned = plan.PlannedRun(Path("student"), "teacher", "python work.py --name a\\ b")
+    save_checkpoint(Path("teacher"), 1, {"weight": np.zeros(8)}, checkpoint["config"])  # which it did not learn from
+    assert planned.is_as_planned
+    if change == "argv":
+        planned = replace(planned, command="python work.py --name a b")
+    elif change == "id":
+        change_config(Path("teacher"), id="another")
+    elif change == "weights":
+        save_checkpoint(Path("teacher"), 2, {"weight": np.zeros(8)}, checkpoint["config"])
+    elif change == "missing":
+        shutil.rmtree("teacher/checkpoint-2")
+    else:
+        cut(Path("student/config.json"))
+    assert not planned.is_as_planned
 
 
 # Stopped, killed, and not alone

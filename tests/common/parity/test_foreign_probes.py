@@ -31,7 +31,7 @@ def test_the_probe_of_a_foreign_teacher_is_that_of_the_same_run(case, capsys, tm
     run = shutil.copytree(teacher, tmp_path / "run")
     path, own = probe(case, capsys, "--run", run)
     assert path.parent == run / "probes"
-    assert set(own) == {"argv", "settings", "checkpoints"}
+    assert set(own) == {"argv", "id", "settings", "checkpoints"}
     assert set(own["settings"]) == {"samples", "degrees", "outside", "seed", "output", "node"}
     task = ["--d", case.d, "--k", case.k, "--support", ",".join(map(str, range(case.k)))]
     path, theirs = probe(case, capsys, "--run", foreign, *task)
@@ -69,6 +69,29 @@ def test_a_file_of_another_teacher_or_of_other_settings_is_not_continued(case, c
     for words in (["--seed", 1, "--out", path], ["--out", path.parent]):
         assert "--out" in case.fail_in_one_line(capsys, *PROBE, "--run", foreign, *task, *words)
     assert files(tmp_path) == before
+
+
+def test_results_of_weights_that_were_replaced_are_refused(case, capsys, foreign):
+    task = ["--d", case.d, "--k", case.k, "--support", "first"]
+    path, _ = probe(case, capsys, "--run", foreign, *task)
+    shutil.rmtree(foreign / f"checkpoint-{30 * case.unit}")
+    shutil.copytree(foreign / f"checkpoint-{10 * case.unit}", foreign / f"checkpoint-{30 * case.unit}")
+    before = files(path.parent)
+    line = case.fail_in_one_line(capsys, *PROBE, "--run", foreign, *task)
+    assert f"checkpoint {30 * case.unit:,} has changed since it was probed: remove {path}, and probe again, or" in line
+    assert files(path.parent) == before
+    path.unlink()
+    _, again = probe(case, capsys, "--run", foreign, *task)
+    first, _, last = again["checkpoints"]
+    assert last == {**first, "step": last["step"]}
+
+
+def test_a_file_beside_the_checkpoints_of_a_foreign_teacher_says_whose_it_is(case, capsys, foreign):
+    task = ["--d", case.d, "--k", case.k, "--support"]
+    out = foreign / "probes" / "mine.json"
+    probe(case, capsys, "--run", foreign, *task, "first", "--out", out)
+    other = ",".join(map(str, range(1, case.k + 1)))
+    assert_named(case.fail_in_one_line(capsys, *PROBE, "--run", foreign, *task, other, "--out", out), f"{out} --out")
 
 
 def test_checkpoints_by_other_names(case, capsys, foreign):

@@ -164,6 +164,49 @@ def test_a_damaged_file_of_a_probe_is_refused(case, probed, capsys, text):
     assert line == f"error: {run / 'config.json'} is damaged: start over with --force"
 
 
+def test_results_of_another_run_are_refused(case, probed, capsys, tmp_path):
+    run, calls = probed
+    case.succeed(capsys, *PROBE, run)
+    other = tmp_path / "other"
+    case.succeed(capsys, *case.train, "--seed", 1, "--out", other)
+    shutil.copytree(run / "probes", other / "probes")
+    (path,) = (other / "probes").glob("*.json")
+    before = files(other)
+    line = case.fail_in_one_line(capsys, *PROBE, other)
+    assert line == f"error: {path} holds a probe of another run: remove it, and probe again, or give another --out"
+    assert files(other) == before
+    path.unlink()
+    case.succeed(capsys, *PROBE, other)
+    assert len(calls) == 6
+    assert entries(other) != entries(run)
+
+
+def test_results_of_weights_that_were_replaced_are_refused(case, probed, capsys):
+    run, calls = probed
+    case.succeed(capsys, *PROBE, run)
+    shutil.rmtree(run / f"checkpoint-{20 * case.unit}")
+    shutil.copytree(run / f"checkpoint-{10 * case.unit}", run / f"checkpoint-{20 * case.unit}")
+    before = files(run)
+    line = case.fail_in_one_line(capsys, *PROBE, run)
+    assert f"checkpoint {20 * case.unit:,} has changed since it was probed: remove {run}/probes/" in line
+    assert files(run) == before
+    assert len(calls) == 3
+
+
+def test_what_an_earlier_version_measured_is_measured_again(case, probed, capsys):
+    """Its files do not say of which run and which weights."""
+    run, calls = probed
+    case.succeed(capsys, *PROBE, run)
+    (path,) = (run / "probes").iterdir()
+    whole = json.loads(path.read_text())
+    earlier = {key: value for key, value in whole.items() if key != "id"}
+    earlier["checkpoints"] = [{key: entry[key] for key in entry if key != "digest"} for entry in whole["checkpoints"]]
+    path.write_text(json.dumps(earlier))
+    case.succeed(capsys, *PROBE, run)
+    assert len(calls) == 6
+    assert json.loads(path.read_text()) == whole
+
+
 def test_a_probe_stopped_by_a_signal_leaves_at_once_and_resumes(case, probed, capsys, monkeypatch):
     run, _ = probed
     case.succeed(capsys, *PROBE, run)

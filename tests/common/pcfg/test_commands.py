@@ -24,6 +24,7 @@ from tests.commands import (
     Killed,
     and_signal,
     assert_named,
+    change_config,
     files,
     python,
     refusals,
@@ -281,6 +282,42 @@ def test_a_dataset_that_is_of_another_grammar_or_too_small_is_one_line(pcfg, tmp
             line = pcfg.fail_in_one_line(capsys, *words, "--dataset", tmp_path / name, "--out", tmp_path / "run")
             assert message in line
     assert files(tmp_path) == before
+
+
+def test_a_dataset_that_was_replaced_is_refused_and_a_student_may_have_another(pcfg, tmp_path, capsys, monkeypatch):
+    """Another export, or other sentences below the same description."""
+    for name, seed in (("first", 1), ("second", 2)):
+        export(pcfg, capsys, tmp_path / name, 240, "--seed", seed)
+    mixed = shutil.copytree(tmp_path / "first", tmp_path / "mixed")
+    shutil.copytree(tmp_path / "second" / "data", mixed / "data", dirs_exist_ok=True)
+    used = shutil.copytree(tmp_path / "first", tmp_path / "dataset")
+    save_often(monkeypatch)
+    words = [*TRAIN, "--dataset", used, "--out", tmp_path / "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(run_loop, "save_checkpoint", and_signal(run_loop.save_checkpoint, 1))
+        assert pcfg.stopped(capsys, *words)
+    stopped = files(tmp_path / "run")
+    for other in ("second", "mixed"):
+        shutil.rmtree(used)
+        shutil.copytree(tmp_path / other, used)
+        line = pcfg.fail_in_one_line(capsys, *words)
+        assert "holds a run with other arguments (dataset_digest is " in line
+        assert files(tmp_path / "run") == stopped
+    shutil.rmtree(used)
+    shutil.copytree(tmp_path / "first", used)
+    pcfg.succeed(capsys, *words)
+    students = [*DISTILL, "--teacher", tmp_path / "run", "--dataset", tmp_path / "second", "--methods", "one-shot"]
+    pcfg.succeed(capsys, *students, "--out", tmp_path / "student")
+    digests = [Run(tmp_path / name).config["arguments"]["dataset_digest"] for name in ("run", "student")]
+    assert len({*digests, None}) == 3
+
+
+def test_a_run_without_a_dataset_that_an_earlier_version_made_is_complete(pcfg, tmp_path, capsys, teacher):
+    run = shutil.copytree(teacher, tmp_path / "run")
+    arguments = dict(Run(run).config["arguments"])
+    assert arguments.pop("dataset_digest") is None
+    change_config(run, arguments=arguments)
+    assert pcfg.succeed(capsys, *TRAIN, "--out", run) == f"{run} is complete\n"
 
 
 # Diverged

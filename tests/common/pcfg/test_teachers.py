@@ -115,8 +115,8 @@ def test_the_probe_of_a_foreign_teacher_is_that_of_the_same_run(pcfg, capsys, tm
     assert path.parent == tmp_path / "runs" / pcfg.name / "probes-of-theirs"
     theirs = json.loads(path.read_text())
     assert theirs["run"] == str(foreign)
-    assert {key: theirs[key] for key in own if key not in ("argv", "settings")} == {
-        key: value for key, value in own.items() if key not in ("argv", "settings")
+    assert {key: theirs[key] for key in own if key not in ("argv", "id", "settings")} == {
+        key: value for key, value in own.items() if key not in ("argv", "id", "settings")
     }
     assert "grammar" not in own.get("settings", {})
     assert theirs["settings"]["grammar"] == "small"
@@ -179,6 +179,8 @@ def test_a_cut_model_is_probed(pcfg, capsys, larger, monkeypatch, tmp_path):
     for teacher in larger:
         words = ["probe", *shlex.split(PROBES["ngrams"]), "--grammar", "small", "--run", teacher]
         found.append(json.loads(Path(pcfg.succeed(capsys, *words).strip()).read_text())["checkpoints"])
+    for one, other in zip(*found, strict=True):
+        assert one.pop("digest") != other.pop("digest")
     assert found[0] == found[1]
 
 

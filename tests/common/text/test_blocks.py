@@ -1,5 +1,6 @@
 """Prepared blocks against plain Python; near-duplicates and sides; killed, in company, damaged."""
 
+import errno
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from common.text.near_duplicates import normalised
 from common.text.preparation import is_held_out, prepared
 from common.text.tokenization import load_tokenizer, plain, train_tokenizer
 from tests.documents import documents, hash_of, write_text
+from tests.text import forget_digests
 
 FRACTION = 0.2
 FIRST, SECOND = documents(200), documents(100, first=1000)
@@ -248,6 +250,36 @@ def test_damaged_blocks_are_one_line(blocks, corpora, tmp_path, name, damage, me
         prepared(data_of(corpora), tmp_path)
     shutil.rmtree(copy)
     assert prepared(data_of(corpora), tmp_path).corpora == blocks.corpora
+
+
+def overwrite(path):
+    tokens = np.load(path, mmap_mode="r+")
+    tokens[:] = 7
+    tokens.flush()
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_other_tokens_are_refused_wherever_they_were_prepared(blocks, corpora, tmp_path, split):
+    copy = shutil.copytree(blocks.directory, tmp_path / blocks.directory.name)
+    assert prepared(data_of(corpora), tmp_path).digests == blocks.digests
+    forget_digests(copy)
+    assert open_blocks(copy).digests == blocks.digests
+    described = [json.loads((place / "blocks.json").read_bytes()) for place in (copy, blocks.directory)]
+    assert described[0] == described[1]
+    overwrite(copy / f"{split}.npy")
+    with pytest.raises(UserError, match=rf"{split}\.npy is missing or damaged: remove {copy}, and its blocks"):
+        prepared(data_of(corpora), tmp_path)
+
+
+def test_blocks_that_cannot_be_written_are_used(blocks, tmp_path, monkeypatch):
+    copy = shutil.copytree(blocks.directory, tmp_path / "copy")
+    forget_digests(copy)
+
+    def refuse(path, content):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("common.text.blocks.write_file", refuse)
+    assert open_blocks(copy).digests == blocks.digests
 
 
 def test_a_damaged_tokenizer_is_one_line(blocks, tmp_path):

@@ -132,6 +132,27 @@ def test_a_teacher_with_a_different_tokenizer_is_refused(setting, tmp_path, caps
     assert "the teacher's tokenizer" in line
 
 
+def test_a_checkpoint_with_a_tokenizer_of_its_own_is_refused(setting, tmp_path, capsys, teacher):
+    """Although the last one is that of the text; where it is not used, or holds the same tokens, it does not matter."""
+    shutil.copytree(teacher, tmp_path / "teacher")
+    path = tmp_path / "teacher" / "checkpoint-20" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    words = [*setting.distill, "--teacher", tmp_path / "teacher", "--out", tmp_path / "run", "--methods"]
+    path.write_text(json.dumps(content, indent=1))
+    setting.succeed(capsys, *words, "progressive")
+    vocabulary = content["model"]["vocab"]
+    one, other = [token for token in vocabulary if vocabulary[token] > 280][:2]
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    path.write_text(json.dumps(content))
+    shutil.rmtree(tmp_path / "run")
+    for methods in (["progressive"], ["one-shot", "custom", "--segments", "20"]):
+        code, lines = setting.start(capsys, *words, *methods)
+        assert code == 2
+        assert f"{path.parent} cannot be used: the teacher's tokenizer" in lines[-1]
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    setting.succeed(capsys, *words, "one-shot")
+
+
 def test_too_few_held_out_samples_are_refused(setting, tmp_path, capsys):
     line = refusal(setting, capsys, *setting.train, "--eval-samples", 10**6, "--out", tmp_path / "run")
     assert "held-out blocks" in line
