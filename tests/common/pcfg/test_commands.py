@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from common.distillation import together
+from common.distillation import run_loop, together
 from common.distillation.supervision import FROM_LABELS
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.language_models import commands as shared_commands

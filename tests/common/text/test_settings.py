@@ -16,6 +16,7 @@ from common.language_models.setting import task_of_run
 from common.probes.kneser_ney import KneserNey
 from common.probes.ngrams import CausalNgramVariants
 from common.runs.run import Run
+from common.teachers.discovery import find_checkpoints
 from common.text.probing import fitted, hides_masked, probed_samples
 from common.text.words import begins_word, begins_word_in
 from tests.commands import change_config
@@ -134,7 +135,8 @@ def test_a_teacher_with_a_different_tokenizer_is_refused(setting, tmp_path, caps
 
 def test_a_checkpoint_with_a_tokenizer_of_its_own_is_refused(setting, tmp_path, capsys, teacher):
     """Although the last one is that of the text; where it is not used, or holds the same tokens, it does not matter."""
-    shutil.copytree(teacher, tmp_path / "teacher")
+    for checkpoint in find_checkpoints(teacher):  # without what makes the teacher a run
+        shutil.copytree(checkpoint.location, tmp_path / "teacher" / checkpoint.location.name)
     path = tmp_path / "teacher" / "checkpoint-20" / "tokenizer.json"
     content = json.loads(path.read_text())
     words = [*setting.distill, "--teacher", tmp_path / "teacher", "--out", tmp_path / "run", "--methods"]
