@@ -395,7 +395,11 @@ def directory_of(pcfg, monkeypatch, name, arguments):
         patch.setattr(
             pcfg.module("training"),
             "SETTING",
-            replace(pcfg.setting, **dict.fromkeys(without_work, lambda *arguments: [])),
+            replace(
+                pcfg.setting,
+                own_data=lambda arguments: {},
+                **dict.fromkeys(without_work, lambda *arguments: []),
+            ),
         )
         for function, substitute in stand_in.items():
             patch.setattr(shared_commands, function, substitute)
