@@ -284,7 +284,7 @@ def mine(teacher, tmp_path):
         (lambda teacher, unit: change_config(teacher, setting="another"), "another"),
         (
             lambda teacher, unit: (teacher / f"checkpoint-{20 * unit}" / "model.safetensors").unlink(),
-            "checkpoint-{} lacks config.json or model.safetensors",
+            "checkpoint-{} lacks model.safetensors: finish saving",
         ),
     ],
     ids=["incomplete", "other", "lacking"],
