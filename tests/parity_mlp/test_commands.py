@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 
@@ -40,6 +41,21 @@ def test_a_width_below_one_is_refused_before_anything_is_made(tmp_path, capsys, 
     for words in ([*MLP.train, "--width", 0], [*MLP.distill, "--teacher", teacher, "--widths", 0]):
         line = MLP.fail_in_one_line(capsys, *words, "--out", tmp_path / "run")
         assert "--width" in line
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("option", "part", "advice"),
+    [
+        ("--batch-size", "a whole batch", "a smaller --batch-size"),
+        ("--eval-samples", "evaluation data", "a smaller --eval-samples"),
+        ("--width", "weights", "a smaller model"),
+    ],
+)
+def test_what_does_not_fit_into_memory_is_told_what_to_make_smaller(tmp_path, capsys, option, part, advice):
+    """There is no --accumulate to make larger."""
+    line = MLP.fail_in_one_line(capsys, *MLP.train, option, 10**12, "--out", tmp_path / "run")
+    assert re.search(rf"of memory \({part} .* are free [^:]*: give {advice}$", line)
     assert files(tmp_path) == {}
 
 
