@@ -334,7 +334,7 @@ def test_a_probe_elsewhere_is_not_resumed_for_a_run_that_was_trained_again(setti
     words = ("probe", "ngrams", "--samples", 4, "--run", run, "--out", out)
     setting.succeed(capsys, *words)
     change_config(run, id="another")
-    assert "ngrams.json holds a probe of other id" in refusal(setting, capsys, *words)
+    assert "ngrams.json holds a probe of this run before it was trained again (" in refusal(setting, capsys, *words)
 
 
 def test_a_probe_of_a_foreign_teacher_knows_its_data(setting, tmp_path, capsys, monkeypatch, teacher):
