@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from common.arguments import require_at_least, require_seed
+from common.arguments import option_of, require_at_least, require_seed
 from common.distillation.arguments import require_distinct, resolve_teacher, student_arguments, with_task_of
 from common.distillation.chance import teacher_report
 from common.distillation.supervision import (
@@ -182,6 +182,7 @@ def _check_own_teacher(arguments: Any, directory: Path, config: Mapping[str, Any
     if task_of(theirs) != task_of(vars(arguments)):
         name = next(name for name in TASK_ARGUMENTS if theirs[name] != getattr(arguments, name))
         raise UserError(
-            f"{directory} was trained with {name} {theirs[name]}, but here it is {getattr(arguments, name)}"
+            f"{directory} was trained with {name} {theirs[name]}, but here it is {getattr(arguments, name)}: leave out "
+            f"{option_of(name)}, or give another --teacher"
         )
     return config.get("id")

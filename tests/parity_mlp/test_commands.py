@@ -61,7 +61,11 @@ def test_what_does_not_fit_into_memory_is_told_what_to_make_smaller(tmp_path, ca
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [("--d 11", "was trained with d 10, but here it is 11"), ("--labels 4", "with labels 2, but here it is 4")],
+    [
+        ("--d 11", "was trained with d 10, but here it is 11: leave out --d, or give another --teacher"),
+        ("--labels 4", "with labels 2, but here it is 4: leave out --labels, or give another --teacher"),
+        ("--support 1,2,3", "but here it is 1,2,3: leave out --support, or give another --teacher"),
+    ],
 )
 def test_a_teacher_of_another_size_is_one_line(tmp_path, capsys, teacher, words, message):
     words = [*MLP.distill, "--teacher", teacher, "--out", tmp_path / "run", *words.split()]
