@@ -15,6 +15,7 @@ from typing import Any
 
 from common.errors import DivergedError, UserError
 from common.runs.checkpoints import saved_checkpoints
+from common.runs.differences import differences
 from common.runs.files import (
     append_to_file,
     find_json,
@@ -27,7 +28,7 @@ from common.runs.files import (
     to_json,
     write_file,
 )
-from common.runs.names import EXECUTION_ARGUMENTS, ROOT
+from common.runs.names import ROOT
 from common.runs.resume import Resume, drop_later
 from common.runs.tracking import WandbMode, open_tracker
 from common.runs.validity import is_damaged, is_valid_record, require_undamaged
@@ -327,15 +328,9 @@ def _refuse_different_run(run: Run, setting: str, given: dict[str, Any]) -> None
     advice = "give another --out, or --force to remove that run and start over"
     if run.setting != setting:
         raise UserError(f"{run.directory} holds a run of {run.setting}, not of {setting}: {advice}")
-    existing = run.config["arguments"]
-    names = [name for name in {**given, **existing} if name not in EXECUTION_ARGUMENTS]
-    differences = [
-        f"{name} is {existing.get(name, 'absent')} there and {given.get(name, 'absent')} here"
-        for name in names
-        if name not in given or existing.get(name) != given[name]
-    ]
-    if differences:
-        shown = ", ".join(differences[:3]) + (f" and {len(differences) - 3} more" if len(differences) > 3 else "")
+    found = differences(run.config["arguments"], given)
+    if found:
+        shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
         raise UserError(f"{run.directory} holds a run with other arguments ({shown}): {advice}")
 
 
