@@ -113,7 +113,7 @@ class Run:
         for number, line in enumerate(lines, 1):
             record = json_object(line)
             if record is None or not is_valid_record(record):
-                raise UserError(f"{path} is damaged in line {number}: start over with --force")
+                raise UserError(f"{path} is damaged in line {number}: to start over, rerun its command with --force")
             records.append(record)
         return records
 
@@ -190,7 +190,8 @@ class _Arguments(dict[str, Any]):
         self._path = path
 
     def __missing__(self, name: str) -> Any:
-        raise UserError(f"{self._path} lacks the argument {name}: restore it, or start over with --force")
+        advice = "restore it, or start over: rerun its command with --force"
+        raise UserError(f"{self._path} lacks the argument {name}: {advice}")
 
 
 @contextmanager

@@ -502,10 +502,13 @@ def test_a_refusal_of_wandb_is_one_line_and_a_complete_run_does_not_ask_it(tmp_p
 
     def refuse(*, id, resume, **_):
         assert (id, resume) == (Run(tmp_path).config["id"], "allow")
-        raise wandb.Error("no key")
+        raise wandb.Error("no key. Log in.")
 
     monkeypatch.setattr(wandb, "init", refuse)
-    with pytest.raises(UserError, match=r"^wandb: no key; --wandb offline"), open_run(tmp_path, {}, wandb="online"):
+    with (
+        pytest.raises(UserError, match=r"^wandb: no key\. Log in; --wandb offline"),
+        open_run(tmp_path, {}, wandb="online"),
+    ):
         pass
     with open_run(tmp_path, {}) as run:
         run.finish({})
