@@ -16,9 +16,11 @@ import torch
 import tyro
 from safetensors.torch import save
 from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from common.errors import UserError, listed
 from common.runs.files import locked, read_json, remove_unfinished, to_json, write_directory, write_file
+from common.teachers.configs import read_config
 from common.teachers.discovery import NO_WEIGHTS, step_in
 
 PICKLES = (".bin", ".pt", ".pth")
@@ -61,7 +63,13 @@ def import_teacher(arguments: ImportArguments) -> None:
     folders = [path for path in [source, *sorted(source.iterdir())] if _pickles_of(path)]
     files = _files_by_step(source, arguments.teacher_pattern)
     if not folders and not files:
-        names = [path.name for path in sorted(source.iterdir())]
+        children = sorted(source.iterdir())
+        if ready := [path.name for path in (source, *children) if any(path.glob("model*.safetensors"))]:
+            raise UserError(
+                f"{arguments.source} has its weights in safetensors already ({listed(ready, 3)}): nothing needs "
+                "converting, use it as it is"
+            )
+        names = [path.name for path in children]
         raise UserError(
             f"{arguments.source} has no weight file ({listed(f'*{suffix}' for suffix in PICKLES)}) with a step in its "
             f"name, and no folder with pytorch_model.bin and config.json: found {listed(names) or 'nothing'}"
@@ -212,10 +220,31 @@ def _folder(folder: Path) -> dict[str, bytes]:
         if missing := [path.name for path in pickles if not path.is_file()]:
             raise UserError(f"{folder} lacks {listed(missing)}, which its index names")
     tensors = {name: tensor for path in pickles for name, tensor in _read(path).items()}
+    for name, source in _tied(folder).items():
+        if name in tensors and source in tensors and _is_same(tensors[name], tensors[source]):
+            del tensors[name]
     texts = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in TEXT and path != index]
     files = {"model.safetensors": _stored(tensors)}
     files |= {path.name: path.read_bytes() for path in texts if path.name not in ("config.json", RECORD)}
     return {**files, "config.json": (folder / "config.json").read_bytes()}  # last: without it, there is no checkpoint
+
+
+def _tied(folder: Path) -> Mapping[str, str]:
+    """The tensors that `save_pretrained` leaves out, and those that a model has in their places; none if unknown."""
+    try:
+        config = read_config(folder)
+    except UserError:  # the commands that use the teacher say why
+        return {}
+    mappings: list[Any] = [auto._model_mapping for auto in (AutoModelForCausalLM, AutoModelForMaskedLM)]
+    models = [mapping[type(config)] for mapping in mappings if type(config) in mapping]
+    if not getattr(config, "tie_word_embeddings", False):
+        return {}
+    return {name: source for model in models for name, source in (model._tied_weights_keys or {}).items()}
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same memory."""
+    return (one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride())
 
 
 def _stored(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> bytes:
