@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 
 UNITS = ("kB", "MB", "GB", "TB", "PB")
 RESUME_STATE = "a resume state"
-SMALLER = "give a smaller --batch-size, a larger --accumulate or a smaller model"
+EVALUATION_DATA = "evaluation data"
+BATCH, WHOLE_BATCH, SAMPLES = "a batch", "a whole batch", "samples"
+"""Parts of memory: what is computed at a time, with and without the option --accumulate; samples of several steps."""
+SMALLER = {
+    EVALUATION_DATA: "a smaller --eval-samples",
+    BATCH: "a smaller --batch-size or a larger --accumulate",
+    WHOLE_BATCH: "a smaller --batch-size",
+    SAMPLES: "a smaller --batch-size",
+}
+"""What to give if a part of memory is too large; for others, a smaller model."""
 LARGE = 10**8
 """Bytes of memory or disk from which on a command says what it needs."""
 
@@ -72,9 +81,9 @@ def transformer_needs(
     return Needs(
         memory={
             "weights and their optimiser": STATE * parameters,
-            "a batch": int(batch_tokens * (activations * layers + TOKEN)),
+            BATCH: int(batch_tokens * (activations * layers + TOKEN)),
         },
-        host={RESUME_STATE: SAVED * parameters, "evaluation data": int(evaluation_tokens * TOKEN)},
+        host={RESUME_STATE: SAVED * parameters, EVALUATION_DATA: int(evaluation_tokens * TOKEN)},
         disk={"checkpoints": 4 * parameters * checkpoints, RESUME_STATE: SAVED * parameters},
     )
 
@@ -152,9 +161,9 @@ def require_resources(needs: Needs, directories: Sequence[Path], device: str) ->
     on_gpu = device.startswith("cuda")
     host = _on_host(needs, on_gpu)
     memory, where = free_memory()
-    _require("memory", host, memory, where, SMALLER)
+    _require("memory", host, memory, where, _smaller(host))
     if on_gpu:
-        _require("GPU memory", needs.memory, *free_gpu_memory(device), SMALLER)
+        _require("GPU memory", needs.memory, *free_gpu_memory(device), _smaller(needs.memory))
     disk = free_disk(directories[0]) + sum(map(_size, directories))
     advice = "free some space, give a larger --checkpoint-every, or --out on another disk"
     _require("disk", needs.disk, disk, f"on the disk of {directories[0]}", advice)
@@ -165,6 +174,11 @@ def require_resources(needs: Needs, directories: Sequence[Path], device: str) ->
         f"needs at least {size_text(memory_needed)} of memory and {size_text(disk_needed)} of disk; "
         f"{size_text(memory)} and {size_text(disk)} are free"
     ]
+
+
+def _smaller(parts: Mapping[str, int]) -> str:
+    """What to give if these parts of memory are too large together: what makes the largest one smaller."""
+    return f"give {SMALLER.get(max(parts, key=lambda name: parts[name], default=''), 'a smaller model')}"
 
 
 def require_memory(parts: Mapping[str, int]) -> None:

@@ -12,7 +12,7 @@ from common.parity.frozen import Logits
 from common.parity.mlp import MODEL_TYPE
 from common.parity.networks import Network
 from common.parity.training import Setting, least_checkpoints
-from common.resources import RESUME_STATE, Needs
+from common.resources import RESUME_STATE, WHOLE_BATCH, Needs
 from common.runs.processes import Processes
 from parity_mlp.arguments import Arguments
 from parity_mlp.models import new_network
@@ -51,7 +51,7 @@ def needs(arguments: Arguments, width: int, processes: Processes) -> Needs:
     parameters = width * (d + 1 + classes) + classes + (layers - 1) * width * (width + 1)
     weights = number * parameters
     return Needs(
-        memory={"weights": 4 * weights, "a batch": number * arguments.batch_size * (d + (layers + 2) * width)},
+        memory={"weights": 4 * weights, WHOLE_BATCH: number * arguments.batch_size * (d + (layers + 2) * width)},
         host={RESUME_STATE: weights},
         disk={"checkpoints": weights * least_checkpoints(arguments), RESUME_STATE: weights},
     )

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from common.arguments import option_of
+from common.runs.names import ROOT
 from common.runs.resume import load_resume
 from common.runs.run import Run, open_run
 from common.teachers.discovery import find_checkpoints
@@ -284,7 +285,7 @@ def mine(teacher, tmp_path):
         (lambda teacher, unit: change_config(teacher, setting="another"), "another"),
         (
             lambda teacher, unit: (teacher / f"checkpoint-{20 * unit}" / "model.safetensors").unlink(),
-            "checkpoint-{} lacks config.json or model.safetensors",
+            "checkpoint-{} lacks model.safetensors: finish saving",
         ),
     ],
     ids=["incomplete", "other", "lacking"],
@@ -305,6 +306,15 @@ def test_a_teacher_that_is_missing_or_has_no_checkpoints_is_one_line(setting, tm
         assert str(tmp_path / name) in line
         assert message in line
     assert files(tmp_path) == before
+
+
+def test_a_default_teacher_that_is_not_trained_yet_is_one_line(setting, tmp_path, capsys, monkeypatch):
+    for module in ("common.parity.commands", "common.language_models.commands"):
+        monkeypatch.setattr(f"{module}.RUNS", ROOT / "no-runs")
+    line = setting.fail_in_one_line(capsys, *setting.distill, "--out", tmp_path / "students")
+    advice = f"give --teacher, or train it with python -m {setting.name}.train smoke"
+    assert line == f"error: there is no teacher no-runs/{setting.name}/smoke: {advice}"
+    assert files(tmp_path) == {}
 
 
 @pytest.mark.parametrize("name", ["checkpoint-{}/model.safetensors", "checkpoint-{}/config.json", "config.json"])

@@ -307,7 +307,7 @@ def annealed_temperature(
 
 def _require_alpha(alpha: Sequence[float], name: str = "alpha") -> None:
     if not alpha or not all(0 <= value <= 1 for value in alpha):
-        raise UserError(f"{name} must be between 0 and 1, got {', '.join(map(str, alpha)) or 'no value'}")
+        raise UserError(f"{name} must be from 0 to 1, got {', '.join(map(str, alpha)) or 'no value'}")
 
 
 def _require_top_k(top_k: int | None, classes: int | None, name: str = "top_k") -> None:
@@ -316,7 +316,7 @@ def _require_top_k(top_k: int | None, classes: int | None, name: str = "top_k") 
     if classes is None and top_k < 1:
         raise UserError(f"{name} must be at least 1, got {top_k}")
     if classes is not None and not 1 <= top_k <= classes:
-        raise UserError(f"{name} must be between 1 and the number of classes, {classes}, got {top_k}")
+        raise UserError(f"{name} must be from 1 to the number of classes, {classes}, got {top_k}")
 
 
 def _require_beta(beta: float, name: str = "beta") -> None:

@@ -67,7 +67,8 @@ def progressive(checkpoints: Sequence[int], every: int, number: int | None = Non
     _require_positive(every, "student steps per checkpoint")
     if number is not None:
         _require_positive(number, "the number of checkpoints")
-        steps = [_latest(steps, steps[-1] * i // number) for i in range(1, number + 1)]
+        advice = f"give --teacher-checkpoints (number) of at most {steps[-1] // max(steps[0], 1)}"
+        steps = [_latest(steps, steps[-1] * i // number, advice) for i in range(1, number + 1)]
     return _merged([Segment(i * every, step) for i, step in enumerate(steps)])
 
 
@@ -81,7 +82,7 @@ def custom(pairs: Sequence[tuple[int, int | None]]) -> list[Segment]:
         UserError: no pair, student steps below 1, or None before the last pair.
     """
     if not pairs:
-        raise UserError("the schedule names no checkpoint")
+        raise UserError("the schedule names no checkpoint: give --segments, such as 200:50 600:100")
     segments: list[Segment] = []
     start = 0
     for checkpoint, steps in pairs:
@@ -103,7 +104,8 @@ def two_shot(checkpoints: Sequence[int], first: int, first_steps: int) -> list[S
         UserError: no checkpoint, none as early as `first`, or `first_steps` below 1.
     """
     steps = _sorted(checkpoints)
-    return custom([(_latest(steps, first), first_steps), (steps[-1], None)])
+    first = _latest(steps, first, "give --checkpoint (first) a later step")
+    return custom([(first, first_steps), (steps[-1], None)])
 
 
 def accelerated(checkpoints: Sequence[int], multiplier: float) -> list[Segment]:
@@ -143,7 +145,8 @@ def refreshed(checkpoints: Sequence[int], refresh: int, speed: float = 1) -> lis
     _require_positive(refresh, "student steps between refreshes")
     _require_positive(speed, "the speed")
     stride = Fraction(str(speed)) * refresh
-    _latest(steps, math.floor(stride))  # an error if student step 0 has no checkpoint
+    advice = "give a larger --teacher-every (refresh) or --speed"
+    _latest(steps, math.floor(stride), advice)  # an error if student step 0 has no checkpoint
     starts = {max(math.ceil(step / stride) - 1, 0) * refresh: step for step in steps}
     return [Segment(start, step) for start, step in starts.items()]
 
@@ -259,9 +262,11 @@ def _sorted(checkpoints: Sequence[int]) -> list[int]:
     return sorted(set(checkpoints))
 
 
-def _latest(steps: list[int], wanted: int) -> int:
+def _latest(steps: list[int], wanted: int, advice: str) -> int:
     if wanted < steps[0]:
-        raise UserError(f"the schedule needs a checkpoint at or before teacher step {wanted}; the first is {steps[0]}")
+        raise UserError(
+            f"the schedule needs a checkpoint at or before teacher step {wanted}; the first is {steps[0]}: {advice}"
+        )
     return steps[bisect_right(steps, wanted) - 1]
 
 

@@ -14,7 +14,7 @@ from common.distillation.batch_checks import require_fitting_tokens, require_kno
 from common.distillation.chance import teacher_report
 from common.distillation.chunks import evaluation_values
 from common.distillation.labelled_head import LabelledHead, LabelledOutput, argument_names, labelled_positions
-from common.distillation.vocabulary import classes_of, shared_classes, student_tokenizer, tokenizer_of
+from common.distillation.vocabulary import classes_of, shared_classes, student_tokenizer, teacher_tokenizer
 from common.errors import UserError
 from common.teachers.configs import read_config
 from common.teachers.discovery import Checkpoint, local_path
@@ -117,7 +117,7 @@ class Teacher:
             path = local_path(self._checkpoints[step])
             theirs = classes_of(read_config(path))
             tokenizer = student_tokenizer(self._student, processing_class)
-            self.classes = shared_classes(sizes[0], theirs, tokenizer, tokenizer_of(path))
+            self.classes = shared_classes(sizes[0], theirs, tokenizer, teacher_tokenizer(path))
 
     def output(
         self,

@@ -58,7 +58,7 @@ def tokenizer_of(path: Path | str) -> PreTrainedTokenizerBase | None:
     """
     if not str(path):
         return None
-    if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
+    if Path(path).is_dir() and not has_tokenizer(Path(path)):
         return None
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -71,6 +71,21 @@ def tokenizer_of(path: Path | str) -> PreTrainedTokenizerBase | None:
             raise
         return None
     return tokenizer
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a directory has a file with the tokens of a tokenizer."""
+    return any((directory / name).is_file() for name in TOKENIZER_FILES)
+
+
+def teacher_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a checkpoint's directory or else in the directory around it; None if there is none.
+
+    Raises:
+        UserError: its files are damaged.
+    """
+    found = tokenizer_of(checkpoint)
+    return tokenizer_of(checkpoint.absolute().parent) if found is None else found
 
 
 def student_tokenizer(student: PreTrainedModel, processing_class: Any) -> PreTrainedTokenizerBase | None:

@@ -91,7 +91,7 @@ def check(arguments: Arguments) -> None:
     require_at_least(0, arguments, "checkpoint_every")
     require_positive_lr(arguments.lr)
     if not 0 <= arguments.warmup <= 1:
-        raise UserError(f"--warmup is a fraction of the steps, between 0 and 1; got {arguments.warmup}")
+        raise UserError(f"--warmup is a fraction of the steps, from 0 to 1; got {arguments.warmup}")
     if isinstance(arguments, DistillArguments) and arguments.memory is not None and not 0 < arguments.memory < math.inf:
         raise UserError(f"--memory must be a positive number of gigabytes, got {arguments.memory}")
     if not 0 <= arguments.dropout < 1:

@@ -271,12 +271,20 @@ def _check_data(
     """Reject a teacher, a run of ours with this config, that was trained on other data.
 
     Raises:
-        UserError: names both.
+        UserError: names both, or the data that has changed.
     """
     theirs, ours = config["arguments"], config_of(arguments, task, setting)
-    if any(theirs.get(name) != ours[name] for name in setting.identity(task)):
-        data = f"{setting.describe(theirs)}, but here the data is {setting.describe(ours)}"
-        raise UserError(f"{directory} was trained on {data}: give another --teacher, or the teacher's arguments")
+    if all(theirs.get(name) == ours[name] for name in setting.identity(task)):
+        return
+    was, now = setting.describe(theirs), setting.describe(ours)
+    if was == now:
+        raise UserError(
+            f"the file of {now} has changed since {directory} was trained on it: restore it, or give another --teacher"
+        )
+    raise UserError(
+        f"{directory} was trained on {was}, but here the data is {now}: give another --teacher, or the teacher's "
+        "arguments"
+    )
 
 
 def _prediction_notes(arguments: DistillArguments, setting: Setting, config: Mapping[str, Any]) -> list[str]:

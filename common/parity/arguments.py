@@ -129,7 +129,7 @@ def check(arguments: Arguments, rates: tuple[float, ...]) -> None:
         if not 0 <= lr * arguments.weight_decay <= 0.5:
             raise UserError(f"--weight-decay must be at least 0 and at most 0.5 / lr, got {arguments.weight_decay}")
     if not 0 <= arguments.warmup <= 1:
-        raise UserError(f"--warmup is a fraction of the steps, between 0 and 1; got {arguments.warmup}")
+        raise UserError(f"--warmup is a fraction of the steps, from 0 to 1; got {arguments.warmup}")
     check_device(arguments.device)
 
 

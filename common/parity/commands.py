@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from common.arguments import require_at_least, require_seed
+from common.arguments import option_of, require_at_least, require_seed
 from common.distillation.arguments import require_distinct, resolve_teacher, student_arguments, with_task_of
 from common.distillation.chance import teacher_report
 from common.distillation.supervision import (
@@ -85,6 +85,11 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
     default = _default_teacher(arguments.preset, setting)
     arguments = replace(arguments, teacher=resolve_teacher(arguments.teacher, default, ROOT))
     directory = ROOT / arguments.teacher
+    if arguments.teacher == default and not directory.exists():
+        raise UserError(
+            f"there is no teacher {default}: give --teacher, or train it with python -m {setting.name}.train "
+            f"{arguments.preset}"
+        )
     teacher = find_checkpoints(directory if directory.exists() else arguments.teacher, arguments.teacher_pattern)
     own = own_teacher(directory, SETTINGS)
     arguments = with_task_of(own and own["arguments"], arguments, TASK_ARGUMENTS, argv)
@@ -189,6 +194,7 @@ def _check_own_teacher(arguments: Any, directory: Path, config: Mapping[str, Any
     if task_of(theirs) != task_of(vars(arguments)):
         name = next(name for name in TASK_ARGUMENTS if theirs[name] != getattr(arguments, name))
         raise UserError(
-            f"{directory} was trained with {name} {theirs[name]}, but here it is {getattr(arguments, name)}"
+            f"{directory} was trained with {name} {theirs[name]}, but here it is {getattr(arguments, name)}: leave out "
+            f"{option_of(name)}, or give another --teacher"
         )
     return config.get("id")

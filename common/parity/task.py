@@ -40,7 +40,7 @@ class ParityTask:
 
     def __post_init__(self) -> None:
         if not 1 <= self.d <= MAX_D:
-            raise UserError(f"d must be between 1 and {MAX_D}, got {self.d}")
+            raise UserError(f"--d must be from 1 to {MAX_D:,}, got {self.d:,}")
         if not self.supports or (len(self.supports) + 1) & len(self.supports):
             raise UserError(f"a tree with 2^D classes has 2^D - 1 supports, got {len(self.supports)}")
         for support in self.supports:

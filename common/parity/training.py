@@ -27,7 +27,7 @@ from common.parity.frozen import Logits
 from common.parity.networks import Network
 from common.parity.students import Student, Teachers
 from common.parity.task import ParityTask, task_of
-from common.resources import Needs
+from common.resources import EVALUATION_DATA, SAMPLES, Needs
 from common.runs.checkpoints import number_of_checkpoints, save_checkpoint
 from common.runs.processes import Processes
 from common.runs.progress import RemainingTime, progress
@@ -241,7 +241,7 @@ def data_needs(arguments: Arguments, task: ParityTask) -> Needs:
     """The memory for the samples of a range of steps, their labels, targets and weights, and those of an evaluation."""
     sample = 8 * (task.words + 1 + task.classes)
     steps = max(1, RANGE_STEPS // arguments.batch_size)
-    data = {"samples": (steps * arguments.batch_size + arguments.eval_samples) * sample}
+    data = {SAMPLES: steps * arguments.batch_size * sample, EVALUATION_DATA: arguments.eval_samples * sample}
     return Needs({}, data, {})
 
 

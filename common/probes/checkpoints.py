@@ -28,6 +28,13 @@ from common.teachers.trajectory import checkpoint_digests
 
 UNNAMED = ("run", "out", "device", "columns", "rows")
 """Arguments that change no result, and are no part of the file's name."""
+OTHER = {
+    "run": "another run",
+    "id": "this run before it was trained again",
+    "settings": "other settings",
+    "data": "other data",
+}
+"""What a file is a probe of, by the entry of its identity that differs."""
 
 
 def given_task(arguments: ProbedArguments) -> dict[str, Any] | None:
@@ -98,7 +105,7 @@ def probe_file(arguments: ProbedArguments, setting: str, name: str, data: Probed
         for what, mine in identity(arguments, path, data).items():
             if content.get(what) != json.loads(json.dumps(mine)):
                 shown = "than here" if what == "data" else f"({str(content.get(what))[:200]})"
-                raise UserError(f"{path} holds a probe of other {what} {shown}: give another --out")
+                raise UserError(f"{path} holds a probe of {OTHER[what]} {shown}: give another --out")
     return path
 
 

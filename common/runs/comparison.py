@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from common.arguments import require_at_least
+from common.runs.differences import shortened
 from common.runs.run import Run
 from common.runs.table import aligned, table_row
 
@@ -110,8 +111,7 @@ def _steps(records: Sequence[Mapping[str, Any]]) -> str:
 
 def _text(value: Any) -> str:
     """A value within a line: a list as on a command line, cut if it is long."""
-    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shortened(" ".join(map(str, value)) if isinstance(value, list) else value)
 
 
 def _rounded(value: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 from common.errors import DivergedError, UserError
 from common.runs.checkpoints import checkpoint_digests, saved_checkpoints
+from common.runs.differences import differences
 from common.runs.files import (
     append_to_file,
     find_json,
@@ -26,7 +27,6 @@ from common.runs.files import (
     to_json,
     write_file,
 )
-from common.runs.names import EXECUTION_ARGUMENTS
 from common.runs.resume import Resume, drop_later
 from common.runs.tracking import WandbMode, open_tracker
 from common.runs.validity import is_damaged, is_valid_record, require_undamaged
@@ -117,7 +117,7 @@ class Run:
         for number, line in enumerate(lines, 1):
             record = json_object(line)
             if record is None or not is_valid_record(record):
-                raise UserError(f"{path} is damaged in line {number}: start over with --force")
+                raise UserError(f"{path} is damaged in line {number}: to start over, rerun its command with --force")
             records.append(record)
         return records
 
@@ -232,7 +232,8 @@ class _Arguments(dict[str, Any]):
         self._path = path
 
     def __missing__(self, name: str) -> Any:
-        raise UserError(f"{self._path} lacks the argument {name}: restore it, or start over with --force")
+        advice = "restore it, or start over: rerun its command with --force"
+        raise UserError(f"{self._path} lacks the argument {name}: {advice}")
 
 
 @contextmanager
@@ -371,15 +372,9 @@ def _refuse_different_run(run: Run, setting: str, given: dict[str, Any]) -> None
     advice = "give another --out, or --force to remove that run and start over"
     if run.setting != setting:
         raise UserError(f"{run.directory} holds a run of {run.setting}, not of {setting}: {advice}")
-    existing = run.config["arguments"]
-    names = [name for name in {**given, **existing} if name not in EXECUTION_ARGUMENTS]
-    differences = [
-        f"{name} is {existing.get(name, 'absent')} there and {given.get(name, 'absent')} here"
-        for name in names
-        if name not in given or existing.get(name) != given[name]
-    ]
-    if differences:
-        shown = ", ".join(differences[:3]) + (f" and {len(differences) - 3} more" if len(differences) > 3 else "")
+    found = differences(run.config["arguments"], given)
+    if found:
+        shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
         raise UserError(f"{run.directory} holds a run with other arguments ({shown}): {advice}")
     if run.complete:
         run.require_results()

@@ -52,4 +52,4 @@ def open_tracker(
             settings=wandb.Settings(console="off", silent=silent),
         )
     except wandb.Error as error:
-        raise UserError(f"wandb: {error}; --wandb offline needs no connection") from error
+        raise UserError(f"wandb: {str(error).rstrip('.')}; --wandb offline needs no connection") from error

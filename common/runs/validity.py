@@ -36,7 +36,7 @@ def require_undamaged(directory: Path) -> None:
         UserError: names the file.
     """
     if is_damaged(directory):
-        raise UserError(f"{directory / 'config.json'} is damaged: start over with --force")
+        raise UserError(f"{directory / 'config.json'} is damaged: to start over, rerun its command with --force")
 
 
 def is_valid_config(config: Mapping[str, Any]) -> bool:

@@ -12,12 +12,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
 from safetensors.torch import save
 from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from common.errors import UserError, listed
 from common.resources import free_disk, size_text
@@ -32,6 +33,7 @@ from common.runs.files import (
     write_directory,
     write_file,
 )
+from common.teachers.configs import read_config
 from common.teachers.discovery import NO_WEIGHTS, step_in
 from common.teachers.pickles import read_pickle, require_memory, size_of, unpacked_size
 from common.teachers.tensors import require_finite_weights
@@ -87,7 +89,13 @@ def import_teacher(arguments: ImportArguments) -> None:
     folders = [path for path in [source, *sorted(source.iterdir())] if _pickles_of(path)]
     files = _files_by_step(source, arguments.teacher_pattern)
     if not folders and not files:
-        names = [path.name for path in sorted(source.iterdir())]
+        children = sorted(source.iterdir())
+        if ready := [path.name for path in (source, *children) if any(path.glob("model*.safetensors"))]:
+            raise UserError(
+                f"{arguments.source} has its weights in safetensors already ({listed(ready, 3)}): nothing needs "
+                "converting, use it as it is"
+            )
+        names = [path.name for path in children]
         raise UserError(
             f"{arguments.source} has no weight file ({listed(f'*{suffix}' for suffix in PICKLES)}) with a step in its "
             f"name, and no folder with pytorch_model.bin and config.json: found {listed(names) or 'nothing'}"
@@ -310,6 +318,9 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     if not tensors:
         raise UserError(f"{folder} has no weights in {listed(path.name for path in parts)}: save it again")
     require_memory(folder, 2 * size_of(tensors))
+    for name, source in _tied(folder).items():
+        if name in tensors and source in tensors and _is_same(tensors[name], tensors[source]):
+            del tensors[name]
     return tensors
 
 
@@ -343,7 +354,25 @@ def _is_beside(name: str) -> bool:
     return Path(name).name == name and name.endswith(".bin") and len(name) < 256
 
 
-def _stored(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> bytes:
+def _tied(folder: Path) -> Mapping[str, str]:
+    """The tensors that `save_pretrained` leaves out, and those that a model has in their places; none if unknown."""
+    try:
+        config = read_config(folder)
+    except UserError:  # the commands that use the teacher say why
+        return {}
+    mappings: list[Any] = [auto._model_mapping for auto in (AutoModelForCausalLM, AutoModelForMaskedLM)]
+    models = [mapping[type(config)] for mapping in mappings if type(config) in mapping]
+    if not getattr(config, "tie_word_embeddings", False):
+        return {}
+    return {name: source for model in models for name, source in (model._tied_weights_keys or {}).items()}
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same memory."""
+    return (one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride())
+
+
+def _stored(tensors: Mapping[str, Tensor]) -> bytes:
     """A safetensors file; tensors that share memory are stored separately."""
-    copies = {name: tensor.to(dtype=dtype or tensor.dtype, copy=True).contiguous() for name, tensor in tensors.items()}
+    copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     return save(copies, metadata={"format": "pt"})

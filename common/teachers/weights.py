@@ -77,10 +77,11 @@ def weight_files(directory: Path) -> list[Path]:
             f"{directory} has only pickled weights ({listed(pickles)}): "
             f"convert them with `python -m common.teachers import {directory.parent} --out TEACHER`"
         )
-    if not (directory / "config.json").is_file() or not has_weights:
+    has_config = (directory / "config.json").is_file()
+    if lacking := [*["config.json"][has_config:], *["model.safetensors"][has_weights:]]:
         raise UserError(
-            f"{directory} lacks config.json or model.safetensors: "
-            "wait until it is saved, or choose others with --teacher-pattern"
+            f"{directory} lacks {listed(lacking)}: finish saving or copying it, move it away, or leave it out with "
+            "--teacher-pattern"
         )
     if single.is_file():
         return [single]

@@ -46,7 +46,7 @@ class TextArguments:
     text_column: str = "text"
     """Column with the documents, of JSON, parquet and hub datasets."""
     tokenizer: str
-    """wordpiece or bpe, to be trained on the corpora; or a directory or a model on the hub."""
+    """wordpiece or bpe, to be trained on the corpora; or a directory, such as a teacher's, or a model on the hub."""
     vocabulary: int = 8192
     """Tokens of a tokenizer that is trained."""
     length: int
@@ -65,7 +65,7 @@ class PrepareArguments(TextArguments):
     """Make blocks of tokens from documents."""
 
     tokenizer: str = "wordpiece"
-    """wordpiece or bpe, to be trained on the corpora; or a directory or a model on the hub."""
+    """wordpiece or bpe, to be trained on the corpora; or a directory, such as a teacher's, or a model on the hub."""
     vocabulary: int = 4096
     """Tokens of a tokenizer that is trained."""
     length: int = 64

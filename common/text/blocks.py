@@ -72,7 +72,7 @@ class TextData:
         if self.length < 2:
             raise UserError(f"--length must be at least 2 tokens, got {self.length}")
         if not 0 < self.held_out < 1:
-            raise UserError(f"--held-out must be between 0 and 1, got {self.held_out}")
+            raise UserError(f"--held-out must be between 0 and 1, both excluded, got {self.held_out}")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from common.distillation.vocabulary import TOKENIZER_FILES, classes_of, shared_classes, tokenizer_of
+from common.distillation.vocabulary import TOKENIZER_FILES, classes_of, shared_classes, teacher_tokenizer, tokenizer_of
 from common.errors import UserError
 from common.language_models.models import Tokens
 from common.language_models.setting import Setting
@@ -206,7 +206,7 @@ def load_checked(path: Path, task: CorpusTask, objective: Objective) -> PreTrain
         UserError: it is damaged, predicts something else, has another tokenizer than the blocks, or fewer positions
             than they have tokens.
     """
-    stored, tokenizer = read_model(path), tokenizer_of(path)
+    stored, tokenizer = read_model(path), teacher_tokenizer(path)
     if tokenizer is None:
         raise UserError(f"{path} has no tokenizer: save the teacher's there with tokenizer.save_pretrained")
     classes = classes_of(stored.config)

@@ -14,7 +14,9 @@ from typing import Literal
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from common.distillation.vocabulary import has_tokenizer
 from common.errors import UserError, listed
+from common.teachers.discovery import named_checkpoints
 
 Kind = Literal["wordpiece", "bpe"]
 
@@ -63,12 +65,17 @@ def train_tokenizer(
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """The tokenizer in a directory, or of a model on the hub.
+    """The tokenizer in a directory, that of the last checkpoint in it, or that of a model on the hub.
 
     Raises:
         UserError: there is none, it cannot be loaded, or it is not a fast one.
     """
     advice = "give wordpiece or bpe to train one, a directory with tokenizer.json, or a model on the hub"
+    if Path(name).is_dir():
+        place = _place_of_tokenizer(Path(name))
+        if place is None:
+            raise UserError(f"{name} has no tokenizer: {advice}")
+        name = str(place)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # that of `tokenizers` is no subclass
@@ -81,6 +88,17 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     if unknown := set(tokenizer.all_special_tokens) - set(tokenizer.get_vocab()):
         raise UserError(f"the tokenizer {name} lacks its special tokens {listed(sorted(unknown))} itself: {advice}")
     return tokenizer
+
+
+def _place_of_tokenizer(directory: Path) -> Path | None:
+    """The directory itself if it has a tokenizer, or else the last checkpoint in it that has one."""
+    if has_tokenizer(directory):
+        return directory
+    try:
+        places = [checkpoint.location for checkpoint in named_checkpoints(directory)]
+    except UserError:  # no checkpoints
+        return None
+    return next((place for place in reversed(places) if isinstance(place, Path) and has_tokenizer(place)), None)
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -218,7 +218,7 @@ DENSE = "cls.predictions.transform.dense.weight"
         ),
         (lambda path: cut(path / "model.safetensors"), "model.safetensors is truncated: it has .*; save or"),
         (lambda path: (path / "model.safetensors").write_bytes(b""), "model.safetensors is truncated or damaged"),
-        (lambda path: (path / "model.safetensors").unlink(), "lacks config.json or model.safetensors"),
+        (lambda path: (path / "model.safetensors").unlink(), "lacks model.safetensors: finish saving"),
         (lambda path: (path / "config.json").unlink(), "config.json is missing: save or"),
         (lambda path: cut(path / "config.json"), "config.json is truncated or damaged: save or"),
         (lambda path: (path / "config.json").write_text("[]"), "config.json is truncated or damaged: save or"),

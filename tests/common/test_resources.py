@@ -20,6 +20,7 @@ from common.resources import (
     require_resources,
     size_text,
     together,
+    transformer_needs,
 )
 from common.runs.checkpoints import number_of_checkpoints
 
@@ -100,7 +101,7 @@ def test_on_a_gpu_the_model_and_the_data_need_memory_of_their_own(tmp_path, monk
     monkeypatch.setattr(resources, "free_memory", lambda: (5, "on this machine"))
     monkeypatch.setattr(resources, "free_gpu_memory", lambda device: (6, f"on {device}"))
     assert require_resources(Needs({"weights": 6}, {"samples": 5}, {}), [tmp_path], "cuda:1") == []
-    with pytest.raises(UserError, match=r"7 bytes of GPU memory .* free on cuda:1: give a smaller --batch-size"):
+    with pytest.raises(UserError, match=r"7 bytes of GPU memory .* free on cuda:1: give a smaller model$"):
         require_resources(Needs({"weights": 7}, {"samples": 5}, {}), [tmp_path], "cuda:1")
     with pytest.raises(UserError, match=r"6 bytes of memory .* free on this machine"):
         require_resources(Needs({"weights": 6}, {"samples": 6}, {}), [tmp_path], "cuda:1")
@@ -140,6 +141,26 @@ def test_too_much_is_refused_with_its_parts(tmp_path, monkeypatch):
         require_resources(needs, [tmp_path], "cpu")
     with pytest.raises(UserError, match=rf"2.0 GB of disk .* 1.0 GB are free on the disk of {tmp_path}"):
         require_resources(Needs({}, {}, {"checkpoints": 2 * GIGABYTE}), [tmp_path], "cpu")
+
+
+@pytest.mark.parametrize(
+    ("part", "advice"),
+    [
+        ("weights and their optimiser", "a smaller model"),
+        ("evaluation data", "a smaller --eval-samples"),
+        ("a batch", "a smaller --batch-size or a larger --accumulate"),
+    ],
+)
+def test_the_advice_is_about_the_largest_part(tmp_path, monkeypatch, part, advice):
+    monkeypatch.setattr(resources, "free_memory", lambda: (GIGABYTE, "on this machine"))
+    sizes = {"weights and their optimiser": (10**5, 1, 1), "a batch": (1, 10**9, 1), "evaluation data": (1, 1, 10**9)}
+    hidden, batch_tokens, evaluation_tokens = sizes[part]
+    needs = transformer_needs(
+        **{"layers": 1, "hidden": hidden, "feed_forward": 0, "vocabulary": 9, "positions": 9, "checkpoints": 1},
+        **{"batch_tokens": batch_tokens, "evaluation_tokens": evaluation_tokens},
+    )
+    with pytest.raises(UserError, match=rf"\({part} .* on this machine: give {advice}$"):
+        require_resources(needs, [tmp_path], "cpu")
 
 
 def test_what_a_run_has_saved_is_not_needed_again(tmp_path, monkeypatch):

@@ -55,5 +55,5 @@ def test_a_probe_that_does_not_fit_into_memory_is_refused(probed):
 def test_a_probe_of_a_run_with_a_long_name_is_refused_in_a_short_line(probed):
     arguments, whole = probed
     arguments.out.write_text(json.dumps(json.loads(whole) | {"run": "x" * 10_000}))
-    with pytest.raises(UserError, match=r"mine\.json holds a probe of other run \(x{200}\): give another --out$"):
+    with pytest.raises(UserError, match=r"mine\.json holds a probe of another run \(x{200}\): give another --out$"):
         probe.probe(arguments)

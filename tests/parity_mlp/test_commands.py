@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 
@@ -44,8 +45,27 @@ def test_a_width_below_one_is_refused_before_anything_is_made(tmp_path, capsys, 
 
 
 @pytest.mark.parametrize(
+    ("option", "part", "advice"),
+    [
+        ("--batch-size", "a whole batch", "a smaller --batch-size"),
+        ("--eval-samples", "evaluation data", "a smaller --eval-samples"),
+        ("--width", "weights", "a smaller model"),
+    ],
+)
+def test_what_does_not_fit_into_memory_is_told_what_to_make_smaller(tmp_path, capsys, option, part, advice):
+    """There is no --accumulate to make larger."""
+    line = MLP.fail_in_one_line(capsys, *MLP.train, option, 10**12, "--out", tmp_path / "run")
+    assert re.search(rf"of memory \({part} .* are free [^:]*: give {advice}$", line)
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
-    [("--d 11", "was trained with d 10, but here it is 11"), ("--labels 4", "with labels 2, but here it is 4")],
+    [
+        ("--d 11", "was trained with d 10, but here it is 11: leave out --d, or give another --teacher"),
+        ("--labels 4", "with labels 2, but here it is 4: leave out --labels, or give another --teacher"),
+        ("--support 1,2,3", "but here it is 1,2,3: leave out --support, or give another --teacher"),
+    ],
 )
 def test_a_teacher_of_another_size_is_one_line(tmp_path, capsys, teacher, words, message):
     words = [*MLP.distill, "--teacher", teacher, "--out", tmp_path / "run", *words.split()]

@@ -270,7 +270,7 @@ def test_annealed_temperature_goes_from_start_to_end_and_stays(kind, middle):
         (lambda: teacher_probabilities(LOGITS, 1, top_k=0), "number of classes, 2, got 0"),
         (lambda: jensen_shannon(LOGITS, HALF, 0.0), "beta must be between 0 and 1"),
         (lambda: jensen_shannon(LOGITS, HALF, 1.0), "beta must be between 0 and 1"),
-        (lambda: distillation_loss(LOGITS, torch.tensor(0), HALF, alpha=1.5), "alpha must be between"),
+        (lambda: distillation_loss(LOGITS, torch.tensor(0), HALF, alpha=1.5), "alpha must be from"),
         (lambda: distillation_loss(LOGITS, torch.tensor(0), HALF, divergence="kl"), "unknown divergence 'kl'"),
         (lambda: masked_mean(HALF, torch.tensor([False, False])), "selects no position"),
         (lambda: stepwise([1.0], [10], 0), "one fewer than the 1 values"),

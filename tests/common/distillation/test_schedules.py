@@ -198,11 +198,17 @@ def test_a_teacher_without_checkpoints_is_an_error(make):
     [
         (lambda: progressive([1], 0), "must be positive and finite, got 0"),
         (lambda: progressive([1], 10, number=0), "must be positive and finite, got 0"),
-        (lambda: progressive([500, 1000], 10, number=4), "teacher step 250; the first is 500"),
-        (lambda: custom([]), "names no checkpoint"),
+        (
+            lambda: progressive([500, 1000], 10, number=4),
+            r"step 250; the first is 500: give --teacher-checkpoints \(number\) of at most 2$",
+        ),
+        (lambda: custom([]), "names no checkpoint: give --segments, such as 200:50"),
         (lambda: custom([(1, None), (2, 10)]), "checkpoint 1 needs a number"),
         (lambda: custom([(1, 10), (2, 0)]), "checkpoint 2 must be positive"),
-        (lambda: two_shot([100, 200], 60, 10), "at or before teacher step 60; the first is 100"),
+        (
+            lambda: two_shot([100, 200], 60, 10),
+            r"at or before teacher step 60; the first is 100: give --checkpoint \(first\) a later",
+        ),
         (lambda: two_shot([100, 200], 100, 0), "must be positive"),
         (lambda: accelerated([1], 0), "must be positive"),
         (lambda: accelerated([1], math.nan), "must be positive"),

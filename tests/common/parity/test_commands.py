@@ -157,6 +157,7 @@ WRONG = (
     ("--labels 3", "--labels 'power of two'"),
     ("--labels 16", "16 labels"),
     ("--k 11", "k 11"),
+    ("--d 5000", "--d 'must be from 1 to 4,096, got 5,000'"),
     ("--support 0,1,10 --k 3", "support 10"),
     ("--support 0", "--support 1"),
     ("--support 0,1,1 --k 3", "'distinct coordinates'"),

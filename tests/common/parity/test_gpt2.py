@@ -169,7 +169,7 @@ WRONG = {
     "bfloat16": (bfloat16, "bfloat16"),
     "cut-weights": (lambda path: cut(path / "model.safetensors"), "model.safetensors is truncated: it has"),
     "cut-config": (lambda path: cut(path / "config.json"), "config.json is truncated or damaged"),
-    "no-weights": (lambda path: (path / "model.safetensors").unlink(), "lacks config.json or model.safetensors"),
+    "no-weights": (lambda path: (path / "model.safetensors").unlink(), "lacks model.safetensors: finish saving"),
 }
 
 

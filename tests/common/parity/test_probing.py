@@ -161,7 +161,7 @@ def test_a_damaged_file_of_a_probe_is_refused(case, probed, capsys, text):
     assert re.fullmatch(f"error: {path} is (truncated or )?damaged: remove it, and probe again", line)
     cut(run / "config.json")
     line = case.fail_in_one_line(capsys, *PROBE, run)
-    assert line == f"error: {run / 'config.json'} is damaged: start over with --force"
+    assert line == f"error: {run / 'config.json'} is damaged: to start over, rerun its command with --force"
 
 
 def test_results_of_another_run_are_refused(case, probed, capsys, tmp_path):

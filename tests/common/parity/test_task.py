@@ -153,7 +153,7 @@ def test_the_largest_d():
         ({"d": 6, "k": 3, "labels": 4}, "need 9 coordinates"),
         ({"d": 5, "k": 0}, "at least 1"),
         ({"d": 0, "k": 1}, "d = 0"),
-        ({"d": MAX_D + 1, "k": 1}, f"between 1 and {MAX_D}"),
+        ({"d": MAX_D + 1, "k": 1}, f"^--d must be from 1 to {MAX_D:,}, got 4,097$"),
         ({"d": 5, "k": 2, "support": "1,5"}, "index 5 is out of range"),
         ({"d": 5, "k": 2, "support": "-1,2"}, "index -1 is out of range"),
         ({"d": 5, "k": 2, "support": "3,3"}, "distinct"),

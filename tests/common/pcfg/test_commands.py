@@ -253,6 +253,20 @@ def export(pcfg, capsys, directory, sentences, *words):
     pcfg.succeed(capsys, "data", "export", "--grammar", "small", *words)
 
 
+def test_a_teacher_whose_grammar_file_has_changed_is_told(pcfg, tmp_path, capsys, teacher):
+    grammar = shutil.copy(GRAMMARS / "small.cfg", tmp_path / "mine.cfg")
+    mine = shutil.copytree(teacher, tmp_path / "teacher")
+    arguments = Run(mine).config["arguments"]
+    change_config(mine, arguments={**arguments, "grammar": str(grammar)})
+    grammar.write_text(grammar.read_text().replace("11 10", "11 10 | 12 12"))
+    line = pcfg.fail_in_one_line(capsys, *DISTILL, "--teacher", mine, "--out", tmp_path / "run")
+    assert f"the file of the grammar {grammar} from 13 has changed since {mine} was trained on it: restore it" in line
+    line = pcfg.fail_in_one_line(
+        capsys, *DISTILL, "--teacher", mine, "--grammar", "small", "--start", 12, "--out", tmp_path / "run"
+    )
+    assert f"was trained on the grammar {grammar} from 13, but here the data is the grammar small from 12" in line
+
+
 def test_training_on_a_dataset_of_its_seed_is_training_from_the_sampler(pcfg, tmp_path, capsys, teacher):
     # Two groups of 16 batches of 4 sentences.
     export(pcfg, capsys, tmp_path / "dataset", 128, "--seed", 7)

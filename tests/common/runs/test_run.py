@@ -435,6 +435,29 @@ def test_other_arguments_are_refused_by_name(tmp_path):
         pass
 
 
+def test_what_an_argument_names_is_said_to_have_changed(tmp_path):
+    """Hashes and long values tell a reader nothing."""
+    rules, digest = [["S", ["a"] * 100]], "0" * 64
+    begun = {"teacher": "runs/t", "teacher_id": "ab", "grammar": "g.cfg", "rules": rules, "note": "x" * 61}
+    begun |= {"corpus": ["docs"], "documents": [digest], "tokenizer": "bpe", "tokenizer_sha256": digest}
+    with open_run(tmp_path / "run", begun):
+        pass
+
+    def refusal(**changes):
+        with pytest.raises(UserError) as caught, open_run(tmp_path / "run", {**begun, **changes}):
+            pass
+        return str(caught.value).partition("other arguments (")[2].partition("): give another --out")[0]
+
+    assert refusal(teacher_id="cd") == "the teacher was trained again since"
+    assert refusal(teacher_id=None) == "teacher_id is ab there and None here"
+    assert refusal(teacher_id="cd", teacher="t") == "teacher is runs/t there and t here"
+    assert refusal(rules=[["S", ["b"]]]) == "the grammar's rules have changed"
+    assert refusal(rules=[["S", ["b"]]], grammar="h.cfg") == "grammar is g.cfg there and h.cfg here"
+    texts = "the text of the corpus has changed, the tokenizer has changed"
+    assert refusal(documents=["1" * 64], tokenizer_sha256="1" * 64) == texts
+    assert refusal(note="y" * 60) == f"note is {'x' * 57}... there and {'y' * 60} here"
+
+
 def test_a_number_that_is_not_finite_is_refused_before_anything_is_made(tmp_path):
     arguments = {"seed": 0, "lr": float("nan")}
     with pytest.raises(UserError, match=r"^lr is nan: "), open_run(tmp_path / "run", arguments):
@@ -502,10 +525,13 @@ def test_a_refusal_of_wandb_is_one_line_and_a_complete_run_does_not_ask_it(tmp_p
 
     def refuse(*, id, resume, **_):
         assert (id, resume) == (Run(tmp_path).config["id"], "allow")
-        raise wandb.Error("no key")
+        raise wandb.Error("no key. Log in.")
 
     monkeypatch.setattr(wandb, "init", refuse)
-    with pytest.raises(UserError, match=r"^wandb: no key; --wandb offline"), open_run(tmp_path, {}, wandb="online"):
+    with (
+        pytest.raises(UserError, match=r"^wandb: no key\. Log in; --wandb offline"),
+        open_run(tmp_path, {}, wandb="online"),
+    ):
         pass
     with open_run(tmp_path, {}) as run:
         run.finish({})

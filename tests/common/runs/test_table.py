@@ -193,7 +193,7 @@ def test_a_damaged_run_is_refused_only_if_it_is_named(root, capsys, damage):
     assert code == 0
     assert len(stdout.splitlines()) == 6
     (line,) = stderr.splitlines()
-    message = rf"{root / 'a' / name} is damaged( in line 1)?: start over with --force"
+    message = rf"{root / 'a' / name} is damaged( in line 1)?: to start over, rerun its command with --force"
     assert re.fullmatch(f"warning: {message}", line)
     for words in (["table", root / "a"], ["compare", root / "a", root / "f"], ["compare", root / "f", root / "a"]):
         assert re.fullmatch(f"error: {message}", fail_in_one_line(capsys, main, *words))
@@ -354,7 +354,7 @@ def test_a_long_comparison_shows_the_ends_and_where_the_runs_part(tmp_path, caps
     [
         ("absent", "absent is not a run: it has no valid config.json"),
         ("model", "model is not a run: it has no valid config.json"),
-        ("damaged", "metrics.jsonl is damaged in line 1: start over with --force"),
+        ("damaged", "metrics.jsonl is damaged in line 1: to start over, rerun its command with --force"),
     ],
 )
 def test_wrong_input_of_a_comparison_is_one_line(tmp_path, capsys, other, line):

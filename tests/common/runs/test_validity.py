@@ -17,6 +17,8 @@ from tests.files import content, damaged, make_read_only, with_other_values
 
 open_run = partial(module.open_run, setting="parity_mlp")
 
+START_OVER = "to start over, rerun its command with --force"
+
 
 def train(directory):
     """A complete run with two records and a checkpoint."""
@@ -48,7 +50,7 @@ def test_a_config_with_values_of_other_types_is_one_line_and_can_be_started_over
     train(tmp_path / "run")
     change_config(tmp_path / "run", **changes)
     before = content(tmp_path / "run")
-    message = rf"^{tmp_path}/run/config.json is damaged: start over with --force"
+    message = rf"^{tmp_path}/run/config.json is damaged: {START_OVER}"
     with pytest.raises(UserError, match=f"{message}$"):
         _ = Run(tmp_path / "run").config
     with pytest.raises(UserError, match=f"{message}; .*--out$"), open_run(tmp_path / "run", {"lr": 0.1}):
@@ -71,7 +73,10 @@ def test_a_damaged_config_is_started_over_by_force_if_all_else_is_of_a_run(tmp_p
             pass
     assert content(run) == before
     (run / "notes.txt").unlink()
-    with pytest.raises(UserError, match=r"config.json is damaged: start over with --force"), open_run(run, {"lr": 0.1}):
+    with (
+        pytest.raises(UserError, match=f"config.json is damaged: {START_OVER}"),
+        open_run(run, {"lr": 0.1}),
+    ):
         pass
     with open_run(run, {"lr": 0.1}, force=True):
         pass
@@ -124,7 +129,10 @@ def test_whatever_metrics_hold_they_are_records_or_refused(tmp_path, data):
         records = Run(tmp_path).records()
     except UserError as error:
         refusal = str(error)
-        assert re.match(rf"{tmp_path}/metrics.jsonl is damaged in line [0-9]+: start over with --force$", refusal)
+        assert re.match(
+            rf"{tmp_path}/metrics.jsonl is damaged in line [0-9]+: {START_OVER}$",
+            refusal,
+        )
     else:
         for record in records:
             assert record["step"] >= 0

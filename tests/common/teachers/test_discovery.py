@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -177,7 +178,11 @@ def test_checkpoints_that_are_pickles_can_be_imported(tmp_path):
 def test_a_checkpoint_that_is_not_complete_is_refused(tmp_path, file):
     make(tmp_path, "checkpoint-1")
     make(tmp_path, "checkpoint-2", files={name: b"{}" for name in MODEL if name != file})
-    assert "checkpoint-2 lacks config.json or model.safetensors: wait until it is saved" in refusal(tmp_path)
+    advice = "finish saving or copying it, move it away, or leave it out with --teacher-pattern"
+    assert refusal(tmp_path).endswith(f"checkpoint-2 lacks {file}: {advice}")
+    (tmp_path / "checkpoint-3").mkdir()
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    assert refusal(tmp_path).endswith(f"checkpoint-3 lacks config.json and model.safetensors: {advice}")
 
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")

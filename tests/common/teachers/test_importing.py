@@ -123,10 +123,35 @@ def test_folders_of_transformers_are_the_same_with_safetensors(tmp_path, capsys,
         loaded = build_model(read_model(checkpoint.location), "causal")
         for name, tensor in model.state_dict().items():
             torch.testing.assert_close(loaded.state_dict()[name], tensor, rtol=0, atol=0)
+        loaded.save_pretrained(tmp_path / "saved")
+        saved = load_file(tmp_path / "saved" / "model.safetensors")
+        assert load_file(checkpoint.location / "model.safetensors").keys() == saved.keys()
+    count = sum(parameter.numel() for parameter in gpt2(7, tied).parameters())
+    assert f"parameters    {count:,}\n" in start(capsys, main, "check", tmp_path / "teacher")[1]
     assert not list((tmp_path / "teacher").rglob("optimizer.pt"))
     made = files(tmp_path / "teacher")
     succeed(capsys, main, *words)
     assert files(tmp_path / "teacher") == made
+
+
+@pytest.mark.parametrize("place", ["", "checkpoint-7"])
+def test_a_teacher_in_safetensors_needs_no_conversion(tmp_path, capsys, place):
+    gpt2(7).save_pretrained(tmp_path / "published" / place)
+    torch.save({"state": 1}, tmp_path / "published" / place / "optimizer.pt")
+    line = fail_in_one_line(capsys, main, "import", tmp_path / "published", "--out", tmp_path / "teacher")
+    name = place or "published"
+    assert line.endswith(
+        f"published has its weights in safetensors already ({name}): nothing needs converting, use it as it is"
+    )
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_tensors_of_one_memory_are_written_twice_if_the_model_needs_both(tmp_path, capsys):
+    """As of a model that was tied in training, but whose config says that it is not."""
+    save_folder(gpt2(5), tmp_path / "published" / "checkpoint-5", {"tie_word_embeddings": False})
+    succeed(capsys, main, "import", tmp_path / "published", "--out", tmp_path / "teacher")
+    loaded = build_model(read_model(tmp_path / "teacher" / "checkpoint-5"), "causal")
+    torch.testing.assert_close(loaded.state_dict(), gpt2(5).state_dict(), rtol=0, atol=0)
 
 
 def test_shards_are_put_together(tmp_path, capsys):

@@ -297,7 +297,7 @@ def test_a_damaged_tokenizer_is_one_line(blocks, tmp_path):
     ("changes", "message"),
     [
         ({"length": 1}, "--length must be at least 2 tokens, got 1"),
-        ({"held_out": 0}, "--held-out must be between 0 and 1, got 0"),
+        ({"held_out": 0}, "--held-out must be between 0 and 1, both excluded, got 0"),
         ({"corpora": ()}, "--corpus must be one or more different corpora, not none"),
         ({"corpora": ("docs", "docs")}, "--corpus must be one or more different corpora, not docs, docs"),
         ({"corpora": ("missing.txt",)}, r"missing\.txt is missing"),

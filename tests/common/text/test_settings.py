@@ -206,6 +206,27 @@ def test_a_run_is_probed_and_distilled_from_any_folder(setting, tmp_path, capsys
     assert Run(tmp_path / "elsewhere" / "student").complete
 
 
+@pytest.mark.parametrize("has_one", ["teacher", "checkpoints"])
+def test_a_teacher_as_a_trainer_saves_it_names_its_tokenizer(setting, tmp_path, capsys, teacher, has_one):
+    """A plain Trainer saves it in each checkpoint; others save it once, beside them."""
+    foreign, more = tmp_path / "theirs", "--length 12 --held-out 0.2 --samples 4 --out".split()
+    for step in (20, 30):
+        shutil.copytree(teacher / f"checkpoint-{step}", foreign / f"checkpoint-{step}")
+        if has_one == "teacher":
+            for name in ("tokenizer.json", "tokenizer_config.json"):
+                shutil.move(foreign / f"checkpoint-{step}" / name, foreign / name)
+    given = ["--corpus", CORPUS, "--tokenizer", foreign]
+    words = [*setting.distill, *given, "--teacher", foreign, "--methods", "progressive", "--out", tmp_path / "run"]
+    for _ in range(2):
+        setting.succeed(capsys, *words)
+    assert Run(tmp_path / "run").config["arguments"]["tokenizer"] == str(foreign)
+    task = task_of_run(tmp_path / "run", setting.setting)
+    assert task.blocks.tokenizer_sha256 == task_of_run(teacher, setting.setting).blocks.tokenizer_sha256
+    probe(setting, capsys, tmp_path / "run", "ngrams", "--samples", 4)
+    found = probe(setting, capsys, foreign, "ngrams", *given, *more, tmp_path / "ngrams.json")
+    assert [entry["step"] for entry in found["checkpoints"]] == [20, 30]
+
+
 def test_documents_with_the_same_beginning_are_noted(tmp_path, capsys):
     header = 8 * "The same words begin them. "
     documents = CORPUS.read_text().split("\n\n")
@@ -336,7 +357,7 @@ def test_a_probe_elsewhere_is_not_resumed_for_a_run_that_was_trained_again(setti
     words = ("probe", "ngrams", "--samples", 4, "--run", run, "--out", out)
     setting.succeed(capsys, *words)
     change_config(run, id="another")
-    assert "ngrams.json holds a probe of other id" in refusal(setting, capsys, *words)
+    assert "ngrams.json holds a probe of this run before it was trained again (" in refusal(setting, capsys, *words)
 
 
 def test_a_probe_of_a_foreign_teacher_knows_its_data(setting, tmp_path, capsys, monkeypatch, teacher):

@@ -110,6 +110,22 @@ def test_what_is_no_tokenizer_is_one_line(tmp_path, monkeypatch):
         assert "\n" not in str(caught.value)
 
 
+def test_a_teachers_tokenizer_is_that_of_its_last_checkpoint_unless_it_has_one_itself(trained, tmp_path):
+    """Whatever else is in a directory, an error says only that there is no tokenizer."""
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    for name in ("logs", "checkpoint-100"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(UserError, match=rf"^{tmp_path} has no tokenizer: give wordpiece or bpe to train one"):
+            load_tokenizer(str(tmp_path))
+    for step, kind in ((90, "wordpiece"), (100, "bpe")):
+        trained[kind].save_pretrained(tmp_path / f"checkpoint-{step}")
+    assert tokenizer_hash(load_tokenizer(str(tmp_path))) == tokenizer_hash(trained["bpe"])
+    (tmp_path / "checkpoint-200").mkdir()
+    assert tokenizer_hash(load_tokenizer(str(tmp_path))) == tokenizer_hash(trained["bpe"])
+    trained["wordpiece"].save_pretrained(tmp_path)
+    assert tokenizer_hash(load_tokenizer(str(tmp_path))) == tokenizer_hash(trained["wordpiece"])
+
+
 def test_a_tokenizer_without_a_separator_is_refused():
     bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
     with pytest.raises(UserError, match="no token that ends a document"):
