@@ -34,6 +34,8 @@ MOST_JSON = 1 << 26
 """Bytes of the largest JSON file that is read, and of the longest line of records."""
 MOST_RECORDS = 1 << 32
 """Bytes of the largest file of records that is read."""
+MOST_TEXT = 1 << 30
+"""Bytes of the largest file of a tokenizer that is read."""
 RECORD_MEMORY = 4
 """Bytes of memory per byte of such a file, once it is parsed, at least."""
 
@@ -73,6 +75,20 @@ def require_regular(path: Path) -> Path:
     if not stat.S_ISREG(mode):
         raise UserError(f"{path} is {'a directory' if stat.S_ISDIR(mode) else 'no regular file'}: replace or remove it")
     return path
+
+
+def require_readable(name: Path | str) -> Path | str:
+    """The name of a folder, such as a tokenizer's, for a library that reads it, or of anything else.
+
+    Raises:
+        UserError: something in the folder is neither a file nor a folder, or a file other than weights is too large.
+    """
+    for path in sorted(Path(name).iterdir()) if os.path.isdir(name) else ():
+        if path.exists() and not path.is_dir():
+            size = require_regular(path).stat().st_size
+            if size > MOST_TEXT and path.suffix in (".json", ".txt", ".model", ".jinja"):
+                raise UserError(f"{path} has {size:,} bytes, and at most {MOST_TEXT:,} are read")
+    return name
 
 
 def open_to_read(path: Path) -> BufferedReader:
@@ -126,7 +142,7 @@ def locked(directory: Path, message: str) -> Iterator[None]:
     Raises:
         UserError: another process holds it; the error has this message.
     """
-    with _open_lock(directory / ".lock") as lock:
+    with open_lock(directory / ".lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -141,7 +157,7 @@ def shared_lock(directory: Path) -> Iterator[None]:
     The directory is created if it does not exist. The first one removes what killed writers left behind.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with _open_lock(_lock_beside(directory)) as lock:
+    with open_lock(_lock_beside(directory)) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -156,7 +172,7 @@ def _lock_beside(directory: Path) -> Path:
     return directory.with_name(f".{directory.name}.lock")
 
 
-def _open_lock(path: Path) -> BufferedWriter:
+def open_lock(path: Path) -> BufferedWriter:
     """The file of a lock, which is created if it does not exist."""
     return os.fdopen(open_descriptor(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
 

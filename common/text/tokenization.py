@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from common.errors import UserError, listed
+from common.runs.files import require_readable
 
 Kind = Literal["wordpiece", "bpe"]
 
@@ -70,7 +71,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """
     advice = "give wordpiece or bpe to train one, a directory with tokenizer.json, or a model on the hub"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(require_readable(name), trust_remote_code=False)
     except Exception as error:  # that of `tokenizers` is no subclass
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"cannot load the tokenizer {name} ({reason[0]}): {advice}") from error

@@ -14,6 +14,7 @@ from common.runs.files import (
     BLOCKS,
     MOST_JSON,
     MOST_RECORDS,
+    MOST_TEXT,
     SAMPLED_ABOVE,
     append_to_file,
     find_json,
@@ -25,6 +26,7 @@ from common.runs.files import (
     read_safetensors,
     remove,
     remove_unfinished,
+    require_readable,
     sampled_digest,
     shared_lock,
     write_directory,
@@ -203,6 +205,23 @@ def test_a_lock_that_is_no_file_is_named_and_nobody_holds_it(tmp_path, make):
         with pytest.raises(UserError, match=r"lock is (a directory|no regular file): replace or remove it"), lock:
             pass
     assert not is_locked(tmp_path)
+
+
+def test_a_folder_that_a_library_reads_has_only_files_of_reasonable_size(tmp_path):
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "gone.json").symlink_to("elsewhere")
+    for name in ("tokenizer.json", "model.safetensors"):
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, MOST_TEXT + (name != "tokenizer.json"))
+    assert require_readable(tmp_path) == tmp_path
+    assert require_readable("org/name") == "org/name"
+    os.truncate(tmp_path / "tokenizer.json", MOST_TEXT + 1)
+    with pytest.raises(UserError, match=r"tokenizer\.json has 1,073,741,825 bytes, and at most 1,073,741,824 are read"):
+        require_readable(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    os.mkfifo(tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match=r"tokenizer\.json is no regular file"):
+        require_readable(tmp_path)
 
 
 def test_a_file_that_becomes_a_fifo_before_it_is_opened_is_not_waited_for(tmp_path, monkeypatch):
