@@ -127,12 +127,14 @@ class _Output(io.FileIO):
     """The first one, if something was lost."""
 
     def write(self, content: Any) -> int:
-        """Write all that can be written; the number of bytes of which no more need be written."""
+        """Write all that can be written."""
+        rest = memoryview(content).cast("B")
         try:
-            return super().write(content) or 0
+            while rest:
+                rest = rest[super().write(rest) or 0 :]
         except OSError as error:
             self.error = self.error or error
-            return len(content)
+        return len(content)
 
 
 def prepare_streams() -> None:
@@ -151,19 +153,21 @@ def prepare_streams() -> None:
 
 def _unfailing(stream: Any, descriptor: int) -> io.TextIOWrapper:
     """What replaces a stream of the process, or None, which is of a closed one."""
-    file = io.BufferedWriter(_Output(descriptor, "wb", closefd=False))
+    output = _Output(descriptor, "wb", closefd=False)
     if stream is None:
-        return io.TextIOWrapper(file, "utf-8", "backslashreplace")
+        return io.TextIOWrapper(io.BufferedWriter(output), "utf-8", "backslashreplace")
     with suppress(OSError):
         stream.flush()
     buffering, through = stream.line_buffering, stream.write_through
+    file: Any = output if through else io.BufferedWriter(output)  # unbuffered by PYTHONUNBUFFERED
     return io.TextIOWrapper(file, stream.encoding, "backslashreplace", line_buffering=buffering, write_through=through)
 
 
 def _require_stdout() -> None:
     """End the command if something that it printed was lost, unless nobody wanted to read it."""
     sys.stdout.flush()
-    error = getattr(getattr(getattr(sys.stdout, "buffer", None), "raw", None), "error", None)
+    buffer = getattr(sys.stdout, "buffer", None)
+    error = getattr(getattr(buffer, "raw", buffer), "error", None)
     if error is not None and error.errno != errno.EPIPE:
         _exit(f"error: stdout: {error.strerror}; the command is complete, but not all that it printed is there", 2)
 

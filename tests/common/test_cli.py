@@ -120,13 +120,23 @@ command(main)
         ("> >(exit)", 0, ""),
     ],
 )
-def test_a_command_does_its_work_where_it_cannot_print(tmp_path, streams, code, shown):
-    words = ["bash", "-c", f'exec "$0" -c "$1" "$2" {streams}', sys.executable, PRINTS, tmp_path / "result"]
+@pytest.mark.parametrize("option", ["", "-u"])
+def test_a_command_does_its_work_where_it_cannot_print(tmp_path, streams, code, shown, option):
+    words = ["bash", "-c", f'exec "$0" {option} -c "$1" "$2" {streams}', sys.executable, PRINTS, tmp_path / "result"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (tmp_path / "result").read_text() == "done"
     assert done.returncode == code
     assert shown in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_lines_of_both_streams_are_in_order_if_they_are_not_buffered(unbuffered):
+    code = "import sys; from common.cli import command; command(lambda: [print('a'), sys.exit('b')])"
+    words = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    output = subprocess.run(words, cwd=ROOT, env=environment, stdout=-1, stderr=subprocess.STDOUT, check=False).stdout
+    assert output == (b"a\nb\n" if unbuffered else b"b\na\n")
 
 
 def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be(monkeypatch):
