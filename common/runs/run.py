@@ -143,11 +143,12 @@ class Run:
         The tracker gets the records that are kept.
         """
         step, length = (resume.step, resume.length) if resume else (-1, 0)
-        drop_later(self.directory, step)
         metrics = self.directory / "metrics.jsonl"
+        kept = read_file(metrics, ADVICE)[:length]  # may be refused, before anything is removed
+        drop_later(self.directory, step)
         if resume is None and metrics.stat().st_size:
             sys.stderr.write(f"{self.directory} has no saved state: starting over\n")
-        write_file(metrics, read_file(metrics, ADVICE)[:length])
+        write_file(metrics, kept)
         for record in self.records():
             self.track(record)
 
