@@ -4,24 +4,33 @@ import errno
 import gc
 import hashlib
 import inspect
+import io
 import os
 import re
+import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.runs.names import ROOT
 from common.runs.stopping import Stopped, catch_stop_signals
 
 PRESET_DESCRIPTIONS = {"smoke": "seconds", "laptop": "shows the effect in minutes", "paper": "the published size"}
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+NO_ACCESS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO),
+)
 """Errors of the file system, not of this code."""
+TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
+MOST_FILES = 1 << 16
+"""That a process needs to have open."""
 
 NO_TEMPORARY = "No usable temporary directory"
 """What Python says if there is no disk on which it can write a temporary file."""
@@ -61,14 +70,18 @@ def command_line(function: Callable[..., object]) -> list[str]:
 def command(main: Callable[[], object]) -> None:
     """Run a command. Invalid input, a full or read-only disk, a stop signal or Ctrl-C ends it with one line on stderr.
 
-    Exit codes: a `UserError`'s own, 2 for the disk, 75 (EX_TEMPFAIL) for SIGTERM and SIGUSR1, 130 for Ctrl-C. Any other
-    exception keeps its traceback.
+    What it prints is lost where it cannot be written, and the command goes on; of stdout, this is said at the end.
+
+    Exit codes: a `UserError`'s own, 2 for the disk and for stdout, 75 (EX_TEMPFAIL) for SIGTERM and SIGUSR1, 130 for
+    Ctrl-C. Any other exception keeps its traceback.
     """
+    prepare_streams()
     prepare_process()
     try:
         _require_utf8(sys.argv[1:])
         with catch_stop_signals():
             main()
+        _require_stdout()
     except UserError as error:
         _exit(f"error: {error}", error.exit_code)
     except OSError as error:
@@ -92,7 +105,10 @@ def command(main: Callable[[], object]) -> None:
 
 
 def _exit_for_disk(error: OSError) -> None:
-    """End the command if the disk is full or access is denied."""
+    """End the command if the disk is full, access is denied, or too many files are open."""
+    if error.errno in TOO_MANY_FILES:
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        _exit(f"error: {error.strerror} ({limit:,} at most): raise the limit with ulimit -n, or give fewer runs", 2)
     if error.errno in (*DISK_FULL, *NO_ACCESS) or (error.strerror or "").startswith(NO_TEMPORARY):
         place = f"{error.filename}: " if error.filename else ""
         _exit(f"error: {place}{error.strerror}; once this is fixed, rerun the command to resume", 2)
@@ -102,7 +118,63 @@ def _require_utf8(words: Sequence[str]) -> None:
     """Reject names that could be neither printed nor recorded."""
     for word in words:
         if any("\ud800" <= character <= "\udfff" for character in word):
+            with suppress(UnicodeError):
+                name, encoding = os.fsencode(word).decode(), sys.getfilesystemencoding()
+                if encoding != "utf-8":
+                    raise UserError(f"{name} cannot be read in this locale, of {encoding}: set LC_ALL=C.UTF-8")
             raise UserError(f"{word} is not UTF-8: rename it, or give another name")
+
+
+class _Output(io.FileIO):
+    """A stream's file, to which writing never fails."""
+
+    error: OSError | None = None
+    """The first one, if something was lost."""
+
+    def write(self, content: Any) -> int:
+        """Write all that can be written."""
+        rest = memoryview(content).cast("B")
+        try:
+            while rest:
+                rest = rest[super().write(rest) or 0 :]
+        except OSError as error:
+            self.error = self.error or error
+        return len(content)
+
+
+def prepare_streams() -> None:
+    """Let stdout and stderr never fail, be they closed, on a full disk, or of a locale that lacks a character.
+
+    A file that is opened would otherwise take the place of a closed stream, and get what is written to that.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    if sys.stdout is None or sys.stdout is sys.__stdout__:
+        sys.stdout = _unfailing(sys.stdout, 1)
+    if sys.stderr is None or sys.stderr is sys.__stderr__:
+        sys.stderr = _unfailing(sys.stderr, 2)
+
+
+def _unfailing(stream: Any, descriptor: int) -> io.TextIOWrapper:
+    """What replaces a stream of the process, or None, which is of a closed one."""
+    output = _Output(descriptor, "wb", closefd=False)
+    if stream is None:
+        return io.TextIOWrapper(io.BufferedWriter(output), "utf-8", "backslashreplace")
+    with suppress(OSError):
+        stream.flush()
+    buffering, through = stream.line_buffering, stream.write_through
+    file: Any = output if through else io.BufferedWriter(output)  # unbuffered by PYTHONUNBUFFERED
+    return io.TextIOWrapper(file, stream.encoding, "backslashreplace", line_buffering=buffering, write_through=through)
+
+
+def _require_stdout() -> None:
+    """End the command if something that it printed was lost, unless nobody wanted to read it."""
+    sys.stdout.flush()
+    buffer = getattr(sys.stdout, "buffer", None)
+    error = getattr(getattr(buffer, "raw", buffer), "error", None)
+    if error is not None and error.errno != errno.EPIPE:
+        _exit(f"error: stdout: {error.strerror}; the command is complete, but not all that it printed is there", 2)
 
 
 def prepare_process() -> None:
@@ -115,6 +187,7 @@ def prepare_process() -> None:
     functions it calls. The cache is therefore kept under a hash of all sources that are compiled.
     """
     gc.set_threshold(10_000, 10, 10)
+    allow_files()
     cache = ROOT / "common" / "__pycache__"
     if "NUMBA_CACHE_DIR" not in os.environ and os.access(cache.parent, os.W_OK):
         packages = [folder for folder in ROOT.iterdir() if (folder / "__init__.py").exists()]
@@ -123,12 +196,15 @@ def prepare_process() -> None:
         os.environ["NUMBA_CACHE_DIR"] = str(cache / hashlib.sha256(b"".join(compiled)).hexdigest()[:16])
 
 
+def allow_files() -> None:
+    """Let this process open `MOST_FILES`, or as many as it may, as each run that is trained has a file open."""
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if most == resource.RLIM_INFINITY else min(most, MOST_FILES)
+    if limit != resource.RLIM_INFINITY and limit < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
 def _exit(message: str, code: int) -> None:
     sys.stderr.write(f"{one_line(message)}\n")  # in one write, as several processes may share stderr
     sys.exit(code)
-
-
-def one_line(message: str) -> str:
-    """A message in one line; what would change what a terminal shows, as a file's name or content may, is escaped."""
-    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(message.splitlines()))
-    return "".join(shown)

@@ -1,4 +1,4 @@
-"""Errors that a command reports in one line instead of a traceback, and how such a line lists things."""
+"""Errors that a command reports in one line instead of a traceback, and how a line shows things."""
 
 from collections.abc import Iterable
 
@@ -21,3 +21,9 @@ def listed(items: Iterable[object], limit: int = 8) -> str:
     more = [f"{len(names) - limit:,} more"] if len(names) > limit else []
     shown = names[:limit] + more
     return " and ".join(filter(None, (", ".join(shown[:-1]), *shown[-1:])))
+
+
+def one_line(text: str) -> str:
+    """A text in one line; what would change what a terminal shows, as a file's name or content may, is escaped."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.splitlines()))
+    return "".join(shown)

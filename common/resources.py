@@ -32,6 +32,9 @@ SMALLER = {
 LARGE = 10**8
 """Bytes of memory or disk from which on a command says what it needs."""
 
+OTHER_FILES = 8
+"""That a command opens for a moment, while those of its runs are open."""
+
 STATE = 16
 """Bytes per parameter: the weight, its gradient and Adam's two moments."""
 SAVED = 12
@@ -49,6 +52,8 @@ class Needs:
     host: Mapping[str, int]
     """In the host's memory, wherever the model is."""
     disk: Mapping[str, int]
+    files: int = 1
+    """Open at the same time; each run has one."""
 
 
 def transformer_needs(
@@ -91,7 +96,8 @@ def transformer_needs(
 def one_after_another(needs: Sequence[Needs]) -> Needs:
     """What runs need that are trained one after another: the memory of the largest, and the disk of all."""
     largest = max(needs, key=lambda each: sum(each.memory.values()) + sum(each.host.values()))
-    return Needs(largest.memory, largest.host, _added([each.disk for each in needs]) | _largest_state(needs, "disk"))
+    disk = _added([each.disk for each in needs]) | _largest_state(needs, "disk")
+    return Needs(largest.memory, largest.host, disk, max(each.files for each in needs))
 
 
 def together(needs: Sequence[Needs]) -> Needs:
@@ -100,6 +106,7 @@ def together(needs: Sequence[Needs]) -> Needs:
         _added([each.memory for each in needs]),
         _added([each.host for each in needs]) | _largest_state(needs, "host"),
         _added([each.disk for each in needs]),
+        sum(each.files for each in needs),
     )
 
 
@@ -158,6 +165,7 @@ def require_resources(needs: Needs, directories: Sequence[Path], device: str) ->
     Raises:
         UserError: says how much is needed, for what, and how much there is.
     """
+    _require_files(needs.files)
     on_gpu = device.startswith("cuda")
     host = _on_host(needs, on_gpu)
     memory, where = free_memory()
@@ -181,17 +189,28 @@ def _smaller(parts: Mapping[str, int]) -> str:
     return f"give {SMALLER.get(max(parts, key=lambda name: parts[name], default=''), 'a smaller model')}"
 
 
-def require_memory(parts: Mapping[str, int]) -> None:
+def require_memory(parts: Mapping[str, int], advice: str = "give smaller numbers") -> None:
     """Refuse what needs more of this machine's memory than is free.
 
     Args:
         parts: bytes that are needed at least, by what they are for, such as an option and its value.
+        advice: how the message ends.
 
     Raises:
         UserError: says how much is needed, for what, and how much there is.
     """
     if sum(parts.values()) > LARGE // 16:
-        _require("memory", parts, *free_memory(), "give smaller numbers")
+        _require("memory", parts, *free_memory(), advice)
+
+
+def _require_files(count: int) -> None:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = limit - psutil.Process().num_fds() - OTHER_FILES
+    if limit != resource.RLIM_INFINITY and count > free:
+        raise UserError(
+            f"this needs {count:,} open files at a time, as each run has one, but only {max(free, 0):,} more can be "
+            f"open: raise the limit of {limit:,} with ulimit -n, or give fewer runs"
+        )
 
 
 def _require(what: str, parts: Mapping[str, int], free: int, where: str, advice: str) -> None:

@@ -29,7 +29,7 @@ from finding_runs import Collected, FoundRun, MissingError, find_runs
 from matplotlib.figure import Figure
 
 from common.cli import command
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.plotting import save
 from common.runs.files import write_file
 
@@ -115,7 +115,7 @@ def report_missing(drawn: Sequence[Drawn], preset: Preset, required: bool) -> No
     failed = []
     for message, error in [reason for figures in drawn for reason in figures.missing(preset)]:
         if isinstance(error, MissingError) and not required:
-            print(message, file=sys.stderr)
+            print(one_line(message), file=sys.stderr)
         else:
             failed.append(message)
     if failed:

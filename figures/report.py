@@ -8,7 +8,6 @@ from figures/times.jsonl in their directory.
 """
 
 import base64
-import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from make_figures import Drawn, Preset, SettingName, draw_settings, report_missi
 
 from common.cli import command
 from common.errors import UserError
-from common.runs.files import write_file
+from common.runs.files import json_lines, require_regular, write_file
 from common.runs.versions import THEN
 
 FIGURES = Path(__file__).resolve().parent
@@ -45,6 +44,8 @@ FINDINGS: dict[str, Mapping[str, Describe]] = {
     **text_findings.FINDINGS,
 }
 """By setting and figure."""
+MOST_SECONDS = 10**9
+"""That a command takes; so much more cannot be shown."""
 WIDE = 2.0
 """Figures with a larger ratio of width to height take up the full width of the page."""
 
@@ -115,11 +116,13 @@ def main(arguments: Arguments) -> None:
     """Collect data, draw, and write the page.
 
     Raises:
-        UserError: there is nothing to draw, or the runs are ambiguous.
+        UserError: there is nothing to draw, the runs are ambiguous, a time is damaged, or `--out` is no file.
     """
-    drawn = draw_settings(get_args(SettingName), arguments.preset, arguments.runs)
     log = read_times(arguments.runs / "figures" / "times.jsonl")
     out = arguments.out or arguments.runs / "report.html"
+    if out.exists():
+        require_regular(out)
+    drawn = draw_settings(get_args(SettingName), arguments.preset, arguments.runs)
     if any(figures.pictures for figures in drawn):
         write_file(out, page(drawn, arguments.preset, log).encode())
     report_missing(drawn, arguments.preset, required=False)
@@ -130,18 +133,14 @@ def read_times(path: Path) -> list[dict[str, Any]]:
     """The entries that `scripts/reproduce.sh` wrote, without a last one that was cut off; none if there is no file.
 
     Raises:
-        UserError: an entry is damaged.
+        UserError: an entry is damaged, or there is something else than a file.
     """
-    *lines, _ = path.read_text(errors="replace").split("\n") if path.exists() else [""]
     kinds = {"setting": str, "preset": str, "command": str, "seconds": int, "processor": str}
     entries = []
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line)
-            if not all(type(entry[name]) is kind for name, kind in kinds.items()) or entry["seconds"] < 0:
-                raise ValueError(line)
-        except (ValueError, TypeError, KeyError, RecursionError):
-            raise UserError(f"{path}, line {number}, is damaged: remove the line") from None
+    for number, entry in enumerate(json_lines(path, "remove it") if path.exists() else (), 1):
+        is_valid = entry is not None and all(type(entry.get(name)) is kind for name, kind in kinds.items())
+        if not is_valid or not 0 <= entry["seconds"] <= MOST_SECONDS:
+            raise UserError(f"{path}, line {number}, is damaged: remove the line")
         entries.append(entry)
     return entries
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import shutil
 import struct
@@ -366,6 +367,26 @@ def test_a_damaged_time_is_named(tmp_path, line):
         entry, message = None, re.fullmatch(message, str(error))
     assert message
     assert entry is None or [type(entry[name]) for name in TIME] == [type(value) for value in TIME.values()]
+
+
+@pytest.mark.parametrize("seconds", [-1, 10**9 + 1, 10**30])
+def test_a_time_that_cannot_be_is_damaged(tmp_path, seconds):
+    path = tmp_path / "times.jsonl"
+    path.write_text(json.dumps({**TIME, "seconds": seconds}) + "\n")
+    with pytest.raises(UserError, match=r"times\.jsonl, line 1, is damaged"):
+        read_times(path)
+
+
+@pytest.mark.parametrize(("make", "what"), [(os.mkfifo, "no regular file"), (os.mkdir, "a directory")])
+@pytest.mark.parametrize("name", ["figures/times.jsonl", "report.html"])
+def test_times_and_a_report_that_are_no_files_are_refused_before_anything_is_drawn(
+    tmp_path, monkeypatch, name, make, what
+):
+    (tmp_path / "figures").mkdir()
+    make(tmp_path / name)
+    monkeypatch.delattr(report, "draw_settings")
+    with pytest.raises(UserError, match=f"{name} is {what}: replace or remove it"):
+        report.main(report.Arguments(tmp_path, "smoke"))
 
 
 def test_the_report_of_a_folder_of_runs(tmp_path):

@@ -22,7 +22,7 @@ import tyro
 from common.arguments import worker_threads
 from common.cluster import slurm
 from common.cluster.plan import PlannedRun, check_disk_space, check_teachers, format_plan, log_path, read_plan
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.runs.files import is_locked, locked, write_file
 
 POLL_SECONDS = 0.05
@@ -287,7 +287,8 @@ def _report(outcome: Outcome, runs: Sequence[PlannedRun], directory: Path) -> No
     """Print the outcome, with the last line of the log of each failed run; exit unless all runs are complete."""
     for run, code in outcome.failed.items():
         log = log_path(run, directory)
-        print(f"failed: {run.directory} (exit code {code}), {log}: {_last_line(log)}", file=sys.stderr)
+        line = f"failed: {run.directory} (exit code {code}), {log}: {_last_line(log)}"
+        print(one_line(line), file=sys.stderr)
     for run in outcome.not_started:
         print(f"not started: {run.directory}, its teacher {run.teacher} failed", file=sys.stderr)
     summary = f"{directory}: {outcome.complete} of {len(runs)} runs are complete"

@@ -1,5 +1,6 @@
 """What a student learns from, by the arguments of distill.py: a teacher's checkpoints, their schedule, and the loss."""
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ def own_teacher(directory: Path, settings: Sequence[str]) -> Mapping[str, Any] |
         UserError: the run is incomplete or of another setting, or its config.json is damaged.
     """
     path = directory / "config.json"
-    if not path.exists() or not isinstance(read_json(path, "give another --teacher").get("arguments"), dict):
+    if not os.path.lexists(path) or not isinstance(read_json(path, "give another --teacher").get("arguments"), dict):
         return None
     run = Run(directory)
     if run.setting not in settings:

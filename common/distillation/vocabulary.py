@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from common.errors import UserError
+from common.runs.files import require_readable
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 
@@ -62,7 +63,7 @@ def tokenizer_of(path: Path | str) -> PreTrainedTokenizerBase | None:
         return None
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False
+            require_readable(path), local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # that of `tokenizers` is no subclass
         if Path(path).is_dir():

@@ -7,8 +7,6 @@ A dataset has the columns
                 span of a nonterminal at depth L of the tree, the root being at depth 0
 """
 
-import functools
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -30,7 +28,16 @@ from common.pcfg.grammar_files import load_grammar
 from common.pcfg.sampler import Sentences, Stream, sample
 from common.pcfg.task import rules_of
 from common.resources import Needs, require_resources
-from common.runs.files import digest_of, locked, make_directory, sampled_digest, to_json, write_file
+from common.runs.files import (
+    digest_of,
+    find_json,
+    locked,
+    make_directory,
+    require_regular,
+    sampled_digest,
+    to_json,
+    write_file,
+)
 from common.runs.progress import progress
 
 EVALUATION_SEED = 0
@@ -44,6 +51,9 @@ LARGEST_GROUP = 2**30
 
 SMALLEST_FILE = 256
 """Bytes of a parquet file, at least."""
+
+MOST_DESCRIPTION = 1 << 30
+"""Bytes of the largest description: a grammar has at most 16 MB, and takes several times as much as indented JSON."""
 
 NAME_MAX = 255
 """Characters of the name of a grammar's file, and of a start symbol."""
@@ -137,16 +147,10 @@ def dataset_digest(directory: Path) -> str:
     digests = []
     for file in _training_files(directory):
         try:
-            state = file.stat()
-            digests.append([file.name, _file_digest(file, state.st_ino, state.st_mtime_ns)])
+            digests.append([file.name, sampled_digest(file)])
         except OSError as error:
             raise _damaged(file, error) from error
     return digest_of([sorted(description.items()), digests])
-
-
-@functools.cache
-def _file_digest(file: Path, inode: int, modified: int) -> str:
-    return sampled_digest(file)
 
 
 def _training_files(directory: Path) -> tuple[Path, ...]:
@@ -156,7 +160,7 @@ def _training_files(directory: Path) -> tuple[Path, ...]:
 def _rows_of(file: Path, trees: bool) -> int:
     """The number of sentences of a file that has the columns of a dataset, in groups that fit into memory."""
     try:
-        with pq.ParquetFile(file) as content:
+        with pq.ParquetFile(require_regular(file)) as content:
             schema, metadata = content.schema_arrow, content.metadata
             groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     except UNREADABLE as error:
@@ -307,7 +311,7 @@ def _row_groups(file: Path, names: list[str], first: int, last: int) -> Iterator
     if first >= last:
         return
     try:
-        content = pq.ParquetFile(file)
+        content = pq.ParquetFile(require_regular(file))
     except UNREADABLE as error:
         raise _damaged(file, error) from error
     with content:
@@ -331,11 +335,8 @@ def _describe_grammar(grammar: Grammar) -> dict[str, Any]:
 
 
 def _read_description(directory: Path) -> dict[str, Any]:
-    try:
-        description = json.loads((directory / "description.json").read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
-        description = None
-    if not _is_description(description):
+    description = find_json(directory / "description.json", MOST_DESCRIPTION)
+    if description is None or not _is_description(description):
         raise UserError(f"{directory} is not a dataset that data.py export wrote: it has no valid description.json")
     return description
 

@@ -5,9 +5,6 @@ python -m common.runs compare runs/parity_mlp/laptop runs/parity_mlp/laptop-seed
 python -m common.runs sync runs/ --group sweep
 """
 
-import os
-import sys
-
 import tyro
 
 from common.cli import command
@@ -25,15 +22,10 @@ def main() -> None:
     )
     if isinstance(arguments, SyncArguments):
         sync(arguments)
-        return
-    try:
-        if isinstance(arguments, TableArguments):
-            table(arguments)
-        else:
-            compare(arguments)
-        sys.stdout.flush()
-    except BrokenPipeError:  # by `head`, for example; Python would flush again at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    elif isinstance(arguments, TableArguments):
+        table(arguments)
+    else:
+        compare(arguments)
 
 
 if __name__ == "__main__":

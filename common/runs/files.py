@@ -3,6 +3,9 @@
 Files and directories are written under a hidden name in the same folder, flushed to disk and then renamed, so that a
 reader finds either all of the content or none of it, however the writer ended. What a killed writer leaves behind is
 named `*.unfinished`, and readers ignore it. Only JSON and safetensors are read, never a pickle.
+
+Only regular files are opened, as a FIFO would keep its reader waiting for ever, and no more is read into memory than
+such a file may have.
 """
 
 import errno
@@ -11,8 +14,10 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +25,114 @@ import numpy as np
 import safetensors.numpy
 
 from common.errors import UserError
+from common.resources import require_memory
 
 NUMBER = "(0|[1-9][0-9]*)"
 """Pattern of a step in a file name."""
+
+MOST_JSON = 1 << 26
+"""Bytes of the largest JSON file that is read, and of the longest line of records."""
+MOST_RECORDS = 1 << 32
+"""Bytes of the largest file of records that is read."""
+MOST_TEXT = 1 << 30
+"""Bytes of the largest file of a tokenizer that is read."""
+RECORD_MEMORY = 4
+"""Bytes of memory per byte of such a file, once it is parsed, at least."""
 
 SAMPLED_ABOVE = 1 << 22
 """Bytes above which a file is sampled."""
 BLOCK, BLOCKS = 4096, 64
 """Bytes of a block, and number of blocks, from the beginning of the file to its end."""
+
+
+def open_descriptor(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Open a regular file; links are followed. With `os.O_CREAT` it is created if nothing is there.
+
+    Raises:
+        UserError: something else is there, such as a directory or a FIFO.
+        OSError: names the file.
+    """
+    try:
+        require_regular(path)  # before it is opened, as that may change a device
+    except FileNotFoundError:
+        if not flags & os.O_CREAT:
+            raise
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # exchanged in the meantime
+        os.close(descriptor)
+        raise UserError(f"{path} changes while it is read: start again")
+    return descriptor
+
+
+def require_regular(path: Path) -> Path:
+    """The path of an existing file, for a library that opens it.
+
+    Raises:
+        UserError: something else is there.
+        OSError: names the file; nothing is there, or it cannot be reached.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path} is {'a directory' if stat.S_ISDIR(mode) else 'no regular file'}: replace or remove it")
+    return path
+
+
+def require_readable(name: Path | str) -> Path | str:
+    """The name of a folder, such as a tokenizer's, for a library that reads it, or of anything else.
+
+    Raises:
+        UserError: something in the folder is neither a file nor a folder, or a file other than weights is too large.
+    """
+    for path in sorted(Path(name).iterdir()) if os.path.isdir(name) else ():
+        if path.exists() and not path.is_dir():
+            size = require_regular(path).stat().st_size
+            if size > MOST_TEXT and path.suffix in (".json", ".txt", ".model", ".jinja"):
+                raise UserError(f"{path} has {size:,} bytes, and at most {MOST_TEXT:,} are read")
+    return name
+
+
+def open_to_read(path: Path) -> BufferedReader:
+    """`open_descriptor` to read, as a file object."""
+    return os.fdopen(open_descriptor(path), "rb")
+
+
+def read_file(path: Path, advice: str, most: int = MOST_RECORDS) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        UserError: it is something else, has more than `most` bytes, or does not fit into memory; the last two messages
+            end with the advice.
+        OSError: names the file.
+    """
+    with open_to_read(path) as file:
+        return file.read(_size(file, path, most, advice))
+
+
+def json_lines(path: Path, advice: str) -> Iterator[dict[str, Any] | None]:
+    """The JSON object in each line of a file of records, or None if it holds anything else, one at a time.
+
+    A last line that was cut off is left out.
+
+    Raises:
+        UserError: it is something else than a regular file, has more than `MOST_RECORDS` bytes, or a line of more than
+            `MOST_JSON`, or does not fit into memory; all but the first of these messages end with the advice.
+        OSError: names the file.
+    """
+    with open_to_read(path) as file:
+        _size(file, path, MOST_RECORDS, advice, RECORD_MEMORY)
+        while (line := file.readline(MOST_JSON + 1)).endswith(b"\n"):
+            yield json_object(line)
+        if len(line) > MOST_JSON:
+            raise UserError(f"{path} has a line of more than {MOST_JSON:,} bytes: {advice}")
+
+
+def _size(file: BufferedReader, path: Path, most: int, advice: str, memory: int = 1) -> int:
+    """The bytes of a file: at most `most`, and so few that there is this number of bytes of memory for each of them."""
+    size = os.fstat(file.fileno()).st_size
+    if size > most:
+        raise UserError(f"{path} has {size:,} bytes, and at most {most:,} are read: {advice}")
+    require_memory({f"the content of {path}": memory * size}, advice)
+    return size
 
 
 @contextmanager
@@ -37,7 +142,7 @@ def locked(directory: Path, message: str) -> Iterator[None]:
     Raises:
         UserError: another process holds it; the error has this message.
     """
-    with (directory / ".lock").open("a") as lock:
+    with open_lock(directory / ".lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -52,7 +157,7 @@ def shared_lock(directory: Path) -> Iterator[None]:
     The directory is created if it does not exist. The first one removes what killed writers left behind.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with _lock_beside(directory).open("a") as lock:
+    with open_lock(_lock_beside(directory)) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -67,12 +172,19 @@ def _lock_beside(directory: Path) -> Path:
     return directory.with_name(f".{directory.name}.lock")
 
 
+def open_lock(path: Path) -> BufferedWriter:
+    """The file of a lock, which is created if it does not exist."""
+    return os.fdopen(open_descriptor(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
+
+
 def is_locked(directory: Path) -> bool:
     """Whether a process holds the lock of a directory, which may not exist."""
+    if not (directory / ".lock").is_file():
+        return False
     try:
-        with (directory / ".lock").open("r") as lock:
+        with open_to_read(directory / ".lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return False
     except BlockingIOError:
         return True
@@ -83,10 +195,11 @@ def append_to_file(path: Path, content: bytes) -> None:
     """Append `content` to a file and flush it to disk; the file is created if it does not exist.
 
     Raises:
+        UserError: something else is there.
         OSError: names the file, which then has its old length.
     """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        descriptor = open_descriptor(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     except FileNotFoundError as error:
         raise PermissionError(errno.EACCES, "no file can be created there", str(path)) from error
     try:
@@ -120,8 +233,11 @@ def write_file(path: Path, content: bytes) -> None:
     """Create or replace a file atomically; its directory is created if it does not exist.
 
     Raises:
+        UserError: something else is there.
         OSError: an existing file is unchanged.
     """
+    if path.exists():
+        require_regular(path)
     make_directory(path.parent)
     unfinished = _unfinished(path)
     try:
@@ -219,19 +335,23 @@ def json_object(content: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def find_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None if there is no such file, or it holds anything else."""
-    return json_object(path.read_bytes()) if path.is_file() else None
+def find_json(path: Path, most: int = MOST_JSON) -> dict[str, Any] | None:
+    """The JSON object in a file; None if there is no such file, or it holds anything else.
+
+    Raises:
+        UserError: it has more than `most` bytes.
+    """
+    return json_object(read_file(path, "restore or remove it", most)) if path.is_file() else None
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        UserError: the file is missing or damaged; the message ends with the advice.
+        UserError: the file is missing, damaged or too large; the message ends with the advice. Or it is no file.
     """
     try:
-        value = json_object(path.read_bytes())
+        value = json_object(read_file(path, advice, MOST_JSON))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {advice}") from None
     if value is None:
@@ -246,11 +366,11 @@ def digest_of(value: object) -> str:
 
 def sampled_digest(path: Path) -> str:
     """A digest of a file's content or, above `SAMPLED_ABOVE`, of its size and of blocks that are spread over it."""
-    size = path.stat().st_size
-    hashed = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        hashed = hashlib.sha256(str(size).encode())
         if size <= SAMPLED_ABOVE:
-            hashed.update(file.read())
+            hashed.update(file.read(size))
         else:
             for i in range(BLOCKS):
                 file.seek((size - BLOCK) * i // (BLOCKS - 1))
@@ -265,7 +385,7 @@ def read_safetensors(path: Path, advice: str) -> dict[str, np.ndarray]:
         UserError: the file is missing, damaged, or of a type that NumPy does not have (bfloat16).
     """
     try:
-        return safetensors.numpy.load_file(path)
+        return safetensors.numpy.load_file(require_regular(path))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {advice}") from None
     except safetensors.SafetensorError:

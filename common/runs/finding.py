@@ -44,5 +44,8 @@ def _raise(error: OSError) -> None:
 
 def _is_run(directory: Path) -> bool:
     """By its config.json, which may be damaged."""
-    config = find_json(directory / "config.json")
+    try:
+        config = find_json(directory / "config.json")
+    except UserError:  # it is too large
+        return True
     return config is None or "arguments" in config

@@ -21,6 +21,8 @@ from common.runs.checkpoints import checkpoint_digests, saved_checkpoints
 from common.runs.files import (
     NUMBER,
     digest_of,
+    open_to_read,
+    read_file,
     read_json,
     read_safetensors,
     remove,
@@ -145,9 +147,9 @@ def load_resume(run: Path, step: int | None = None) -> Resume | None:
         raise UserError(f"{file} is damaged, or an earlier version wrote it: {ADVICE}")
     if facts.pop("digest") != digest_of(facts) or facts["step"] != int(chosen.name):
         raise UserError(f"{file} is damaged: {ADVICE}")
-    with (chosen / "tensors.safetensors").open("rb") as opened:
+    with open_to_read(chosen / "tensors.safetensors") as opened:
         if hashlib.file_digest(opened, "sha256").hexdigest() != facts["tensors"]:
-            raise UserError(f"{opened.name} is damaged: {ADVICE}")
+            raise UserError(f"{chosen / 'tensors.safetensors'} is damaged: {ADVICE}")
     length = facts["records"]["length"]
     if hashlib.sha256(_records(run)[:length]).hexdigest() != facts["records"]["digest"]:
         raise UserError(f"{run / 'metrics.jsonl'} has lost records or was edited: {ADVICE}")
@@ -164,7 +166,7 @@ def load_resume(run: Path, step: int | None = None) -> Resume | None:
 def _records(run: Path) -> bytes:
     """The content of metrics.jsonl, which may not exist yet."""
     path = run / "metrics.jsonl"
-    return path.read_bytes() if path.is_file() else b""
+    return read_file(path, ADVICE) if path.exists() else b""
 
 
 def _resume_directories(run: Path) -> list[Path]:

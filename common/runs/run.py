@@ -17,9 +17,10 @@ from common.runs.differences import differences
 from common.runs.files import (
     append_to_file,
     find_json,
-    json_object,
+    json_lines,
     locked,
     make_directory,
+    read_file,
     remove,
     remove_unfinished,
     sampled_digest,
@@ -27,7 +28,7 @@ from common.runs.files import (
     to_json,
     write_file,
 )
-from common.runs.resume import Resume, drop_later
+from common.runs.resume import ADVICE, Resume, drop_later
 from common.runs.tracking import WandbMode, open_tracker
 from common.runs.validity import is_damaged, is_valid_record, require_undamaged
 from common.runs.versions import commit, resumed_config, versions
@@ -112,10 +113,8 @@ class Run:
         path = self.directory / "metrics.jsonl"
         if not path.is_file():
             raise UserError(f"{self.directory} is not a run: it has no metrics.jsonl")
-        *lines, _ = path.read_bytes().split(b"\n")
         records = []
-        for number, line in enumerate(lines, 1):
-            record = json_object(line)
+        for number, record in enumerate(json_lines(path, ADVICE), 1):
             if record is None or not is_valid_record(record):
                 raise UserError(f"{path} is damaged in line {number}: to start over, rerun its command with --force")
             records.append(record)
@@ -148,11 +147,12 @@ class Run:
         The tracker gets the records that are kept.
         """
         step, length = (resume.step, resume.length) if resume else (-1, 0)
-        drop_later(self.directory, step)
         metrics = self.directory / "metrics.jsonl"
+        kept = read_file(metrics, ADVICE)[:length]  # may be refused, before anything is removed
+        drop_later(self.directory, step)
         if resume is None and metrics.stat().st_size:
             sys.stderr.write(f"{self.directory} has no saved state: starting over\n")
-        write_file(metrics, metrics.read_bytes()[:length])
+        write_file(metrics, kept)
         for record in self.records():
             self.track(record)
 
@@ -321,7 +321,7 @@ def _discarded_if_refused(directory: Path, is_new: bool) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if not isinstance(error, DivergedError) and not (directory / "metrics.jsonl").read_bytes():
+        if not isinstance(error, DivergedError) and not os.path.getsize(directory / "metrics.jsonl"):
             _remove_own_files(directory)
             remove(directory / "config.json")
             if is_new:

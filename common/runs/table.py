@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.runs.files import write_file
 from common.runs.finding import find_runs, passed_at
 from common.runs.run import Run
@@ -106,7 +106,7 @@ def table(arguments: TableArguments) -> None:
     elif arguments.csv == "-":
         sys.stdout.write(as_csv(columns, rows))
     else:
-        write_file(Path(arguments.csv), as_csv(columns, rows).encode())
+        write_file(Path(arguments.csv), as_csv(columns, rows).encode("utf-8", "backslashreplace"))
         print(f"{len(rows)} runs in {arguments.csv}")
 
 
@@ -148,13 +148,16 @@ def as_csv(columns: Sequence[str], rows: Iterable[Row]) -> str:
 def aligned(columns: Sequence[str], rows: Sequence[Row], width: int | None) -> list[str]:
     """Lines of an aligned table, the first with the names of the columns; numbers are right-aligned.
 
+    Names and values may be from a file: what would change what a terminal shows is escaped.
+
     Args:
         columns: to show.
         rows: a value, or none, for each column.
         width: of the terminal, in characters; the widest columns of text are cut until the lines fit, but not below
             `MIN_COLUMN_WIDTH`; numbers are never cut. None cuts nothing.
     """
-    texts = [list(columns), *([_shown(name, row.get(name)) for name in columns] for row in rows)]
+    values = [columns, *([_shown(name, row.get(name)) for name in columns] for row in rows)]
+    texts = [list(map(one_line, line)) for line in values]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     numeric = [name in FORMATS or any(isinstance(row.get(name), (int, float)) for row in rows) for name in columns]
     too_many = 0 if width is None else sum(widths) + 2 * (len(widths) - 1) - width

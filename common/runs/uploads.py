@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.runs.files import locked
 from common.runs.finding import find_runs
 from common.runs.run import Run
@@ -57,14 +57,14 @@ def sync(arguments: SyncArguments) -> None:
         except UserError as error:
             if run.directory in arguments.runs:
                 raise
-            print(f"warning: {error}", file=sys.stderr)
+            print(one_line(f"warning: {error}"), file=sys.stderr)
     for upload in uploads:
         with _locked(upload.run):
             pass
     for upload in uploads:
         with _locked(upload.run):
             _send(upload, arguments.wandb)
-        print(f"{upload.run.directory}: {len(upload.records)} records")
+        print(one_line(f"{upload.run.directory}: {len(upload.records)} records"))
 
 
 def _runs_in(directory: Path) -> list[Run]:

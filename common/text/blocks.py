@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from common.arguments import is_of_type
 from common.errors import UserError
-from common.runs.files import read_json, sampled_digest, to_json, write_file
+from common.runs.files import read_json, require_regular, sampled_digest, to_json, write_file
 from common.runs.names import ROOT
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class Blocks:
         path = self.directory / f"{split}.npy"
         rows = sum(getattr(corpus, split) for corpus in self.corpora)
         try:
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
+            found = np.load(require_regular(path), mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError, RecursionError, SyntaxError, tokenize.TokenError):
             raise damaged(path, self.directory) from None
         fits = found.shape == (rows, self.length) and found.dtype == self.dtype and found.flags.c_contiguous

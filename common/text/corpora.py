@@ -11,15 +11,17 @@ Files are read and hub datasets streamed a little at a time, so that a corpus of
 """
 
 import hashlib
+import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.runs.files import open_to_read, require_regular
 from common.text import docstrings
 from common.text.hub import NAME, HubDataset, first_line, no_column
 
@@ -36,6 +38,9 @@ BOOK_CHARACTERS = 4096
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 _ENDS = 1 << 20
 """Bytes at either end of a file that identify it, with its size and time."""
+
+MOST_CHARACTERS = 1 << 28
+"""Of the longest document, and of the longest line of JSON."""
 
 _ROWS = 1024
 """Rows of a parquet file that are read together."""
@@ -80,10 +85,10 @@ class Corpus:
             return {"docs": 1, "python": sources.python, "packages": sources.packages}
         if Path(self.name).suffix in _SUFFIXES:
             status = Path(self.name).stat()
-            with Path(self.name).open("rb") as file:
+            with open_to_read(Path(self.name)) as file:
                 ends = hashlib.sha256(file.read(_ENDS))
                 file.seek(-min(_ENDS, status.st_size), os.SEEK_END)
-                ends.update(file.read())
+                ends.update(file.read(_ENDS))
             identity = {"bytes": status.st_size, "changed": status.st_mtime_ns, "sha256_of_ends": ends.hexdigest()}
             return identity if self.name.endswith(".txt") else {**identity, "column": self.column}
         return {"hub": self.name, **({} if self.name == WIKIPEDIA_BOOKS else {"column": self.column})}
@@ -143,24 +148,34 @@ class Corpus:
 
 def _read_text(path: Path) -> Iterator[str]:
     lines: list[str] = []
-    for line in _lines(path):
+    characters = 0
+    for number, line in enumerate(_lines(path), 1):
         if line.isspace():
             yield "".join(lines).strip("\n")
-            lines = []
+            lines, characters = [], 0
         else:
             lines.append(line)
+            characters += len(line)
+            if characters > MOST_CHARACTERS:
+                advice = "separate its documents by blank lines"
+                raise UserError(f"the document at line {number:,} of {path} has {_too_many()}: {advice}")
     yield "".join(lines).strip("\n")
 
 
 def _lines(path: Path) -> Iterator[str]:
+    """The lines of a text; one that is too long is cut in pieces, each longer than `MOST_CHARACTERS`."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            for line in file:
+        with io.TextIOWrapper(open_to_read(path), "utf-8-sig") as file:
+            while line := file.readline(MOST_CHARACTERS + 1):
                 if "\0" in line:
                     raise _no_text(path)
                 yield line
     except UnicodeDecodeError:
         raise _no_text(path) from None
+
+
+def _too_many() -> str:
+    return f"more than {MOST_CHARACTERS:,} characters"
 
 
 def _no_text(path: Path) -> UserError:
@@ -169,18 +184,36 @@ def _no_text(path: Path) -> UserError:
 
 def _read_json_lines(path: Path, column: str) -> Iterator[str]:
     for number, line in enumerate(_lines(path), 1):
+        place = f"line {number} of {path}"
+        if len(line) > MOST_CHARACTERS:
+            raise UserError(f"{place} has {_too_many()}: give one object per line")
         if line.isspace():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=tuple)
         except (ValueError, RecursionError):
             row = None
-        if not isinstance(row, dict):
-            raise UserError(f"line {number} of {path} is not a JSON object: give one object per line")
-        if column not in row:
-            raise no_column(f"line {number} of {path}", column, list(row))
+        if not isinstance(row, tuple):
+            raise UserError(f"{place} is not a JSON object: give one object per line")
+        value = _only(row, place, column)
         # an escape may be half of a surrogate pair, which UTF-8 lacks
-        yield _text(row[column], f"line {number} of {path}", column).encode("utf-8", "replace").decode()
+        yield _text(value, place, column).encode("utf-8", "replace").decode()
+
+
+def _only(row: Sequence[tuple[str, Any]], place: str, column: str) -> Any:
+    """The value of a column in a row, given as pairs of names and values."""
+    values = [value for name, value in row if name == column]
+    if not values:
+        raise no_column(place, column, [name for name, _ in row])
+    if len(values) > 1:
+        raise _twice(place, column)
+    return dict(values[0]) if isinstance(values[0], tuple) else values[0]
+
+
+def _twice(place: str, column: str) -> UserError:
+    return UserError(
+        f"{place} has the column {column} more than once: rename the others, or give another --text-column"
+    )
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[str]:
@@ -188,9 +221,12 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     try:
-        with pq.ParquetFile(path) as file:
-            if column not in file.schema_arrow.names:
-                raise no_column(str(path), column, file.schema_arrow.names)
+        with pq.ParquetFile(require_regular(path)) as file:
+            names = file.schema_arrow.names
+            if column not in names:
+                raise no_column(str(path), column, names)
+            if names.count(column) > 1:
+                raise _twice(str(path), column)
             for batch in file.iter_batches(_ROWS, columns=[column]):
                 for value in batch.column(0).to_pylist():
                     yield _text(value, str(path), column)

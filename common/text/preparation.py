@@ -7,15 +7,16 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from common.errors import UserError
-from common.runs.files import to_json, write_file
+from common.runs.files import make_directory, open_lock, to_json, write_file
 from common.text import blocks as stored
 from common.text.blocks import (
     BlockFile,
@@ -60,7 +61,6 @@ def prepared(data: TextData, folder: Path | None = None) -> Blocks:
     folder = folder or Path(os.environ.get("TEXT_BLOCKS") or stored.FOLDER)
     directory = place_of(data, folder)
     if not directory.exists():
-        directory.parent.mkdir(parents=True, exist_ok=True)
         with _lock(directory.with_name(f".{directory.name}.lock"), directory):
             if not directory.exists():
                 unfinished = directory.with_name(f".{directory.name}.unfinished")
@@ -91,14 +91,37 @@ def update_hash(digest: "hashlib._Hash", document: str) -> None:
 
 @contextmanager
 def _lock(path: Path, directory: Path) -> Iterator[None]:
-    """Hold a lock, once another process that holds it has ended."""
-    with path.open("a") as lock:
+    """Hold a lock, once another process that holds it has ended.
+
+    Its file is removed in the end, and so are the folders that were made for it, if they are empty.
+    """
+    made = [folder for folder in path.parents if not folder.exists()]
+    try:
+        with _taken(path, directory):
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _taken(path: Path, directory: Path) -> IO[bytes]:
+    """The locked file of a lock, which another process may remove when it ends."""
+    while True:
+        make_directory(path.parent)
+        lock = open_lock(path)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"waiting for another process that prepares {directory}", file=sys.stderr, flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
+                return lock
+        lock.close()
 
 
 def _prepare(data: TextData, directory: Path, unfinished: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from common.distillation.vocabulary import has_tokenizer
 from common.errors import UserError, listed
+from common.runs.files import require_readable
 from common.teachers.discovery import named_checkpoints
 
 Kind = Literal["wordpiece", "bpe"]
@@ -77,7 +78,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
             raise UserError(f"{name} has no tokenizer: {advice}")
         name = str(place)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(require_readable(name), trust_remote_code=False)
     except Exception as error:  # that of `tokenizers` is no subclass
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"cannot load the tokenizer {name} ({reason[0]}): {advice}") from error

@@ -81,9 +81,20 @@ def test_needs_of_several_networks():
     one = Needs({"weights": 4}, {RESUME_STATE: 3}, {"checkpoints": 2, RESUME_STATE: 3})
     other = Needs({"weights": 3, "data": 5}, {RESUME_STATE: 2}, {"checkpoints": 7, RESUME_STATE: 2})
     assert together([one, other]) == Needs(
-        {"weights": 7, "data": 5}, {RESUME_STATE: 3}, {"checkpoints": 9, RESUME_STATE: 5}
+        {"weights": 7, "data": 5}, {RESUME_STATE: 3}, {"checkpoints": 9, RESUME_STATE: 5}, files=2
     )
     assert one_after_another([one, other]) == Needs(other.memory, other.host, {"checkpoints": 9, RESUME_STATE: 3})
+
+
+def test_more_runs_at_a_time_than_files_can_be_open_are_refused(tmp_path, monkeypatch):
+    limit = psutil.Process().num_fds() + resources.OTHER_FILES + 20
+    monkeypatch.setattr(resources.resource, "getrlimit", lambda kind: (limit, limit))
+    needs = [Needs({}, {}, {})] * 21
+    assert require_resources(together(needs[:-1]), [tmp_path], "cpu") == []
+    assert require_resources(one_after_another(needs), [tmp_path], "cpu") == []
+    message = f"this needs 21 open files at a time, .* only [0-9]+ more can be open: raise the limit of {limit} with"
+    with pytest.raises(UserError, match=message):
+        require_resources(together(needs), [tmp_path], "cpu")
 
 
 def test_a_process_on_a_cpu_needs_its_own_memory(tmp_path, monkeypatch):

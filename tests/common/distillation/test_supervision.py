@@ -159,6 +159,10 @@ def test_a_teacher_of_this_project_is_identified_by_its_config(tmp_path):
 def test_any_other_teacher_has_no_config_of_a_run(tmp_path, config):
     assert own_teacher(tmp_path, SETTINGS) is None
     assert own_teacher(tmp_path / "missing", SETTINGS) is None
+    (tmp_path / "config.json").symlink_to("config.json")
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        own_teacher(tmp_path, SETTINGS)
+    (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text(config)
     assert own_teacher(tmp_path, SETTINGS) is None
 

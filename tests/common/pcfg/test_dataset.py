@@ -1,6 +1,8 @@
 """Datasets on disk: read back by us and by `datasets`, damaged, of another grammar, cut off, and in company."""
 
 import json
+import os
+import shutil
 
 import datasets
 import numpy as np
@@ -132,6 +134,16 @@ def test_what_is_not_a_dataset_of_ours_is_refused(tmp_path, dataset):
     for directory in (tmp_path, tmp_path / "missing", dataset / "README.md", dataset / "data"):
         with pytest.raises(UserError, match="is not a dataset that data"):
             open_dataset(directory, SMALL, 1)
+    (tmp_path / "description.json").unlink()
+    os.mkfifo(tmp_path / "description.json")
+    with pytest.raises(UserError, match="is not a dataset that data"):
+        open_dataset(tmp_path, SMALL, 1)
+    mine = shutil.copytree(dataset, tmp_path / "mine")
+    file = next((mine / "data").glob("train-*"))
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UserError, match=f"{file} is no regular file: replace or remove it"):
+        open_dataset(mine, SMALL, 1)
 
 
 def test_damaged_datasets_are_refused(tmp_path, capsys):

@@ -242,6 +242,16 @@ def test_what_was_written_after_a_resume_state_is_dropped_with_a_torn_line_and_w
         assert metrics.read_bytes() == b""
 
 
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_a_run_whose_records_cannot_be_read_keeps_its_checkpoints(tmp_path, capsys, make):
+    save_checkpoint(tmp_path, 7, {"weight": np.zeros(3)}, {})
+    make(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match=r"metrics\.jsonl is (a directory|no regular file): replace or remove it"):
+        Run(tmp_path).rewind(None)
+    assert (tmp_path / "checkpoint-7" / "config.json").exists()
+    assert capsys.readouterr().err == ""
+
+
 def test_a_record_is_valid_json_whatever_its_numbers(tmp_path):
     with open_run(tmp_path / "run", {}) as run:
         run.log(

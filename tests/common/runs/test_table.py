@@ -1,6 +1,7 @@
 """Tables and comparisons of runs that are made up, whose numbers are known, and of one that a command makes."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -199,6 +200,21 @@ def test_a_damaged_run_is_refused_only_if_it_is_named(root, capsys, damage):
         assert re.fullmatch(f"error: {message}", fail_in_one_line(capsys, main, *words))
 
 
+def test_what_a_file_says_does_not_change_what_a_terminal_shows(root, capsys):
+    evil = "x\x1b[2J\nerror: \u202efake"
+    make_up_run(root / evil / "g", {**TEACHER, "lr": evil, evil: 1}, [(0, 0.7, 0.5)], commit=evil)
+    columns = ("--where", f"{evil}=1", "--columns", evil, "lr", "run")
+    header, line = succeed(capsys, main, "table", root, *columns).splitlines()
+    assert header.split("  ")[0] == r"x\x1b[2J error: \u202efake"
+    assert line.split("  ")[-1] == rf"{root}/x\x1b[2J error: \u202efake/g"
+    text = succeed(capsys, main, "table", root, *columns, "--csv", "-")
+    assert list(csv.reader(io.StringIO(text))) == [[evil, "lr", "run"], ["1", evil, f"{root}/{evil}/g"]]
+    shown = succeed(capsys, main, "compare", root / "a", root / evil / "g")
+    assert shown.isascii()
+    assert "\x1b" not in shown
+    assert not [line for line in shown.splitlines() if line.startswith("error")]
+
+
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(arguments=with_other_values(student("ce", 2)), line=with_other_values({"step": 1, "loss": 0.5, "accuracy": 0.5}))
 def test_whatever_arguments_and_records_are_the_table_shows_all_runs(root, capsys, arguments, line):
@@ -373,3 +389,19 @@ def test_a_file_in_the_place_of_a_directory_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="there is no directory"):
         find_runs(tmp_path / "file")
+
+
+def test_names_and_values_that_are_not_utf8_are_written_in_a_table(tmp_path, capsys):
+    runs = tmp_path / "runs"
+    make_up_run(runs / "\udcff", {**TEACHER, "lr": "\ud800"}, [(0, 0.7, 0.5)])
+    succeed(capsys, main, "table", runs, "--csv", tmp_path / "a.csv", "--columns", "lr", "run")
+    assert (tmp_path / "a.csv").read_text() == f"lr,run\n\\ud800,{runs}/\\udcff\n"
+
+
+def test_a_run_with_a_file_that_is_too_large_is_damaged(root, capsys):
+    for run, name in (("a", "config.json"), ("b/c", "metrics.jsonl"), ("b/d", "done.json")):
+        os.truncate(root / run / name, 20 << 30)
+    assert names_of(capsys, root, "--where", "state=damaged") == "acd"
+    for run, name in (("a", "config.json"), ("b/c", "metrics.jsonl")):
+        line = fail_in_one_line(capsys, main, "table", root / run)
+        assert line.startswith(f"error: {root / run / name} has 21,474,836,480 bytes, and at most ")

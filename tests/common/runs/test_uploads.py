@@ -267,3 +267,12 @@ def test_sync_leaves_out_damaged_runs_with_a_warning(tmp_path, home, capsys):
     )
     for line, name in zip(lines, ("a/config.json", "b/config.json", "c/metrics.jsonl"), strict=True):
         assert line.startswith(f"warning: {tmp_path / name} is damaged")
+
+
+def test_sync_does_not_change_what_a_terminal_shows(tmp_path, home, capsys):
+    for name in ("a\x1b[2J\nb", "c\x1b[2J"):
+        make_run(tmp_path / name, STUDENT)
+    cut(tmp_path / "c\x1b[2J" / "config.json")
+    code, stdout, stderr = start(capsys, main, "sync", tmp_path, "--wandb", "offline")
+    assert (code, stdout) == (0, f"{tmp_path}/a\\x1b[2J b: 3 records\n")
+    assert stderr == f"warning: {tmp_path}/c\\x1b[2J/config.json is damaged: start over with --force\n"

@@ -213,6 +213,16 @@ def test_a_second_process_waits_and_uses_what_the_first_made(corpora, tmp_path):
     assert output == "0\n"
     assert first.communicate(timeout=300)[0] != "0\n"
     assert (first.returncode, second.returncode) == (0, 0)
+    (made,) = tmp_path.iterdir()  # and no lock
+    open_blocks(made)
+
+
+def test_a_lock_that_is_no_file_is_refused(corpora, tmp_path):
+    data = data_of(corpora)
+    lock = tmp_path / f".{place_of(data, tmp_path).name}.lock"
+    os.mkfifo(lock)
+    with pytest.raises(UserError, match=f"{lock} is no regular file: replace or remove it"):
+        prepared(data, tmp_path)
 
 
 def test_prepared_blocks_are_used_again(blocks, corpora, monkeypatch):
@@ -225,6 +235,11 @@ def truncate(path):
     os.truncate(path, path.stat().st_size // 2)
 
 
+def replace_by_fifo(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 def rewrite(path):
     np.save(path, np.zeros((3, 16), np.uint16))
 
@@ -234,6 +249,7 @@ def rewrite(path):
     [
         ("train.npy", truncate, r"train\.npy is missing or damaged"),
         ("train.npy", os.unlink, r"train\.npy is missing or damaged"),
+        ("train.npy", replace_by_fifo, r"train\.npy is missing or damaged"),
         ("held_out.npy", rewrite, r"held_out\.npy is missing or damaged"),
         ("held_out.npy", lambda path: path.write_bytes(b""), r"held_out\.npy is missing or damaged"),
         ("blocks.json", truncate, r"blocks\.json is truncated or damaged"),
@@ -319,7 +335,7 @@ def test_what_cannot_be_prepared_is_one_line_and_leaves_nothing(corpora, tmp_pat
     with pytest.raises(UserError, match=message) as caught:
         prepared(data_of(corpora, **changes), tmp_path)
     assert "\n" not in str(caught.value)
-    assert all(path.suffix == ".lock" for path in tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("bytes_at_most", [5_000, 40_000])
@@ -341,7 +357,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, bytes_at_most):
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1] == "error: File too large; once this is fixed, rerun the command to resume"
     assert len(done.stderr.splitlines()) == 2  # and the line that preparation begins
-    assert all(path.suffix == ".lock" for path in (tmp_path / "blocks").iterdir())
+    assert not (tmp_path / "blocks").exists()
 
 
 def test_a_file_that_changes_while_it_is_prepared_is_not_used(tmp_path, monkeypatch):
@@ -356,7 +372,7 @@ def test_a_file_that_changes_while_it_is_prepared_is_not_used(tmp_path, monkeypa
     monkeypatch.setattr(module, "_prepare", change_after)
     with pytest.raises(UserError, match="a corpus was changed while it was prepared: rerun the command"):
         prepared(data_of((str(path),)), tmp_path / "store")
-    assert all(found.suffix == ".lock" for found in (tmp_path / "store").iterdir())
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_changed_file_is_prepared_again(tmp_path):

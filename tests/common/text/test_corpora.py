@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from types import SimpleNamespace
 
 import datasets
@@ -85,6 +86,12 @@ def test_a_corpus_can_be_read_again(tmp_path):
         ("a.jsonl", b'{"text": 7}', r"column text in line 1 of .*a\.jsonl is int, not text"),
         ("a.jsonl", b"\x80", "is not UTF-8 text"),
         ("a.jsonl", b'{"text": ""}', "has no documents"),
+        ("a.jsonl", b'{"text": {"a": 1}}', r"column text in line 1 of .*a\.jsonl is dict, not text"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"text": "a", "text": "b"}',
+            r"line 2 of .*a\.jsonl has the column text more than on",
+        ),
         ("a.parquet", b"PAR1 not really", "is not a parquet file, or is damaged"),
         ("a.csv", b"text\na", r"a\.csv is no corpus: give docs, wikipedia-books"),
         ("no corpus", None, "no corpus is no corpus"),
@@ -102,6 +109,38 @@ def test_parquet_without_the_column_or_damaged(tmp_path):
     refuse("column n in .* is int, not text", path, "n")
     path.write_bytes(path.read_bytes()[:8] + bytes(60) + path.read_bytes()[68:])
     refuse("is not a parquet file, or is damaged", path, "body")
+
+
+def test_parquet_with_two_columns_of_the_name(tmp_path):
+    pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), tmp_path / "a.parquet")
+    refuse(r"a\.parquet has the column text more than once: rename", tmp_path / "a.parquet")
+
+
+def test_other_columns_may_occur_twice(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 1, "text": "a", "id": 2, "meta": {"text": 1, "text": 2}}')
+    assert read(path) == ["a"]
+
+
+def test_a_line_or_a_document_is_never_longer_than_memory_is_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MOST_CHARACTERS", 16)
+    text, rows = tmp_path / "a.txt", tmp_path / "a.jsonl"
+    text.write_text("0123456789\n\n01234\n\n0123456789abcdef")
+    assert read(text) == ["0123456789", "01234", "0123456789abcdef"]
+    for content, line in (("0123456789\n\n0123456789abcdefg", 3), ("0123456\n89\nabcdefgh\n", 3), ("0" * 100, 1)):
+        text.write_text(content)
+        refuse(rf"the document at line {line} of .*a\.txt has more than 16 characters: separate its documents", text)
+    rows.write_text('{"text": "012"}\n{"text": "01234"}\n')
+    refuse(r"line 2 of .*a\.jsonl has more than 16 characters: give one object per line", rows)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_file_that_is_larger_than_memory_is_refused_after_a_part_of_it(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(module, "MOST_CHARACTERS", 1 << 20)
+    (tmp_path / name).touch()
+    (tmp_path / name).write_bytes(b"a" * (1 << 21))
+    os.truncate(tmp_path / name, 20 << 30)
+    refuse("has more than 1,048,576 characters", tmp_path / name)
 
 
 def test_a_directory_is_not_a_file(tmp_path):

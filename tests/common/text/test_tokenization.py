@@ -1,6 +1,7 @@
 """Tokenizers: the same in every process, saved and loaded; pieces of documents against whole documents."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -108,6 +109,10 @@ def test_what_is_no_tokenizer_is_one_line(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=f"cannot load the tokenizer {name} .*give wordpiece or bpe") as caught:
             load_tokenizer(name)
         assert "\n" not in str(caught.value)
+    (tmp_path / "tokenizer.json").unlink()
+    os.mkfifo(tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match=r"cannot load the tokenizer .*tokenizer\.json is no regular file"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_a_teachers_tokenizer_is_that_of_its_last_checkpoint_unless_it_has_one_itself(trained, tmp_path):
