@@ -19,7 +19,6 @@ from common.distillation.losses import (
     label_cross_entropy,
     objective,
     stepwise,
-    teacher_probabilities,
 )
 from common.errors import UserError
 
@@ -63,8 +62,7 @@ def objective_sums(
         return _sums(loss, torch.zeros_like(loss) if kl is None else kl, logits.argmax(-1) == labels)
 
     def sums_and_gradient(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        targets = None if teacher is None else teacher.logits(rows)
-        losses, kl, gradient = objective_and_gradient(logits, labels[rows], targets, arguments, step, last)
+        losses, kl, gradient = objective_and_gradient(logits, labels[rows], teacher, rows, arguments, step, last)
         return _sums(losses, kl, correct(logits, labels[rows])), gradient
 
     if student.layer is None:
@@ -97,7 +95,8 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
 def objective_and_gradient(
     student_logits: Tensor,
     labels: Tensor,
-    teacher_logits: Tensor | None,
+    teacher: LabelledOutput | None,
+    rows: slice,
     arguments: LossArguments,
     step: int,
     last: int,
@@ -115,15 +114,16 @@ def objective_and_gradient(
     Args:
         student_logits: (samples, classes), without a gradient.
         labels: (samples,).
-        teacher_logits: (samples, classes), or None.
+        teacher: its output.
+        rows: of the teacher's output that are the samples.
         arguments: of the loss.
         step: from 0.
         last: step at which the temperature reaches its last value.
     """
-    if teacher_logits is not None and arguments.divergence != "forward-kl":
+    if teacher is not None and arguments.divergence != "forward-kl":
         with torch.enable_grad():
             logits = student_logits.detach().requires_grad_()
-            losses, kl = objective(logits, labels, teacher_logits, arguments, step, last)
+            losses, kl = objective(logits, labels, teacher.logits(rows), arguments, step, last)
             (gradient,) = torch.autograd.grad(losses.sum(), logits)
         return losses.detach(), kl, gradient
     largest = student_logits.amax(-1, keepdim=True)
@@ -132,17 +132,16 @@ def objective_and_gradient(
     gradient.div_(total)
     normaliser = (largest + total.log())[:, 0]
     alpha, losses, kl = 1.0, torch.zeros_like(normaliser), torch.zeros_like(normaliser)
-    if teacher_logits is not None:
+    if teacher is not None:
         alpha = float(stepwise(arguments.alpha, arguments.alpha_steps, step))
         temperature = float(annealed_temperature(step, *arguments.temperature, max(last, 1), arguments.annealing))
         if temperature <= ARG_MAX_TEMPERATURE:
-            best = teacher_logits.argmax(-1, keepdim=True)
+            best = teacher.logits(rows).argmax(-1, keepdim=True)
             kl = normaliser - student_logits.gather(-1, best)[:, 0]
             gradient.scatter_add_(-1, best, torch.full_like(largest, alpha - 1))
         else:
-            targets = teacher_probabilities(teacher_logits, temperature, arguments.top_k)
-            log_targets = targets.clamp(min=torch.finfo(targets.dtype).tiny).log_()  # 0 log 0 = 0
-            kl = normaliser + log_targets.sub_(student_logits).mul_(targets).sum(-1)
+            targets, log_targets = teacher.targets(rows, temperature, arguments.top_k)
+            kl = normaliser + (log_targets - student_logits).mul_(targets).sum(-1)
             gradient.sub_(targets, alpha=1 - alpha)
         losses = (1 - alpha) * kl
     if alpha > 0:

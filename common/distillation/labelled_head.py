@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import BertForMaskedLM, PreTrainedModel
 
 from common.distillation.batch_checks import TOLERANCE, require_causal
-from common.distillation.losses import IGNORED_LABEL
+from common.distillation.losses import IGNORED_LABEL, teacher_probabilities
 from common.teachers.objective import unwrap
 from common.teachers.tensors import require_finite_logits
 
@@ -39,8 +39,9 @@ CPU_ROWS = 64
 """Smallest number of positions in a chunk on a CPU, where `CHUNK` permits it: the weights of the output layer, and
 their gradients, are read for every chunk."""
 
-MOST_LOGITS = 2**26
-"""Number of logits up to which a teacher's are kept for other students: 256 MB; above it, its hidden states are."""
+MOST_LOGITS = 2**25
+"""Number of logits up to which a teacher's are kept for other students, and the targets made of them: 400 MB in all.
+Above it, only its hidden states are."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class LabelledOutput:
     """Only the first classes count; None for all."""
     dtype: torch.dtype | None = None
     """The dtype in which the layer computes; None for that of its weights."""
+    kept: dict[tuple[int, int], tuple[tuple[float, int | None], Tensor, Tensor]] | None = None
+    """Targets of chunks, by their rows, and the arguments that they were made with; None if they are not kept."""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -102,7 +105,21 @@ class LabelledOutput:
         """The same output with its logits computed, unless these are more than `MOST_LOGITS`."""
         if self.layer is None or len(self) * self.number_of_classes > MOST_LOGITS:
             return self
-        return LabelledOutput(torch.cat([self.logits(rows) for rows in self.chunks()]))
+        return LabelledOutput(torch.cat([self.logits(rows) for rows in self.chunks()]), kept={})
+
+    def targets(self, rows: slice, temperature: float, top_k: int | None) -> tuple[Tensor, Tensor]:
+        """A teacher's probabilities q at some positions, as `teacher_probabilities`, and log q; both (rows, classes).
+
+        Where q is 0, log q is that of the smallest normal number, so that q log q is 0.
+        """
+        place, made_with = (rows.start, rows.stop), (temperature, top_k)
+        if self.kept and place in self.kept and self.kept[place][0] == made_with:
+            return self.kept[place][1:]
+        probabilities = teacher_probabilities(self.logits(rows), temperature, top_k)
+        logarithms = probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log_()
+        if self.kept is not None:
+            self.kept.setdefault(place, (made_with, probabilities, logarithms))
+        return probabilities, logarithms
 
     def require_finite(self, owner: object) -> None:
         """Check the logits at all labelled positions; see `require_finite_logits`.

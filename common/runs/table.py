@@ -120,7 +120,7 @@ def table_row(run: Run) -> dict[str, Any]:
         if run.complete:
             run.require_results()
     except UserError as error:
-        print(f"warning: {error}", file=sys.stderr)
+        print(one_line(f"warning: {error}"), file=sys.stderr)
         return {"run": str(run.directory), "state": "damaged"}
     arguments = _columns_of(config["arguments"])
     last = records[-1] if records else {"step": 0}
