@@ -1,4 +1,4 @@
-"""The command that checks whether a teacher's checkpoints are what their names say."""
+"""The command that checks a teacher's checkpoints: whether they can be read, and belong to their steps."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -16,8 +16,9 @@ from common.teachers.trajectory import Contents, Finding, findings, named, read_
 
 @dataclass(frozen=True, kw_only=True)
 class CheckArguments:
-    """Check a teacher's checkpoints without loading or downloading them: truncated or missing files, a changing
-    architecture, weights that belong to another step.
+    """Check a teacher's checkpoints without loading or downloading them: truncated or missing files, a config.json that
+    is invalid or changes, tensors that change their shapes, weights that repeat those of another step, and another step
+    in trainer_state.json. Two weight files that were exchanged are not recognised.
 
     The exit code is 0 if nothing is found, else 2.
     """
