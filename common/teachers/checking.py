@@ -1,20 +1,24 @@
-"""The command that checks whether a teacher's checkpoints are what their names say."""
+"""The command that checks a teacher's checkpoints: whether they can be read, and belong to their steps."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
+from transformers import CONFIG_MAPPING
 
 from common.errors import UserError, listed
+from common.teachers.configs import config_of
 from common.teachers.discovery import named_checkpoints
-from common.teachers.trajectory import Contents, findings, read_contents
+from common.teachers.trajectory import Contents, Finding, findings, named, read_contents
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckArguments:
-    """Check a teacher's checkpoints without loading or downloading them: truncated or missing files, a changing
-    architecture, weights that belong to another step.
+    """Check a teacher's checkpoints without loading or downloading them: truncated or missing files, a config.json that
+    is invalid or changes, tensors that change their shapes, weights that repeat those of another step, and another step
+    in trainer_state.json. Two weight files that were exchanged are not recognised.
 
     The exit code is 0 if nothing is found, else 2.
     """
@@ -34,10 +38,24 @@ def check(arguments: CheckArguments) -> None:
         UserError: there are findings, or no checkpoints.
     """
     contents = read_contents(named_checkpoints(arguments.teacher, arguments.teacher_pattern), arguments.full)
-    found = findings(contents)
+    found = [*findings(contents), *_of_configs(contents)]
     print("\n".join([*summary(contents), *(finding.line for finding in found)]), flush=True)
     if found:
         raise UserError(f"{arguments.teacher}: {len(found):,} finding{'s' * (len(found) > 1)} in its checkpoints")
+
+
+def _of_configs(contents: Sequence[Contents]) -> Iterator[Finding]:
+    """Why transformers can make no model by a config.json of a model type that it knows."""
+    refused: dict[str, list[int]] = defaultdict(list)
+    for entry in contents:
+        kind = entry.config.get("model_type")
+        if not entry.problem and isinstance(kind, str) and kind in CONFIG_MAPPING:
+            try:
+                config_of(entry.config, "config.json")
+            except UserError as error:
+                refused[str(error)].append(entry.step)
+    for reason, steps in refused.items():
+        yield Finding(tuple(steps), f"{named(steps)}: {reason}")
 
 
 def summary(contents: Sequence[Contents]) -> list[str]:

@@ -13,6 +13,7 @@ from hypothesis import assume, given, settings, strategies as st
 from common.errors import UserError
 from common.pcfg.grammar import Rule
 from common.pcfg.grammar_files import grammar_names, load_grammar, parse_grammar
+from common.runs.names import ROOT
 
 PUBLISHED = {"cfg3b": 31, "cfg3f": 54, "cfg3g": 48, "cfg3h": 39, "cfg3i": 32}
 """Grammars of Allen-Zhu and Li, and their numbers of rules."""
@@ -467,3 +468,12 @@ def test_files(tmp_path):
     for missing in ("cfg3z", str(tmp_path)):
         with pytest.raises(UserError, match=f"{missing} is neither a grammar file nor one of cfg3b, cfg3f"):
             load_grammar(missing)
+
+
+@pytest.mark.parametrize("setting", ["PCFG_mlm", "PCFG_autoregressive"])
+def test_the_grammar_in_the_readme_is_one(setting):
+    readme = (ROOT / setting / "README.md").read_text()
+    example = readme[readme.index("    # What follows") : readme.index("A number in brackets")]
+    grammar = parse_grammar(example, "mine.cfg")
+    assert (grammar.start, set(grammar.terminals)) == ("S", set("xyzw"))
+    assert [rule.probability for rule in grammar.rules if rule.left == "A"] == pytest.approx([0.7, 0.3])

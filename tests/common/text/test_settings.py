@@ -1,9 +1,11 @@
 """The settings on text: what teaches, what is refused, and the probes against plain computations."""
 
 import json
+import logging
 import re
 import shlex
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers.trainer_utils import align_special_tokens
 
-from common.language_models.setting import task_of_run
+from common.language_models.setting import task_of, task_of_run
 from common.probes.kneser_ney import KneserNey
 from common.probes.ngrams import CausalNgramVariants
 from common.runs.run import Run
@@ -105,6 +108,22 @@ def test_the_evaluation_is_the_mean_over_held_out_labels(setting, teacher):
     record = Run(teacher).records()[-1]
     assert record["loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
     assert record["accuracy"] == pytest.approx(torch.cat(right).float().mean().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt-neox"])
+def test_a_trainer_has_no_special_tokens_to_align(tmp_path, teacher_of, caplog, architecture):
+    """With a tokenizer that pads, of which transformers.Trainer would warn."""
+    words = {"tokenizer": str(teacher_of(MASKED) / "checkpoint-30"), "corpus": (str(CORPUS),), "length": 12}
+    preset = CAUSAL.module("train").PRESETS["smoke"]
+    arguments = replace(preset, held_out=0.2, architecture=architecture, **words)
+    task = task_of(arguments, CAUSAL.setting)
+    model = CAUSAL.setting.new_model(task, arguments, 2, 0)
+    assert model.config.pad_token_id == task.tokenizer.pad_token_id is not None
+    with caplog.at_level(logging.WARNING, "transformers"):
+        logging.getLogger("transformers").addHandler(caplog.handler)
+        align_special_tokens(model, task.tokenizer)
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert not caplog.records
 
 
 # What does not fit
