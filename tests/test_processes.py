@@ -304,6 +304,27 @@ def test_what_ends_the_first_process_is_said_once_and_ends_the_other(tmp_path, r
     assert ended.stderr.count("Traceback") == 1  # torchrun's own
 
 
+@pytest.mark.slow
+def test_two_processes_train_several_students_together(tmp_path, capsys):
+    """Whose collective operations must come in one order."""
+    for words in (["train", "--out", tmp_path / "teacher"], ["distill", "--out", tmp_path / "one"]):
+        if words[0] == "distill":
+            words += ["--teacher", tmp_path / "teacher", "--methods", "ce", "one-shot", "until-saturation"]
+            words += ["--temperature", "1", "--seeds", "0", "1", "--student-heads", "1"]
+        words += ["--dropout", "0", "--steps", "12", "--eval-every", "4", "--checkpoint-every", "4"]
+        words = [words[0], "smoke", "--batch-size", "8", "--eval-samples", "32", *words[1:]]
+        succeed(capsys, main_of(f"PCFG_mlm {words[0]}"), *words[1:])
+    words[words.index(tmp_path / "one")] = tmp_path / "two"
+    launching = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [*launching, "PCFG_mlm.distill", *map(str, words[1:])]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    ones = sorted((tmp_path / "one").iterdir())
+    assert len(ones) == 6
+    for one in ones:
+        assert_near(Run(tmp_path / "two" / one.name), Run(one))
+
+
 MODES = {"each": in_each_process, "never ending": never_ending, "killed": waiting_to_be_killed, "resuming": resuming}
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def test_a_teacher_is_a_directory_that_transformers_reads(tmp_path, capsys):
         assert record["accuracy"] == pytest.approx(accuracy)
     assert records[-1]["loss"] < records[0]["loss"] - 0.5
     done = json.loads((run.directory / "done.json").read_text())
-    assert done.keys() == {"step", "loss", "accuracy", "training"}
+    assert done.keys() == {"step", "loss", "accuracy", "training", "records", "checkpoints"}
     assert all(done[name] == records[-1][name] for name in ("step", "loss", "accuracy"))
     assert stdout == f"{run.directory}: accuracy {records[-1]['accuracy']:.3f}\n"
 

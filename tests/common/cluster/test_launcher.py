@@ -205,7 +205,7 @@ def test_students_of_a_teacher_that_was_trained_again_are_not_complete():
     shutil.rmtree("sweep/teacher")
     said = finish(launch(text), code=1)
     assert "sweep: 1 of 2 runs are complete, 1 failed" in said
-    assert "sweep/a holds a run with other arguments (teacher_id is" in said
+    assert "sweep/a holds a run with other arguments (the teacher was trained again since" in said
     assert [starts(name) for name in ("teacher", "a")] == [2, 1]
 
 
