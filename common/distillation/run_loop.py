@@ -203,7 +203,8 @@ class RunTrainer(ProgressiveDistillationTrainer):
             UserError: the state is damaged, or the model, the teacher, the data or an argument is not that of the run.
         """
         named = {checkpoint for _, _, checkpoint in spans(self.segments, 0, self.args.max_steps)}
-        used = {step for step in self._teacher.steps if step in named or not self._schedule_is_fixed}
+        known = {int(step) for step in self.run.config.get("teacher", ())}
+        used = {step for step in self._teacher.steps if step in named | known or not self._schedule_is_fixed}
         digests = self._teacher.digests(used)
         with self.args.main_process_first(local=False):  # what one of them refuses, all of them do
             resume = load_resume(self.run.directory)

@@ -156,7 +156,7 @@ def shared_lock(directory: Path) -> Iterator[None]:
 
     The directory is created if it does not exist. The first one removes what killed writers left behind.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     with open_lock(_lock_beside(directory)) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

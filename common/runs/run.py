@@ -166,22 +166,25 @@ class Run:
             UserError: names a checkpoint that is missing, new or another one.
         """
         config = self.config
-        if "teacher" in config:
-            self.require_teacher(digests)
-        else:
+        if "teacher" not in config:
             write_file(self.directory / "config.json", to_json({**config, "teacher": dict(digests)}))
+        elif missing := config["teacher"].keys() - digests.keys():
+            raise self._other_teacher(min(missing, key=int), "is missing")
+        self.require_teacher(digests)
 
     def require_teacher(self, digests: Mapping[str, str]) -> None:
-        """Compare checkpoints with those that the run began with, if these were recorded; as `keep_teacher`."""
+        """Compare some checkpoints with those that the run began with, if these were recorded; as `keep_teacher`."""
         known = self.config.get("teacher", digests)
-        changes = [step for step in {**known, **digests} if known.get(step) != digests.get(step)]
+        changes = [step for step in digests if known.get(step) != digests[step]]
         if changes:
             step = min(changes, key=int)
-            how = "is missing" if step not in digests else "is new" if step not in known else "has changed"
-            raise UserError(
-                f"checkpoint {step} of the teacher of {self.directory} {how} since the run began: restore the teacher, "
-                "or start over with --force"
-            )
+            raise self._other_teacher(step, "has changed" if step in known else "is new")
+
+    def _other_teacher(self, step: str, how: str) -> UserError:
+        return UserError(
+            f"checkpoint {step} of the teacher of {self.directory} {how} since the run began: restore the teacher, "
+            "or start over with --force"
+        )
 
     def missing_checkpoints(self, used: Collection[int]) -> list[str]:
         """Names of the checkpoints that a complete run saved and lacks now; empty for runs of earlier versions.

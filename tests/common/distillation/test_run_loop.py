@@ -1,6 +1,5 @@
 """Runs: their records, kills around every write, stops, divergence and arguments that are refused."""
 
-import json
 import math
 
 import numpy as np
@@ -59,7 +58,7 @@ def test_the_records_of_a_run_are_means_since_the_previous_record(tmp_path, teac
     checkpoint = BertForMaskedLM.from_pretrained(tmp_path / "run" / "checkpoint-8")
     assert_same_model(checkpoint, model)
     last = {name: rest[-1][name] for name in ("step", "loss", "accuracy")}
-    done = json.loads((run.directory / "done.json").read_text())
+    done = run.summary
     assert done.pop("training")["max_steps"] == 8
     assert done == last
     loss, accuracy = evaluate_by_hand(checkpoint, HELD_OUT)
