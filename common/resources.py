@@ -6,7 +6,7 @@ import os
 import resource
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,7 +96,7 @@ def transformer_needs(
 def one_after_another(needs: Sequence[Needs]) -> Needs:
     """What runs need that are trained one after another: the memory of the largest, and the disk of all."""
     largest = max(needs, key=lambda each: sum(each.memory.values()) + sum(each.host.values()))
-    disk = _added([each.disk for each in needs]) | _largest_state(needs, "disk")
+    disk = _added([each.disk for each in needs]) | _largest(needs, "disk", RESUME_STATE)
     return Needs(largest.memory, largest.host, disk, max(each.files for each in needs))
 
 
@@ -104,14 +104,21 @@ def together(needs: Sequence[Needs]) -> Needs:
     """What runs need that are trained at the same time; their resume states are made one at a time."""
     return Needs(
         _added([each.memory for each in needs]),
-        _added([each.host for each in needs]) | _largest_state(needs, "host"),
+        _added([each.host for each in needs]) | _largest(needs, "host", RESUME_STATE),
         _added([each.disk for each in needs]),
         sum(each.files for each in needs),
     )
 
 
+def in_turn(needs: Sequence[Needs]) -> Needs:
+    """What runs need that take their steps in turn, so that one batch is computed at a time, on one evaluation data."""
+    all_needs = together(needs)
+    memory = {**all_needs.memory, **_largest(needs, "memory", BATCH)}
+    return replace(all_needs, memory=memory, host={**all_needs.host, **_largest(needs, "host", EVALUATION_DATA)})
+
+
 def fitting_groups(needs: Sequence[Needs], most: float, device: str) -> list[list[int]]:
-    """Consecutive runs in groups that can be trained together.
+    """Consecutive runs in groups that can be trained in turn.
 
     Args:
         needs: of each run, in each of its processes.
@@ -126,7 +133,7 @@ def fitting_groups(needs: Sequence[Needs], most: float, device: str) -> list[lis
     groups: list[list[int]] = []
     for i in range(len(needs)):
         if groups:
-            all_needs = together([needs[j] for j in [*groups[-1], i]])
+            all_needs = in_turn([needs[j] for j in [*groups[-1], i]])
             parts = all_needs.memory if on_gpu else _on_host(all_needs)
             if sum(parts.values()) <= most:
                 groups[-1].append(i)
@@ -147,8 +154,8 @@ def _added(parts: Sequence[Mapping[str, int]]) -> dict[str, int]:
     return {name: sum(part.get(name, 0) for part in parts) for name in names}
 
 
-def _largest_state(needs: Sequence[Needs], where: str) -> dict[str, int]:
-    return {RESUME_STATE: max(getattr(each, where).get(RESUME_STATE, 0) for each in needs)}
+def _largest(needs: Sequence[Needs], where: str, part: str) -> dict[str, int]:
+    return {part: max(getattr(each, where).get(part, 0) for each in needs)}
 
 
 def require_resources(needs: Needs, directories: Sequence[Path], device: str) -> list[str]:

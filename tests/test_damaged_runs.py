@@ -146,7 +146,7 @@ def test_a_half_run_notices_that_its_teacher_changed(setting, tmp_path, capsys, 
     words = [*setting.distill, "--methods", "progressive", "--teacher", foreign, "--out", tmp_path / "half"]
     kill_at_record(setting, capsys, 3, *words)
     assert resume_steps(tmp_path / "half") == [5 * unit]
-    known = json.loads((tmp_path / "half" / "config.json").read_text())["teacher"]
+    known = json.loads((tmp_path / "half" / "config.json").read_text())["teacher_checkpoints"]
     assert set(known) == {str(step * unit) for step in (10, 20, 30)}
     shutil.copytree(foreign, tmp_path / "whole")
 
@@ -276,6 +276,14 @@ def test_a_teacher_that_lacks_checkpoints_is_trusted_only_on_demand(setting, tmp
         code, stderr = setting.start(capsys, *words, "--trust-trajectory")
         assert code == 0
         assert any(line.startswith("warning: ") and f"lacks {count}" in line for line in stderr)
+
+
+def test_files_beside_the_weights_of_a_checkpoint_may_change(setting, tmp_path, capsys, teacher):
+    copy = tmp_path / "teacher"
+    shutil.copytree(teacher, copy)
+    (copy / f"checkpoint-{30 * setting.unit}" / "README.md").write_text("Final")
+    words = [*setting.distill, "--methods", "one-shot", "--teacher", copy, "--out", tmp_path / "run"]
+    setting.succeed(capsys, *words)
 
 
 def test_swapped_checkpoints_of_a_teacher_are_refused(setting, tmp_path, capsys, teacher):

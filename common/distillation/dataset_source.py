@@ -89,6 +89,8 @@ class DatasetSource:
     ) -> None:
         streams = is_streaming(dataset)
         self._samples = _Stream(dataset, size) if streams else _Shuffled(dataset, size, seed, shuffle)
+        self.stream = dataset if streams else None
+        """The dataset, if it is a streaming one."""
         self._collate, self._seed = collate, seed
         self._latest: tuple[int, dict[str, Any]] | None = None
         self._is_checked = False

@@ -40,8 +40,8 @@ CPU_ROWS = 64
 their gradients, are read for every chunk."""
 
 MOST_LOGITS = 2**25
-"""Number of logits up to which a teacher's are kept for other students, and the targets made of them: 400 MB in all.
-Above it, only its hidden states are."""
+"""Number of logits up to which a teacher's are kept in a step for other students, and the targets made of them: 400 MB
+in all. Above it, only its hidden states are."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,14 @@ class LabelledOutput:
         with torch.autocast(values.device.type, enabled=False):
             return F.linear(values.to(weight.dtype), weight, bias).float()
 
-    def with_logits(self) -> "LabelledOutput":
-        """The same output with its logits computed, unless these are more than `MOST_LOGITS`."""
-        if self.layer is None or len(self) * self.number_of_classes > MOST_LOGITS:
+    @property
+    def kept_logits(self) -> int:
+        """Number of logits that it holds."""
+        return 0 if self.kept is None else self.values.numel()
+
+    def with_logits(self, most: int) -> "LabelledOutput":
+        """The same output with its logits computed, unless they are more than `most`."""
+        if self.layer is None or len(self) * self.number_of_classes > most:
             return self
         return LabelledOutput(torch.cat([self.logits(rows) for rows in self.chunks()]), kept={})
 

@@ -196,6 +196,15 @@ class RunTrainer(ProgressiveDistillationTrainer):
             more["data"] = source.position(self.state.global_step)
         save_training_state(self, self.run.directory, vars(self._sums), more)
 
+    def require_resumable(self) -> None:
+        """Check the run's last saved state, if there is one.
+
+        Raises:
+            UserError: the state is damaged, or it began with other arguments.
+        """
+        if resume := load_resume(self.run.directory):
+            require_same_training(self.run.directory, resume.state.get("training", {}), self.training_facts())
+
     def load_resume_state(self) -> None:
         """Restore the run's last saved state, and drop what was written after it.
 
@@ -203,7 +212,7 @@ class RunTrainer(ProgressiveDistillationTrainer):
             UserError: the state is damaged, or the model, the teacher, the data or an argument is not that of the run.
         """
         named = {checkpoint for _, _, checkpoint in spans(self.segments, 0, self.args.max_steps)}
-        known = {int(step) for step in self.run.config.get("teacher", ())}
+        known = {int(step) for step in self.run.config.get("teacher_checkpoints", ())}
         used = {step for step in self._teacher.steps if step in named | known or not self._schedule_is_fixed}
         digests = self._teacher.digests(used)
         with self.args.main_process_first(local=False):  # what one of them refuses, all of them do

@@ -13,7 +13,13 @@ from transformers import PreTrainedModel
 from common.distillation.batch_checks import require_fitting_tokens, require_known_labels
 from common.distillation.chance import teacher_report
 from common.distillation.chunks import evaluation_values
-from common.distillation.labelled_head import LabelledHead, LabelledOutput, argument_names, labelled_positions
+from common.distillation.labelled_head import (
+    MOST_LOGITS,
+    LabelledHead,
+    LabelledOutput,
+    argument_names,
+    labelled_positions,
+)
 from common.distillation.vocabulary import classes_of, shared_classes, student_tokenizer, teacher_tokenizer
 from common.errors import UserError
 from common.teachers.configs import read_config
@@ -167,7 +173,8 @@ class Teacher:
         if self._shared is not None and key is not None:
             for other in [other for other in self._shared if other[0] != key[0]]:
                 del self._shared[other]
-            output = self._shared[key] = output.with_logits()
+            kept = sum(other.kept_logits for other in self._shared.values())
+            output = self._shared[key] = output.with_logits(MOST_LOGITS - kept)
         return output
 
     def report(self, batches: Iterable[Mapping[str, Any]], step: int, shift: bool) -> str:

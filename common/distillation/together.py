@@ -21,7 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from common.distillation.batches import Source
 from common.distillation.dataset_source import DatasetSource
 from common.distillation.run_loop import RunTrainer, finish_run
-from common.errors import DivergedError
+from common.errors import DivergedError, UserError
 from common.runs.progress import RemainingTime, progress
 from common.runs.stopping import Stopped, catch_stop_signals, stop_at_a_safe_point
 
@@ -53,16 +53,23 @@ class _SharedSource:
 def train_together(trainers: Sequence[RunTrainer], description: str) -> None:
     """Train all trainers to the end of their runs, each from its last state, and mark the runs complete.
 
+    A complete run is not repeated: the student gets its final weights. Before any step, the states of all runs are
+    checked.
+
     Args:
-        trainers: not trained before; their runs are not complete. Those with the same `Source` and teacher share the
-            outputs of its checkpoints.
+        trainers: not trained before. Those with the same `Source` and teacher share the outputs of its checkpoints.
         description: of the runs, shown next to the progress.
 
     Raises:
-        UserError: a run began with other arguments, or its state is damaged.
+        UserError: a run began with other arguments, its state is damaged, or two have one stream as their data.
         DivergedError: of the first run that diverged; the others are trained to their end first.
         Stopped: by SIGTERM or SIGUSR1; the states of all runs are saved.
     """
+    for complete in [trainer for trainer in trainers if trainer.run.complete]:
+        complete.load_final_weights()
+    trainers = [trainer for trainer in trainers if not trainer.run.complete]
+    for trainer in trainers:
+        trainer.require_resumable()
     _share_data(trainers)
     _share_teachers(trainers)
     runs = [_PausingRun(trainer, len(trainers)) for trainer in trainers]
@@ -133,12 +140,21 @@ class _Pause(TrainerCallback):
 
 
 def _share_data(trainers: Sequence[RunTrainer]) -> None:
-    """Make the batches of a source that several trainers have once for all of them."""
+    """Make the batches of a source that several trainers have once for all of them.
+
+    Raises:
+        UserError: two trainers have one stream, which keeps its position in itself.
+    """
+    streams: list[Any] = []
     shared: dict[int, _SharedSource] = {}
     for trainer in trainers:
         source: Any = trainer.train_dataset
         if not isinstance(source, DatasetSource):
             trainer.train_dataset = shared.setdefault(id(source), _SharedSource(source))
+        elif source.stream is not None:
+            if any(source.stream is stream for stream in streams):
+                raise UserError("runs that are trained together cannot read one stream: give each a stream of its own")
+            streams.append(source.stream)
 
 
 def _share_teachers(trainers: Sequence[RunTrainer]) -> None:

@@ -34,9 +34,9 @@ from common.resources import (
     Needs,
     fitting_groups,
     free_memory_of,
+    in_turn,
     one_after_another,
     require_resources,
-    together,
     transformer_needs,
 )
 from common.runs.checkpoints import number_of_checkpoints
@@ -140,7 +140,7 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     unfinished = [student for student in students if arguments.force or not Run(student.directory).complete]
     groups = _groups(unfinished, arguments.memory, task, processes, device)
     if unfinished:
-        needs = [together([student.needs(task, processes) for student in group]) for group in groups]
+        needs = [in_turn([student.needs(task, processes) for student in group]) for group in groups]
         places = [student.directory for student in unfinished]
         notes += require_resources(one_after_another(needs), places, device.type)
     prepared = [(student.arguments, student.supervision, student.steps) for student in students]
@@ -158,8 +158,8 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     is_reported = not used
     shared: dict[str, Any] = {}
     diverged: list[DivergedError] = []
-    finished = [student for student in students if student not in unfinished]
-    for group in [finished, *groups]:
+    finished = [[student] for student in students if student not in unfinished]
+    for group in [*finished, *groups]:
         with ExitStack() as stack:
             opened: list[tuple[_Student, Run]] = []
             for student in group:
@@ -218,7 +218,8 @@ def _groups(
     students: Sequence[_Student], memory: float | None, task: Task, processes: Processes, device: torch.device
 ) -> list[list[_Student]]:
     """The students in groups that are trained together, each of which needs at most `memory` gigabytes."""
-    most = free_memory_of(device) / 2 if memory is None else memory * 1e9
+    free = free_memory_of(device)
+    most = free / 2 if memory is None else min(memory * 1e9, free)
     needs = [student.needs(task, processes) for student in students]
     groups = fitting_groups(needs, -processes.largest(-most), device.type)
     return [[students[i] for i in group] for group in groups]

@@ -67,7 +67,7 @@ def trainer_of(
         batches: of the training data.
         heads: attention heads.
         seed: of the initial weights.
-        supervision: what the model learns from; `FROM_LABELS` for a teacher.
+        supervision: what the model learns from; `FROM_LABELS` if it is itself a teacher.
         options: from `trainer_options`.
 
     Raises:

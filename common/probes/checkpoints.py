@@ -98,11 +98,15 @@ def probe_file(arguments: ProbedArguments, setting: str, name: str, data: Probed
     path = arguments.out or folder / f"{default_name(arguments, defaults, name, exclude=UNNAMED)}.json"
     if path.is_dir():
         raise UserError(f"--out {path} is a directory: give a file")
+    if obstacles := [parent for parent in path.parents if parent.exists() and not parent.is_dir()]:
+        raise UserError(f"--out {path} cannot be created: {obstacles[0]} is no directory")
     if path.exists() and own and arguments.out is None:
         require_run(read_probe(path), path, Run(arguments.run).config.get("id"))
     if path.exists() and (arguments.out is not None or not own):
         content = read_json(path, "give another --out")
         for what, mine in identity(arguments, path, data).items():
+            if what == "id" and what not in content:  # of an earlier version
+                continue
             if content.get(what) != json.loads(json.dumps(mine)):
                 shown = "than here" if what == "data" else f"({str(content.get(what))[:200]})"
                 raise UserError(f"{path} holds a probe of {OTHER[what]} {shown}: give another --out")

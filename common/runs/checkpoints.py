@@ -66,13 +66,18 @@ def saved_checkpoints(run: Path) -> dict[int, Path]:
     return {int(match[1]): path for match, path in found if match}
 
 
+CONFIGS = ("config.json", "adapter_config.json")
+"""Files of a checkpoint that say what its weights are of."""
+
+
 def checkpoint_digests(run: Path, step: int) -> dict[str, str]:
-    """A digest of each checkpoint up to a step, by its directory's name: of the names of its files, and of each of them
-    that of `sampled_digest`, computed again only if the file was modified."""
+    """A digest of each checkpoint up to a step, by its directory's name: of the names of its weights and configs, and
+    of each of them that of `sampled_digest`, computed again only if the file was modified."""
     digests = {}
     for saved, path in sorted(saved_checkpoints(run).items()):
         if saved <= step:
-            files = ((file, file.stat()) for file in sorted(path.glob("[!.]*")) if file.is_file())
+            own = sorted(file for file in path.glob("*") if file.suffix == ".safetensors" or file.name in CONFIGS)
+            files = ((file, file.stat()) for file in own if file.is_file())
             parts = [[file.name, _digest(file, state.st_ino, state.st_mtime_ns)] for file, state in files]
             digests[path.name] = digest_of(parts)
     return digests

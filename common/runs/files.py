@@ -344,14 +344,15 @@ def find_json(path: Path, most: int = MOST_JSON) -> dict[str, Any] | None:
     return json_object(read_file(path, "restore or remove it", most)) if path.is_file() else None
 
 
-def read_json(path: Path, advice: str) -> dict[str, Any]:
+def read_json(path: Path, advice: str, most: int = MOST_JSON) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        UserError: the file is missing, damaged or too large; the message ends with the advice. Or it is no file.
+        UserError: the file is missing, damaged or has more than `most` bytes; the message ends with the advice. Or it
+            is no file.
     """
     try:
-        value = json_object(read_file(path, advice, MOST_JSON))
+        value = json_object(read_file(path, advice, most))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {advice}") from None
     if value is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import DivergedError, UserError
+from common.errors import DivergedError, UserError, one_line
 from common.runs.checkpoints import checkpoint_digests, saved_checkpoints
 from common.runs.differences import differences
 from common.runs.files import (
@@ -53,7 +53,7 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """`setting`, `argv`, `arguments` (by name), `versions` (by package), `commit`, `id`, `seconds` of earlier
-        sessions, and of a student `teacher`, digests of the checkpoints that it learns from by teacher step.
+        sessions, and of a student `teacher_checkpoints`, digests of those that it learns from by teacher step.
 
         Raises:
             UserError: the directory is not a run, its config.json is damaged, or an earlier version of this code made
@@ -151,7 +151,7 @@ class Run:
         kept = read_file(metrics, ADVICE)[:length]  # may be refused, before anything is removed
         drop_later(self.directory, step)
         if resume is None and metrics.stat().st_size:
-            sys.stderr.write(f"{self.directory} has no saved state: starting over\n")
+            sys.stderr.write(one_line(f"{self.directory} has no saved state: starting over") + "\n")
         write_file(metrics, kept)
         for record in self.records():
             self.track(record)
@@ -166,15 +166,15 @@ class Run:
             UserError: names a checkpoint that is missing, new or another one.
         """
         config = self.config
-        if "teacher" not in config:
-            write_file(self.directory / "config.json", to_json({**config, "teacher": dict(digests)}))
-        elif missing := config["teacher"].keys() - digests.keys():
+        if "teacher_checkpoints" not in config:
+            write_file(self.directory / "config.json", to_json({**config, "teacher_checkpoints": dict(digests)}))
+        elif missing := config["teacher_checkpoints"].keys() - digests.keys():
             raise self._other_teacher(min(missing, key=int), "is missing")
         self.require_teacher(digests)
 
     def require_teacher(self, digests: Mapping[str, str]) -> None:
         """Compare some checkpoints with those that the run began with, if these were recorded; as `keep_teacher`."""
-        known = self.config.get("teacher", digests)
+        known = self.config.get("teacher_checkpoints", digests)
         changes = [step for step in digests if known.get(step) != digests[step]]
         if changes:
             step = min(changes, key=int)

@@ -42,12 +42,12 @@ def require_undamaged(directory: Path) -> None:
 def is_valid_config(config: Mapping[str, Any]) -> bool:
     """Whether the entries of a run's config, those that there are, have the right types."""
     kinds: dict[str, Any] = {"setting": str, "argv": list, "arguments": dict, "versions": dict, "id": str}
-    kinds |= {"commit": str | None, "seconds": int | float, "teacher": dict}
+    kinds |= {"commit": str | None, "seconds": int | float, "teacher_checkpoints": dict}
     if not all(isinstance(config[name], kind) for name, kind in kinds.items() if name in config):
         return False
     return (
         all(isinstance(word, str) for word in config.get("argv", ()))
-        and all(step.isdecimal() for step in config.get("teacher", ()))
+        and all(step.isdecimal() for step in config.get("teacher_checkpoints", ()))
         and 0 <= config.get("seconds", 0) < MOST_SECONDS
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.errors import one_line
 from common.runs.names import ROOT
 
 PACKAGES = ("torch", "numpy", "numba", "transformers", "progressive-distillation")
@@ -16,13 +17,14 @@ THEN = ", then "
 
 
 def versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"python": platform.python_version()}
+    """Versions of Python and of `PACKAGES`; None for one that is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            versions[package] = importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
+            found[package] = None
+    return found
 
 
 def commit() -> str | None:
@@ -46,9 +48,8 @@ def resumed_config(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]
     changed = [name for name, version in before.items() if name in now and version != str(now[name])]
     if changed:
         said = ", ".join(f"{name} {now[name]} instead of {before[name]}" for name in changed)
-        sys.stderr.write(
-            f"warning: {directory} resumes with {said}: its results may differ from those of an uninterrupted run\n"
-        )
+        line = f"warning: {directory} resumes with {said}: its results may differ from those of an uninterrupted run"
+        sys.stderr.write(one_line(line) + "\n")
     known = {**now, **config.get("versions", {})}
     merged = {name: f"{known[name]}{THEN}{now[name]}" if name in changed else known[name] for name in known}
     return {**config, "versions": merged, "commit": _continued(config.get("commit"), commit())}

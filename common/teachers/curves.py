@@ -206,7 +206,7 @@ def _trainer_state(path: Path) -> Rows:
             f"{path} needs at least {size_text(needed)} of memory, but {size_text(free)} are free {where}: keep only "
             "its steps and losses"
         )
-    history = read_json(path, ADVICE).get("log_history")
+    history = read_json(path, ADVICE, MOST_BYTES).get("log_history")
     if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
         raise UserError(f"{path} has no log_history, so it is not a trainer_state.json: give another log")
     _require_rows(path, len(history))

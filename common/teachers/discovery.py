@@ -162,6 +162,10 @@ def _is_model(directory: Path) -> bool:
     return has_weights and (directory / "config.json").is_file() and not is_adapter(directory)
 
 
+MOST_STATE = 10**9
+"""Bytes of the largest trainer_state.json that is read; it has the log of the whole training."""
+
+
 def saved_step(directory: Path) -> int | None:
     """The step that transformers.Trainer recorded in a directory, if any.
 
@@ -172,7 +176,7 @@ def saved_step(directory: Path) -> int | None:
     if not path.is_file():
         return None
     advice = "copy it again, or choose others with --teacher-pattern"
-    step = read_json(path, advice).get("global_step")
+    step = read_json(path, advice, MOST_STATE).get("global_step")
     if not isinstance(step, int):
         raise UserError(f"{path} is damaged (no global_step): {advice}")
     return step

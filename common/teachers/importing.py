@@ -336,7 +336,7 @@ def _parts(folder: Path) -> list[Path]:
     elif (size := index.stat().st_size) > MOST_INDEX_BYTES:
         raise UserError(f"{index} has {size_text(size)}, more than {size_text(MOST_INDEX_BYTES)}: {advice}")
     else:
-        parts = read_json(index, advice).get("weight_map")
+        parts = read_json(index, advice, MOST_INDEX_BYTES).get("weight_map")
         if not isinstance(parts, dict) or not parts:
             raise UserError(f"{index} is damaged (no weight_map): {advice}")
         names = sorted(set(map(str, parts.values())))

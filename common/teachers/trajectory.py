@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
@@ -95,10 +95,13 @@ def require_trajectory(checkpoints: Sequence[Checkpoint], trust: bool, full: boo
     if refused:
         more = [f"and {len(refused) - SHOWN:,} more"] if len(refused) > SHOWN else []
         lines = "; ".join([finding.line for finding in refused[:SHOWN]] + more)
+        what = "are not what their steps say"
         anyway = ", or use them anyway with --trust-trajectory (trust_trajectory=True)"
+        if any(finding.is_fatal for finding in refused):
+            what, anyway = "cannot all be used", ""
         raise UserError(
-            f"the teacher's checkpoints are not what their steps say: {lines}; exclude those steps (--teacher-range, "
-            f"--segments or --teacher-pattern){'' if any(finding.is_fatal for finding in refused) else anyway}"
+            f"the teacher's checkpoints {what}: {lines}; exclude those steps (--teacher-range, --segments or "
+            f"--teacher-pattern){anyway}"
         )
     return found
 
@@ -194,14 +197,22 @@ def _read_directory(checkpoint: Checkpoint, full: bool) -> Contents:
     if is_cached and not full:  # blobs are named by their SHA-256
         digests = {name: blob.name for name, blob in blobs.items()}
     else:
-        if invalid := [name for name, tensor in tensors.items() if not is_finite(tensor, full)]:
+        states = {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in files}
+        found = {name: _digest(tensor, full, *states[tensor.file]) for name, tensor in tensors.items()}
+        if invalid := [name for name, value in found.items() if value is None]:
             raise UserError(f"{directory} has weights that are NaN or infinite, such as {invalid[0]}")
-        digests = {name: digest(tensor, full) for name, tensor in tensors.items()}
+        digests = {name: value for name, value in found.items() if value is not None}
     parameters: dict[str, int] = defaultdict(int)
     for tensor in tensors.values():
         if tensor.dtype in FLOATS:
             parameters[tensor.dtype] += tensor.elements
     return Contents(checkpoint.step, config, tensors, digests, parameters, saved_step(directory))
+
+
+@lru_cache(maxsize=2**16)
+def _digest(tensor: StoredTensor, full: bool, inode: int, modified: int) -> str | None:
+    """The digest of a tensor, computed again only if its file was modified; None if a value is NaN or infinite."""
+    return digest(tensor, full) if is_finite(tensor, full) else None
 
 
 def _ask_hub(checkpoint: Checkpoint, configs: Configs) -> Contents:

@@ -112,7 +112,10 @@ def _taken(path: Path, directory: Path) -> IO[bytes]:
     """The locked file of a lock, which another process may remove when it ends."""
     while True:
         make_directory(path.parent)
-        lock = open_lock(path)
+        try:
+            lock = open_lock(path)
+        except FileNotFoundError:  # another process has removed the directory since
+            continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

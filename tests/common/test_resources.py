@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 from types import SimpleNamespace
 
 import psutil
@@ -12,8 +13,11 @@ from common import resources
 from common.errors import UserError
 from common.parity.training import least_checkpoints
 from common.resources import (
+    BATCH,
+    EVALUATION_DATA,
     RESUME_STATE,
     Needs,
+    fitting_groups,
     free_disk,
     free_memory,
     one_after_another,
@@ -190,3 +194,26 @@ def test_what_is_in_a_directory_that_is_no_run_is_not_counted(tmp_path):
     assert resources._size(tmp_path) == 0
     (tmp_path / "config.json").write_text("{}")
     assert resources._size(tmp_path) == 1002
+
+
+needs_of_a_run = st.builds(
+    lambda weights, batch, state, data: Needs(
+        {"weights": weights, BATCH: batch}, {RESUME_STATE: state, EVALUATION_DATA: data}, {}
+    ),
+    *[st.integers(0, 100)] * 4,
+)
+
+
+@given(st.lists(needs_of_a_run, min_size=1), st.integers(0, 1000), st.sampled_from(["cpu", "cuda"]))
+def test_groups_are_consecutive_and_as_large_as_fits(needs, most, device):
+    def size(group):
+        """Weights of all, and the largest of what one run has at a time, or all of them share."""
+        memory, host = ([getattr(needs[i], where) for i in group] for where in ("memory", "host"))
+        on_device = sum(each["weights"] for each in memory) + max(each[BATCH] for each in memory)
+        shared = sum(max(each[part] for each in host) for part in (RESUME_STATE, EVALUATION_DATA))
+        return on_device + (shared if device == "cpu" else 0)
+
+    groups = fitting_groups(needs, most, device)
+    assert [i for group in groups for i in group] == list(range(len(needs)))
+    assert all(len(group) == 1 or size(group) <= most for group in groups)
+    assert all(size([*group, after[0]]) > most for group, after in pairwise(groups))

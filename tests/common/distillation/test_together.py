@@ -5,26 +5,32 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from torch.utils.data import IterableDataset
+from transformers import BertForMaskedLM, TrainerCallback
 
 from common.distillation.batches import ReadyBatches
 from common.distillation.labelled_head import LabelledHead
 from common.distillation.run_loop import train_run
 from common.distillation.schedules import Segment, until_saturation
+from common.distillation.teacher import Teacher
 from common.distillation.together import train_together
 from common.errors import DivergedError, UserError
 from common.runs.run import Run, open_run
-from tests.commands import Killed, save_often, stopped
+from tests.commands import Killed, files, save_often, stopped
 from tests.trainers import (
     HELD_OUT,
     SCHEDULE,
     Batches,
     Draws,
+    assert_same_model,
     bert,
+    collate,
     content,
     distil,
     kill_by_exception,
+    make_batch,
     recorded_arguments,
+    samples,
     send_stop_signal,
 )
 
@@ -113,11 +119,24 @@ def test_the_teacher_runs_once_for_all_students(tmp_path, teachers, monkeypatch,
         assert len(calls) == 2 * expected
 
 
-@pytest.mark.parametrize("most", [0, 2**26])
+@pytest.mark.parametrize("most", [0, 150, 2**25])
 def test_logits_that_are_too_many_to_keep_are_computed_again(tmp_path, teachers, alone, monkeypatch, most):
-    monkeypatch.setattr("common.distillation.labelled_head.MOST_LOGITS", most)
+    """Of all micro-batches and checkpoints of a step together."""
+    monkeypatch.setattr("common.distillation.teacher.MOST_LOGITS", most)
+    kept = []
+    output = Teacher.output
+
+    def observed(teacher, *arguments):
+        found = output(teacher, *arguments)
+        kept.append(sum(each.kept_logits for each in (teacher._shared or {}).values()))
+        return found
+
+    monkeypatch.setattr(Teacher, "output", observed)
     train_all(tmp_path, teachers)
     assert contents(tmp_path) == alone
+    assert max(kept) <= most
+    assert (max(kept) > 0) == (most > 0)
+    assert (max(kept) > 150) == (most > 150)
 
 
 def test_other_data_or_another_teacher_is_not_shared(tmp_path, teachers, alone):
@@ -205,12 +224,51 @@ def test_an_error_of_one_run_frees_the_others(tmp_path, teachers):
     assert all(trainer._teacher._models.current_step is None for trainer in made)
 
 
+def test_complete_runs_are_left_as_they_are_and_give_their_weights(tmp_path, teachers, alone):
+    train_all(tmp_path, teachers, ["ce", "wide"])
+    with ExitStack() as stack:
+        trainers = []
+        for name in RUNS:
+            run = stack.enter_context(open_run(tmp_path / name, {}, setting="test"))
+            trainers.append(make(tmp_path / name, teachers, run, name))
+        train_together(trainers, "test")
+    assert contents(tmp_path) == alone
+    final = BertForMaskedLM.from_pretrained(tmp_path / "ce" / "checkpoint-8")
+    assert_same_model(trainers[0].model, final, atol=0)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(samples(make_batch(0, 64)))
+
+
+def test_one_stream_for_two_runs_is_refused(tmp_path, teachers):
+    def train(streams):
+        with ExitStack() as stack:
+            trainers = []
+            for name, stream in zip(("ce", "cold"), streams, strict=True):
+                run = stack.enter_context(open_run(tmp_path / name, {}, setting="test"))
+                options = {"train_dataset": stream, "data_collator": collate, "eval_dataset": ReadyBatches(HELD_OUT)}
+                args = recorded_arguments(tmp_path / name)
+                trainers.append(distil(tmp_path / name, teachers, args=args, run=run, **options))
+            train_together(trainers, "test")
+
+    stream = Stream()
+    with pytest.raises(UserError, match="cannot read one stream"):
+        train([stream, stream])
+    train([stream, Stream()])
+    assert content(tmp_path / "ce")["metrics.jsonl"] == content(tmp_path / "cold")["metrics.jsonl"]
+
+
 def test_a_damaged_state_is_refused(tmp_path, teachers, capsys):
     stopped(capsys, lambda: train_all(tmp_path, teachers, callbacks={"ce": Draws(2, send_stop_signal)}))
     (state,) = (tmp_path / "cold" / "resume").iterdir()
     (state / "state.json").write_text("{}")
+    before = {name: files(tmp_path / name) for name in RUNS}
     with pytest.raises(UserError, match="cold"):
         train_all(tmp_path, teachers)
+    after = {name: files(tmp_path / name) for name in RUNS}
+    assert all({**after[name], "config.json": b""} == {**before[name], "config.json": b""} for name in RUNS)
 
 
 def test_a_gradient_that_is_accumulated_by_one_run_is_not_another_ones(tmp_path, teachers, alone):
