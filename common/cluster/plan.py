@@ -55,7 +55,8 @@ class PlannedRun:
 
 def _has_taught(teacher: str, config: Mapping[str, Any]) -> bool:
     """Whether a student with this config learnt from what is in its teacher's directory now; True for a hub id."""
-    known, arguments = config.get("teacher_checkpoints", {}), config["arguments"]
+    known = {step: digest for step, digest in config.get("teacher_checkpoints", {}).items() if digest is not None}
+    arguments = config["arguments"]
     if not Path(teacher).is_dir():
         return True
     if arguments.get("teacher_id") not in (None, (find_json(Path(teacher) / "config.json") or {}).get("id")):

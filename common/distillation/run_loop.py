@@ -211,10 +211,11 @@ class RunTrainer(ProgressiveDistillationTrainer):
         Raises:
             UserError: the state is damaged, or the model, the teacher, the data or an argument is not that of the run.
         """
-        named = {checkpoint for _, _, checkpoint in spans(self.segments, 0, self.args.max_steps)}
-        known = {int(step) for step in self.run.config.get("teacher_checkpoints", ())}
-        used = {step for step in self._teacher.steps if step in named | known or not self._schedule_is_fixed}
-        digests = self._teacher.digests(used)
+        named: set[int | None] = {checkpoint for _, _, checkpoint in spans(self.segments, 0, self.args.max_steps)}
+        known = self.run.config.get("teacher_checkpoints", {})
+        named |= {int(step) for step, digest in known.items() if digest is not None}
+        used = {step for step in self._teacher.steps if step in named or not self._schedule_is_fixed}
+        digests = {**dict.fromkeys(map(str, self._teacher.steps)), **self._teacher.digests(used)}
         with self.args.main_process_first(local=False):  # what one of them refuses, all of them do
             resume = load_resume(self.run.directory)
             self.run.keep_teacher(digests)

@@ -156,11 +156,11 @@ class Run:
         for record in self.records():
             self.track(record)
 
-    def keep_teacher(self, digests: Mapping[str, str]) -> None:
+    def keep_teacher(self, digests: Mapping[str, str | None]) -> None:
         """Record the checkpoints that the run learns from, or compare them with those that it began with.
 
         Args:
-            digests: of each checkpoint, by its teacher step.
+            digests: of each checkpoint, by its teacher step; None for one that exists and is not used.
 
         Raises:
             UserError: names a checkpoint that is missing, new or another one.
@@ -168,14 +168,16 @@ class Run:
         config = self.config
         if "teacher_checkpoints" not in config:
             write_file(self.directory / "config.json", to_json({**config, "teacher_checkpoints": dict(digests)}))
-        elif missing := config["teacher_checkpoints"].keys() - digests.keys():
-            raise self._other_teacher(min(missing, key=int), "is missing")
+        known = self.config["teacher_checkpoints"]
         self.require_teacher(digests)
+        if missing := [step for step in known if known[step] is not None and digests.get(step) is None]:
+            raise self._other_teacher(min(missing, key=int), "is missing")
 
-    def require_teacher(self, digests: Mapping[str, str]) -> None:
+    def require_teacher(self, digests: Mapping[str, str | None]) -> None:
         """Compare some checkpoints with those that the run began with, if these were recorded; as `keep_teacher`."""
         known = self.config.get("teacher_checkpoints", digests)
-        changes = [step for step in digests if known.get(step) != digests[step]]
+        used = {step: digest for step, digest in digests.items() if digest is not None}
+        changes = [step for step in used if step not in known or known[step] not in (None, used[step])]
         if changes:
             step = min(changes, key=int)
             raise self._other_teacher(step, "has changed" if step in known else "is new")

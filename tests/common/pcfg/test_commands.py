@@ -315,7 +315,7 @@ def test_a_dataset_that_was_replaced_is_refused_and_a_student_may_have_another(p
         shutil.rmtree(used)
         shutil.copytree(tmp_path / other, used)
         line = pcfg.fail_in_one_line(capsys, *words)
-        assert "holds a run with other arguments (dataset_digest is " in line
+        assert "holds a run with other arguments (the dataset has changed)" in line
         assert files(tmp_path / "run") == stopped
     shutil.rmtree(used)
     shutil.copytree(tmp_path / "first", used)
