@@ -76,7 +76,7 @@ def tokenizer_of(path: Path | str) -> PreTrainedTokenizerBase | None:
 
 def has_tokenizer(directory: Path) -> bool:
     """Whether a directory has a file with the tokens of a tokenizer."""
-    return any((directory / name).is_file() for name in TOKENIZER_FILES)
+    return any((directory / name).exists() for name in TOKENIZER_FILES)
 
 
 def teacher_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase | None:

@@ -275,4 +275,5 @@ def test_sync_does_not_change_what_a_terminal_shows(tmp_path, home, capsys):
     cut(tmp_path / "c\x1b[2J" / "config.json")
     code, stdout, stderr = start(capsys, main, "sync", tmp_path, "--wandb", "offline")
     assert (code, stdout) == (0, f"{tmp_path}/a\\x1b[2J b: 3 records\n")
-    assert stderr == f"warning: {tmp_path}/c\\x1b[2J/config.json is damaged: start over with --force\n"
+    damaged = f"{tmp_path}/c\\x1b[2J/config.json is damaged"
+    assert stderr == f"warning: {damaged}: to start over, rerun its command with --force\n"

@@ -42,7 +42,7 @@ def train(directory):
         {"seconds": float("nan")},
         {"id": 7},
         {"commit": 7},
-        {"teacher": {"last": "a"}},
+        {"teacher_checkpoints": {"last": "a"}},
     ],
     ids=str,
 )
@@ -199,7 +199,7 @@ def test_a_run_keeps_its_teacher(tmp_path):
     with open_run(tmp_path / "run", {}) as run:
         for _ in range(2):
             run.keep_teacher(known)
-            assert run.config["teacher"] == known
+            assert run.config["teacher_checkpoints"] == known
         for other, message in (
             ({"100": "b"}, "checkpoint 90 of the teacher of .* is missing"),
             ({"90": "b", "100": "a"}, "checkpoint 90 .* has changed"),
@@ -208,4 +208,4 @@ def test_a_run_keeps_its_teacher(tmp_path):
         ):
             with pytest.raises(UserError, match=f"^{message} since the run began: .*--force$"):
                 run.keep_teacher(other)
-        assert run.config["teacher"] == known
+        assert run.config["teacher_checkpoints"] == known
