@@ -70,7 +70,7 @@ def command_line(function: Callable[..., object]) -> list[str]:
 def command(main: Callable[[], object]) -> None:
     """Run a command. Invalid input, a full or read-only disk, a stop signal or Ctrl-C ends it with one line on stderr.
 
-    What it prints is lost where it cannot be written, and the command goes on; of stdout, this is said at the end.
+    Output that cannot be written is dropped without stopping the command; for stdout, an error at the end says so.
 
     Exit codes: a `UserError`'s own, 2 for the disk and for stdout, 75 (EX_TEMPFAIL) for SIGTERM and SIGUSR1, 130 for
     Ctrl-C. Any other exception keeps its traceback.

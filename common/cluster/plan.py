@@ -9,14 +9,13 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
 from common.runs.files import find_json
 from common.runs.run import Run
-from common.teachers.discovery import Checkpoint, find_checkpoints
+from common.teachers.discovery import find_checkpoints
 from common.teachers.trajectory import checkpoint_digests
 
 RUN_MEGABYTES = 20
@@ -62,20 +61,7 @@ def _has_taught(teacher: str, config: Mapping[str, Any]) -> bool:
     if arguments.get("teacher_id") not in (None, (find_json(Path(teacher) / "config.json") or {}).get("id")):
         return False
     checkpoints = find_checkpoints(teacher, arguments.get("teacher_pattern")) if known else []
-    digests = {str(checkpoint.step): _digest(checkpoint) for checkpoint in checkpoints if str(checkpoint.step) in known}
-    return digests == known
-
-
-def _digest(checkpoint: Checkpoint) -> str:
-    """The digest of a local checkpoint, which is computed again only if a file was modified."""
-    states = [path.stat() for path in sorted(Path(checkpoint.location).iterdir())]
-    return _digest_of(checkpoint, tuple((state.st_ino, state.st_mtime_ns) for state in states))
-
-
-@cache
-def _digest_of(checkpoint: Checkpoint, states: tuple[tuple[int, int], ...]) -> str:
-    (digest,) = checkpoint_digests([checkpoint]).values()
-    return digest
+    return checkpoint_digests([checkpoint for checkpoint in checkpoints if str(checkpoint.step) in known]) == known
 
 
 def read_plan(lines: Sequence[str]) -> list[PlannedRun]:

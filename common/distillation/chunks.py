@@ -56,10 +56,12 @@ def objective_sums(
 
     if student.is_one_chunk:
         logits = student.logits()
-        loss, kl = label_cross_entropy(logits, labels), None
-        if teacher is not None:
+        if teacher is None:
+            loss = label_cross_entropy(logits, labels)
+            kl = torch.zeros_like(loss)
+        else:
             loss, kl = objective(logits, labels, teacher.logits(), arguments, step, last)
-        return _sums(loss, torch.zeros_like(loss) if kl is None else kl, logits.argmax(-1) == labels)
+        return _sums(loss, kl, logits.argmax(-1) == labels)
 
     def sums_and_gradient(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         losses, kl, gradient = objective_and_gradient(logits, labels[rows], teacher, rows, arguments, step, last)

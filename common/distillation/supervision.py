@@ -33,6 +33,12 @@ class Supervision(LossArguments):
 FROM_LABELS = Supervision(schedule=schedules.ce_only())
 
 
+def require_default_teacher(directory: Path, name: str, command: str) -> None:
+    """Reject a default teacher that does not exist; `command` trains it."""
+    if not directory.exists():
+        raise UserError(f"there is no teacher {name}: give --teacher, or train it with {command}")
+
+
 def own_teacher(directory: Path, settings: Sequence[str]) -> Mapping[str, Any] | None:
     """The config of a teacher that is a run of this project; None for any other teacher.
 

@@ -16,6 +16,7 @@ from common.distillation.supervision import (
     own_checkpoint_warnings,
     own_teacher,
     print_notes,
+    require_default_teacher,
     schedule_warnings,
     supervision,
     trajectory_warnings,
@@ -85,11 +86,8 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
     default = _default_teacher(arguments.preset, setting)
     arguments = replace(arguments, teacher=resolve_teacher(arguments.teacher, default, ROOT))
     directory = ROOT / arguments.teacher
-    if arguments.teacher == default and not directory.exists():
-        raise UserError(
-            f"there is no teacher {default}: give --teacher, or train it with python -m {setting.name}.train "
-            f"{arguments.preset}"
-        )
+    if arguments.teacher == default:
+        require_default_teacher(directory, default, f"python -m {setting.name}.train {arguments.preset}")
     teacher = find_checkpoints(directory if directory.exists() else arguments.teacher, arguments.teacher_pattern)
     own = own_teacher(directory, SETTINGS)
     arguments = with_task_of(own and own["arguments"], arguments, TASK_ARGUMENTS, argv)

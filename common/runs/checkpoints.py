@@ -72,15 +72,19 @@ CONFIGS = ("config.json", "adapter_config.json")
 
 def checkpoint_digests(run: Path, step: int) -> dict[str, str]:
     """A digest of each checkpoint up to a step, by its directory's name: of the names of its weights and configs, and
-    of each of them that of `sampled_digest`, computed again only if the file was modified."""
+    the `file_digest` of each."""
     digests = {}
     for saved, path in sorted(saved_checkpoints(run).items()):
         if saved <= step:
             own = sorted(file for file in path.glob("*") if file.suffix == ".safetensors" or file.name in CONFIGS)
-            files = ((file, file.stat()) for file in own if file.is_file())
-            parts = [[file.name, _digest(file, state.st_ino, state.st_mtime_ns)] for file, state in files]
-            digests[path.name] = digest_of(parts)
+            digests[path.name] = digest_of([[file.name, file_digest(file)] for file in own if file.is_file()])
     return digests
+
+
+def file_digest(file: Path) -> str:
+    """The `sampled_digest` of a file, computed again only if it was modified."""
+    state = file.stat()
+    return _digest(file, state.st_ino, state.st_mtime_ns)
 
 
 @functools.cache

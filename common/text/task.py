@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from common.errors import UserError
 from common.language_models.models import Tokens
 from common.language_models.setting import Setting
 from common.probes.checkpoints import is_run
-from common.runs.files import digest_of, sampled_digest
+from common.runs.checkpoints import file_digest
+from common.runs.files import digest_of
 from common.teachers.discovery import Checkpoint
 from common.teachers.loading import build_model, read_model
 from common.teachers.objective import Objective
@@ -245,11 +246,5 @@ def check_tokenizers(checkpoints: Sequence[Checkpoint], task: CorpusTask) -> Non
 def _tokenizer_digest(directory: Path) -> str | None:
     """A digest of a checkpoint's tokenizer; None if it has none."""
     files = [path for name in TOKENIZER_FILES if (path := directory / name).is_file()]
-    states = [(path, path.stat()) for path in files]
-    parts = [[path.name, _file_digest(path, state.st_ino, state.st_mtime_ns)] for path, state in states]
+    parts = [[path.name, file_digest(path)] for path in files]
     return digest_of(parts) if parts else None
-
-
-@cache
-def _file_digest(path: Path, inode: int, modified: int) -> str:
-    return sampled_digest(path)
