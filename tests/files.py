@@ -1,12 +1,10 @@
-"""What tests of files share: tensors to save, damaged contents, and disks that are full or read-only."""
+"""What tests of files share: tensors to save, and disks that are full or read-only."""
 
 import errno
 import fcntl
-import json
 import os
 from pathlib import Path
 
-import hypothesis.strategies as st
 import numpy as np
 import pytest
 
@@ -65,29 +63,3 @@ def make_read_only(patch):
 
 def content(directory):
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-
-
-def damaged(content):
-    """Bytes near `content`: cut, with a piece exchanged, or doubled; and JSON of another form."""
-    place = st.integers(0, len(content))
-    piece = st.one_of(
-        st.binary(max_size=4), st.sampled_from([b"null", b"[]", b"{}", b"1e999", b'"', b"-1", b"[[", b","])
-    )
-    exchanged = st.tuples(place, place, piece).map(lambda drawn: content[: drawn[0]] + drawn[2] + content[drawn[1] :])
-    values = st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
-        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
-        max_leaves=4,
-    )
-    return st.one_of(place.map(lambda end: content[:end]), exchanged, st.just(content + content), values.map(as_json))
-
-
-def as_json(value):
-    return json.dumps(value).encode()
-
-
-def with_other_values(fields):
-    """JSON objects with these fields, of which some are left out or have another value."""
-    other = st.sampled_from([None, True, -1, 1.5, 10**400, float("nan"), "text", "", [], [1], {}, {"a": 1}])
-    optional = {name: st.just(value) | other for name, value in fields.items()}
-    return st.fixed_dictionaries({}, optional=optional).map(as_json)

@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import re
 import shutil
 import struct
 import subprocess
@@ -16,7 +15,6 @@ import parity_findings
 import pcfg_findings
 import pytest
 import report
-from hypothesis import HealthCheck, given, settings, strategies as st
 from report import read_times
 
 from common.errors import UserError
@@ -347,26 +345,6 @@ def test_times_without_the_line_that_was_cut_off(tmp_path):
     for end in range(len(text) + 1):
         path.write_text(text[:end])
         assert read_times(path) == [TIME] * text[:end].count("\n")
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from([*TIME]) | st.text(), inner),
-)
-
-
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
-def test_a_damaged_time_is_named(tmp_path, line):
-    path = tmp_path / "times.jsonl"
-    path.write_bytes(line + b"\n")
-    message = rf"{path}, line \d+, is damaged: remove the line"
-    try:
-        [entry] = read_times(path)
-    except UserError as error:
-        entry, message = None, re.fullmatch(message, str(error))
-    assert message
-    assert entry is None or [type(entry[name]) for name in TIME] == [type(value) for value in TIME.values()]
 
 
 @pytest.mark.parametrize("seconds", [-1, 10**9 + 1, 10**30])

@@ -190,10 +190,9 @@ class RunTrainer(ProgressiveDistillationTrainer):
 
     def save_resume_state(self) -> None:
         """Save what the run needs to resume from the current step; every process must call this."""
-        source = self.train_dataset
-        more: dict[str, Any] = {"training": self.training_facts()}
-        if isinstance(source, DatasetSource):
-            more["data"] = source.position(self.state.global_step)
+        more: dict[str, Any] = {"training": self.training_facts(), "teacher": self._teacher.weights_read}
+        if isinstance(self.train_dataset, DatasetSource):
+            more["data"] = self.train_dataset.position(self.state.global_step)
         save_training_state(self, self.run.directory, vars(self._sums), more)
 
     def require_resumable(self) -> None:
@@ -221,6 +220,7 @@ class RunTrainer(ProgressiveDistillationTrainer):
             self.run.keep_teacher(digests)
             if resume:
                 require_same_training(self.run.directory, resume.state.get("training", {}), self.training_facts())
+                self._teacher.expect_weights(resume.state.get("teacher", {}))
             if self.is_world_process_zero():
                 self.run.rewind(resume)
         self.records = self.run.records()

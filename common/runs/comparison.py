@@ -39,7 +39,7 @@ def compare(arguments: CompareArguments) -> None:
     configs = [run.config for run in runs]
     records = [run.records() for run in runs]
     rows = [table_row(run) for run in runs]
-    facts = [(name, *("" if row[name] is None else str(row[name]) for row in rows)) for name in FACTS]
+    facts = [(name, *("" if row.get(name) is None else str(row[name]) for row in rows)) for name in FACTS]
     facts += differences(configs[0], configs[1])
     names = ("", "A", "B")
     print("\n".join(aligned(names, [dict(zip(names, fact, strict=True)) for fact in facts], None)))

@@ -13,6 +13,9 @@ from common.runs.run import Run
 TRANSITION_ACCURACY = 0.95
 """Accuracy above which a run has passed its transition."""
 
+OF_A_RUN = {"setting", "argv", "arguments"}
+"""Entries of a config.json by which it is known to be a run's."""
+
 
 def find_runs(directory: Path) -> list[Run]:
     """All runs at or below a directory, at any depth, in the order of their paths; links are not followed.
@@ -48,4 +51,4 @@ def _is_run(directory: Path) -> bool:
         config = find_json(directory / "config.json")
     except UserError:  # it is too large
         return True
-    return config is None or "arguments" in config
+    return config is None or not OF_A_RUN.isdisjoint(config)

@@ -5,6 +5,7 @@ caller's thread, as `from_pretrained` changes torch's default dtype and the init
 For the same reason, of several teachers one is loaded at a time.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -61,6 +62,7 @@ class Teachers:
         self._downloads_kept, self._on_disk = downloads_kept, list[int]()
         self._read, self._build, self._prefetch = read, build, prefetch
         self._thread = ThreadPoolExecutor(1, "teacher")
+        self._digests: dict[int, str] = {}
         self._current: tuple[int, nn.Module] | None = None
         self._prefetched: tuple[int, Future[Any]] | None = None
 
@@ -68,6 +70,24 @@ class Teachers:
     def steps(self) -> set[int]:
         """Teacher steps that can be loaded."""
         return set(self._checkpoints)
+
+    @property
+    def digests(self) -> dict[int, str]:
+        """Digests of all values of the weights read so far, by teacher step."""
+        return self._digests
+
+    def expect(self, digests: Mapping[int, str]) -> None:
+        """Refuse checkpoints whose weights do not have the digests that an earlier process saw.
+
+        Raises:
+            UserError: one of those read so far has others; the others raise it when they are read.
+        """
+        for step, digest in digests.items():
+            self._require_same(step, digest)
+
+    def share_digests(self, other: "Teachers") -> None:
+        """Have one record of digests with the same checkpoints elsewhere, of which each is read in one place only."""
+        self._digests = other._digests
 
     @property
     def current_step(self) -> int | None:
@@ -124,11 +144,20 @@ class Teachers:
         path = local_path(self._checkpoints[step])
         with _LOADING:
             content = self._read(path)
+        self._require_same(step, _weights_digest(content))
         if self._downloads_kept is not None and is_evictable(self._checkpoints[step]):
             self._on_disk = [*(other for other in self._on_disk if other != step), step]
             while len(self._on_disk) > self._downloads_kept:
                 evict(self._checkpoints[self._on_disk.pop(0)])
         return content
+
+    def _require_same(self, step: int, digest: str) -> None:
+        """Refuse weights that differ from those of the checkpoint when it was first read."""
+        if self._digests.setdefault(step, digest) != digest:
+            raise UserError(
+                f"the weights in {self._checkpoints[step].location} have changed since they were first read: restore "
+                "them, or start over with --force (force=True)"
+            )
 
 
 @dataclass(frozen=True)
@@ -192,6 +221,16 @@ def build_model(
     _require_all_weights(path, type(model).__name__, found, stored.tensors.keys() - numbers.keys())
     require_finite_weights(model.state_dict(), path)
     return model
+
+
+def _weights_digest(content: StoredModel | nn.Module) -> str:
+    """A digest of the names, dtypes, shapes and values of all weights."""
+    hashed = hashlib.blake2b(digest_size=16)
+    tensors = content.tensors if isinstance(content, StoredModel) else content.state_dict()
+    for name, tensor in sorted(tensors.items()):
+        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        hashed.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
 
 
 def _class_of(stored: StoredModel, objective: Objective, model_class: type[PreTrainedModel] | None) -> Any:

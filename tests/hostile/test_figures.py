@@ -6,6 +6,7 @@ import shutil
 import pytest
 from finding_runs import find_runs, probe_result, students_of
 from hypothesis import given, strategies as st
+from report import read_times
 
 from common.errors import UserError
 from tests.commands import exit_code
@@ -69,6 +70,19 @@ def test_records(runs, data):
     if (found := attempt(read, runs, names=str(path.parent))) is not None:
         for records in found[0]:
             assert [record["step"] for record in records] == sorted({record["step"] for record in records})
+
+
+TIME = {"setting": "parity_mlp", "preset": "smoke", "command": "train it's", "seconds": 3, "processor": "2 x"}
+
+
+@given(st.binary() | json_files(TIME))
+@cases(200)
+def test_times(tmp_path, line):
+    path = tmp_path / "times.jsonl"
+    path.write_bytes(json.dumps(TIME).encode() + b"\n" + line + b"\n")
+    if (found := attempt(read_times, path, names=f"{path}, line ")) is not None:
+        for entry in found:
+            assert [type(entry[name]) for name in TIME] == [type(value) for value in TIME.values()]
 
 
 # What was found

@@ -82,7 +82,7 @@ def test_other_arrays(folder, whole, dtype, shape, fortran):
 
 
 @given(st.sampled_from(["tokenizer.json", "tokenizer_config.json"]), st.data())
-@cases(100)
+@cases(200)
 def test_tokenizers(folder, whole, name, data):
     directory = restored(whole)
     path = directory / "tokenizer" / name

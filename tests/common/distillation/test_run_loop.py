@@ -1,6 +1,7 @@
 """Runs: their records, kills around every write, stops, divergence and arguments that are refused."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from common.distillation.run_loop import RunTrainer, train_run
 from common.distillation.schedules import until_saturation
 from common.errors import DivergedError, UserError
 from common.runs import resume
-from common.runs.checkpoints import read_checkpoint
+from common.runs.checkpoints import read_checkpoint, save_checkpoint
 from common.runs.run import Run, open_run
-from common.teachers.discovery import find_checkpoints
-from tests.commands import and_signal, save_often, stopped
+from common.teachers import trajectory, weights
+from common.teachers.discovery import Checkpoint, find_checkpoints
+from tests.commands import and_signal, files, save_often, stopped
 from tests.trainers import (
     BATCH,
     HELD_OUT,
@@ -162,6 +164,35 @@ def test_a_signal_while_something_is_written_damages_nothing(
     assert step == (2 if name == "save_resume" else 4)
     run_with_dropout(tmp_path / "run", teachers)
     assert content(tmp_path / "run") == uninterrupted[0]
+
+
+def test_one_value_of_a_large_teacher_that_changes_is_noticed_where_it_is_read(
+    tmp_path, teachers, monkeypatch, uninterrupted
+):
+    """Of large weights only samples are compared before training."""
+    monkeypatch.setattr(trajectory, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(weights, "SAMPLE", 1)
+    save_often(monkeypatch)
+    (tmp_path / "teachers").mkdir()
+    shutil.copytree(teachers / "bert", tmp_path / "teachers" / "bert")
+    run = tmp_path / "run"
+    with pytest.raises(Killed):
+        run_with_dropout(run, tmp_path / "teachers", Draws(5, kill_by_exception))
+    before = files(run)
+    changed = tmp_path / "teachers" / "bert" / "checkpoint-10"
+    known = trajectory.checkpoint_digests([Checkpoint(10, changed)])
+    config, tensors = read_checkpoint(changed)
+    bias = tensors["cls.predictions.bias"].copy()
+    bias[1] += 1
+    save_checkpoint(changed.parent, 10, {**tensors, "cls.predictions.bias": bias}, config)
+    trajectory._digest.cache_clear()
+    assert trajectory.checkpoint_digests([Checkpoint(10, changed)]) == known
+    with pytest.raises(UserError, match=f"^the weights in {changed} have changed since they were first read: restore"):
+        run_with_dropout(run, tmp_path / "teachers")
+    assert {**files(run), "config.json": before["config.json"]} == before
+    save_checkpoint(changed.parent, 10, tensors, config)
+    run_with_dropout(run, tmp_path / "teachers")
+    assert content(run) == uninterrupted[0]
 
 
 def test_a_schedule_that_is_a_function_is_the_same_after_a_kill(tmp_path, teachers, monkeypatch):

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
 
 from common.errors import UserError
 from common.runs.__main__ import main
@@ -19,7 +18,6 @@ from common.runs.finding import find_runs, passed_at
 from common.runs.table import aligned
 from parity_mlp import train
 from tests.commands import ROOT, cut, fail_in_one_line, python, start, succeed
-from tests.files import with_other_values
 
 TEACHER = {"preset": "laptop", "d": 100, "k": 6, "support": "first", "width": 1000, "layers": 1}
 TEACHER |= {"steps": 200, "lr": 0.01, "seed": 0}
@@ -213,19 +211,6 @@ def test_what_a_file_says_does_not_change_what_a_terminal_shows(root, capsys):
     assert shown.isascii()
     assert "\x1b" not in shown
     assert not [line for line in shown.splitlines() if line.startswith("error")]
-
-
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(arguments=with_other_values(student("ce", 2)), line=with_other_values({"step": 1, "loss": 0.5, "accuracy": 0.5}))
-def test_whatever_arguments_and_records_are_the_table_shows_all_runs(root, capsys, arguments, line):
-    config = {"setting": "a", "argv": [], "arguments": json.loads(arguments)}
-    (root / "a" / "config.json").write_text(json.dumps(config))
-    (root / "a" / "metrics.jsonl").write_bytes(line + b"\n")
-    for words in ([], ["--csv", "-"], ["--sort", "final_loss", "--where", "state!=1"]):
-        code, stdout, _ = start(capsys, main, "table", root, *words)
-        assert code == 0
-        assert len(stdout.splitlines()) == 6
-    assert start(capsys, main, "compare", root / "a", root / "f")[0] in (0, 2)
 
 
 @pytest.mark.parametrize(

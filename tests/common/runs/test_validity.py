@@ -1,19 +1,15 @@
 """Runs with damaged files, on a read-only disk, refused before they begin, or whose teacher changes."""
 
-import json
-import math
-import re
 from functools import partial
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
 
 from common.errors import DivergedError, UserError
 from common.runs import run as module
 from common.runs.checkpoints import save_checkpoint
 from common.runs.run import Run
 from tests.commands import change_config
-from tests.files import content, damaged, make_read_only, with_other_values
+from tests.files import content, make_read_only
 
 open_run = partial(module.open_run, setting="parity_mlp")
 
@@ -96,47 +92,6 @@ def test_a_run_with_a_damaged_done_json_is_not_complete(tmp_path, text):
     assert content(tmp_path / "run") == before
     with open_run(tmp_path / "run", {"lr": 0.1}, force=True):
         pass
-
-
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_whatever_a_config_holds_the_run_opens_or_is_refused(tmp_path, data):
-    path = tmp_path / "run" / "config.json"
-    if not path.exists():
-        train(tmp_path / "run")
-        (tmp_path / "config.json").write_bytes(path.read_bytes())
-    whole = (tmp_path / "config.json").read_bytes()
-    path.write_bytes(data.draw(damaged(whole) | with_other_values(json.loads(whole))))
-    try:
-        with open_run(tmp_path / "run", {"lr": 0.1}) as run:
-            assert run.complete
-            assert run.setting == "parity_mlp"
-            assert run.seconds >= 0
-    except UserError as error:
-        refusal = str(error)
-        assert str(tmp_path / "run") in refusal
-
-
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_whatever_metrics_hold_they_are_records_or_refused(tmp_path, data):
-    line = {"step": 3, "loss": 0.5, "accuracy": None, "text": "a"}
-    lines = json.dumps(line).encode() + b"\n"
-    (tmp_path / "metrics.jsonl").write_bytes(
-        data.draw(damaged(3 * lines) | with_other_values(line).map(lambda other: lines + other + b"\n"))
-    )
-    try:
-        records = Run(tmp_path).records()
-    except UserError as error:
-        refusal = str(error)
-        assert re.match(
-            rf"{tmp_path}/metrics.jsonl is damaged in line [0-9]+: {START_OVER}$",
-            refusal,
-        )
-    else:
-        for record in records:
-            assert record["step"] >= 0
-            assert record.get("loss") is None or abs(record["loss"]) < math.inf
 
 
 # Refused, and read-only

@@ -252,32 +252,6 @@ def test_one_bad_cell_is_refused_with_its_line_and_column(tmp_path, points, data
     assert refused(write(tmp_path / "log.csv", text)).startswith(f"log.csv, line {row + 2}: {name} is ")
 
 
-# Any log
-
-
-@many_examples
-@given(
-    st.sampled_from(["metrics.jsonl", "trainer_state.json", "log.csv"]),
-    st.one_of(
-        st.binary(max_size=40),
-        st.text(st.sampled_from('step,loss\n\r"{}:[]0123456789.-eE_ \0'), max_size=60).map(str.encode),
-        st.lists(st.tuples(st.text(max_size=4), st.text(max_size=4)), max_size=4).map(
-            lambda rows: "\n".join(["step,loss", *map(",".join, rows)]).encode(errors="replace")
-        ),
-    ),
-)
-def test_whatever_a_log_holds_it_is_a_curve_or_refused_in_one_line(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    try:
-        curve = read_curve(tmp_path / name)
-    except UserError:
-        assert name in refused(tmp_path / name)
-    else:
-        assert len(curve.steps) == len(curve.losses) > 0
-        assert list(curve.steps) == sorted(set(curve.steps))
-        assert all(map(math.isfinite, curve.losses))
-
-
 def test_a_directorys_log_is_searched_in_order(tmp_path):
     with pytest.raises(UserError, match=r"has no metrics\.jsonl, trainer_state\.json or CSV file"):
         read_curve(tmp_path)

@@ -57,6 +57,38 @@ def test_a_teacher_that_was_not_prefetched_is_loaded_when_it_is_needed():
     assert loaded == [1, 2, 3]
 
 
+def test_weights_that_are_not_those_of_the_first_time_are_refused():
+    """Each of the two is read by one, and known to both."""
+    seeds = {1: 1, 2: 2}
+
+    def teachers():
+        return Teachers(
+            [Checkpoint(step, Path(f"/teacher/{step}")) for step in seeds], lambda p: Plain(seeds[int(p.name)])
+        )
+
+    one, other = teachers(), teachers()
+    other.share_digests(one)
+    one.load(1, None, CPU)
+    other.load(2, None, CPU)
+    known = dict(one.digests)
+    assert known.keys() == {1, 2}
+    assert len(set(known.values())) == 2
+    one.load(2, None, CPU)
+    again = teachers()
+    again.expect(known)
+    again.load(1, None, CPU)
+    seeds[2] = 3
+    message = (
+        "^the weights in /teacher/2 have changed since they were first read: restore them, or start over with --force"
+    )
+    with pytest.raises(UserError, match=message):
+        again.load(2, None, CPU)
+    late = teachers()
+    late.load(2, None, CPU)
+    with pytest.raises(UserError, match=message):
+        late.expect(known)
+
+
 def test_no_teacher_is_loaded_for_steps_without_one():
     chosen = Teachers([], Plain)
     assert chosen.load(checkpoint_at(ce_only(), 0), next_checkpoint(ce_only(), 0)) is None
