@@ -37,7 +37,7 @@ NO_TEMPORARY = "No usable temporary directory"
 
 OUT_OF_MEMORY = (
     "error: out of memory ({}): free some memory and rerun the command to resume, or start another run with a smaller "
-    "--batch-size or a larger --accumulate"
+    "--batch-size or, where there is that option, a larger --accumulate"
 )
 TORCH_OUT_OF_MEMORY = re.compile("^OutOfMemoryError|DefaultCPUAllocator: |std::bad_alloc")
 """In the class or message of an error: memory ran out. On a CPU torch has no class for it."""
@@ -47,6 +47,28 @@ LOST_PROCESS = re.compile("Connection (closed|reset) by peer")
 
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 """In the message of a library in Rust, the number of an error of the file system."""
+
+OF_64_BITS = tyro.constructors.ConstructorRegistry()
+"""How tyro reads whole numbers while a command runs: as others, if NumPy and torch can hold them."""
+
+
+@OF_64_BITS.primitive_rule
+def _integer(kind: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[int] | None:
+    def parsed(words: list[str]) -> int:
+        number = int(words[0])
+        if not -(2**63) <= number < 2**63:
+            raise ValueError(f"{words[0]:.30} does not fit into 64 bits")
+        return number
+
+    if kind.type is not int:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=parsed,
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda number: [str(number)],
+    )
 
 
 def run_command(presets: Mapping[str, Any], run: Callable[[Any, Sequence[str]], None], description: str | None) -> None:
@@ -79,7 +101,7 @@ def command(main: Callable[[], object]) -> None:
     prepare_process()
     try:
         _require_utf8(sys.argv[1:])
-        with catch_stop_signals():
+        with catch_stop_signals(), OF_64_BITS:
             main()
         _require_stdout()
     except UserError as error:

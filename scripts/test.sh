@@ -6,4 +6,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 ruff check
 ruff format --check
 mypy
-python -m pytest "$@"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # as there is a process for each core
+python -m pytest --numprocesses logical --dist worksteal "$@"

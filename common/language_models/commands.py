@@ -30,7 +30,14 @@ from common.distillation.supervision import (
 from common.errors import DivergedError, UserError
 from common.language_models.arguments import DistillArguments, TrainArguments, check
 from common.language_models.setting import Setting, Task, config_of, task_of
-from common.language_models.training import processes_of, train_to_end, trainer_arguments, trainer_of, trainer_options
+from common.language_models.training import (
+    processes_of,
+    require_labels,
+    train_to_end,
+    trainer_arguments,
+    trainer_of,
+    trainer_options,
+)
 from common.resources import (
     Needs,
     fitting_groups,
@@ -75,6 +82,8 @@ def train(
     if arguments.force or not Run(directory).complete:
         needs = _needs(arguments, task, arguments.heads, arguments.steps, processes_of(trainer_args))
         notes = require_resources(needs, [directory], trainer_args.device.type)
+        require_labels(batches, arguments.steps)
+        shared = trainer_options(arguments, setting, task)
         if processes_of(trainer_args).first:
             print_notes(notes)
     options = {"setting": setting.name, "argv": argv, "force": arguments.force, "wandb": arguments.wandb}
@@ -84,7 +93,6 @@ def train(
         if run.complete:
             processes.print(f"{directory} is complete")
             return
-        shared = trainer_options(arguments, setting, task)
         given = (arguments, setting, run, trainer_args, task, batches, arguments.heads, arguments.seed, FROM_LABELS)
         train_to_end([trainer_of(*given, shared)])
 
@@ -137,10 +145,13 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     batches = setting.training_batches(arguments, task, max(arguments.steps), arguments.stream_seed)
     unfinished = [student for student in students if arguments.force or not Run(student.directory).complete]
     groups = _groups(unfinished, arguments.memory, task, processes, device)
+    shared: dict[str, Any] = {}
     if unfinished:
         needs = [in_turn([student.needs(task, processes) for student in group]) for group in groups]
         places = [student.directory for student in unfinished]
         notes += require_resources(one_after_another(needs), places, device.type)
+        require_labels(batches, min(student.steps for student in unfinished))
+        shared = trainer_options(arguments, setting, task)
     prepared = [(student.arguments, student.supervision, student.steps) for student in students]
     used = used_checkpoints(prepared)
     last = (used or teacher)[-1]
@@ -154,7 +165,6 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     if not used and unfinished and processes.first:
         print_notes(notes)
     is_reported = not used
-    shared: dict[str, Any] = {}
     diverged: list[DivergedError] = []
     finished = [[student] for student in students if student not in unfinished]
     for group in [*finished, *groups]:
@@ -178,7 +188,6 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
                 report = _report(last, task, arguments, setting, device)  # may raise, in every process
                 if processes.first:
                     print_notes([*notes, report])
-            shared = shared or trainer_options(arguments, setting, task)
             try:
                 train_to_end([student.trainer(setting, run, task, batches, shared) for student, run in opened])
             except DivergedError as divergence:

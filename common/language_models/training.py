@@ -7,14 +7,20 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from common.distillation.batches import ReadyBatches, Source
+from common.distillation.batch_checks import STEPS_WITHOUT_LABELS
+from common.distillation.batches import ReadyBatches, Source, batch_tensors
+from common.distillation.losses import IGNORED_LABEL
 from common.distillation.run_loop import RunTrainer, train_run, training_arguments
 from common.distillation.supervision import Supervision
 from common.distillation.together import train_together
+from common.errors import UserError
 from common.language_models.arguments import Arguments
 from common.language_models.setting import Setting, Task
 from common.runs.processes import Processes
 from common.runs.run import Run
+
+LABELS = "a larger --mask-rate, if the model is a masked one, or longer samples"
+"""What to give where nothing is predicted."""
 
 
 def trainer_arguments(arguments: Arguments, directory: Path, steps: int, seed: int) -> TrainingArguments:
@@ -85,9 +91,30 @@ def trainer_of(
 
 
 def trainer_options(arguments: Arguments, setting: Setting, task: Task) -> dict[str, Any]:
-    """What the trainers of all runs of a command share: the held-out data, and options of the setting."""
-    held_out = ReadyBatches(setting.evaluation_batches(task, arguments.eval_samples))
-    return {"eval_dataset": held_out, **setting.trainer_options(task)}
+    """What the trainers of all runs of a command share: the held-out data, and options of the setting.
+
+    Raises:
+        UserError: no position of the held-out data is predicted.
+    """
+    held_out = setting.evaluation_batches(task, arguments.eval_samples)
+    if not any(map(_has_labels, held_out)):
+        raise UserError(f"no position of the evaluation data is predicted: give more --eval-samples, or {LABELS}")
+    return {"eval_dataset": ReadyBatches(held_out), **setting.trainer_options(task)}
+
+
+def require_labels(batches: Source, steps: int) -> None:
+    """Refuse training data that ends a run of so many steps as it has no labels.
+
+    Raises:
+        UserError: no position of its first batches is predicted.
+    """
+    first = min(STEPS_WITHOUT_LABELS, steps)
+    if not any(_has_labels(batches.batch(step)) for step in range(first)):
+        raise UserError(f"no position of the first {first} batches is predicted: give {LABELS}")
+
+
+def _has_labels(batch: Any) -> bool:
+    return bool((batch_tensors(batch)["labels"] != IGNORED_LABEL).any())
 
 
 def train_to_end(trainers: Sequence[RunTrainer]) -> None:

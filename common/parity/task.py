@@ -39,8 +39,7 @@ class ParityTask:
     supports: tuple[tuple[int, ...], ...]
 
     def __post_init__(self) -> None:
-        if not 1 <= self.d <= MAX_D:
-            raise UserError(f"--d must be from 1 to {MAX_D:,}, got {self.d:,}")
+        _require_dimension(self.d)
         if not self.supports or (len(self.supports) + 1) & len(self.supports):
             raise UserError(f"a tree with 2^D classes has 2^D - 1 supports, got {len(self.supports)}")
         for support in self.supports:
@@ -104,6 +103,7 @@ def make_task(d: int, k: int, labels: int = 2, support: str = "first", seed: int
     needed = (labels - 1) * k
     if k < 1 or needed > d:
         raise UserError(f"{labels} labels with k = {k} need {needed} coordinates (at least 1), but d = {d}")
+    _require_dimension(d)
     if support == "first":
         coordinates = list(range(needed))
     elif support == "random":
@@ -118,6 +118,11 @@ def make_task(d: int, k: int, labels: int = 2, support: str = "first", seed: int
                 f"--support names {len(coordinates)} coordinates; {labels} labels with k = {k} need {needed}"
             )
     return ParityTask(d, tuple(tuple(coordinates[n * k : (n + 1) * k]) for n in range(labels - 1)))
+
+
+def _require_dimension(d: int) -> None:
+    if not 1 <= d <= MAX_D:
+        raise UserError(f"--d must be from 1 to {MAX_D:,}, got {d:,}")
 
 
 def task_of(arguments: Mapping[str, Any]) -> ParityTask:

@@ -324,7 +324,7 @@ def require_weights(weights: Sequence[float], corpora: int) -> None:
 
 def shares_of(count: int, weights: Sequence[float]) -> list[int]:
     """Whole numbers that add up to `count` and are nearest to the weights' shares (largest remainder)."""
-    exact = [count * weight / sum(weights) for weight in weights]
+    exact = [count * (weight / sum(weights)) for weight in weights]
     shares = [math.floor(share) for share in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: (shares[i] - exact[i], i))
     for i in by_remainder[: count - sum(shares)]:

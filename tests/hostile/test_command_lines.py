@@ -257,3 +257,47 @@ def test_a_file_below_proc_is_one_line(teacher_of, capsys):
     words = ["probe", "--run", teacher_of(CASES["parity_mlp"]), "--samples", 8, "--degrees", 1]
     _, (*_, line) = CASES["parity_mlp"].start(capsys, *words, "--out", "/proc/x/y.json")
     assert line.startswith("error: /proc/x: no directory can be created there")
+
+
+@pytest.mark.parametrize("command", ["train", "distill"])
+@pytest.mark.parametrize(
+    ("rate", "message"),
+    [
+        (1e-320, "no position of the first 2 batches is predicted: give a larger --mask-rate, "),
+        (1e-4, "no position of the evaluation data is predicted: give more --eval-samples, or a larger --mask-rate, "),
+    ],
+)
+def test_a_mask_rate_that_chooses_nothing_is_refused_before_the_run_begins(
+    teacher_of, tmp_path, capsys, command, rate, message
+):
+    mlm = SETTINGS[0]
+    words = {"train": mlm.train, "distill": [*mlm.distill, "--teacher", teacher_of(mlm), "--methods", "ce"]}[command]
+    options = ["--out", tmp_path / "out", "--mask-rate", rate, "--eval-samples", 1, "--batch-size", 512, "--steps", 2]
+    code, (*_, line) = mlm.start(capsys, *words, *options)
+    assert code == 2
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_grammar_of_single_tokens_leaves_a_causal_model_its_end_to_predict(tmp_path, capsys):
+    (tmp_path / "a.cfg").write_text("S -> a | b")
+    SETTINGS[1].succeed(capsys, *SETTINGS[1].train, "--grammar", tmp_path / "a.cfg", "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        (CASES["parity_mlp"], ["train", "smoke", "--seed"]),
+        (CASES["parity_mlp"], ["probe", "--run", "a", "--samples"]),
+        (SETTINGS[0], ["distill", "smoke", "--eval-samples"]),
+        (SETTINGS[0], ["probe", "ngrams", "--run", "a", "--spacing"]),
+    ],
+)
+def test_numbers_of_more_than_64_bits_are_refused_by_name(setting, capsys, words):
+    option = next(word for word in reversed(words) if str(word).startswith("--"))
+    for number in (2**63, -(2**63) - 1, 10**4000):
+        code, stderr = setting.start(capsys, *words, number)
+        assert code == 2
+        text = " ".join("".join(stderr).replace("│", " ").split())
+        assert f"Error parsing {option}: " in text
+        assert "does not fit into 64 bits" in text

@@ -39,9 +39,10 @@ def restored(whole):
 
 def read(folder):
     blocks = prepared(DATA, folder)
+    tokenizer = blocks.tokenizer()
     batch = TextBatches(blocks, MaskedText(), 0, 4).batch(2)
     held_out = evaluation_batches(blocks, CausalText(), 3, 2)
-    return blocks, summary(blocks), blocks.tokenizer(), [batch.input_ids, *(each.input_ids for each in held_out)]
+    return blocks, summary(blocks), tokenizer, [batch.input_ids, *(each.input_ids for each in held_out)]
 
 
 def use(folder, directory):

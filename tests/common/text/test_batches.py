@@ -315,6 +315,11 @@ def test_causal_batches_are_the_blocks():
     assert batch.labels.dtype == torch.int64
 
 
+def test_weights_may_be_large():
+    assert shares_of(10, [1e308]) == [10]
+    assert shares_of(10, [1e308, 5e307]) == [7, 3]
+
+
 @pytest.mark.parametrize("rate", [0, 0.0001, 0.991, math.nan])
 def test_a_wrong_mask_rate_is_one_line(rate):
     with pytest.raises(UserError, match=r"--mask-rate must be from 0\.001 to 0\.99"):
