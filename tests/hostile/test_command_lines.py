@@ -272,7 +272,7 @@ def test_a_mask_rate_that_chooses_nothing_is_refused_before_the_run_begins(
 ):
     mlm = SETTINGS[0]
     words = {"train": mlm.train, "distill": [*mlm.distill, "--teacher", teacher_of(mlm), "--methods", "ce"]}[command]
-    options = ["--out", tmp_path / "out", "--mask-rate", rate, "--eval-samples", 1, "--batch-size", 512, "--steps", 2]
+    options = ["--out", tmp_path / "out", "--mask-rate", rate, "--eval-samples", 1, "--batch-size", 4096, "--steps", 2]
     code, (*_, line) = mlm.start(capsys, *words, *options)
     assert code == 2
     assert message in line
