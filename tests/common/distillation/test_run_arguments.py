@@ -86,7 +86,7 @@ def test_arguments_with_which_a_run_would_not_resume_are_refused(tmp_path, chang
         ({"train_dataset": None}, "NoneType is neither a dataset nor a Source"),
         ({"train_dataset": ROWS[:3]}, "has 3 samples, fewer than a batch of 8"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "options",
 )
 def test_options_that_a_run_cannot_have_are_refused(tmp_path, options, message):
     with open_run(tmp_path / "run", {}, setting="test") as run, pytest.raises(UserError, match=message):
