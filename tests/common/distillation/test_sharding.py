@@ -1,0 +1,233 @@
+"""Student and teacher in shards (FSDP): the numbers, checkpoints and resume states of one process that has them whole.
+
+Run as a script, this file is one process of a training that the tests start and compare with their own.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import BertForMaskedLM, GPT2LMHeadModel, TrainerCallback
+
+from common.distillation import labelled_head
+from common.distillation.batches import ReadyBatches
+from common.distillation.run_loop import train_run
+from common.distillation.sharding import blocks_of
+from common.runs.processes import Processes, open_shared_run
+from common.runs.run import Run
+from tests.commands import ROOT, Killed, save_often
+from tests.trainers import (
+    HELD_OUT,
+    STEPS,
+    STUDENTS,
+    Draws,
+    arguments,
+    assert_same_model,
+    collate,
+    distil,
+    kill_by_exception,
+    make_batch,
+    recorded_arguments,
+    samples,
+)
+
+KINDS = {"bert": BertForMaskedLM, "gpt2": GPT2LMHeadModel}
+LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__)
+
+
+def sharding(args, **config):
+    """The arguments, with FSDP."""
+    args.fsdp, args.fsdp_config = True, config
+    args.fsdp_plugin_args = args._process_fsdp_args()
+    return args
+
+
+def in_chunks(patch):
+    """Let logits be computed in chunks, outside the model."""
+    for name in ("CHUNK", "CPU_CHUNK", "CPU_ROWS"):
+        patch.setattr(labelled_head, name, 1)
+
+
+class Sizes(TrainerCallback):
+    """Numbers of elements that a process has of the student, the teacher and the optimiser's state, after a step."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        teacher = self.trainer._teacher._models._current[1]
+        optimizer = self.trainer.optimizer.state_dict()["state"]
+        parts = {
+            "student": list(self.trainer.model.parameters()),
+            "teacher": [parameter for block in blocks_of(teacher) for parameter in block.parameters()],
+            "optimizer": [values["exp_avg"] for values in optimizer.values()],
+        }
+        self.sizes = {name: sum(local(tensor).numel() for tensor in tensors) for name, tensors in parts.items()}
+
+
+def local(tensor):
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def distil_run(directory, teachers, kind, callback=None, changes=None, **options):
+    """Train to the end of a run, from its last saved state, with clipped gradients; sharded if there are processes."""
+    args = recorded_arguments(directory, accumulate=2, eval_every=2, **(changes or {}))
+    args.max_grad_norm = 0.5
+    if args.world_size > 1:
+        sharding(args)
+    with open_shared_run(directory, {}, Processes(args.process_index, args.world_size), setting="test") as run:
+        given = {"model": STUDENTS[kind](1, layers=2), "args": args, "run": run, **options}
+        trainer = distil(directory, teachers, kind, eval_dataset=ReadyBatches(HELD_OUT), check_teacher=True, **given)
+        if callback is not None:
+            callback.trainer = trainer
+            trainer.add_callback(callback)
+        train_run(trainer, "test")
+    return trainer
+
+
+def distil_rows(directory, teachers, **options):
+    """A plain trainer on ordinary datasets."""
+    args = arguments(directory, logging_steps=4)
+    args.train_sampling_strategy = "sequential"
+    args.per_device_eval_batch_size = 3
+    if args.world_size > 1:
+        sharding(args)
+    return distil(
+        directory,
+        teachers,
+        "gpt2",
+        model=STUDENTS["gpt2"](1, layers=2),
+        args=args,
+        train_dataset=samples(make_batch(0, 2 * 8)),
+        eval_dataset=samples(make_batch(90, 13)),
+        data_collator=collate,
+        **options,
+    )
+
+
+def main(directory, teachers):
+    rank = int(os.environ["RANK"])
+    results = {}
+    with pytest.MonkeyPatch.context() as patch:
+        save_often(patch)
+        for kind in KINDS:
+            sizes = Sizes()
+            trainer = distil_run(directory / kind, teachers, kind, sizes)
+            results[kind] = sizes.sizes
+            again = distil_run(directory / kind, teachers, kind)  # complete: it gets its final weights
+            results[f"{kind} losses"] = [each.evaluate()["eval_loss"] for each in (trainer, again)]
+            with suppress(Killed):
+                distil_run(directory / f"{kind} killed", teachers, kind, Draws(5, kill_by_exception))
+            distil_run(directory / f"{kind} joined", teachers, kind)
+        with pytest.MonkeyPatch.context() as chunked:
+            in_chunks(chunked)
+            distil_run(directory / "bert chunked", teachers, "bert")
+            distil_run(directory / "gpt2 chunked", teachers, "gpt2")
+    trainer = distil_rows(directory / "rows", teachers)
+    results["before"] = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    results["after"] = trainer.evaluate()["eval_loss"]
+    trainer.save_model(str(directory / "rows" / "saved"))
+    (directory / f"results-{rank}.json").write_text(json.dumps(results))
+
+
+def environment():
+    threads = str(torch.get_num_threads())
+    return {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory, teachers):
+    directory = tmp_path_factory.mktemp("two_processes")
+    with pytest.MonkeyPatch.context() as patch:
+        save_often(patch)
+        for kind in KINDS:
+            with pytest.raises(Killed):
+                distil_run(directory / f"{kind} joined", teachers, kind, Draws(5, kill_by_exception))
+    words = [*LAUNCH, str(directory), str(teachers)]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, teachers):
+    directory = tmp_path_factory.mktemp("alone")
+    for kind in KINDS:
+        distil_run(directory / kind, teachers, kind)
+    return directory
+
+
+def assert_same_run(run, expected, kind):
+    """Records and checkpoints, as `from_pretrained` reads them, are the same up to rounding."""
+    records = Run(run).records(), Run(expected).records()
+    assert len(records[0]) == len(records[1]) == 1 + STEPS // 2
+    for here, there in zip(*records, strict=True):
+        assert here == {name: value and pytest.approx(value, rel=1e-4) for name, value in there.items()}
+    for step in (4, STEPS):
+        models = [KINDS[kind].from_pretrained(each / f"checkpoint-{step}") for each in (run, expected)]
+        assert_same_model(*models, atol=1e-5)
+        files = [sorted(path.name for path in (each / f"checkpoint-{step}").iterdir()) for each in (run, expected)]
+        assert files[0] == files[1]
+        assert (run / f"checkpoint-{step}/config.json").read_bytes() == (
+            expected / f"checkpoint-{step}/config.json"
+        ).read_bytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["", " chunked", " joined"])
+def test_two_processes_with_shards_make_the_run_of_one(alone, two_processes, kind, name):
+    """` joined` was begun by one process and killed, and resumed by two."""
+    assert_same_run(two_processes / f"{kind}{name}", alone / kind, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_two_processes_began_with_shards_is_resumed_by_one(tmp_path, teachers, alone, two_processes, kind):
+    shutil.copytree(two_processes / f"{kind} killed", tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "resume").iterdir()] == ["4"]
+    distil_run(tmp_path / "run", teachers, kind)
+    assert_same_run(tmp_path / "run", alone / kind, kind)
+
+
+def results_of(directory, rank):
+    return json.loads((directory / f"results-{rank}.json").read_text())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_process_has_its_part(teachers, two_processes, kind):
+    model = STUDENTS[kind](1, layers=2)
+    teacher = KINDS[kind].from_pretrained(teachers / kind / "checkpoint-10")
+    whole = {"student": sum(parameter.numel() for parameter in model.parameters())}
+    whole["optimizer"] = whole["student"]
+    whole["teacher"] = sum(parameter.numel() for block in blocks_of(teacher) for parameter in block.parameters())
+    parts = [results_of(two_processes, rank)[kind] for rank in (0, 1)]
+    for name, size in whole.items():
+        assert parts[0][name] + parts[1][name] == size
+        assert parts[1][name] >= 0.4 * size
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_complete_run_gives_a_sharded_student_its_final_weights(alone, two_processes, kind):
+    for rank in (0, 1):
+        losses = results_of(two_processes, rank)[f"{kind} losses"]
+        assert losses == pytest.approx(2 * [Run(alone / kind).records()[-1]["loss"]], rel=1e-4)
+
+
+def test_a_trainer_without_a_run_shards_too(tmp_path, teachers, two_processes):
+    trainer = distil_rows(tmp_path, teachers)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    after = trainer.evaluate()["eval_loss"]
+    for rank in (0, 1):
+        found = results_of(two_processes, rank)
+        assert (found["before"], found["after"]) == pytest.approx((before, after), rel=1e-4)
+    saved = GPT2LMHeadModel.from_pretrained(two_processes / "rows" / "saved")
+    assert_same_model(saved, trainer.model, atol=1e-5)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
