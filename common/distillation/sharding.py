@@ -93,16 +93,11 @@ def require_honoured_fsdp(model: nn.Module, args: TrainingArguments) -> None:
     Raises:
         UserError: names it.
     """
-    try:
-        asked = FullyShardedDataParallelPlugin(**(args.fsdp_plugin_args or {}))
-    except ValueError as error:
-        raise UserError(f"the arguments of FSDP are invalid: {one_line(error)}") from error
+    asked = _asked_for(args)
     blocks = {class_of(block).__name__ for block in blocks_of(model)}
     foreign = sorted(set(asked.transformer_cls_names_to_wrap or ()) - blocks)
     refused = (
         (args.world_size == 1, "a single process", "start several, or leave FSDP out"),
-        (asked.fsdp_version != 2, f"version {asked.fsdp_version}", "set fsdp_version to 2"),
-        (isinstance(args.fsdp_config, dict) and args.fsdp_config["xla"], "xla", "leave it out"),
         (bool(args.deepspeed), "deepspeed", "leave one of them out"),
         (
             args.parallelism_config is not None or _is_set("ACCELERATE_USE_PARALLELISM_CONFIG"),
@@ -117,7 +112,7 @@ def require_honoured_fsdp(model: nn.Module, args: TrainingArguments) -> None:
         (isinstance(asked.cpu_offload, CPUOffloadPolicy), "parameters on the CPU", "set cpu_offload to false"),
         (asked.reshard_after_forward is False, "reshard_after_forward false", "set it to true"),
         (asked.cpu_ram_efficient_loading, "cpu_ram_efficient_loading", "set it to false"),
-        (asked.activation_checkpointing, "activation_checkpointing", "give gradient_checkpointing=True instead"),
+        (asked.activation_checkpointing, "activation_checkpointing", "use that of TrainingArguments"),
         (asked.ignored_modules is not None, "ignored_modules", "leave it out"),
         (asked.auto_wrap_policy is size_based_auto_wrap_policy, "SIZE_BASED_WRAP", "set TRANSFORMER_BASED_WRAP"),
         (bool(foreign), f"{', '.join(foreign)} to wrap", f"the student's blocks are {', '.join(sorted(blocks))}"),
@@ -187,6 +182,20 @@ def like(tensor: Tensor, model: Tensor) -> Tensor:
     if not isinstance(model, DTensor):
         return tensor
     return distribute_tensor(tensor.to(model.device), model.device_mesh, model.placements)
+
+
+def _asked_for(args: TrainingArguments) -> FullyShardedDataParallelPlugin:
+    """How FSDP is asked for, by arguments or by accelerate's environment variables."""
+    if isinstance(args.fsdp_config, dict) and args.fsdp_config.get("xla"):
+        raise UserError("FSDP cannot be had with xla: leave it out")
+    given = args.fsdp_plugin_args or {}
+    version = str(given.get("fsdp_version", os.environ.get("FSDP_VERSION", "1")))
+    if version != "2":
+        raise UserError(f"FSDP cannot be had with version {version}: set fsdp_version to 2")
+    try:
+        return FullyShardedDataParallelPlugin(**given)
+    except ValueError as error:
+        raise UserError(f"the arguments of FSDP are invalid: {one_line(error)}") from error
 
 
 def _take_weights_of_first(model: nn.Module, device: torch.device) -> None:

@@ -51,7 +51,7 @@ class ProgressiveDistillationTrainer(Trainer):
 
     Args:
         model: the student.
-        args: as for a Trainer. One process uses one device; start several with torchrun.
+        args: as for a Trainer. One process uses one device; torchrun or `accelerate launch` start several: DDP or FSDP.
         teacher: a directory with checkpoint-<step> directories, a hub id, or checkpoints. None trains on labels alone.
         schedule: which checkpoint supervises which step.
         objective: what the student predicts; by default what its class was made for.
@@ -113,7 +113,7 @@ class ProgressiveDistillationTrainer(Trainer):
         adapt_to_chunks(args)
         with sharded_as_asked(model, args, type(self)._save_checkpoint is Trainer._save_checkpoint):
             super().__init__(model, args, **trainer_arguments)
-        self.is_distributed_loading_by_transformers |= is_sharded(model)  # so that it is not wrapped for DDP
+        self.is_distributed_loading_by_transformers = is_sharded(model)  # it is then not wrapped for DDP
         self.label_names = list(dict.fromkeys([*self.label_names, "labels"]))  # forward need not take them
         args.ignore_data_skip |= is_source(self.train_dataset)  # its loader starts at the current step
         self.objective: Objective = objective or objective_of(model)

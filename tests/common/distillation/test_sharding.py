@@ -8,30 +8,41 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import peft
 import pytest
 import torch
+from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import BertForMaskedLM, GPT2LMHeadModel, TrainerCallback
+from transformers.trainer_utils import SaveStrategy
+from transformers.training_args import OptimizerNames
 
 from common.distillation import labelled_head
 from common.distillation.batches import ReadyBatches
 from common.distillation.run_loop import train_run
 from common.distillation.sharding import blocks_of
-from common.runs.processes import Processes, open_shared_run
+from common.distillation.together import train_together
+from common.distillation.trainer import ProgressiveDistillationTrainer
+from common.errors import UserError
+from common.runs.processes import Processes, join_processes, open_shared_run
 from common.runs.run import Run
 from tests.commands import ROOT, Killed, save_often
 from tests.trainers import (
     HELD_OUT,
     STEPS,
     STUDENTS,
+    Batches,
     Draws,
+    Plain,
     arguments,
     assert_same_model,
+    bert,
     collate,
     distil,
+    gpt2,
     kill_by_exception,
     make_batch,
     recorded_arguments,
@@ -100,13 +111,28 @@ def distil_rows(directory, teachers, **options):
         directory,
         teachers,
         "gpt2",
-        model=STUDENTS["gpt2"](1, layers=2),
+        model=STUDENTS["gpt2"](1 + args.process_index, layers=2),  # the weights of the first process count
         args=args,
         train_dataset=samples(make_batch(0, 2 * 8)),
         eval_dataset=samples(make_batch(90, 13)),
         data_collator=collate,
         **options,
     )
+
+
+def train_in_turn(directory, teachers):
+    """Two students of one teacher, whose outputs they share, a step of each in turn."""
+    source, trainers = Batches(), []
+    with ExitStack() as stack:
+        for seed in (1, 2):
+            args = recorded_arguments(directory / str(seed), eval_every=2)
+            if args.world_size > 1:
+                sharding(args)
+            processes = Processes(args.process_index, args.world_size)
+            run = stack.enter_context(open_shared_run(directory / str(seed), {}, processes, setting="test"))
+            options = {"args": args, "run": run, "train_dataset": source, "eval_dataset": ReadyBatches(HELD_OUT)}
+            trainers.append(distil(directory, teachers, model=bert(seed, layers=2), **options))
+        train_together(trainers, "test")
 
 
 def main(directory, teachers):
@@ -127,11 +153,14 @@ def main(directory, teachers):
             in_chunks(chunked)
             distil_run(directory / "bert chunked", teachers, "bert")
             distil_run(directory / "gpt2 chunked", teachers, "gpt2")
+    train_in_turn(directory / "in turn", teachers)
     trainer = distil_rows(directory / "rows", teachers)
     results["before"] = trainer.evaluate()["eval_loss"]
     trainer.train()
     results["after"] = trainer.evaluate()["eval_loss"]
     trainer.save_model(str(directory / "rows" / "saved"))
+    with pytest.raises(UserError, match="the student is in shards, but FSDP is not asked for"):
+        ProgressiveDistillationTrainer(trainer.model, arguments(directory))
     (directory / f"results-{rank}.json").write_text(json.dumps(results))
 
 
@@ -227,6 +256,106 @@ def test_a_trainer_without_a_run_shards_too(tmp_path, teachers, two_processes):
         assert (found["before"], found["after"]) == pytest.approx((before, after), rel=1e-4)
     saved = GPT2LMHeadModel.from_pretrained(two_processes / "rows" / "saved")
     assert_same_model(saved, trainer.model, atol=1e-5)
+
+
+def test_students_that_are_trained_in_turn_share_a_sharded_teacher(tmp_path, teachers, two_processes):
+    train_in_turn(tmp_path, teachers)
+    for seed in ("1", "2"):
+        assert_same_run(two_processes / "in turn" / seed, tmp_path / seed, "bert")
+
+
+# What is refused
+
+
+def asking(directory, monkeypatch, variables=None, fsdp=True, **config):
+    """Arguments in one of two processes, with FSDP as they or `accelerate launch` ask for it."""
+    args = arguments(directory)
+    monkeypatch.setattr(type(args), "world_size", 2)
+    for name, value in (variables or {}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")  # which the arguments set
+    return sharding(args, **config) if fsdp else args
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"version": 1}, "version 1: set fsdp_version to 2"),
+        ({"xla": True}, "xla: leave it out"),
+        ({"cpu_offload": True}, "parameters on the CPU: set cpu_offload to false"),
+        ({"reshard_after_forward": False}, "reshard_after_forward false: set it to true"),
+        ({"cpu_ram_efficient_loading": True}, "cpu_ram_efficient_loading: set it to false"),
+        ({"activation_checkpointing": True}, "activation_checkpointing: "),
+        ({"auto_wrap_policy": "SIZE_BASED_WRAP", "min_num_params": 10}, "SIZE_BASED_WRAP: set TRANSFORMER_BASED_WRAP"),
+        ({"transformer_layer_cls_to_wrap": ["GPT2Block"]}, "GPT2Block to wrap: the student's blocks are BertLayer"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_fsdp_would_ignore_is_refused(tmp_path, monkeypatch, config, message):
+    args = asking(tmp_path, monkeypatch, **config)
+    with pytest.raises(UserError, match=f"^FSDP cannot be had with {message}"):
+        ProgressiveDistillationTrainer(bert(1), args)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({}, "version 1: set fsdp_version to 2"),
+        ({"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, "parameters on the CPU: "),
+        ({"FSDP_VERSION": "2", "FSDP_IGNORED_MODULES": "cls"}, "ignored_modules: leave it out"),
+        ({"FSDP_VERSION": "2", "ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "parallelism_config: leave it out"),
+    ],
+)
+def test_what_accelerate_launch_asks_for_and_would_not_get_is_refused(tmp_path, monkeypatch, variables, message):
+    args = asking(tmp_path, monkeypatch, {"ACCELERATE_USE_FSDP": "true", **variables}, fsdp=False)
+    with pytest.raises(UserError, match=f"^FSDP cannot be had with {message}"):
+        ProgressiveDistillationTrainer(bert(1), args)
+
+
+@pytest.mark.parametrize(
+    ("change", "value", "message"),
+    [
+        ("optim", OptimizerNames.ADAFACTOR, "optim adafactor: use adamw_torch"),
+        ("torch_compile", True, "torch_compile: leave one of them out"),
+        ("fp16", True, "fp16: use bf16"),
+        ("save_strategy", SaveStrategy.STEPS, "a Trainer's checkpoints of the optimiser: give save_only_model=True"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(tmp_path, monkeypatch, change, value, message):
+    args = asking(tmp_path, monkeypatch)
+    setattr(args, change, value)
+    with pytest.raises(UserError, match=f"^FSDP cannot be had with {message}"):
+        ProgressiveDistillationTrainer(bert(1), args)
+
+
+def test_students_that_cannot_be_sharded_are_refused(tmp_path, monkeypatch):
+    args = asking(tmp_path, monkeypatch)
+    with pytest.raises(UserError, match="a Plain, which has no list of blocks: use DDP"):
+        ProgressiveDistillationTrainer(Plain(1), args, objective="masked")
+    adapted = peft.get_peft_model(gpt2(1), peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
+    with pytest.raises(UserError, match="a student with an adapter: use DDP"):
+        ProgressiveDistillationTrainer(adapted, args)
+
+
+def test_one_process_with_fsdp_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="FSDP cannot be had with a single process: start several, or leave FSDP out"):
+        ProgressiveDistillationTrainer(bert(1), sharding(arguments(tmp_path)))
+    for name, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="FSDP cannot be had with a single process"):
+        ProgressiveDistillationTrainer(bert(1), arguments(tmp_path))
+    with pytest.raises(UserError, match="launch it without FSDP"):
+        join_processes("cpu")
+
+
+def test_blocks_are_the_elements_of_the_outermost_lists():
+    model = nn.Module()
+    model.layers = nn.ModuleList([nn.Module(), nn.Module()])
+    model.layers[1].experts = nn.ModuleList([nn.Linear(1, 1)])
+    model.head = nn.Linear(1, 1)
+    assert blocks_of(model) == [*model.layers]
+    student = bert(1, layers=3)
+    assert blocks_of(student) == [*student.bert.encoder.layer]
 
 
 if __name__ == "__main__":
