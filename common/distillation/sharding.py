@@ -1,4 +1,4 @@
-"""Student and teacher in shards over the processes of a training (FSDP2), if torchrun's or accelerate's user asks so.
+"""FSDP2: student and teacher in shards over the processes of a training, if its launch or its arguments ask for it.
 
 torch's `fully_shard` shards each block of a model by itself, and the rest, such as embeddings and output layer,
 together. The rest is whole from a forward pass to its backward pass, as logits are computed outside the model (see

@@ -23,7 +23,7 @@ from transformers.training_args import OptimizerNames
 from common.distillation import labelled_head
 from common.distillation.batches import ReadyBatches
 from common.distillation.run_loop import train_run
-from common.distillation.sharding import blocks_of
+from common.distillation.sharding import OPTIMIZERS, blocks_of
 from common.distillation.together import train_together
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.errors import UserError
@@ -84,10 +84,10 @@ def local(tensor):
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def distil_run(directory, teachers, kind, callback=None, changes=None, **options):
+def distil_run(directory, teachers, kind, callback=None, optim="adamw_torch_fused", **options):
     """Train to the end of a run, from its last saved state, with clipped gradients; sharded if there are processes."""
-    args = recorded_arguments(directory, accumulate=2, eval_every=2, **(changes or {}))
-    args.max_grad_norm = 0.5
+    args = recorded_arguments(directory, accumulate=2, eval_every=2)
+    args.max_grad_norm, args.optim = 0.5, OptimizerNames(optim)
     if args.world_size > 1:
         sharding(args)
     with open_shared_run(directory, {}, Processes(args.process_index, args.world_size), setting="test") as run:
@@ -153,6 +153,10 @@ def main(directory, teachers):
             in_chunks(chunked)
             distil_run(directory / "bert chunked", teachers, "bert")
             distil_run(directory / "gpt2 chunked", teachers, "gpt2")
+        for optim in OPTIMIZERS:
+            with suppress(Killed):
+                distil_run(directory / optim, teachers, "bert", Draws(5, kill_by_exception), optim)
+            distil_run(directory / optim, teachers, "bert", optim=optim)
     train_in_turn(directory / "in turn", teachers)
     trainer = distil_rows(directory / "rows", teachers)
     results["before"] = trainer.evaluate()["eval_loss"]
@@ -220,6 +224,12 @@ def test_a_run_that_two_processes_began_with_shards_is_resumed_by_one(tmp_path, 
     assert [path.name for path in (tmp_path / "run" / "resume").iterdir()] == ["4"]
     distil_run(tmp_path / "run", teachers, kind)
     assert_same_run(tmp_path / "run", alone / kind, kind)
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_each_optimiser_updates_shards_as_whole_tensors_and_resumes(tmp_path, teachers, two_processes, optim):
+    distil_run(tmp_path, teachers, "bert", optim=optim)
+    assert_same_run(two_processes / optim, tmp_path, "bert")
 
 
 def results_of(directory, rank):
