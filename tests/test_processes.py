@@ -371,11 +371,13 @@ def test_accelerate_launch_trains_as_one_process(tmp_path, capsys, kind, on_cpu)
 @pytest.mark.parametrize(
     ("command", "fsdp", "message"),
     [
-        ("PCFG_mlm train", {"offload_params": True}, "FSDP cannot be had with parameters on the CPU: "),
+        ("PCFG_mlm distill", {"offload_params": True}, "FSDP cannot be had with parameters on the CPU: "),
         ("parity_gpt2 train", {}, "this setting trains whole models in each process: launch it without FSDP"),
     ],
 )
-def test_fsdp_that_cannot_be_had_is_an_error_before_any_work(tmp_path, command, fsdp, message):
+def test_fsdp_that_cannot_be_had_is_an_error_before_any_work(tmp_path, capsys, command, fsdp, message):
+    words = shlex.split(f"{COMMANDS['PCFG_mlm train']} --out")
+    succeed(capsys, main_of("PCFG_mlm train"), *words, tmp_path / "PCFG_mlm teacher")
     words = [command.replace(" ", "."), *command_line(command, tmp_path, "run")]
     done = accelerate_launch(tmp_path, "FSDP", words, **fsdp)
     assert done.returncode != 0
@@ -383,6 +385,7 @@ def test_fsdp_that_cannot_be_had_is_an_error_before_any_work(tmp_path, command, 
     assert len(errors) == 1
     assert errors.pop().startswith(f"error: {message}")
     assert done.stderr.count("Traceback") == 1  # accelerate's own
+    assert not done.stdout  # such as the teacher's accuracy
     assert not (tmp_path / f"{command} run").exists()
 
 

@@ -59,12 +59,13 @@ def sharded_as_asked(model: nn.Module, args: TrainingArguments, saves_optimizer:
     Raises:
         UserError: FSDP is asked for with something that cannot be had, or the student is sharded without it.
     """
-    if not (args.fsdp or asks_for_fsdp()):
+    require_possible_fsdp(args)
+    if not _is_asked_for(args):
         if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
             raise UserError("the student is in shards, but FSDP is not asked for: give it whole, and fsdp=True")
         yield
         return
-    require_honoured_fsdp(model, args)
+    _require_blocks(model, args)
     if saves_optimizer and args.save_strategy != SaveStrategy.NO and not args.save_only_model:
         raise UserError(
             "FSDP cannot be had with a Trainer's checkpoints of the optimiser: give save_only_model=True, or use "
@@ -83,19 +84,18 @@ def sharded_as_asked(model: nn.Module, args: TrainingArguments, saves_optimizer:
             os.environ[FSDP_VARIABLE] = variable
 
 
-def require_honoured_fsdp(model: nn.Module, args: TrainingArguments) -> None:
-    """Reject what would not be as it is asked for.
+def require_possible_fsdp(args: TrainingArguments) -> None:
+    """If FSDP is asked for, reject what would not be as it is asked for.
 
     Args:
-        model: the student.
         args: of a Trainer; what they do not say of FSDP, accelerate's environment variables do.
 
     Raises:
         UserError: names it.
     """
+    if not _is_asked_for(args):
+        return
     asked = _asked_for(args)
-    blocks = {class_of(block).__name__ for block in blocks_of(model)}
-    foreign = sorted(set(asked.transformer_cls_names_to_wrap or ()) - blocks)
     refused = (
         (args.world_size == 1, "a single process", "start several, or leave FSDP out"),
         (bool(args.deepspeed), "deepspeed", "leave one of them out"),
@@ -115,9 +115,6 @@ def require_honoured_fsdp(model: nn.Module, args: TrainingArguments) -> None:
         (asked.activation_checkpointing, "activation_checkpointing", "use that of TrainingArguments"),
         (asked.ignored_modules is not None, "ignored_modules", "leave it out"),
         (asked.auto_wrap_policy is size_based_auto_wrap_policy, "SIZE_BASED_WRAP", "set TRANSFORMER_BASED_WRAP"),
-        (bool(foreign), f"{', '.join(foreign)} to wrap", f"the student's blocks are {', '.join(sorted(blocks))}"),
-        (not blocks, f"a {class_of(model).__name__}, which has no list of blocks", "use DDP"),
-        (is_adapted(model), "a student with an adapter", "use DDP"),
         (args.torch_compile, "torch_compile", "leave one of them out"),
         (args.fp16 or os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16", "fp16", "use bf16"),
         (args.optim not in OPTIMIZERS, f"optim {OptimizerNames(args.optim).value}", f"use {', '.join(OPTIMIZERS)}"),
@@ -128,12 +125,19 @@ def require_honoured_fsdp(model: nn.Module, args: TrainingArguments) -> None:
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The layers of a Transformer: the elements of its outermost lists of modules."""
+    """The layers of a Transformer: the elements of its outermost lists of modules.
+
+    Raises:
+        UserError: it has none, so that no part of it would be sharded by itself, and all of it whole in every process.
+    """
     lists: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer in lists):
             lists[name] = module
-    return [block for blocks in lists.values() for block in blocks]
+    blocks = [block for elements in lists.values() for block in elements]
+    if not blocks:
+        raise UserError(f"FSDP cannot be had with a {class_of(model).__name__}, which has no list of blocks: use DDP")
+    return blocks
 
 
 def shard(model: nn.Module, device: torch.device) -> nn.Module:
@@ -144,13 +148,10 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
         device: of this process.
 
     Raises:
-        UserError: no part of it would be sharded by itself, so that all of it would be whole in every process.
+        UserError: as for `blocks_of`.
     """
-    blocks = blocks_of(model)
-    if not blocks:
-        raise UserError(f"FSDP cannot be had with a {type(model).__name__}, which has no list of blocks: use DDP")
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for block in blocks:
+    for block in blocks_of(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     return model
@@ -198,6 +199,18 @@ def _asked_for(args: TrainingArguments) -> FullyShardedDataParallelPlugin:
         raise UserError(f"the arguments of FSDP are invalid: {one_line(error)}") from error
 
 
+def _require_blocks(model: nn.Module, args: TrainingArguments) -> None:
+    """Reject a student that cannot be sharded, or not in the blocks that are asked for."""
+    if is_adapted(model):
+        raise UserError("FSDP cannot be had with a student with an adapter: use DDP")
+    blocks = {class_of(block).__name__ for block in blocks_of(model)}
+    if foreign := sorted(set(_asked_for(args).transformer_cls_names_to_wrap or ()) - blocks):
+        raise UserError(
+            f"FSDP cannot be had with {', '.join(foreign)} to wrap: the student's blocks are "
+            f"{', '.join(sorted(blocks))}"
+        )
+
+
 def _take_weights_of_first(model: nn.Module, device: torch.device) -> None:
     """Copy the weights of the first process, as DDP does."""
     with torch.no_grad():
@@ -205,6 +218,10 @@ def _take_weights_of_first(model: nn.Module, device: torch.device) -> None:
             sent = tensor.detach().to(device).contiguous()
             torch.distributed.broadcast(sent, 0)
             tensor.copy_(sent)
+
+
+def _is_asked_for(args: TrainingArguments) -> bool:
+    return bool(args.fsdp) or asks_for_fsdp()
 
 
 def _is_set(variable: str) -> bool:

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from common.distillation.batches import ReadyBatches, Source
 from common.distillation.run_loop import RunTrainer, train_run, training_arguments
+from common.distillation.sharding import require_possible_fsdp
 from common.distillation.supervision import Supervision
 from common.distillation.together import train_together
 from common.language_models.arguments import Arguments
@@ -21,9 +22,9 @@ def trainer_arguments(arguments: Arguments, directory: Path, steps: int, seed: i
     """The arguments of transformers' Trainer for one run; the seed is that of dropout.
 
     Raises:
-        UserError: the device or the precision cannot be used, or the batch cannot be split evenly.
+        UserError: the device, the precision or FSDP cannot be used, or the batch cannot be split evenly.
     """
-    return training_arguments(
+    made = training_arguments(
         directory,
         steps=steps,
         batch_size=arguments.batch_size,
@@ -37,6 +38,8 @@ def trainer_arguments(arguments: Arguments, directory: Path, steps: int, seed: i
         compiled=arguments.compile,
         device=arguments.device,
     )
+    require_possible_fsdp(made)
+    return made
 
 
 def processes_of(trainer_args: TrainingArguments) -> Processes:
