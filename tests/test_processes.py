@@ -325,6 +325,70 @@ def test_two_processes_train_several_students_together(tmp_path, capsys):
         assert_near(Run(tmp_path / "two" / one.name), Run(one))
 
 
+def accelerate_launch(directory, kind, words, on_cpu=True, **fsdp):
+    """Two processes of a command, as a config of accelerate starts them."""
+    config = {"distributed_type": kind, "use_cpu": on_cpu, "num_processes": 2, "main_process_port": 0}
+    config |= {"compute_environment": "LOCAL_MACHINE", "num_machines": 1, "machine_rank": 0, "mixed_precision": "no"}
+    if kind == "FSDP":
+        given = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "cpu_ram_efficient_loading": False, **fsdp}
+        config["fsdp_config"] = {f"fsdp_{name}": value for name, value in given.items()}
+    file = directory / "accelerate.yaml"
+    file.write_text(json.dumps(config))  # is also YAML
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "-m", *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are not two GPUs")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "on_cpu"),
+    [
+        ("MULTI_CPU", True),
+        ("FSDP", True),
+        pytest.param("MULTI_GPU", False, marks=[pytest.mark.gpu, GPUS]),
+        pytest.param("FSDP", False, marks=[pytest.mark.gpu, GPUS]),
+    ],
+)
+def test_accelerate_launch_trains_as_one_process(tmp_path, capsys, kind, on_cpu):
+    """Whole models or shards of them, by gloo or nccl."""
+    words = f"{COMMANDS['PCFG_mlm train']} --checkpoint-every 4 --out"
+    succeed(capsys, main_of("PCFG_mlm train"), *shlex.split(words), tmp_path / "PCFG_mlm teacher")
+    succeed(capsys, main_of("PCFG_mlm distill"), *command_line("PCFG_mlm distill", tmp_path, "one"))
+    words = [*command_line("PCFG_mlm distill", tmp_path, "two"), "--device", "cpu" if on_cpu else "cuda"]
+    done = accelerate_launch(tmp_path, kind, ["PCFG_mlm.distill", *words], on_cpu)
+    assert done.returncode == 0, done.stderr
+    one, two = (Run(tmp_path / f"PCFG_mlm distill {name}") for name in ("one", "two"))
+    if on_cpu:
+        assert_near(two, one)
+    losses = [[record["loss"] for record in run.records()] for run in (one, two)]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "fsdp", "message"),
+    [
+        ("PCFG_mlm distill", {"offload_params": True}, "FSDP cannot be had with parameters on the CPU: "),
+        ("parity_gpt2 train", {}, "this setting trains whole models in each process: launch it without FSDP"),
+    ],
+)
+def test_fsdp_that_cannot_be_had_is_an_error_before_any_work(tmp_path, capsys, command, fsdp, message):
+    words = shlex.split(f"{COMMANDS['PCFG_mlm train']} --out")
+    succeed(capsys, main_of("PCFG_mlm train"), *words, tmp_path / "PCFG_mlm teacher")
+    words = [command.replace(" ", "."), *command_line(command, tmp_path, "run")]
+    done = accelerate_launch(tmp_path, "FSDP", words, **fsdp)
+    assert done.returncode != 0
+    errors = {line for line in done.stderr.splitlines() if line.startswith("error: ")}
+    assert len(errors) == 1
+    assert errors.pop().startswith(f"error: {message}")
+    assert done.stderr.count("Traceback") == 1  # accelerate's own
+    assert not done.stdout  # such as the teacher's accuracy
+    assert not (tmp_path / f"{command} run").exists()
+
+
 MODES = {"each": in_each_process, "never ending": never_ending, "killed": waiting_to_be_killed, "resuming": resuming}
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from common.distillation.losses import IGNORED_LABEL
 from common.errors import UserError, listed
+from common.teachers.objective import class_of
 
 FEWEST = 16
 """Number of labels that are not all the next token by chance."""
@@ -144,7 +145,7 @@ def require_causal(model: nn.Module, inputs: Mapping[str, Any], owner: str) -> N
         )
     model.train(was_training)
     if last and (before - after).abs().max() > TOLERANCE * before.abs().max():
-        raise UserError(f"{owner}, a {type(model).__name__}, sees the tokens that it predicts: give a causal model")
+        raise UserError(f"{owner}, a {class_of(model).__name__}, sees the tokens that it predicts: give a causal model")
 
 
 def require_fitting_tokens(model: nn.Module, inputs: Mapping[str, Any], owner: str, check_tokens: bool = True) -> None:

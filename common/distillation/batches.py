@@ -1,14 +1,17 @@
 """Batches of training data as a function of the step, and evaluation data in batches."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from transformers import Trainer
 
 from common.distillation.dataset_source import DatasetSource, collator_of
+from common.distillation.losses import IGNORED_LABEL
 from common.errors import UserError
 
 
@@ -28,6 +31,33 @@ class ReadyBatches:
     """Evaluation data in batches like those of a `Source`; processes take them in turn."""
 
     batches: Sequence[Any]
+
+
+class Share:
+    """A process's part of evaluation data; processes take its batches in turn.
+
+    Args:
+        batches: all of them; `batches[i]` is one, for i below their number.
+        process: index of the process.
+        processes: number of processes.
+        even: whether each process gets equally many batches; what some lack are batches without labels.
+    """
+
+    def __init__(self, batches: Any, process: int, processes: int, even: bool) -> None:
+        self._batches = batches
+        end = math.ceil(len(batches) / processes) * processes if even else len(batches)
+        self._numbers = range(process, end, processes)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for i in self._numbers:
+            if i < len(self._batches):
+                yield batch_tensors(self._batches[i])
+            else:
+                batch = batch_tensors(self._batches[0])
+                yield {**batch, "labels": torch.full_like(batch["labels"], IGNORED_LABEL)}
 
 
 class SourceLoader:

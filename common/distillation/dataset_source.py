@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from common.errors import UserError
+from common.teachers.objective import class_of
 
 READING, COLLATING, EVALUATING = range(3)
 """What random numbers are drawn for."""
@@ -174,7 +175,7 @@ def collator_of(trainer: Trainer, data: str) -> Collator:
     """A trainer's data collator, which receives the columns that the model takes, or all if the trainer keeps them."""
     trainer._set_signature_columns_if_needed()
     columns = trainer._signature_columns if trainer.args.remove_unused_columns else None
-    return Collator(trainer.data_collator, columns, type(trainer.model).__name__, data)
+    return Collator(trainer.data_collator, columns, class_of(trainer.model).__name__, data)
 
 
 @dataclass(frozen=True)
@@ -278,19 +279,19 @@ class _Stream:
 
 
 class EvaluationBatches:
-    """This process's batches of a map-style dataset; processes take them in turn. They are the same in each pass."""
+    """The batches of a map-style dataset, the same whenever they are made."""
 
-    def __init__(self, dataset: Any, trainer: Trainer, process: int = 0, processes: int = 1) -> None:
+    def __init__(self, dataset: Any, trainer: Trainer) -> None:
         self._dataset, self._collate = dataset, collator_of(trainer, "evaluation")
         self._size = trainer.args.per_device_eval_batch_size
-        self._numbers = range(process, math.ceil(len(dataset) / self._size), processes)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for i in self._numbers:
-            indices = range(i * self._size, min((i + 1) * self._size, len(self._dataset)))
-            with reproducible(0, i, EVALUATING):
-                batch = self._collate(samples_at(self._dataset, list(indices)))
-            yield batch
+    def __len__(self) -> int:
+        return math.ceil(len(self._dataset) / self._size)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        indices = range(i * self._size, min((i + 1) * self._size, len(self._dataset)))
+        with reproducible(0, i, EVALUATING):
+            return self._collate(samples_at(self._dataset, list(indices)))
 
 
 @contextmanager

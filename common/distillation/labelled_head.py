@@ -22,7 +22,7 @@ from transformers import BertForMaskedLM, PreTrainedModel
 
 from common.distillation.batch_checks import TOLERANCE, require_causal
 from common.distillation.losses import IGNORED_LABEL, teacher_probabilities
-from common.teachers.objective import unwrap
+from common.teachers.objective import class_of, unwrap
 from common.teachers.tensors import require_finite_logits
 
 TRANSFORMS: dict[type, str] = {BertForMaskedLM: "cls"}
@@ -108,7 +108,7 @@ class LabelledOutput:
 
     def with_logits(self, most: int) -> "LabelledOutput":
         """The same output with its logits computed, unless they are more than `most`."""
-        if self.layer is None or len(self) * self.number_of_classes > most:
+        if self.layer is None or not 0 < len(self) * self.number_of_classes <= most:
             return self
         return LabelledOutput(torch.cat([self.logits(rows) for rows in self.chunks()]), kept={})
 
@@ -156,15 +156,15 @@ class LabelledHead:
         self._layer, self._hooks = layer, []
         self._block: Any = None
         if layer is not None:
-            name = TRANSFORMS.get(type(inner))
+            name = TRANSFORMS.get(class_of(inner))
             entry: Any = layer if name is None else getattr(inner, name)
             self._hooks = [
                 entry.register_forward_pre_hook(self._select),
                 layer.register_forward_pre_hook(self._take_hidden),
                 layer.register_forward_hook(self._give_hidden),
             ]
-            if type(inner) in LAST_BLOCKS:
-                self._block = LAST_BLOCKS[type(inner)](inner)
+            if class_of(inner) in LAST_BLOCKS:
+                self._block = LAST_BLOCKS[class_of(inner)](inner)
                 self._hooks.append(self._block.attention.output.register_forward_pre_hook(self._select_in_block))
         size = getattr(layer, "out_features", None)
         self.number_of_classes: int | None = size if classes is None else classes
@@ -228,7 +228,7 @@ class LabelledHead:
         model.train(was_training)
         if not self.permits_chunks:
             warnings.warn(
-                f"{type(model).__name__} does more than apply a linear layer to its last hidden states: "
+                f"{class_of(model).__name__} does more than apply a linear layer to its last hidden states: "
                 "its logits are kept in memory at all labelled positions",
                 stacklevel=2,
             )

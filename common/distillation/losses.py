@@ -14,7 +14,7 @@ Losses are in nats. Targets are constants, without a gradient. Of equal logits, 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +53,21 @@ class LossArguments:
     """From the teacher."""
     beta: float = 0.5
     """Only for the Jensen-Shannon divergence."""
+
+
+def loss_arguments(
+    temperature: float | tuple[float, float], alpha: float | Sequence[float], alpha_steps: Sequence[int], **others: Any
+) -> LossArguments:
+    """`LossArguments` from a temperature or two, one alpha or several, and the other arguments by name.
+
+    Raises:
+        UserError: as for `check_loss_arguments`.
+    """
+    temperatures = temperature if isinstance(temperature, tuple) else (temperature, temperature)
+    alphas = (alpha,) if isinstance(alpha, float | int) else tuple(alpha)
+    arguments = LossArguments(temperature=temperatures, alpha=alphas, alpha_steps=tuple(alpha_steps), **others)
+    check_loss_arguments(arguments)
+    return arguments
 
 
 def check_loss_arguments(

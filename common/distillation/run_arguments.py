@@ -28,8 +28,7 @@ WITHOUT = {
     "save_total_limit": "a run keeps all checkpoints; raise save_steps",
     "push_to_hub": "upload the run's checkpoints afterwards",
     "eval_on_start": "a run begins with an evaluation anyway",
-    "deepspeed": "one process uses one device",
-    "fsdp": "one process uses one device",
+    "deepspeed": "use fsdp",
     "resume_from_checkpoint": "a run resumes from its own state",
     "enable_jit_checkpoint": "a run saves its own state on SIGTERM",
 }

@@ -178,15 +178,15 @@ class RunTrainer(ProgressiveDistillationTrainer):
         at_end = step == self.state.max_steps
         if self.args.save_strategy == SaveStrategy.STEPS and (at_end or (every > 0 and step % every == 0)):
             adapted = is_adapted(self.model)
-            tensors = weights(self.model, trained_only=adapted)
-            if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+            tensors = weights(self.model, adapted, wanted=self.is_world_process_zero())
+            diverged = not all(np.isfinite(tensor).all() for tensor in tensors.values())
+            if Processes(self.args.process_index, self.args.world_size).largest(diverged):
                 raise self._diverged()
             if self.is_world_process_zero() and adapted:
                 files = {**adapter_files(self.model), **self._tokenizer_files}
                 write_directory(self.run.directory / f"checkpoint-{step}", files)
             elif self.is_world_process_zero():
-                config = configuration(self.model)
-                save_checkpoint(self.run.directory, step, tensors, config, self._tokenizer_files)
+                save_checkpoint(self.run.directory, step, tensors, configuration(self.model), self._tokenizer_files)
 
     def save_resume_state(self) -> None:
         """Save what the run needs to resume from the current step; every process must call this."""
@@ -364,9 +364,9 @@ class _RunCallback(TrainerCallback):
 
     def _is_due(self) -> bool:
         """The first process decides for all."""
+        args = self._trainer.args
         due = self._clock.is_due and self._trainer.is_world_process_zero()
-        decision = torch.tensor(float(due), device=self._trainer.args.device)
-        return bool(self._trainer.accelerator.reduce(decision, "sum"))
+        return bool(Processes(args.process_index, args.world_size).largest(due))
 
 
 class _ProgressCallback(TrainerCallback):

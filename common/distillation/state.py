@@ -15,8 +15,10 @@ from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from common.distillation.adapters import is_adapted, load_adapter
+from common.distillation.sharding import like, whole
 from common.errors import UserError
 from common.runs.resume import Resume, save_resume
+from common.teachers.objective import class_of
 
 
 def named_tensors(model: nn.Module, trained_only: bool = False) -> dict[str, Tensor]:
@@ -41,9 +43,15 @@ def named_tensors(model: nn.Module, trained_only: bool = False) -> dict[str, Ten
     return {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
 
 
-def weights(model: nn.Module, trained_only: bool = False) -> dict[str, np.ndarray]:
-    """`named_tensors` as arrays, bfloat16 as float32."""
-    return {name: _array(tensor) for name, tensor in named_tensors(model, trained_only).items()}
+def weights(model: nn.Module, trained_only: bool = False, wanted: bool = True) -> dict[str, np.ndarray]:
+    """`named_tensors` as arrays, bfloat16 as float32; of a sharded model, every process must call this.
+
+    Args:
+        model: unwrapped.
+        trained_only: leave out frozen parameters.
+        wanted: False in a process that only helps others; there, nothing is returned.
+    """
+    return _arrays(named_tensors(model, trained_only), wanted)
 
 
 def set_weights(
@@ -83,19 +91,29 @@ def set_weights(
             )
     with torch.no_grad():
         for name, source in sources.items():
-            state[name].copy_(torch.as_tensor(tensors[str(source)]))
+            state[name].copy_(like(torch.as_tensor(tensors[str(source)]), state[name]))
 
 
-def save_weights(model: nn.Module, directory: Path) -> None:
-    """Write `named_tensors` to a Trainer's checkpoint; `from_pretrained` and `load_weights` read them."""
+def save_weights(model: nn.Module, directory: Path, writes: bool = True) -> None:
+    """Write `named_tensors` to a Trainer's checkpoint; `from_pretrained` and `load_weights` read them.
+
+    Args:
+        model: unwrapped; if it is sharded, every process must call this.
+        directory: of the checkpoint.
+        writes: False in a process that only helps the one that writes.
+    """
     tensors: dict[str, Tensor] = {}
     stored = set()
-    for name, tensor in named_tensors(model).items():
+    for name, part in named_tensors(model).items():
+        tensor = whole(part)
+        if not writes:
+            continue
         tensor = tensor.cpu().contiguous()
         place = tensor.untyped_storage().data_ptr()
         tensors[name] = tensor.clone() if place in stored else tensor  # safetensors does not save shared memory
         stored.add(place)
-    save_file(tensors, directory / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+    if writes:
+        save_file(tensors, directory / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
 
 
 def load_weights(model: nn.Module, directory: Path) -> None:
@@ -128,8 +146,8 @@ def configuration(model: nn.Module) -> dict[str, Any]:
         UserError: the model is not a `PreTrainedModel`.
     """
     if not isinstance(model, PreTrainedModel):
-        raise UserError(f"{type(model).__name__} has no configuration to save: train without a run")
-    config = {**json.loads(model.config.to_json_string()), "architectures": [type(model).__name__]}
+        raise UserError(f"{class_of(model).__name__} has no configuration to save: train without a run")
+    config = {**json.loads(model.config.to_json_string()), "architectures": [class_of(model).__name__]}
     if model.dtype != torch.float32:
         config["dtype"] = str(model.dtype).removeprefix("torch.")
     return config
@@ -171,16 +189,14 @@ def save_training_state(trainer: Trainer, run: Path, sums: Mapping[str, Tensor],
     states = [mine] * trainer.args.world_size
     if trainer.args.world_size > 1:
         torch.distributed.all_gather_object(states, mine)
+    model, optimizer, scheduler = _parts(trainer)
+    named = {f"model.{name}": tensor for name, tensor in named_tensors(model, is_adapted(model)).items()}
+    numbers: dict[str, Any] = {}
+    for i, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            (named if isinstance(value, Tensor) else numbers)[f"optimizer.{i}.{name}"] = value
+    tensors = _arrays(named, trainer.is_world_process_zero())
     if trainer.is_world_process_zero():
-        model, optimizer, scheduler = _parts(trainer)
-        tensors = {f"model.{name}": tensor for name, tensor in weights(model, is_adapted(model)).items()}
-        numbers = {}
-        for i, values in optimizer.state_dict()["state"].items():
-            for name, value in values.items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{i}.{name}"] = _array(value)
-                else:
-                    numbers[f"optimizer.{i}.{name}"] = value
         state = {"scheduler": scheduler.state_dict(), "processes": states, "optimizer": numbers, **more}
         save_resume(run, trainer.state.global_step, tensors, state)
 
@@ -202,11 +218,15 @@ def restore_training_state(trainer: Trainer, resume: Resume | None, sums: Mappin
     model, optimizer, scheduler = _parts(trainer)
     tensors = {name.removeprefix("model."): t for name, t in resume.tensors.items() if name.startswith("model.")}
     set_weights(model, tensors, f"the resume state of step {resume.step:,}", is_adapted(model))
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Any]] = {}
     for name, value in (resume.tensors | resume.state.get("optimizer", {})).items():
         if name.startswith("optimizer."):
             _, i, kind = name.split(".", 2)
-            moments.setdefault(int(i), {})[kind] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+            if isinstance(value, np.ndarray):
+                tensor, parameter = torch.from_numpy(value), parameters[int(i)]
+                value = like(tensor, parameter) if tensor.shape == parameter.shape else tensor
+            moments.setdefault(int(i), {})[kind] = value
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     scheduler.load_state_dict(resume.state["scheduler"])
     for group, lr in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
@@ -238,6 +258,16 @@ def _restore_process(trainer: Trainer, resume: Resume, sums: Mapping[str, Tensor
 def _seed_random_numbers(*key: int) -> None:
     """Seed dropout, independently of the seed that the weights were drawn with."""
     set_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+
+def _arrays(tensors: Mapping[str, Tensor], wanted: bool) -> dict[str, np.ndarray]:
+    """Whole tensors as arrays, made one at a time, or nothing if they are not wanted in this process."""
+    arrays = {}
+    for name, part in tensors.items():
+        tensor = whole(part)
+        if wanted:
+            arrays[name] = _array(tensor)
+    return arrays
 
 
 def _array(tensor: Tensor) -> np.ndarray:

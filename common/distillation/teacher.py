@@ -20,12 +20,13 @@ from common.distillation.labelled_head import (
     argument_names,
     labelled_positions,
 )
+from common.distillation.sharding import is_sharded, shard, sharing_processes
 from common.distillation.vocabulary import classes_of, shared_classes, student_tokenizer, teacher_tokenizer
 from common.errors import UserError
 from common.teachers.configs import read_config
 from common.teachers.discovery import Checkpoint, local_path
 from common.teachers.loading import StoredModel, Teachers, build_model, read_model
-from common.teachers.objective import Objective
+from common.teachers.objective import Objective, class_of
 from common.teachers.trajectory import checkpoint_digests, require_trajectory
 
 REPORT_BATCHES, REPORT_LABELS = 8, 4096
@@ -37,7 +38,7 @@ class Teacher:
 
     Args:
         checkpoints: all that a schedule may name.
-        student: unwrapped.
+        student: unwrapped; if it is sharded, so are the checkpoints.
         objective: what the student, and so the teacher, predicts.
         load: makes a model from a checkpoint's directory, in a background thread; by default from its config.json.
         dtype: of the weights, if `load` is not given; None for the checkpoint's own.
@@ -65,13 +66,15 @@ class Teacher:
         self._autocast_dtype = autocast_dtype
         self._loads_itself = load is None
         read, build = (read_model, self._build) if load is None else (load, lambda model: model)
-        self._models = Teachers(checkpoints, read, build, prefetch, downloads_kept)
+        self._processes = sharing_processes(student)
+        place: dict[str, Any] = {"place": shard} if is_sharded(student) else {}
+        self._models = Teachers(checkpoints, read, build, prefetch, downloads_kept, **place)
         self._head: LabelledHead | None = None
         self._names: frozenset[str] | None = None
         self.classes: int | None = None
         """Number of classes that student and teacher share; None if their logits must have the same number."""
         attention = getattr(getattr(student, "config", None), "_attn_implementation", None)
-        self._identity = self._checkpoints, objective, load, dtype, autocast_dtype, type(student), attention
+        self._identity = self._checkpoints, objective, load, dtype, autocast_dtype, class_of(student), attention
         self._shared: dict[tuple[int, int, int], LabelledOutput] | None = None
         """Outputs on the micro-batches of the latest training step, by the step, the micro-batch and the teacher step,
         if other students learn from the same teacher."""
@@ -203,7 +206,8 @@ class Teacher:
         sums = torch.zeros(2, dtype=torch.float64)
         all_labels: list[Tensor] = []
         for i, batch in enumerate(batches):
-            if i >= REPORT_BATCHES and sum(map(len, all_labels)) >= REPORT_LABELS:
+            lacks = i < REPORT_BATCHES or sum(map(len, all_labels)) < REPORT_LABELS
+            if not self._processes.largest(lacks):
                 break
             inputs = dict(batch)
             labels = inputs.pop("labels")
@@ -232,8 +236,9 @@ class Teacher:
         attention, own_class = None, None
         if isinstance(self._student, PreTrainedModel) and self._student.config.model_type == stored.config.model_type:
             attention = self._student.config._attn_implementation
-            is_own = type(self._student).__name__ in (stored.config.architectures or [])[:1]
-            own_class = type(self._student) if is_own else None
+            student_class = class_of(self._student)
+            is_own = student_class.__name__ in (stored.config.architectures or [])[:1]
+            own_class = student_class if is_own else None
         return build_model(stored, self._objective, dtype=self._dtype, attention=attention, model_class=own_class)
 
     def _arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:

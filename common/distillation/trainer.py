@@ -18,21 +18,21 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from common.distillation import losses
 from common.distillation.adapters import adapter_tensors, is_adapted
 from common.distillation.arguments import Annealing, Divergence
 from common.distillation.batch_checks import require_labels, require_usable_batch
-from common.distillation.batches import ReadyBatches, Source, SourceLoader, batch_tensors, is_source
+from common.distillation.batches import ReadyBatches, Share, Source, SourceLoader, is_source
 from common.distillation.chunks import evaluation_values, objective_sums
 from common.distillation.dataset_source import EvaluationBatches, is_streaming
 from common.distillation.labelled_head import LabelledHead, LabelledOutput, labelled_positions
+from common.distillation.losses import loss_arguments
 from common.distillation.metrics import RestoreRecords, TrainingSums, evaluation_sums
 from common.distillation.run_arguments import adapt_to_chunks, require_honoured_arguments, require_masking
 from common.distillation.schedules import Schedule, check_schedule, checkpoint_at, next_checkpoint, segments_at
+from common.distillation.sharding import gradients_unreduced, is_sharded, release_whole_weights, sharded_as_asked
 from common.distillation.state import load_weights, save_weights
 from common.distillation.teacher import Teacher
 from common.errors import UserError
@@ -51,7 +51,7 @@ class ProgressiveDistillationTrainer(Trainer):
 
     Args:
         model: the student.
-        args: as for a Trainer. One process uses one device; start several with torchrun.
+        args: as for a Trainer. One process uses one device; torchrun or `accelerate launch` start several: DDP or FSDP.
         teacher: a directory with checkpoint-<step> directories, a hub id, or checkpoints. None trains on labels alone.
         schedule: which checkpoint supervises which step.
         objective: what the student predicts; by default what its class was made for.
@@ -111,29 +111,22 @@ class ProgressiveDistillationTrainer(Trainer):
     ) -> None:
         require_honoured_arguments(model, args, trainer_arguments, not callable(schedule))
         adapt_to_chunks(args)
-        super().__init__(model, args, **trainer_arguments)
+        with sharded_as_asked(model, args, type(self)._save_checkpoint is Trainer._save_checkpoint):
+            super().__init__(model, args, **trainer_arguments)
+        self.is_distributed_loading_by_transformers = is_sharded(model)  # it is then not wrapped for DDP
         self.label_names = list(dict.fromkeys([*self.label_names, "labels"]))  # forward need not take them
         args.ignore_data_skip |= is_source(self.train_dataset)  # its loader starts at the current step
         self.objective: Objective = objective or objective_of(model)
         require_masking(trainer_arguments, self.objective)
         self._shift = self.objective == "causal"
-        self._loss_arguments = losses.LossArguments(
-            temperature=temperature if isinstance(temperature, tuple) else (temperature, temperature),
-            annealing=annealing,
-            top_k=top_k,
-            alpha=(alpha,) if isinstance(alpha, float | int) else tuple(alpha),
-            alpha_steps=tuple(alpha_steps),
-            divergence=divergence,
-            beta=beta,
-        )
-        losses.check_loss_arguments(self._loss_arguments)
+        loss: dict[str, Any] = {"annealing": annealing, "divergence": divergence, "top_k": top_k, "beta": beta}
+        self._loss_arguments = loss_arguments(temperature, alpha, alpha_steps, **loss)
         checkpoints = find_checkpoints(teacher) if isinstance(teacher, str | Path) else list(teacher or ())
         autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
         loading: dict[str, Any] = {"load": load_teacher, "dtype": teacher_dtype, "prefetch": prefetch}
         loading |= {"downloads_kept": downloads_kept, "autocast": self.accelerator.autocast}
         self._teacher = Teacher(checkpoints, unwrap(model), self.objective, autocast_dtype=autocast_dtype, **loading)
-        self._schedule_is_fixed = not callable(schedule)
-        self._schedule = schedule
+        self._schedule, self._schedule_is_fixed = schedule, not callable(schedule)
         self.records: list[dict[str, Any]] = []
         """One for each evaluation during training. Those from before the checkpoint that training resumed from have
         only step, loss and accuracy."""
@@ -192,6 +185,7 @@ class ProgressiveDistillationTrainer(Trainer):
         try:
             if self._reports_teacher and self.eval_dataset is not None:
                 self._report_teacher()
+            release_whole_weights(self.model)  # an optimiser gets shards
             return super().train(*args, **kwargs)
         finally:
             self._teacher.release()
@@ -210,10 +204,12 @@ class ProgressiveDistillationTrainer(Trainer):
         if isinstance(dataset, str):
             dataset = cast(Any, self.eval_dataset)[dataset]
         if isinstance(dataset, ReadyBatches):
-            return [batch_tensors(batch) for batch in dataset.batches[self.args.process_index :: self.args.world_size]]
-        if self.compute_metrics is None and not is_streaming(dataset):
-            return EvaluationBatches(dataset, self, self.args.process_index, self.args.world_size)
-        return super().get_eval_dataloader(eval_dataset)
+            batches: Any = dataset.batches
+        elif self.compute_metrics is None and not is_streaming(dataset):
+            batches = EvaluationBatches(dataset, self)
+        else:
+            return super().get_eval_dataloader(eval_dataset)
+        return Share(batches, self.args.process_index, self.args.world_size, even=is_sharded(self.model))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -243,10 +239,13 @@ class ProgressiveDistillationTrainer(Trainer):
         if self.args.world_size > 1:
             count = self.accelerator.reduce(torch.full((), labels, device=device), "sum").clamp(1)
         for batch in batches:
-            for name, value in batch.items():
-                if isinstance(value, Tensor):
-                    batch[name] = value.to(device, non_blocking=True)
+            tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+            batch |= {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
         return batches, count
+
+    def _defer_fsdp_gradient_reduction(self) -> Any:
+        """As in a Trainer, for what is sharded here."""
+        return gradients_unreduced(self.model)
 
     # Checkpoints of a Trainer
 
@@ -255,10 +254,11 @@ class ProgressiveDistillationTrainer(Trainer):
         is_whole = state_dict is None and not is_adapted(self.model)
         if is_adapted(self.model):
             adapter_tensors(self.model)  # raises if something else is trained
-        super()._save(output_dir, {} if is_whole else state_dict)
-        if is_whole and self.args.should_save:
+        if self.args.should_save:
+            super()._save(output_dir, {} if is_whole else state_dict)
+        if is_whole:
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            save_weights(model, Path(output_dir or str(self.args.output_dir)))
+            save_weights(model, Path(output_dir or str(self.args.output_dir)), self.args.should_save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """As in a Trainer, but every tensor must be there."""
@@ -288,8 +288,7 @@ class ProgressiveDistillationTrainer(Trainer):
             processes, over which gradients are averaged.
         """
         arguments = dict(inputs)
-        labels = arguments.pop("labels")
-        positions = arguments.pop("positions", None)
+        labels, positions = arguments.pop("labels"), arguments.pop("positions", None)
         if positions is None:
             positions = labelled_positions(labels, self._shift)
         labels = labels.flatten()[positions + self._shift]
@@ -298,10 +297,11 @@ class ProgressiveDistillationTrainer(Trainer):
             student = LabelledOutput(outputs["logits"].flatten(0, -2)[positions], classes=self._teacher.classes)
         else:
             student = self._student_output(model, arguments, positions)
+        uses_teacher = model.training and (len(labels) > 0 or is_sharded(self.model))
+        teacher = self._teacher_output(arguments, positions) if uses_teacher else None
         if not len(labels):
             loss = student.values.sum() * 0
         else:
-            teacher = self._teacher_output(arguments, positions) if model.training else None
             at = self.state.global_step, self.state.max_steps - 1
             means = objective_sums(student, labels, teacher, self._loss_arguments, *at) / len(labels)
             loss = means[0]
@@ -373,14 +373,14 @@ class ProgressiveDistillationTrainer(Trainer):
             return super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-        is_sharded = not isinstance(dataloader, DataLoader)
+        is_share = isinstance(dataloader, Share)
         self.model.eval()
         totals = torch.zeros(4, dtype=torch.float64, device=self.args.device)
         with torch.no_grad():
             for batch in dataloader:
                 sums = self._evaluation_sums(batch)
-                totals += (sums if is_sharded else self.accelerator.gather_for_metrics(sums)).sum(0)
-        if is_sharded:
+                totals += (sums if is_share else self.accelerator.gather_for_metrics(sums)).sum(0)
+        if is_share:
             totals = self.accelerator.reduce(totals, "sum")
         loss, correct, labels, samples = totals.tolist()
         metrics = {"loss": loss / max(labels, 1), "accuracy": correct / max(labels, 1)}

@@ -11,6 +11,7 @@ from common.distillation.batch_checks import STEPS_WITHOUT_LABELS
 from common.distillation.batches import ReadyBatches, Source, batch_tensors
 from common.distillation.losses import IGNORED_LABEL
 from common.distillation.run_loop import RunTrainer, train_run, training_arguments
+from common.distillation.sharding import require_possible_fsdp
 from common.distillation.supervision import Supervision
 from common.distillation.together import train_together
 from common.errors import UserError
@@ -27,9 +28,9 @@ def trainer_arguments(arguments: Arguments, directory: Path, steps: int, seed: i
     """The arguments of transformers' Trainer for one run; the seed is that of dropout.
 
     Raises:
-        UserError: the device or the precision cannot be used, or the batch cannot be split evenly.
+        UserError: the device, the precision or FSDP cannot be used, or the batch cannot be split evenly.
     """
-    return training_arguments(
+    made = training_arguments(
         directory,
         steps=steps,
         batch_size=arguments.batch_size,
@@ -43,6 +44,8 @@ def trainer_arguments(arguments: Arguments, directory: Path, steps: int, seed: i
         compiled=arguments.compile,
         device=arguments.device,
     )
+    require_possible_fsdp(made)
+    return made
 
 
 def processes_of(trainer_args: TrainingArguments) -> Processes:

@@ -23,6 +23,9 @@ from common.errors import UserError
 from common.runs.run import Run, open_run
 from common.runs.stopping import Stopped, stop_requested
 
+FSDP_VARIABLE = "ACCELERATE_USE_FSDP"
+"""Environment variable by which `accelerate launch` asks for FSDP."""
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -96,12 +99,22 @@ class Processes:
             print(line)
 
 
+def asks_for_fsdp() -> bool:
+    """Whether `accelerate launch` started this process with FSDP."""
+    return os.environ.get(FSDP_VARIABLE, "false").lower() == "true"
+
+
 def join_processes(device: str) -> tuple[Processes, str]:
-    """Join the processes that torchrun started, if any, and leave them at exit.
+    """Join the processes that torchrun or `accelerate launch` started, if any, and leave them at exit.
 
     Returns:
         This process, and its torch device: of `cuda`, one GPU for each process.
+
+    Raises:
+        UserError: they were started with FSDP.
     """
+    if asks_for_fsdp():
+        raise UserError("this setting trains whole models in each process: launch it without FSDP")
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:
         return Processes(), device

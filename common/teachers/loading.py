@@ -43,6 +43,7 @@ class Teachers:
         prefetch: False keeps only one checkpoint in memory.
         downloads_kept: how many of the checkpoints downloaded by this process stay on the disk: those read most
             recently. None keeps all.
+        place: puts a frozen model on a device.
 
     Raises:
         UserError: `downloads_kept` is below 1.
@@ -55,12 +56,13 @@ class Teachers:
         build: Callable[[Any], nn.Module] = lambda model: model,
         prefetch: bool = True,
         downloads_kept: int | None = None,
+        place: Callable[[nn.Module, torch.device], nn.Module] = lambda model, device: model.to(device),
     ) -> None:
         if downloads_kept is not None and downloads_kept < 1:
             raise UserError(f"downloads_kept must be at least 1, got {downloads_kept}")
         self._checkpoints = {checkpoint.step: checkpoint for checkpoint in checkpoints}
         self._downloads_kept, self._on_disk = downloads_kept, list[int]()
-        self._read, self._build, self._prefetch = read, build, prefetch
+        self._read, self._build, self._place, self._prefetch = read, build, place, prefetch
         self._thread = ThreadPoolExecutor(1, "teacher")
         self._digests: dict[int, str] = {}
         self._current: tuple[int, nn.Module] | None = None
@@ -117,7 +119,8 @@ class Teachers:
             return None
         if self._current is None or self._current[0] != step:
             self._current = None
-            self._current = step, self._loaded(step).to(device).eval().requires_grad_(False)
+            model = self._loaded(step).eval().requires_grad_(False)
+            self._current = step, self._place(model, torch.device(device))
             if then is not None and self._prefetch:
                 self._prefetched = then, self._start_reading(then)
         return self._current[1]

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
@@ -33,6 +34,13 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def class_of(model: Any) -> type[Any]:
+    """The class that a model was made as; `fully_shard` replaces it by a subclass of its own."""
+    if not isinstance(model, FSDPModule):
+        return type(model)
+    return next(base for base in type(model).__mro__[1:] if not issubclass(base, FSDPModule))
+
+
 def is_peft(model: nn.Module) -> bool:
     """Whether a model is a `peft.PeftModel`."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
@@ -49,7 +57,7 @@ def objective_of(model: nn.Module) -> Objective:
     """
     model = unwrap(model)
     config = getattr(model, "config", None)
-    name = type(model).__name__
+    name = class_of(model).__name__
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"{name} is an encoder-decoder model: give a causal or a masked language model")
     kinds = (kind_of_class(base.__name__) for base in type(model).__mro__ if issubclass(base, PreTrainedModel))

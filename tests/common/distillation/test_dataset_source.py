@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.distillation.batches import source_of
+from common.distillation.batches import Share, source_of
 from common.distillation.dataset_source import DatasetSource, EvaluationBatches
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.errors import UserError
@@ -183,9 +183,19 @@ def test_evaluation_batches_are_the_same_at_each_pass_and_for_any_number_of_proc
     alone = list(EvaluationBatches(token_rows(), trainer))
     assert [len(batch["labels"]) for batch in alone] == [6, 6, 6, 2]
     for index in range(processes):
-        share = list(EvaluationBatches(token_rows(), trainer, index, processes))
+        share = list(Share(EvaluationBatches(token_rows(), trainer), index, processes, even=False))
         for batch, expected in zip(share, alone[index::processes], strict=True):
             assert all(torch.equal(batch[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5])
+def test_even_shares_have_equally_many_batches_and_labels_only_once(processes):
+    batches = [{"labels": torch.tensor([[i, -100]]), "input_ids": torch.tensor([[7, 8]])} for i in range(4)]
+    shares = [list(Share(batches, index, processes, even=True)) for index in range(processes)]
+    assert {len(share) for share in shares} == {-(-4 // processes)}
+    labels = torch.cat([batch["labels"] for share in shares for batch in share]).flatten()
+    assert sorted(labels[labels != -100].tolist()) == [0, 1, 2, 3]
+    assert all(batch["input_ids"].tolist() == [[7, 8]] for share in shares for batch in share)
 
 
 # What a trainer gives
