@@ -120,7 +120,7 @@ class _InCache(torch.autograd.Function):
     ) -> Tensor:
         inputs = [tensor.detach().transpose(1, 2).float().contiguous() for tensor in (query, key, value)]
         output = torch.empty_like(inputs[0])
-        normaliser = output.new_empty(query.shape[:3])
+        normaliser = output.new_empty(2, *query.shape[:3])
         left, right = torch.empty(2, dtype=torch.int64).random_(2**32).tolist() if threshold else (0, 0)
         ctx.options = _broadcast(seen), causal, np.float32(scaling), threshold, np.uint64(left), np.uint64(right)
         given = *(tensor.numpy() for tensor in inputs), *ctx.options

@@ -10,8 +10,6 @@ All arrays are C-contiguous, tensors of shape (samples, positions, heads, dimens
 key has an output of 0.
 """
 
-import math
-
 import numpy as np
 from numba import njit
 
@@ -43,7 +41,7 @@ _LANES, _ROWS, _NUMBERS = 16, 4, 8
 def forward(  # type: ignore[no-untyped-def]
     query, key, value, seen, causal, scaling, threshold, left, right, first, last, output, normaliser
 ):
-    """Write the output of some samples, and for each query the logarithm of the sum of the exponentials of its scores.
+    """Write the output of some samples, and what their weights are computed with again.
 
     Args:
         query: (samples, queries, heads, dimensions).
@@ -55,7 +53,8 @@ def forward(  # type: ignore[no-untyped-def]
         left, right: np.uint64 below 2^32, the key of the random numbers.
         first, last: range of the samples.
         output: like `query`.
-        normaliser: (samples, heads, queries).
+        normaliser: (2, samples, heads, queries), the largest score of each query, and 1 divided by the sum of the
+            exponentials of all scores less the largest.
     """
     _, queries, heads, dimensions = query.shape
     keys = key.shape[1]
@@ -67,19 +66,19 @@ def forward(  # type: ignore[no-untyped-def]
     words = np.empty(height * widest // 2, np.uint32)
     result, factors = np.empty((_ROWS, DIMENSIONS), np.float32), np.zeros(_ROWS, np.float32)
     places = np.empty(keys, np.int64)
-    share = np.float32(1) - np.float32(threshold) / np.float32(LEVELS)
-    count = 0
+    factor = np.float32(1) / (np.float32(1) - np.float32(threshold) / np.float32(LEVELS))
+    count, alike = 0, True
     for sample in range(first, last):
         for head in range(heads):
             if head == 0 or seen.shape[1] > 1:
-                count = _fill_places(places, seen, sample, head)
+                count, alike = _fill_places(places, seen, sample, head)
             width = _padded(count, _LANES)
             flags = flag_buffer[: height * width].reshape(height, width)
             kept = kept_buffer[: height * width].reshape(height, width)
             columns = column_buffer[: DIMENSIONS * width].reshape(DIMENSIONS, width)
             weights = weight_buffer[: _ROWS * width].reshape(_ROWS, width)
             if head == 0 or seen.shape[1] > 1:
-                _fill_seen(flags, seen, sample, head, queries, places[:count], causal)
+                _fill_seen(flags, seen, sample, head, places[:count], alike, causal)
             if threshold > 0:
                 _fill_kept(kept, words, sample * heads + head, threshold, left, right)
             _fill(q, query, sample, head, scaling)
@@ -101,9 +100,10 @@ def forward(  # type: ignore[no-untyped-def]
                         sums = sums + weight
                         store(weights, row + j, where(kept, place + j, weight))
                     whole = total(sums)
-                    factors[r] = np.float32(0) if whole == 0 else np.float32(1) / (whole * share)
+                    inverse = np.float32(0) if whole == 0 else np.float32(1) / whole
+                    factors[r] = inverse * factor
                     if i + r < queries:
-                        normaliser[sample, head, i + r] = peak if whole == 0 else peak + math.log(whole)
+                        normaliser[0, sample, head, i + r], normaliser[1, sample, head, i + r] = peak, inverse
                 _weighted_sums(weights, v, most, result)
                 for r in range(min(_ROWS, queries - i)):
                     for d in range(dimensions):
@@ -147,11 +147,11 @@ def backward(  # type: ignore[no-untyped-def]
     sums = np.empty((2 * DIMENSIONS, _LANES), np.float32)
     places = np.empty(keys, np.int64)
     factor = np.float32(1) / (np.float32(1) - np.float32(threshold) / np.float32(LEVELS))
-    count = 0
+    count, alike = 0, True
     for sample in range(first, last):
         for head in range(heads):
             if head == 0 or seen.shape[1] > 1:
-                count = _fill_places(places, seen, sample, head)
+                count, alike = _fill_places(places, seen, sample, head)
             width = _padded(count, _LANES)
             flags = flag_buffer[: height * width].reshape(height, width)
             kept = kept_buffer[: height * width].reshape(height, width)
@@ -159,7 +159,7 @@ def backward(  # type: ignore[no-untyped-def]
             key_columns = key_buffer[: DIMENSIONS * width].reshape(DIMENSIONS, width)
             value_columns = value_buffer[: DIMENSIONS * width].reshape(DIMENSIONS, width)
             if head == 0 or seen.shape[1] > 1:
-                _fill_seen(flags, seen, sample, head, queries, places[:count], causal)
+                _fill_seen(flags, seen, sample, head, places[:count], alike, causal)
             if threshold > 0:
                 _fill_kept(kept, words, sample * heads + head, threshold, left, right)
             _fill(q, query, sample, head, scaling)
@@ -171,10 +171,12 @@ def backward(  # type: ignore[no-untyped-def]
                 for d in range(dimensions):
                     offset += gradient[sample, i, head, d] * output[sample, i, head, d]
                 offsets[i] = offset
-            peaks = normaliser[sample, head]
+            peaks, inverses = normaliser[0, sample, head], normaliser[1, sample, head]
             for j in range(0, width, _LANES):
                 start = j if causal else 0
-                _backward_of_keys(q, g, key_columns, value_columns, flags, kept, peaks, offsets, slopes, sums, j, start)
+                _backward_of_keys(
+                    q, g, key_columns, value_columns, flags, kept, peaks, inverses, offsets, slopes, sums, j, start
+                )
                 for n in range(min(_LANES, count - j)):
                     for d in range(dimensions):
                         of_key[sample, places[j + n], head, d] = sums[d, n]
@@ -214,33 +216,36 @@ def _gather(rows, columns, source, sample, head, places):  # type: ignore[no-unt
 
 @njit(cache=True, nogil=True)
 def _fill_places(places, seen, sample, head):  # type: ignore[no-untyped-def]
-    """Write the keys that any query of a head sees, in order, and return their number."""
-    keys = len(places)
-    anyone = np.full(keys, len(seen) == 0)
-    if len(seen):
+    """Write the keys that any query of a head sees, in order; return their number, and whether all queries see them."""
+    keys, unmasked = len(places), len(seen) == 0
+    anyone, everyone = np.full(keys, unmasked), np.full(keys, True)
+    if not unmasked:
         rows = seen[sample % len(seen), head % seen.shape[1]]
         for i in range(len(rows)):
             row = rows[i]
             for j in range(keys):
                 anyone[j] |= row[j]
-    count = 0
+                everyone[j] &= row[j]
+    count, alike = 0, True
     for j in range(keys):
         places[count] = j
         count += anyone[j]
-    return count
+        alike &= anyone[j] == everyone[j]
+    return count, alike
 
 
 @njit(cache=True, nogil=True)
-def _fill_seen(flags, seen, sample, head, queries, places, causal):  # type: ignore[no-untyped-def]
-    """Write which of the keys at some places each query sees."""
-    flags[:] = 0
-    for i in range(queries):
-        if len(seen):
+def _fill_seen(flags, seen, sample, head, places, alike, causal):  # type: ignore[no-untyped-def]
+    """Write which of the keys at some places each query sees; `alike` if all see them, or all but later ones."""
+    count = len(places)
+    for i in range(len(flags)):
+        most = min(i + 1, count) if causal else count
+        flags[i, :most] = 1
+        flags[i, most:] = 0
+        if not alike:
             row = seen[sample % len(seen), head % seen.shape[1], i % seen.shape[2]]
-            for n in range(len(places)):
+            for n in range(count):
                 flags[i, n] = row[places[n]]
-        else:
-            flags[i, : min(i + 1, len(places)) if causal else len(places)] = 1
 
 
 @njit(cache=True, nogil=True)
@@ -298,7 +303,7 @@ def _weighted_sums(weights, rows, count, result):  # type: ignore[no-untyped-def
 
 @njit(inline="always")
 def _backward_of_keys(  # type: ignore[no-untyped-def]
-    q, g, key_columns, value_columns, flags, kept, peaks, offsets, slopes, sums, j, start
+    q, g, key_columns, value_columns, flags, kept, peaks, inverses, offsets, slopes, sums, j, start
 ):
     """Write the derivatives at the scores of 16 keys, from key j on, and the gradients at these keys and values.
 
@@ -311,7 +316,7 @@ def _backward_of_keys(  # type: ignore[no-untyped-def]
     for i in range(start, len(peaks)):
         place = i * width + j
         score = where_or_lowest(flags, place, _products(q, i, key_columns, width, j))
-        weight = exp(score - splat16(peaks[i]))
+        weight = exp(score - splat16(peaks[i])) * splat16(inverses[i])
         dropped = where(kept, place, weight)
         slope = dropped * _products(g, i, value_columns, width, j) - weight * splat16(offsets[i])
         store(slopes, place, slope)
