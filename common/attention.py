@@ -81,6 +81,7 @@ def attention(
     saved = samples * heads * queries * keys * query.element_size() // 2 if torch.is_grad_enabled() else 0
     elsewhere = query.device.type != "cpu" or torch.compiler.is_compiling() or options.get("position_bias") is not None
     is_plain = key.shape == value.shape == (samples, heads, keys, dimensions) and query.dtype in KERNEL_DTYPES
+    is_plain = is_plain and (attention_mask is None or attention_mask.dtype == torch.bool)
     if not elsewhere and is_plain and dimensions <= DIMENSIONS:
         scaling = dimensions**-0.5 if scaling is None else scaling
         seen = None if attention_mask is None else attention_mask.expand(-1, -1, -1, keys)

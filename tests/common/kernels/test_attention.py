@@ -190,11 +190,23 @@ def test_bfloat16_is_float32_up_to_its_rounding():
     assert all(gradient.dtype == torch.bfloat16 for gradient in torch.autograd.grad(output.sum(), (query, key, value)))
 
 
+def grouped(inputs):
+    query, key, value = inputs
+    return query, key[:, :1], value[:, :1]
+
+
 @pytest.mark.parametrize(
-    ("dimensions", "dtype"), [(DIMENSIONS + 1, torch.float32), (DIMENSIONS, torch.float64), (DIMENSIONS, torch.float16)]
+    ("inputs", "seen"),
+    [
+        (tensors(1, 2, 3, 3, DIMENSIONS + 1), None),
+        (tensors(1, 2, 3, 3, DIMENSIONS, torch.float64), None),
+        (tensors(1, 2, 3, 3, DIMENSIONS, torch.float16), None),
+        (grouped(tensors(1, 2, 3, 3, DIMENSIONS)), None),
+        (tensors(1, 2, 3, 3, DIMENSIONS), torch.zeros(1, 1, 3, 3)),
+    ],
 )
-def test_other_attention_is_left_to_torch(monkeypatch, dimensions, dtype):
+def test_other_attention_is_left_to_torch(monkeypatch, inputs, seen):
     calls = []
     monkeypatch.setattr(module, "sdpa_attention_forward", lambda *inputs, **options: calls.append(inputs))
-    attention(LAYER, *tensors(1, 1, 3, 3, dimensions, dtype), None)
+    attention(LAYER, *inputs, seen)
     assert len(calls) == 1
