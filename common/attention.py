@@ -1,16 +1,17 @@
 """Attention for CPUs, where this is faster than PyTorch's scaled_dot_product_attention.
 
-With up to 8 dimensions per head, as in the experiments on grammars, attention is common/kernels/attention.py: a forward
-and backward pass of 335 positions takes a half of the time it takes with PyTorch's, and with dropout a quarter of the
-time of what follows. Its numbers do not depend on the number of threads.
+With up to 8 dimensions per head, as in the experiments on grammars, attention is common/kernels/attention.py: in
+float32, with the samples split over torch's threads. With one thread, a forward and backward pass of 65 to 335
+positions takes 0.2 to 0.45 of the time it takes with PyTorch's attention, with dropout 0.07 to 0.3
+(benchmarks/attention.py).
 
 With more dimensions and dropout PyTorch has no fused kernel: it computes all weights of a batch, draws a random number
 for each, and makes several more passes over them to handle queries that see nothing. Here the weights are computed for
 a few samples at a time, with 16 random bits each and fewer passes.
 
-Causal attention is computed for a few queries at a time, with only the keys up to them, with or without dropout. At 50
-to 500 tokens a training step takes one half to two thirds of the time it takes with PyTorch's attention; a forward and
-backward pass of attention alone, at 20 to 100 positions, 0.4 to 0.5 of it with one thread and 0.6 to 1.2 with two.
+Causal attention with more dimensions is computed for a few queries at a time, with only the keys up to them, with or
+without dropout: a forward and backward pass of 20 to 100 positions took, with 8 dimensions, 0.4 to 0.5 of the time it
+takes with PyTorch's attention with one thread, and 0.6 to 1.2 with two.
 
 In all other cases, on a GPU or compiled, attention is scaled_dot_product_attention.
 
