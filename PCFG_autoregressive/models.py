@@ -4,7 +4,6 @@ from pathlib import Path
 
 from transformers import GPT2LMHeadModel
 
-from common.attention import ATTENTION
 from common.language_models.models import gpt2
 from common.pcfg.models import load_checked, tokens_of
 from PCFG_autoregressive.batches import NextTokenTask
@@ -26,5 +25,4 @@ def load_model(path: Path, task: NextTokenTask) -> GPT2LMHeadModel:
     """
     model = load_checked(path, task, GPT2LMHeadModel, "GPT-2")
     model.config.use_cache = False
-    model.set_attn_implementation(ATTENTION)
     return model

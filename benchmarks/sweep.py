@@ -1,11 +1,13 @@
-"""Nine students of one teacher, three methods with three seeds each: trained together, and one after another.
+"""Students of one teacher, three methods with several seeds each: trained together, and one after another.
 
     python benchmarks/sweep.py [--out benchmarks/results/NAME.json]
+    python benchmarks/sweep.py --settings PCFG_mlm --seeds 9                        # 27 students
+    python benchmarks/sweep.py --settings PCFG_mlm --preset paper --batch-size 32 --steps 6 --repetitions 1
 
-Both ways are `distill.py` of a setting on the same machine in the same process, with a short training of the laptop
-preset's sizes; evaluations are left to the beginning and the end. The teacher has three checkpoints from the first
-steps of its training, which take as long as later ones. Times are those of the processor, over all threads, and include
-everything, such as reading the teacher. Before they are compared, the students' final weights must be bit-identical.
+Both ways are `distill.py` of a setting on the same machine in the same process, with a short training of a preset's
+sizes; evaluations are left to the beginning and the end. The teacher has three checkpoints from the first steps of its
+training, which take as long as later ones. Times are those of the processor, over all threads, and include everything,
+such as reading the teacher. Before they are compared, the students' final weights must be bit-identical.
 """
 
 import tempfile
@@ -13,7 +15,7 @@ import time
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import measuring
 import torch
@@ -33,8 +35,18 @@ APART = 1e-9
 @dataclass(frozen=True)
 class Arguments(measuring.Arguments):
     settings: tuple[SettingName, ...] = ("PCFG_mlm", "PCFG_autoregressive", "text_mlm", "text_autoregressive")
+    preset: Literal["laptop", "paper"] = "laptop"
+    """Whose sizes teacher and students have."""
+    seeds: int = 3
+    """Of each method."""
     steps: int = 60
     """Of each student."""
+    batch_size: int | None = None
+    """Samples per step; by default those of the preset."""
+    eval_samples: int = 256
+    """Held-out samples."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Of the matrix products."""
     repetitions: int = 3
     """Each time is the best of so many."""
 
@@ -47,24 +59,30 @@ def main(arguments: Arguments) -> None:
     with tempfile.TemporaryDirectory() as directory:
         for name in arguments.settings:
             alone, together = processor_times(name, Path(directory) / name, arguments)
-            rows.append(row(f"{name}, nine students", "seconds", alone, together, alone / together))
-    write(arguments.out, threads, rows, steps=arguments.steps)
+            what = f"{name} {arguments.preset} {arguments.precision}, {3 * arguments.seeds} students"
+            rows.append(row(what, "seconds", alone, together, alone / together))
+    write(arguments.out, threads, rows, steps=arguments.steps, batch_size=arguments.batch_size)
 
 
 def processor_times(name: SettingName, place: Path, arguments: Arguments) -> list[float]:
-    """Seconds of the processor for nine students, one after another and together."""
+    """Seconds of the processor for all students, one after another and together."""
     train, distill = (import_module(f"{name}.{kind}") for kind in ("train", "distill"))
-    train.train(replace(train.PRESETS["laptop"], steps=30, checkpoint_every=10, eval_every=30, out=place / "teacher"))
+    changes: dict[str, Any] = {"eval_samples": arguments.eval_samples, "precision": arguments.precision}
+    if arguments.batch_size is not None:
+        changes["batch_size"] = arguments.batch_size
+    teacher = train.PRESETS[arguments.preset]
+    train.train(replace(teacher, steps=3, checkpoint_every=1, eval_every=3, out=place / "teacher", **changes))
     students = replace(
-        distill.PRESETS["laptop"],
+        distill.PRESETS[arguments.preset],
         teacher=str(place / "teacher"),
         methods=("ce", "one-shot", "progressive"),
-        seeds=(0, 1, 2),
+        seeds=tuple(range(arguments.seeds)),
         steps=(arguments.steps,),
         teacher_range=None,
         teacher_every=arguments.steps // 3,
         eval_every=arguments.steps,
         force=True,
+        **changes,
     )
 
     def timed(memory: float | None) -> float:

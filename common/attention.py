@@ -1,33 +1,43 @@
 """Attention for CPUs, where this is faster than PyTorch's scaled_dot_product_attention.
 
-With dropout PyTorch has no fused kernel there: it computes all weights of a batch, draws a random number for each, and
-makes several more passes over them to handle queries that see nothing. Here the weights are computed for a few samples
-at a time, with 16 random bits each and fewer passes.
+With up to 8 dimensions per head, as in the experiments on grammars, attention is common/kernels/attention.py: in
+float32, with the samples split over torch's threads. With one thread, a forward and backward pass of 65 to 335
+positions takes 0.2 to 0.45 of the time it takes with PyTorch's attention, with dropout 0.07 to 0.3
+(benchmarks/attention.py).
 
-Causal attention is computed for a few queries at a time, with only the keys up to them, with or without dropout. At 50
-to 500 tokens a training step takes one half to two thirds of the time it takes with PyTorch's attention; a forward and
-backward pass of attention alone, at 20 to 100 positions, 0.4 to 0.5 of it with one thread and 0.6 to 1.2 with two.
+With more dimensions and dropout PyTorch has no fused kernel: it computes all weights of a batch, draws a random number
+for each, and makes several more passes over them to handle queries that see nothing. Here the weights are computed for
+a few samples at a time, with 16 random bits each and fewer passes.
+
+Causal attention with more dimensions is computed for a few queries at a time, with only the keys up to them, with or
+without dropout: a forward and backward pass of 20 to 100 positions took, with 8 dimensions, 0.4 to 0.5 of the time it
+takes with PyTorch's attention with one thread, and 0.6 to 1.2 with two.
 
 In all other cases, on a GPU or compiled, attention is scaled_dot_product_attention.
 
     model = BertForMaskedLM(BertConfig(..., attn_implementation=ATTENTION))
 """
 
-from collections.abc import Iterable
-from itertools import repeat
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise, repeat
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from common.kernels.attention import DIMENSIONS, LEVELS, backward, forward
+
 ATTENTION = "written_out_on_cpu"
 """The name under which transformers knows `attention`."""
 
-LEVELS = 2**16
-"""Dropout rates are rounded to multiples of 1 / `LEVELS`."""
+KERNEL_DTYPES = torch.float32, torch.bfloat16
+"""Of the tensors that the kernel takes; it computes in float32."""
 MAX_PART_BYTES = 16 * 2**20
 """Bytes of weights computed together: larger tensors are allocated by the system each time, which takes longer than the
 computation."""
@@ -71,6 +81,12 @@ def attention(
     causal = bool(is_causal) and attention_mask is None and queries > 1
     saved = samples * heads * queries * keys * query.element_size() // 2 if torch.is_grad_enabled() else 0
     elsewhere = query.device.type != "cpu" or torch.compiler.is_compiling() or options.get("position_bias") is not None
+    is_plain = key.shape == value.shape == (samples, heads, keys, dimensions) and query.dtype in KERNEL_DTYPES
+    is_plain = is_plain and (attention_mask is None or attention_mask.dtype == torch.bool)
+    if not elsewhere and is_plain and dimensions <= DIMENSIONS:
+        scaling = dimensions**-0.5 if scaling is None else scaling
+        seen = None if attention_mask is None else attention_mask.expand(-1, -1, -1, keys)
+        return _InCache.apply(query, key, value, seen, causal, scaling, threshold), None
     if elsewhere or (threshold == 0 and not (causal and saved <= MAX_SAVED_BYTES)):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
@@ -88,6 +104,68 @@ def attention(
         masked = zip(tensors, masks, strict=False)
         output = torch.cat([_attend(*tensor, mask, scaling, threshold) for tensor, mask in masked])
     return output.transpose(1, 2).contiguous(), None
+
+
+class _InCache(torch.autograd.Function):
+    """Attention with few dimensions: the inputs are those of `attention`, the output is its."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        seen: Tensor | None,
+        causal: bool,
+        scaling: float,
+        threshold: int,
+    ) -> Tensor:
+        inputs = [tensor.detach().transpose(1, 2).float().contiguous() for tensor in (query, key, value)]
+        output = torch.empty_like(inputs[0])
+        normaliser = output.new_empty(2, *query.shape[:3])
+        left, right = torch.empty(2, dtype=torch.int64).random_(2**32).tolist() if threshold else (0, 0)
+        ctx.options = _broadcast(seen), causal, np.float32(scaling), threshold, np.uint64(left), np.uint64(right)
+        given = *(tensor.numpy() for tensor in inputs), *ctx.options
+        _on_all_threads(forward, given, (output.numpy(), normaliser.numpy()), len(query))
+        ctx.save_for_backward(*inputs, output, normaliser)
+        ctx.dtype = query.dtype
+        return output.to(query.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, output, normaliser = ctx.saved_tensors
+        results = [torch.zeros_like(tensor) for tensor in inputs]
+        given = *(tensor.numpy() for tensor in inputs), *ctx.options
+        made = output.numpy(), normaliser.numpy(), gradients[0].float().contiguous().numpy()
+        _on_all_threads(backward, given, (*made, *(result.numpy() for result in results)), len(output))
+        return (*(result.transpose(1, 2).to(ctx.dtype) for result in results), None, None, None, None)
+
+
+def _broadcast(seen: Tensor | None) -> np.ndarray:
+    """A mask as the kernel takes it, without copies along the dimensions in which it does not change."""
+    if seen is None:
+        return np.empty((0, 1, 1, 1), np.bool_)
+    for dimension in range(3):
+        if seen.stride(dimension) == 0:
+            seen = seen.narrow(dimension, 0, 1)
+    return seen.contiguous().numpy()
+
+
+def _on_all_threads(kernel: Callable[..., None], given: Sequence[Any], more: Sequence[Any], samples: int) -> None:
+    """Call a kernel for all samples, in as many threads as torch uses; its range of samples is between `given` and
+    `more`."""
+    threads = max(min(torch.get_num_threads(), samples), 1)
+    bounds = [samples * thread // threads for thread in range(threads + 1)]
+    first, *others = pairwise(bounds)
+    waiting = [_pool(threads - 1).submit(kernel, *given, *part, *more) for part in others]
+    kernel(*given, *first, *more)
+    for other in waiting:
+        other.result()
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "attention")
 
 
 def by_queries(query: Tensor, key: Tensor, value: Tensor, causal: bool, scaling: float, threshold: int = 0) -> Tensor:

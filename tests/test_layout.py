@@ -13,8 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = ("parity_mlp", "parity_gpt2", "PCFG_mlm", "PCFG_autoregressive", "text_mlm", "text_autoregressive")
 
 LAYERS = (
-    ("common", "common.errors"),
-    ("common.arguments", "common.attention", "common.philox", "common.plotting", "common.resources"),
+    ("common", "common.errors", "common.philox"),
+    ("common.kernels",),
+    ("common.arguments", "common.attention", "common.plotting", "common.resources"),
     ("common.runs",),
     ("common.cli",),
     ("common.teachers",),
@@ -29,7 +30,11 @@ LAYERS = (
 
 MOST_LINES = 400
 
-REGISTRATIONS = {"common.attention": "Attention", "parity_mlp.sgd.simd": "_overload_arithmetic("}
+REGISTRATIONS = {
+    "common.attention": "Attention",
+    "common.kernels.lanes": "_overload_arithmetic(",
+    "parity_mlp.sgd.simd": "_overload_arithmetic(",
+}
 """How statements begin by which transformers learns of an attention, and numba of the operators of a type."""
 
 COMMANDS = [f"{setting}.{command}" for setting in SETTINGS for command in ("train", "distill", "probe")]

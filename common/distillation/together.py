@@ -3,6 +3,10 @@
 Each trainer trains exactly as it would alone, in a greenlet that pauses at the beginning of every step; the run that is
 furthest behind continues next. Its random numbers are its own, so its results are bit-identical to those of training
 it alone. Of students with the same teacher and data, those that learn from one checkpoint at a step share its outputs.
+
+Forward and backward passes are not stacked. With one thread of an AMD EPYC, matrix products of nine students of 3 heads
+and 4,160 tokens, or of 8 heads and 5,344 tokens, reach 60% to 80% of the processor's peak one by one and take 0.9 to
+1.25 times as long in one batch; what a step takes with a single sample, 2.4 of 16 ms, is all that a stack could save.
 """
 
 import random

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from common.attention import ATTENTION
 from common.errors import UserError
 from common.language_models.models import Tokens
 from common.pcfg.task import GrammarTask
@@ -72,6 +73,7 @@ def load_checked(path: Path, task: GrammarTask, model_class: type[Model], name: 
     assert isinstance(model, model_class)
     if config.vocab_size > task.vocabulary:
         _cut_vocabulary(model, task.vocabulary)
+    model.set_attn_implementation(ATTENTION)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Attention with dropout and causal attention, against a computation in float64, PyTorch's own, and statistics."""
+"""Attention with many dimensions per head, against a computation in float64, PyTorch's own, and statistics."""
 
 import math
 
@@ -40,7 +40,7 @@ def dropped_weights(query, key, seen, dropout, scaling):
 def test_kept_weights_and_gradients_against_float64(monkeypatch, part, masked):
     monkeypatch.setattr(module, "MAX_PART_BYTES", part)
     monkeypatch.setattr(module, "sdpa_attention_forward", None)
-    query, key, value = tensors(5, 3, 7, 11, 4)
+    query, key, value = tensors(5, 3, 7, 11, 12)
     seen = seen_by_queries(5, 11) if masked else None
     torch.manual_seed(0)
     weights = dropped_weights(query, key, seen, 0.25, 0.3)
@@ -64,7 +64,7 @@ def test_kept_weights_and_gradients_against_float64(monkeypatch, part, masked):
 @pytest.mark.parametrize("dropout", [0.1, 0.5, 0.9])
 def test_the_share_of_dropped_weights_is_the_rate_everywhere(dropout):
     torch.manual_seed(0)
-    query, key, _ = tensors(8, 4, 64, 96, 4)
+    query, key, _ = tensors(8, 4, 64, 96, 12)
     dropped = (dropped_weights(query, key, None, dropout, None) == 0).double()
     for dimensions in ((0, 1, 2, 3), (0, 1, 2), (0, 1, 3), (1, 2, 3)):
         share = dropped.mean(dimensions)
@@ -75,7 +75,7 @@ def test_the_share_of_dropped_weights_is_the_rate_everywhere(dropout):
 
 
 def test_every_call_drops_other_weights_and_the_seed_repeats_them():
-    query, key, _ = tensors(2, 2, 9, 9, 4)
+    query, key, _ = tensors(2, 2, 9, 9, 12)
     torch.manual_seed(3)
     first, second = (dropped_weights(query, key, None, 0.5, None) for _ in range(2))
     torch.manual_seed(3)
@@ -84,7 +84,7 @@ def test_every_call_drops_other_weights_and_the_seed_repeats_them():
 
 
 def test_bfloat16_is_float32_up_to_its_rounding():
-    query, key, value = tensors(2, 2, 30, 30, 8, torch.bfloat16)
+    query, key, value = tensors(2, 2, 30, 30, 12, torch.bfloat16)
     seen = seen_by_queries(2, 30)
     torch.manual_seed(0)
     output, _ = attention(LAYER, query, key, value, seen, dropout=0.1)
@@ -95,7 +95,7 @@ def test_bfloat16_is_float32_up_to_its_rounding():
 
 
 def test_without_dropout_it_is_that_of_torch():
-    query, key, value = tensors(3, 2, 8, 8, 4)
+    query, key, value = tensors(3, 2, 8, 8, 12)
     seen = seen_by_queries(3, 8)
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=seen).transpose(1, 2)
     torch.testing.assert_close(attention(LAYER, query, key, value, seen)[0], expected)
@@ -109,7 +109,7 @@ def test_without_dropout_it_is_that_of_torch():
 def test_a_causal_layer_and_its_gradients_against_float64(monkeypatch, part, queries, keys, dropout):
     monkeypatch.setattr(module, "MAX_PART_BYTES", part)
     monkeypatch.setattr(module, "sdpa_attention_forward", None)
-    query, key, value = tensors(4, 3, queries, keys, 4)
+    query, key, value = tensors(4, 3, queries, keys, 12)
     one_hot = torch.eye(keys).expand(4, 3, keys, keys)
     torch.manual_seed(0)
     weights = attention(CAUSAL, query, key, one_hot, None, dropout=dropout, scaling=0.3)[0].transpose(1, 2)
@@ -135,7 +135,7 @@ def test_a_causal_layer_and_its_gradients_against_float64(monkeypatch, part, que
 
 
 def test_a_causal_layer_whose_weights_would_take_much_memory_is_left_to_torch(monkeypatch):
-    query, key, value = tensors(3, 2, 8, 8, 4)
+    query, key, value = tensors(3, 2, 8, 8, 12)
     expected = F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
     monkeypatch.setattr(module, "MAX_SAVED_BYTES", 3 * 2 * 8 * 8 * 4 // 2 - 1)
     monkeypatch.setattr(module, "by_queries", None)

@@ -1,0 +1,1 @@
+"""Functions compiled by numba that several settings compute with."""
