@@ -34,7 +34,8 @@ from common.distillation.metrics import RestoreRecords, TrainingSums, evaluation
 from common.distillation.run_arguments import adapt_to_chunks, require_honoured_arguments, require_masking
 from common.distillation.schedules import Schedule, check_schedule, checkpoint_at, next_checkpoint, segments_at
 from common.distillation.state import load_weights, save_weights
-from common.distillation.teacher import Teacher
+from common.distillation.target_cache import TargetCache
+from common.distillation.teacher import Teacher, TeacherOutput
 from common.errors import UserError
 from common.teachers.discovery import Checkpoint, find_checkpoints
 from common.teachers.objective import Objective, objective_of, unwrap
@@ -72,6 +73,8 @@ class ProgressiveDistillationTrainer(Trainer):
         check_teacher: before training, check the checkpoints as `python -m common.teachers check` does, and print the
             accuracy on the evaluation data of the last one that is used.
         trust_trajectory: warn about problems with the checkpoints instead of rejecting them.
+        cache: of the teacher's targets, on the disk; the teacher is loaded only where it lacks some, and then adds
+            them. Several students may share it.
         trainer_arguments: anything else that a Trainer takes.
 
     Raises:
@@ -107,6 +110,7 @@ class ProgressiveDistillationTrainer(Trainer):
         downloads_kept: int | None = None,
         check_teacher: bool = True,
         trust_trajectory: bool = False,
+        cache: TargetCache | None = None,
         **trainer_arguments: Any,
     ) -> None:
         require_honoured_arguments(model, args, trainer_arguments, not callable(schedule))
@@ -117,23 +121,16 @@ class ProgressiveDistillationTrainer(Trainer):
         self.objective: Objective = objective or objective_of(model)
         require_masking(trainer_arguments, self.objective)
         self._shift = self.objective == "causal"
-        self._loss_arguments = losses.LossArguments(
-            temperature=temperature if isinstance(temperature, tuple) else (temperature, temperature),
-            annealing=annealing,
-            top_k=top_k,
-            alpha=(alpha,) if isinstance(alpha, float | int) else tuple(alpha),
-            alpha_steps=tuple(alpha_steps),
-            divergence=divergence,
-            beta=beta,
-        )
-        losses.check_loss_arguments(self._loss_arguments)
+        others = {"annealing": annealing, "alpha_steps": tuple(alpha_steps), "divergence": divergence, "beta": beta}
+        self._loss_arguments = losses.loss_arguments(temperature, alpha, top_k=top_k, **others)
         checkpoints = find_checkpoints(teacher) if isinstance(teacher, str | Path) else list(teacher or ())
         autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
         loading: dict[str, Any] = {"load": load_teacher, "dtype": teacher_dtype, "prefetch": prefetch}
-        loading |= {"downloads_kept": downloads_kept, "autocast": self.accelerator.autocast}
+        loading |= {"downloads_kept": downloads_kept, "autocast": self.accelerator.autocast, "cache": cache}
+        if cache is not None and checkpoints:
+            cache.prepare(args, self._loss_arguments, None if teacher_dtype is None else str(teacher_dtype))
         self._teacher = Teacher(checkpoints, unwrap(model), self.objective, autocast_dtype=autocast_dtype, **loading)
-        self._schedule_is_fixed = not callable(schedule)
-        self._schedule = schedule
+        self._schedule, self._schedule_is_fixed = schedule, not callable(schedule)
         self.records: list[dict[str, Any]] = []
         """One for each evaluation during training. Those from before the checkpoint that training resumed from have
         only step, loss and accuracy."""
@@ -170,14 +167,14 @@ class ProgressiveDistillationTrainer(Trainer):
         """Teacher step of the checkpoint that the latest step learned from."""
         return checkpoint_at(self.segments, max(self.state.global_step - 1, 0))
 
-    def _teacher_output(self, inputs: Mapping[str, Any], positions: Tensor) -> LabelledOutput | None:
-        """The current teacher's output at labelled positions; None without a teacher."""
+    def _targets(self, inputs: Mapping[str, Any], positions: Tensor, content: bytes) -> TeacherOutput | None:
+        """What the student learns from the current teacher at labelled positions; None without a teacher."""
         step = checkpoint_at(self.segments, self.state.global_step)
         if step is None:
             return None
         following = next_checkpoint(self.segments, self.state.global_step)
         batch, self._micro_batches = (self.state.global_step, self._micro_batches), self._micro_batches + 1
-        return self._teacher.output(inputs, positions, step, following, self.args.device, batch)
+        return self._teacher.targets(inputs, positions, step, following, self.args.device, batch, content)
 
     def _report_teacher(self) -> None:
         """Print the accuracy of the last checkpoint that the student learns from, on some of the evaluation data."""
@@ -192,7 +189,9 @@ class ProgressiveDistillationTrainer(Trainer):
         try:
             if self._reports_teacher and self.eval_dataset is not None:
                 self._report_teacher()
-            return super().train(*args, **kwargs)
+            result = super().train(*args, **kwargs)
+            self._teacher.write_targets()
+            return result
         finally:
             self._teacher.release()
 
@@ -228,14 +227,15 @@ class ProgressiveDistillationTrainer(Trainer):
             device: of the tensors returned.
 
         Returns:
-            The micro-batches, each with `positions` of shape (labelled,), and the number of labels over all processes
-            (at least 1, as the loss is divided by it): a scalar tensor if there are several processes.
+            The micro-batches, each with `positions` of shape (labelled,) and a hash of its `content`, and the number of
+            labels over all processes (at least 1, as the loss is divided by it): a tensor if there are several.
         """
         batches = [dict(batch) for batch in islice(epoch_iterator, num_batches)]
         self._micro_batches = 0
         for batch in batches:
             require_usable_batch(batch, unwrap(self.model), self._head.number_of_classes, self._shift)
             batch["positions"] = labelled_positions(batch["labels"], self._shift)
+            batch["content"] = self._teacher.content_of(batch)
         labels = sum(len(batch["positions"]) for batch in batches)
         self._steps_without_labels = 0 if labels else self._steps_without_labels + 1
         require_labels(self._steps_without_labels, self.state.max_steps)
@@ -279,7 +279,7 @@ class ProgressiveDistillationTrainer(Trainer):
         Args:
             model: the student, as wrapped for training.
             inputs: the model's arguments and `labels`, with `IGNORED_LABEL` where there is none; optionally the
-                `positions` of the labels.
+                `positions` of the labels and the hash of the `content`.
             return_outputs: also return the model's outputs.
             num_items_in_batch: labels in the global batch; by default those of `inputs`.
 
@@ -289,7 +289,7 @@ class ProgressiveDistillationTrainer(Trainer):
         """
         arguments = dict(inputs)
         labels = arguments.pop("labels")
-        positions = arguments.pop("positions", None)
+        positions, content = arguments.pop("positions", None), arguments.pop("content", b"")
         if positions is None:
             positions = labelled_positions(labels, self._shift)
         labels = labels.flatten()[positions + self._shift]
@@ -301,7 +301,7 @@ class ProgressiveDistillationTrainer(Trainer):
         if not len(labels):
             loss = student.values.sum() * 0
         else:
-            teacher = self._teacher_output(arguments, positions) if model.training else None
+            teacher = self._targets(arguments, positions, content) if model.training else None
             at = self.state.global_step, self.state.max_steps - 1
             means = objective_sums(student, labels, teacher, self._loss_arguments, *at) / len(labels)
             loss = means[0]
