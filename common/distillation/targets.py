@@ -137,6 +137,7 @@ def class_dtype(classes: int) -> np.dtype[np.generic]:
     return np.dtype(np.uint16 if classes <= 1 << 16 else np.uint32)
 
 
+@torch.no_grad()
 def encode(output: LabelledOutput, kind: TargetKind, key: tuple[int, int, int]) -> Stored:
     """A teacher's output on a micro-batch, as it is stored.
 
