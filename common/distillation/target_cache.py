@@ -300,13 +300,11 @@ class TargetCache:
 
 def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """What differs in two descriptions, in words."""
-    pairs = {name: (there.get(name), here.get(name)) for name in here if name != "data"}
+    pairs = [(name, there.get(name), here.get(name)) for name in here if name != "data"]
     theirs, ours = (values.get("data") for values in (there, here))
     if isinstance(theirs, dict) and isinstance(ours, dict):
-        pairs |= {name: (theirs.get(name), ours.get(name)) for name in ours | theirs}
-    lines = [
-        f"{name} is {_short(was)} there and {_short(now)} here" for name, (was, now) in pairs.items() if was != now
-    ]
+        pairs += [(name, theirs.get(name), ours.get(name)) for name in {**ours, **theirs}]
+    lines = [f"{name} is {_short(was)} there and {_short(now)} here" for name, was, now in pairs if was != now]
     return listed(lines, 3) or "their description differs"
 
 

@@ -1,7 +1,7 @@
 """Shards of a cache of targets: safetensors files with the targets of one checkpoint at consecutive training steps."""
 
 import hashlib
-import re
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ MOST_SHARD = 1 << 31
 """Bytes of the largest shard."""
 MOST_HEADER = 1 << 16
 """Bytes of the largest header of a shard."""
+ENTRY = "targets"
+"""Of a shard's metadata."""
 HASH_BYTES = 16
 REMOVE = "remove it, and its targets are computed again"
 
@@ -74,8 +76,8 @@ def shard_content(kind: TargetKind, shard: Shard, identity: str) -> bytes:
     """
     tensors = _joined(kind, shard.stored)
     classes = next(stored.classes for _, stored in shard.stored.values())
-    metadata = {"identity": identity, "teacher": shard.digest, "classes": str(classes)}
-    return to_safetensors(tensors, {**metadata, "checksum": _checksum(tensors)})
+    metadata = {"identity": identity, "teacher": shard.digest, "classes": classes, "checksum": _checksum(tensors)}
+    return to_safetensors(tensors, {ENTRY: json.dumps(metadata)})  # as the order of several entries would vary
 
 
 def read_shard(path: Path, kind: TargetKind, steps: range) -> StoredBatches:
@@ -94,10 +96,10 @@ def read_shard(path: Path, kind: TargetKind, steps: range) -> StoredBatches:
         tensors = safetensors.numpy.load(read_file(path, REMOVE, MOST_SHARD))
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError):
         raise damaged(path) from None
-    classes = metadata.get("classes", "")
-    if _checksum(tensors) != metadata.get("checksum") or not re.fullmatch("[0-9]{1,9}", classes):
+    classes = metadata.get("classes")
+    if _checksum(tensors) != metadata.get("checksum") or type(classes) is not int:
         raise damaged(path)
-    stored = _separated(kind, int(classes), tensors)
+    stored = _separated(kind, classes, tensors)
     if stored is None or any(step not in steps for step, _ in stored):
         raise damaged(path)
     return stored
@@ -108,8 +110,8 @@ def damaged(path: Path) -> UserError:
     return UserError(f"{path} is truncated or damaged: {REMOVE}")
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """Of a shard.
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What a shard says it is: `identity` of its cache, digest of the `teacher`, number of `classes`, `checksum`.
 
     Raises:
         UserError: it has none.
@@ -120,8 +122,10 @@ def read_metadata(path: Path) -> dict[str, str]:
             header = json_object(file.read(length)) if length <= MOST_HEADER else None
     except FileNotFoundError:
         raise UserError(f"{path} has been removed: start again") from None
-    metadata = (header or {}).get("__metadata__")
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    entries = (header or {}).get("__metadata__")
+    text = entries.get(ENTRY) if isinstance(entries, dict) else None
+    metadata = json_object(text.encode()) if isinstance(text, str) and text.isascii() else None
+    if metadata is None:
         raise damaged(path)
     return metadata
 

@@ -186,10 +186,10 @@ def test_the_mean_gradient_of_samples_is_the_dense_one_and_that_of_top_k_is_not(
     assert errors.norm() < 3 * gradients.std(0).norm() / math.sqrt(draws)
     standard_errors = (q * (1 - q) / (samples * draws)).sqrt()  # of independent draws
     assert (errors.abs() <= 3 * standard_errors).all()
-    assert abs(float(losses.mean() - loss)) < 3 * float(losses.std()) / math.sqrt(draws)
+    assert abs(float(losses.mean()) - loss.item()) < 3 * float(losses.std()) / math.sqrt(draws)
 
     _, kept = loss_and_gradient(TargetKind("top-k", 1.0, samples), 0)
-    assert float((kept - expected).norm()) > 20 * float(standard_errors.norm())
+    assert float((kept - expected).norm()) > 8 * float(standard_errors.norm())
 
 
 def test_sums_of_samples_vary_less_than_those_of_independent_draws():
