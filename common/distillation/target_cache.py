@@ -14,8 +14,11 @@ A shard belongs to a teacher's checkpoint, identified by its digest, and to the 
 micro-batches to inputs and labelled positions, by a hash of them. Anything else is refused.
 """
 
+import fcntl
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +40,17 @@ from common.distillation.target_shards import (
 from common.distillation.targets import Stored, TargetKind, encode, kind_of
 from common.errors import UserError, listed
 from common.resources import size_text
-from common.runs.files import NUMBER, digest_of, json_object, read_json, shared_lock, to_json, write_file
+from common.runs.files import (
+    NUMBER,
+    append_to_file,
+    digest_of,
+    json_object,
+    make_directory,
+    open_lock,
+    read_json,
+    to_json,
+    write_file,
+)
 
 DESCRIPTION = "targets.json"
 FORMAT = 1
@@ -47,7 +60,9 @@ MOST_BATCHES = 1 << 12
 """Micro-batches of a shard."""
 SHARDS_KEPT = 8
 """Checkpoints whose latest shard stays in memory; students that are trained together may learn from several."""
+LOCK = ".targets.lock"
 NAME = re.compile(f"checkpoint-{NUMBER}-{NUMBER}-{NUMBER}(?:-{NUMBER})?\\.safetensors")
+OWN_NAME = re.compile(f"{NAME.pattern}|{re.escape(LOCK)}|\\..*\\.unfinished")
 
 
 @dataclass(frozen=True)
@@ -139,8 +154,7 @@ class TargetCache:
         }
         facts = json_object(to_json(facts)) or {}
         if self._kind is None:
-            if self.directory.exists() and not self.directory.is_dir():
-                raise UserError(f"{self.directory} is not a directory: give another one for the targets")
+            self._require_own_directory()
             self._process = f"-{args.process_index}" if args.world_size > 1 else ""
             self._require_same(self._described(), facts)
             self._kind, self._facts = kind, facts
@@ -162,6 +176,26 @@ class TargetCache:
         for checkpoint, shards in self._index.items():
             if str(checkpoint) in digests:
                 self._require_own(shards[0][1], checkpoint, digests[str(checkpoint)])
+
+    def require_writable(self) -> None:
+        """Check that targets can be added; what is created for that is removed.
+
+        Raises:
+            UserError: they cannot.
+        """
+        place = self.directory.absolute()
+        new = [path for path in (place, *place.parents) if not path.exists()]
+        trial = place / f".{os.getpid()}.safetensors.unfinished"
+        try:
+            make_directory(place)
+            append_to_file(trial, b"0")
+        except OSError as error:
+            raise UserError(f"no targets can be written to {self.directory} ({error.strerror})") from None
+        finally:
+            if place.is_dir():
+                trial.unlink(missing_ok=True)
+            for path in [path for path in new if path.is_dir()]:
+                path.rmdir()
 
     def missing(self, spans: Iterable[tuple[int, int, int | None]]) -> int:
         """How many pairs of a checkpoint and a training step have no shard.
@@ -230,6 +264,17 @@ class TargetCache:
 
     # Files
 
+    def _require_own_directory(self) -> None:
+        """Reject a path that is no directory, or one with other files."""
+        if self.directory.exists() and not self.directory.is_dir():
+            raise UserError(f"{self.directory} is not a directory: give another one for the targets")
+        if self.directory.is_dir() and not (self.directory / DESCRIPTION).exists():
+            others = [path.name for path in self.directory.iterdir() if not OWN_NAME.fullmatch(path.name)]
+            if others:
+                raise UserError(
+                    f"{self.directory} has other files, such as {min(others)}: give a new directory for the targets"
+                )
+
     def _number(self, part: int) -> int:
         """Of a micro-batch, among those of all processes."""
         return part * self._facts["processes"] + int(self._process[1:] or 0)
@@ -289,13 +334,28 @@ class TargetCache:
         """Write the new targets of a checkpoint as a shard."""
         shard = self._new.pop(checkpoint)
         name = f"checkpoint-{checkpoint}-{shard.steps.start}-{shard.steps.stop}{self._process}.safetensors"
-        with shared_lock(self.directory):
+        with self._lock():
             there = self._described()
             self._require_same(there, self._facts)
             if there is None:
                 write_file(self.directory / DESCRIPTION, to_json({"format": FORMAT, **self._facts}))
             write_file(self.directory / name, shard_content(self.kind, shard, digest_of(self._facts)))
         self._list()
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Hold a lock together with other writers; the first one removes what killed writers left behind."""
+        make_directory(self.directory)
+        with open_lock(self.directory / LOCK) as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass  # others are writing
+            else:
+                for leftover in self.directory.glob(".*.unfinished"):
+                    leftover.unlink(missing_ok=True)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            yield
 
 
 def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

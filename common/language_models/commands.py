@@ -246,7 +246,7 @@ def _missing_targets(
     """How many batches of targets the cache lacks for students that are not complete.
 
     Raises:
-        UserError: it has targets of another teacher, or they would not fit onto its disk.
+        UserError: it has targets of another teacher; or they would not fit onto its disk, or cannot be written.
     """
     cache.require_teacher(checkpoint_digests(used))
     spans = [
@@ -261,6 +261,7 @@ def _missing_targets(
         labels = batch_tensors(batches.batch(0))["labels"]
         positions = missing * int((labels[:, 1:] != IGNORED_LABEL).sum())  # of causal models all, of others most
         needed = {"the teacher's targets": positions * cache.kind.least_bytes(task.vocabulary)}
+        cache.require_writable()
         require_disk(needed, cache.directory, "give --targets sampled, or --cache-teacher on another disk")
     return missing
 

@@ -388,9 +388,30 @@ def test_a_shard_of_another_cache_is_refused(tmp_path, teachers, copied):
 
 
 def test_another_directory_is_refused(tmp_path, teachers):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file is not a directory"):
-        trained(tmp_path, teachers, "sampled", cache_in(tmp_path / "file"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("")
+    for name, message in (
+        ("folder/file", "file is not a directory"),
+        ("folder", "folder has other files, such as file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            trained(tmp_path, teachers, "sampled", cache_in(tmp_path / name))
+
+
+def test_where_nothing_can_be_written_is_known_before(tmp_path):
+    for place in ("/proc/targets", "/dev/null/targets"):
+        with pytest.raises(UserError, match=f"no targets can be written to {place} "):
+            TargetCache(place).require_writable()
+    TargetCache(tmp_path / "a" / "b").require_writable()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_writers_left_behind_is_removed(tmp_path, teachers):
+    leftover = tmp_path / "targets" / f".{SHARD}.123.unfinished"
+    leftover.parent.mkdir()
+    leftover.write_text("half of it")
+    trained(tmp_path, teachers, "sampled", cache_in(tmp_path / "targets"))
+    assert not leftover.exists()
 
 
 @pytest.mark.parametrize(
