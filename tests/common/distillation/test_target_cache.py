@@ -537,6 +537,11 @@ def test_processes_have_shards_and_samples_of_their_own(tmp_path):
         cache.flush()
         drawn.append(cache.find(Place(10, "", 0, 0, bytes(16))).fields["classes"])
     names = sorted(path.name for path in (tmp_path / "targets").iterdir())
-    assert names == ["checkpoint-10-0-1-0.safetensors", "checkpoint-10-0-1-1.safetensors", "targets.json"]
+    assert names == [
+        ".targets.lock",
+        "checkpoint-10-0-1-0.safetensors",
+        "checkpoint-10-0-1-1.safetensors",
+        "targets.json",
+    ]
     assert json.loads((tmp_path / "targets" / "targets.json").read_text())["processes"] == 2
     assert not np.array_equal(*drawn)
