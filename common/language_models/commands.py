@@ -159,9 +159,9 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     digests = checkpoint_digests(used)
     notes += [*setting.notes(local_path(last), task), *trajectory_warnings(used, arguments.trust_trajectory)]
     notes += schedule_warnings(prepared)
-    if not used and unfinished and processes.first:
-        print_notes(notes)
     is_reported = not used or is_cached
+    if is_reported and unfinished and processes.first:
+        print_notes(notes)
     shared: dict[str, Any] = {}
     diverged: list[DivergedError] = []
     finished = [[student] for student in students if student not in unfinished]

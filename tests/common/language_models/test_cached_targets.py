@@ -83,6 +83,16 @@ def test_until_saturation_computes_what_is_missing(tmp_path, capsys, teacher_of)
         assert results_below(tmp_path / name) == results_below(tmp_path / "live")
 
 
+def test_warnings_are_printed_without_a_teacher(tmp_path, capsys, teacher_of, no_teacher):
+    words = [*MLM.distill, "--methods", "progressive", "--teacher", teacher_of(MLM), "--teacher-every", "11"]
+    words += ["--cache-teacher", tmp_path / "targets"]
+    MLM.succeed(capsys, *words, "--out", tmp_path / "writer")
+    no_teacher()
+    code, lines = MLM.start(capsys, *words, "--out", tmp_path / "reader")
+    assert code == 0
+    assert [line for line in lines if line.startswith("warning: the schedule is longer than the training of 12 steps")]
+
+
 def test_a_stopped_writer_resumes(tmp_path, capsys, monkeypatch, teacher_of, no_teacher):
     """With and without the cache, as its targets are exact."""
     save_often(monkeypatch)
