@@ -545,3 +545,24 @@ def test_processes_have_shards_and_samples_of_their_own(tmp_path):
     ]
     assert json.loads((tmp_path / "targets" / "targets.json").read_text())["processes"] == 2
     assert not np.array_equal(*drawn)
+
+
+def test_a_shard_has_no_gaps(tmp_path):
+    """A student that resumed may find some targets and not others."""
+    cache = cache_in(tmp_path / "targets")
+    cache.prepare(arguments(tmp_path), LossArguments())
+    for step in (0, 1, 5, 6, 2):
+        cache.add(Place(10, "", step, 0, bytes(16)), LabelledOutput(torch.zeros(4, 10)))
+    cache.flush()
+    assert cache.missing([(0, 8, 10)]) == 3
+    assert cache.find(Place(10, "", 6, 0, bytes(16))) is not None
+    assert cache.find(Place(10, "", 4, 0, bytes(16))) is None
+
+
+def test_another_valid_class_is_damage(tmp_path, copied):
+    place, tensors = place_of(copied / SHARD), safetensors.numpy.load_file(copied / SHARD)
+    tensors["field.classes"][0] ^= 1
+    metadata = {ENTRY: json.dumps(read_metadata(copied / SHARD))}
+    (copied / SHARD).write_bytes(safetensors.numpy.save(tensors, metadata))
+    with pytest.raises(UserError, match=f"{SHARD} is truncated or damaged"):
+        prepared(copied, tmp_path).find(place)

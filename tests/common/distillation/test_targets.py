@@ -125,8 +125,8 @@ def test_each_sample_inverts_the_cumulative_probabilities_in_its_own_interval(se
 
 
 def test_impossible_classes_and_the_largest_random_number_are_safe():
-    probabilities = torch.tensor([[0.0, 0.5, 0.5 - 1e-9, 0.0]], dtype=torch.float64)
-    uniforms = torch.tensor([[0.0, np.nextafter(np.float32(1), np.float32(0))]])
+    probabilities = torch.tensor([[0.0, 0.5, 0.25, 0.0]], dtype=torch.float64)
+    uniforms = torch.tensor([[0.0, np.nextafter(1.0, 0.0)]], dtype=torch.float64)
     assert draw(probabilities, uniforms).tolist() == [[1, 2]]
 
 

@@ -186,7 +186,7 @@ def test_damaged_targets_are_named(tmp_path, capsys, teacher_of):
 @refusals(
     ("--targets exact", "--targets --cache-teacher"),
     ("--samples 5", "--samples --cache-teacher"),
-    ("--cache-teacher /proc/targets", "/proc/targets"),
+    ("--cache-teacher /dev/null/targets", "/dev/null/targets"),
     ("--cache-teacher DIR --samples 5", "--samples '--targets sampled'"),
     ("--cache-teacher DIR --targets sampled", "'--temperature 0.0' '--targets exact'"),
     ("--cache-teacher DIR --targets sampled --temperature 1 --samples 256", "--samples 255 256"),
