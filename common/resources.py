@@ -191,6 +191,20 @@ def require_resources(needs: Needs, directories: Sequence[Path], device: str) ->
     ]
 
 
+def require_disk(parts: Mapping[str, int], directory: Path, advice: str) -> None:
+    """Refuse what needs more of a disk than is free.
+
+    Args:
+        parts: bytes that are needed at least, by what they are for.
+        directory: on the disk; it need not exist.
+        advice: how the message ends.
+
+    Raises:
+        UserError: says how much is needed, for what, and how much there is.
+    """
+    _require("disk", parts, free_disk(directory), f"on the disk of {directory}", advice)
+
+
 def _smaller(parts: Mapping[str, int]) -> str:
     """What to give if these parts of memory are too large together: what makes the largest one smaller."""
     return f"give {SMALLER.get(max(parts, key=lambda name: parts[name], default=''), 'a smaller model')}"

@@ -16,6 +16,7 @@ Method = Literal[
 ]
 Annealing = Literal["linear", "logarithmic"]
 Divergence = Literal["forward-kl", "reverse-kl", "jensen-shannon"]
+Targets = Literal["exact", "sampled", "top-k"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,3 +130,11 @@ def source_of(trainer: Trainer) -> Source:
 def batch_tensors(batch: Any) -> dict[str, Tensor]:
     """The tensors of a batch (a mapping or a dataclass) by name."""
     return dict(batch) if isinstance(batch, Mapping) else dict(vars(batch))
+
+
+def moved(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch whose tensors are on the device; what else it has stays."""
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }

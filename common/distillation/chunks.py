@@ -18,8 +18,10 @@ from common.distillation.losses import (
     annealed_temperature,
     label_cross_entropy,
     objective,
+    sparse_objective,
     stepwise,
 )
+from common.distillation.sparse_targets import SparseTargets, arg_max_targets
 from common.errors import UserError
 
 ChunkObjective = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
@@ -30,7 +32,7 @@ gradient at the logits."""
 def objective_sums(
     student: LabelledOutput,
     labels: Tensor,
-    teacher: LabelledOutput | None,
+    teacher: LabelledOutput | SparseTargets | None,
     arguments: LossArguments,
     step: int,
     last: int,
@@ -40,7 +42,8 @@ def objective_sums(
     Args:
         student: its output at the labels.
         labels: (labelled,).
-        teacher: its output at the labels; without one the student minimises the cross entropy with the labels.
+        teacher: its output at the labels, or targets that stand for it; without a teacher the student minimises the
+            cross entropy with the labels.
         arguments: of the loss.
         step: from 0.
         last: step at which the temperature reaches its last value.
@@ -59,6 +62,8 @@ def objective_sums(
         if teacher is None:
             loss = label_cross_entropy(logits, labels)
             kl = torch.zeros_like(loss)
+        elif isinstance(teacher, SparseTargets):
+            loss, kl = sparse_objective(logits, labels, teacher, arguments, step)
         else:
             loss, kl = objective(logits, labels, teacher.logits(), arguments, step, last)
         return _sums(loss, kl, logits.argmax(-1) == labels)
@@ -97,7 +102,7 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
 def objective_and_gradient(
     student_logits: Tensor,
     labels: Tensor,
-    teacher: LabelledOutput | None,
+    teacher: LabelledOutput | SparseTargets | None,
     rows: slice,
     arguments: LossArguments,
     step: int,
@@ -116,13 +121,13 @@ def objective_and_gradient(
     Args:
         student_logits: (samples, classes), without a gradient.
         labels: (samples,).
-        teacher: its output.
+        teacher: its output, or targets that stand for it.
         rows: of the teacher's output that are the samples.
         arguments: of the loss.
         step: from 0.
         last: step at which the temperature reaches its last value.
     """
-    if teacher is not None and arguments.divergence != "forward-kl":
+    if isinstance(teacher, LabelledOutput) and arguments.divergence != "forward-kl":
         with torch.enable_grad():
             logits = student_logits.detach().requires_grad_()
             losses, kl = objective(logits, labels, teacher.logits(rows), arguments, step, last)
@@ -137,10 +142,13 @@ def objective_and_gradient(
     if teacher is not None:
         alpha = float(stepwise(arguments.alpha, arguments.alpha_steps, step))
         temperature = float(annealed_temperature(step, *arguments.temperature, max(last, 1), arguments.annealing))
-        if temperature <= ARG_MAX_TEMPERATURE:
-            best = teacher.logits(rows).argmax(-1, keepdim=True)
-            kl = normaliser - student_logits.gather(-1, best)[:, 0]
-            gradient.scatter_add_(-1, best, torch.full_like(largest, alpha - 1))
+        if isinstance(teacher, SparseTargets):
+            kl = normaliser - teacher.mean(student_logits, rows) - teacher.entropy
+            teacher.subtract_from(gradient, rows, 1 - alpha)
+        elif temperature <= ARG_MAX_TEMPERATURE:
+            best = arg_max_targets(teacher.logits(rows))
+            kl = normaliser - best.mean(student_logits, slice(None))
+            best.subtract_from(gradient, slice(None), 1 - alpha)
         else:
             targets, log_targets = teacher.targets(rows, temperature, arguments.top_k)
             kl = normaliser + (log_targets - student_logits).mul_(targets).sum(-1)

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.distillation.arguments import Annealing, Divergence
+from common.distillation.sparse_targets import SparseTargets
 from common.errors import UserError, listed
 
 IGNORED_LABEL = -100
@@ -122,6 +123,26 @@ def objective(
     return losses, kl.detach()
 
 
+def sparse_objective(
+    student_logits: Tensor, labels: Tensor, targets: SparseTargets, arguments: LossArguments, step: int
+) -> tuple[Tensor, Tensor]:
+    """As `objective`, with targets that stand for a teacher's probabilities, and the forward KL divergence from them.
+
+    Args:
+        student_logits: (samples, classes).
+        labels: (samples,).
+        targets: of the samples.
+        arguments: of the loss, for their alpha.
+        step: from 0.
+    """
+    alpha = float(stepwise(arguments.alpha, arguments.alpha_steps, step))
+    log_student = student_logits.log_softmax(-1)
+    kl = losses = targets.forward_kl(log_student)
+    if alpha > 0:
+        losses = alpha * _label_cross_entropy(log_student, labels) + (1 - alpha) * losses
+    return losses, kl.detach()
+
+
 def teacher_probabilities(teacher_logits: Tensor, temperature: float | Tensor, top_k: int | None = None) -> Tensor:
     """softmax(teacher_logits / temperature), of shape (..., classes).
 
@@ -141,7 +162,7 @@ def teacher_probabilities(teacher_logits: Tensor, temperature: float | Tensor, t
     arg_max = temperature <= ARG_MAX_TEMPERATURE
     scaled = (teacher_logits - teacher_logits.amax(-1, keepdim=True)).div_(temperature.masked_fill(arg_max, 1))
     if top_k is not None:
-        scaled = scaled.masked_fill(~_largest(scaled, top_k), -math.inf)
+        scaled = scaled.masked_fill(~largest(scaled, top_k), -math.inf)
     probabilities = scaled.softmax(-1)
     if not arg_max.any():
         return probabilities
@@ -149,7 +170,7 @@ def teacher_probabilities(teacher_logits: Tensor, temperature: float | Tensor, t
     return torch.where(arg_max, one_hot, probabilities)
 
 
-def _largest(values: Tensor, count: int) -> Tensor:
+def largest(values: Tensor, count: int) -> Tensor:
     """True at the `count` largest of `values` along the last dimension; of ties, at the first."""
     least = values.topk(count).values[..., -1:]
     above, ties = values > least, values == least

@@ -147,10 +147,8 @@ class RunTrainer(ProgressiveDistillationTrainer):
             (adapter_tensors if is_adapted(self.model) else configuration)(self.model)  # raises if there is none
         self._tokenizer_files = tokenizer_files(self.processing_class)
         self.train_dataset = source_of(self)
-        self._fixed_facts: dict[str, Any] = {
-            "objective": self.objective,
-            "evaluation_samples": self._held_out_samples(),
-        }
+        self._fixed_facts: dict[str, Any] = {"objective": self.objective, **self._teacher.facts}
+        self._fixed_facts["evaluation_samples"] = self._held_out_samples()
         if is_adapted(self.model):
             self._fixed_facts["frozen"] = frozen_fingerprint(self.model)
         self.run = run
@@ -193,6 +191,7 @@ class RunTrainer(ProgressiveDistillationTrainer):
         more: dict[str, Any] = {"training": self.training_facts(), "teacher": self._teacher.weights_read}
         if isinstance(self.train_dataset, DatasetSource):
             more["data"] = self.train_dataset.position(self.state.global_step)
+        self._teacher.write_targets()
         save_training_state(self, self.run.directory, vars(self._sums), more)
 
     def require_resumable(self) -> None:

@@ -21,6 +21,10 @@ from common.distillation.labelled_head import (
     labelled_positions,
 )
 from common.distillation.sharding import is_sharded, shard, sharing_processes
+from common.distillation.sparse_targets import SparseTargets
+from common.distillation.target_cache import Place, TargetCache
+from common.distillation.target_shards import batch_hash
+from common.distillation.targets import decode
 from common.distillation.vocabulary import classes_of, shared_classes, student_tokenizer, teacher_tokenizer
 from common.errors import UserError
 from common.teachers.configs import read_config
@@ -28,6 +32,9 @@ from common.teachers.discovery import Checkpoint, local_path
 from common.teachers.loading import StoredModel, Teachers, build_model, read_model
 from common.teachers.objective import Objective, class_of
 from common.teachers.trajectory import checkpoint_digests, require_trajectory
+
+TeacherOutput = LabelledOutput | SparseTargets
+"""What a student learns from: a model's output, or what a cache keeps of it."""
 
 REPORT_BATCHES, REPORT_LABELS = 8, 4096
 """Least number of evaluation batches, and of labels in them, that a teacher is tested on before training."""
@@ -46,6 +53,7 @@ class Teacher:
         downloads_kept: as in `Teachers`.
         autocast: returns the context that the student computes in.
         autocast_dtype: of matrix products in that context; None without autocast.
+        cache: prepared for the student; where it has the targets of a batch, no model is loaded.
     """
 
     def __init__(
@@ -60,6 +68,7 @@ class Teacher:
         downloads_kept: int | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         autocast_dtype: torch.dtype | None = None,
+        cache: TargetCache | None = None,
     ) -> None:
         self._checkpoints = {checkpoint.step: checkpoint for checkpoint in checkpoints}
         self._student, self._objective, self._dtype, self._autocast = student, objective, dtype, autocast
@@ -74,7 +83,9 @@ class Teacher:
         self.classes: int | None = None
         """Number of classes that student and teacher share; None if their logits must have the same number."""
         attention = getattr(getattr(student, "config", None), "_attn_implementation", None)
-        self._identity = self._checkpoints, objective, load, dtype, autocast_dtype, class_of(student), attention
+        self._identity = self._checkpoints, objective, load, dtype, autocast_dtype, class_of(student), attention, cache
+        self._cache = cache if checkpoints else None
+        self._digests: dict[int, str] = {}
         self._shared: dict[tuple[int, int, int], LabelledOutput] | None = None
         """Outputs on the micro-batches of the latest training step, by the step, the micro-batch and the teacher step,
         if other students learn from the same teacher."""
@@ -141,6 +152,60 @@ class Teacher:
             theirs = classes_of(read_config(path))
             tokenizer = student_tokenizer(self._student, processing_class)
             self.classes = shared_classes(sizes[0], theirs, tokenizer, teacher_tokenizer(path))
+
+    def targets(
+        self,
+        inputs: Mapping[str, Any],
+        positions: Tensor,
+        step: int,
+        then: int | None,
+        device: torch.device,
+        batch: tuple[int, int],
+        content: bytes,
+    ) -> TeacherOutput | None:
+        """What a student learns from at positions (labelled,): the `output`, or what the cache has or keeps of it.
+
+        Args:
+            inputs: as for `output`, and likewise positions, step, then and device.
+            positions: in the flattened samples.
+            step: teacher step.
+            then: teacher step that is needed next.
+            device: of the inputs.
+            batch: the training step and the index of its micro-batch.
+            content: the batch's `content_of`.
+
+        Returns:
+            None if there is a cache and no position.
+
+        Raises:
+            UserError: as for `output`, or the cache is damaged or of something else.
+        """
+        if self._cache is None:
+            return self.output(inputs, positions, step, then, device, batch)
+        if step not in self._digests:
+            self._digests |= {int(number): digest for number, digest in self.digests([step]).items()}
+        place = Place(step, self._digests[step], *batch, content or batch_hash(inputs, positions))
+        found = self._cache.find(place) if len(positions) else None
+        lacks = found is None and len(positions) > 0
+        if self._processes.largest(lacks):  # a sharded teacher computes in all processes or in none
+            output = self.output(inputs, positions, step, then, device)
+            found = self._cache.add(place, output) if lacks else found
+        return None if found is None else decode(found, device)
+
+    def content_of(self, batch: Mapping[str, Any]) -> bytes:
+        """What identifies a batch to the cache, from the model's arguments and `positions`, preferably on the host."""
+        return b"" if self._cache is None else batch_hash(batch, batch["positions"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a student's results depend on beside the checkpoints: the kind of targets, if it changes them."""
+        kind = None if self._cache is None else self._cache.kind
+        return {"targets": None if kind is None or kind.is_exact else [kind.name, kind.number]}
+
+    def write_targets(self) -> None:
+        """Write what the cache has not written yet; only between two training steps."""
+        if self._cache is not None:
+            self._cache.flush()
 
     def output(
         self,

@@ -24,7 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from common.distillation.adapters import adapter_tensors, is_adapted
 from common.distillation.arguments import Annealing, Divergence
 from common.distillation.batch_checks import require_labels, require_usable_batch
-from common.distillation.batches import ReadyBatches, Share, Source, SourceLoader, is_source
+from common.distillation.batches import ReadyBatches, Share, Source, SourceLoader, is_source, moved
 from common.distillation.chunks import evaluation_values, objective_sums
 from common.distillation.dataset_source import EvaluationBatches, is_streaming
 from common.distillation.labelled_head import LabelledHead, LabelledOutput, labelled_positions
@@ -34,7 +34,8 @@ from common.distillation.run_arguments import adapt_to_chunks, require_honoured_
 from common.distillation.schedules import Schedule, check_schedule, checkpoint_at, next_checkpoint, segments_at
 from common.distillation.sharding import gradients_unreduced, is_sharded, release_whole_weights, sharded_as_asked
 from common.distillation.state import load_weights, save_weights
-from common.distillation.teacher import Teacher
+from common.distillation.target_cache import TargetCache
+from common.distillation.teacher import Teacher, TeacherOutput
 from common.errors import UserError
 from common.teachers.discovery import Checkpoint, find_checkpoints
 from common.teachers.objective import Objective, objective_of, unwrap
@@ -72,6 +73,7 @@ class ProgressiveDistillationTrainer(Trainer):
         check_teacher: before training, check the checkpoints as `python -m common.teachers check` does, and print the
             accuracy on the evaluation data of the last one that is used.
         trust_trajectory: warn about problems with the checkpoints instead of rejecting them.
+        cache: of the teacher's targets on the disk, for several students; what it lacks is computed and added.
         trainer_arguments: anything else that a Trainer takes.
 
     Raises:
@@ -107,6 +109,7 @@ class ProgressiveDistillationTrainer(Trainer):
         downloads_kept: int | None = None,
         check_teacher: bool = True,
         trust_trajectory: bool = False,
+        cache: TargetCache | None = None,
         **trainer_arguments: Any,
     ) -> None:
         require_honoured_arguments(model, args, trainer_arguments, not callable(schedule))
@@ -124,7 +127,9 @@ class ProgressiveDistillationTrainer(Trainer):
         checkpoints = find_checkpoints(teacher) if isinstance(teacher, str | Path) else list(teacher or ())
         autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
         loading: dict[str, Any] = {"load": load_teacher, "dtype": teacher_dtype, "prefetch": prefetch}
-        loading |= {"downloads_kept": downloads_kept, "autocast": self.accelerator.autocast}
+        loading |= {"downloads_kept": downloads_kept, "autocast": self.accelerator.autocast, "cache": cache}
+        if cache is not None and checkpoints:
+            cache.prepare(args, self._loss_arguments, None if teacher_dtype is None else str(teacher_dtype))
         self._teacher = Teacher(checkpoints, unwrap(model), self.objective, autocast_dtype=autocast_dtype, **loading)
         self._schedule, self._schedule_is_fixed = schedule, not callable(schedule)
         self.records: list[dict[str, Any]] = []
@@ -163,14 +168,14 @@ class ProgressiveDistillationTrainer(Trainer):
         """Teacher step of the checkpoint that the latest step learned from."""
         return checkpoint_at(self.segments, max(self.state.global_step - 1, 0))
 
-    def _teacher_output(self, inputs: Mapping[str, Any], positions: Tensor) -> LabelledOutput | None:
-        """The current teacher's output at labelled positions; None without a teacher."""
+    def _targets(self, inputs: Mapping[str, Any], positions: Tensor, content: bytes) -> TeacherOutput | None:
+        """What the student learns from the current teacher at labelled positions; None without a teacher."""
         step = checkpoint_at(self.segments, self.state.global_step)
         if step is None:
             return None
         following = next_checkpoint(self.segments, self.state.global_step)
         batch, self._micro_batches = (self.state.global_step, self._micro_batches), self._micro_batches + 1
-        return self._teacher.output(inputs, positions, step, following, self.args.device, batch)
+        return self._teacher.targets(inputs, positions, step, following, self.args.device, batch, content)
 
     def _report_teacher(self) -> None:
         """Print the accuracy of the last checkpoint that the student learns from, on some of the evaluation data."""
@@ -186,7 +191,9 @@ class ProgressiveDistillationTrainer(Trainer):
             if self._reports_teacher and self.eval_dataset is not None:
                 self._report_teacher()
             release_whole_weights(self.model)  # an optimiser gets shards
-            return super().train(*args, **kwargs)
+            result = super().train(*args, **kwargs)
+            self._teacher.write_targets()
+            return result
         finally:
             self._teacher.release()
 
@@ -224,24 +231,22 @@ class ProgressiveDistillationTrainer(Trainer):
             device: of the tensors returned.
 
         Returns:
-            The micro-batches, each with `positions` of shape (labelled,), and the number of labels over all processes
-            (at least 1, as the loss is divided by it): a scalar tensor if there are several processes.
+            The micro-batches, each with `positions` of shape (labelled,) and a hash of its `content`, and the number of
+            labels over all processes (at least 1, as the loss is divided by it): a tensor if there are several.
         """
         batches = [dict(batch) for batch in islice(epoch_iterator, num_batches)]
         self._micro_batches = 0
         for batch in batches:
             require_usable_batch(batch, unwrap(self.model), self._head.number_of_classes, self._shift)
             batch["positions"] = labelled_positions(batch["labels"], self._shift)
+            batch["content"] = self._teacher.content_of(batch)
         labels = sum(len(batch["positions"]) for batch in batches)
         self._steps_without_labels = 0 if labels else self._steps_without_labels + 1
         require_labels(self._steps_without_labels, self.state.max_steps)
         count = max(labels, 1)
         if self.args.world_size > 1:
             count = self.accelerator.reduce(torch.full((), labels, device=device), "sum").clamp(1)
-        for batch in batches:
-            tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-            batch |= {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-        return batches, count
+        return [moved(batch, device) for batch in batches], count
 
     def _defer_fsdp_gradient_reduction(self) -> Any:
         """As in a Trainer, for what is sharded here."""
@@ -279,7 +284,7 @@ class ProgressiveDistillationTrainer(Trainer):
         Args:
             model: the student, as wrapped for training.
             inputs: the model's arguments and `labels`, with `IGNORED_LABEL` where there is none; optionally the
-                `positions` of the labels.
+                `positions` of the labels and the hash of the `content`.
             return_outputs: also return the model's outputs.
             num_items_in_batch: labels in the global batch; by default those of `inputs`.
 
@@ -288,7 +293,8 @@ class ProgressiveDistillationTrainer(Trainer):
             processes, over which gradients are averaged.
         """
         arguments = dict(inputs)
-        labels, positions = arguments.pop("labels"), arguments.pop("positions", None)
+        labels = arguments.pop("labels")
+        positions, content = arguments.pop("positions", None), arguments.pop("content", b"")
         if positions is None:
             positions = labelled_positions(labels, self._shift)
         labels = labels.flatten()[positions + self._shift]
@@ -298,7 +304,7 @@ class ProgressiveDistillationTrainer(Trainer):
         else:
             student = self._student_output(model, arguments, positions)
         uses_teacher = model.training and (len(labels) > 0 or is_sharded(self.model))
-        teacher = self._teacher_output(arguments, positions) if uses_teacher else None
+        teacher = self._targets(arguments, positions, content) if uses_teacher else None
         if not len(labels):
             loss = student.values.sum() * 0
         else:
@@ -347,17 +353,10 @@ class ProgressiveDistillationTrainer(Trainer):
         """
         step, teacher = self.state.global_step, self._teacher_step
         train_loss, kl, _ = self._sums.record(self.accelerator)
-        self.records.append(
-            {
-                "step": step,
-                "samples": step * self.get_total_train_batch_size(self.args),
-                "loss": loss,
-                "accuracy": accuracy,
-                "train_loss": train_loss if step else None,
-                "kl": kl if step and teacher is not None else None,
-                "teacher": teacher,
-            }
-        )
+        record = {"step": step, "samples": step * self.get_total_train_batch_size(self.args)}
+        record |= {"loss": loss, "accuracy": accuracy, "train_loss": train_loss if step else None}
+        record |= {"kl": kl if step and teacher is not None else None, "teacher": teacher}
+        self.records.append(record)
         self.update_schedule()
 
     def evaluation_loop(

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from common.arguments import require_at_least
-from common.distillation.arguments import DistillationArguments
+from common.distillation.arguments import DistillationArguments, Targets
 from common.errors import UserError
 from common.runs.tracking import WandbMode
 
@@ -77,6 +77,15 @@ class DistillArguments(Arguments, DistillationArguments):
     """Optimiser steps, one run for each."""
     temperature: float = 0.0
     """Temperature of the teacher's logits; 0 is the arg-max."""
+    cache_teacher: Path | None = None
+    """Directory for the teacher's targets: existing ones are read, missing ones computed and added, so that later
+    students need no teacher in memory."""
+    targets: Targets | None = None
+    """What --cache-teacher stores. exact, the default: the teacher's logits, or their arg-max at temperature 0; results
+    are those without a cache. sampled: classes sampled from the teacher, an unbiased estimate of the loss and its
+    gradient. top-k: the classes that --top-k keeps."""
+    samples: int | None = None
+    """Samples of each position (sampled); 50 by default."""
     memory: float | None = None
     """Gigabytes that students which are trained together may need; by default half of what is free."""
 
@@ -94,6 +103,10 @@ def check(arguments: Arguments) -> None:
         raise UserError(f"--warmup is a fraction of the steps, from 0 to 1; got {arguments.warmup}")
     if isinstance(arguments, DistillArguments) and arguments.memory is not None and not 0 < arguments.memory < math.inf:
         raise UserError(f"--memory must be a positive number of gigabytes, got {arguments.memory}")
+    if isinstance(arguments, DistillArguments) and arguments.cache_teacher is None:
+        for option, value in (("--targets", arguments.targets), ("--samples", arguments.samples)):
+            if value is not None:
+                raise UserError(f"{option} says what a cache of the teacher's targets holds: give --cache-teacher too")
     if not 0 <= arguments.dropout < 1:
         raise UserError(f"--dropout must be at least 0 and below 1, got {arguments.dropout}")
 

@@ -10,10 +10,11 @@ import torch
 from transformers import TrainingArguments
 
 from common.arguments import option_of, require_at_least, require_seed, require_steps
+from common.distillation import schedules
 from common.distillation.arguments import require_distinct, resolve_teacher, student_arguments, with_task_of
-from common.distillation.batches import Source
+from common.distillation.batches import Source, batch_tensors
 from common.distillation.evaluation import report_on
-from common.distillation.losses import check_loss_arguments
+from common.distillation.losses import IGNORED_LABEL, check_loss_arguments
 from common.distillation.run_loop import RunTrainer
 from common.distillation.supervision import (
     FROM_LABELS,
@@ -27,6 +28,7 @@ from common.distillation.supervision import (
     trajectory_warnings,
     used_checkpoints,
 )
+from common.distillation.target_cache import TargetCache
 from common.errors import DivergedError, UserError
 from common.language_models.arguments import DistillArguments, TrainArguments, check
 from common.language_models.setting import Setting, Task, config_of, task_of
@@ -44,6 +46,7 @@ from common.resources import (
     free_memory_of,
     in_turn,
     one_after_another,
+    require_disk,
     require_resources,
     transformer_needs,
 )
@@ -155,16 +158,22 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     prepared = [(student.arguments, student.supervision, student.steps) for student in students]
     used = used_checkpoints(prepared)
     last = (used or teacher)[-1]
-    setting.load_model(local_path(last), task)
+    cache = None
+    if arguments.cache_teacher is not None and used:
+        cache = _target_cache(arguments, setting, task, students)
+        shared["cache"] = cache
+    is_cached = cache is not None and not _missing_targets(cache, unfinished, used, batches, task)
+    if not is_cached:
+        setting.load_model(local_path(last), task)
     setting.check_checkpoints(used, task)
     if own is not None:
         notes += own_checkpoint_warnings(directory, used, arguments.trust_trajectory)
     digests = checkpoint_digests(used)
     notes += [*setting.notes(local_path(last), task), *trajectory_warnings(used, arguments.trust_trajectory)]
     notes += schedule_warnings(prepared)
-    if not used and unfinished and processes.first:
+    is_reported = not used or is_cached
+    if is_reported and unfinished and processes.first:
         print_notes(notes)
-    is_reported = not used
     diverged: list[DivergedError] = []
     finished = [[student] for student in students if student not in unfinished]
     for group in [*finished, *groups]:
@@ -219,6 +228,52 @@ class _Student:
         (heads,), (seed,) = self.arguments.student_heads, self.arguments.seeds
         given = (self.arguments, setting, run, self.trainer_args, task, batches, heads, seed, self.supervision)
         return trainer_of(*given, shared)
+
+
+def _target_cache(
+    arguments: DistillArguments, setting: Setting, task: Task, students: Sequence[_Student]
+) -> TargetCache:
+    """The cache of the teacher's targets, for these students.
+
+    Raises:
+        UserError: their losses cannot be computed from such targets, or it holds something else.
+    """
+    assert arguments.cache_teacher is not None
+    config = config_of(arguments, task, setting)
+    names = {**setting.identity(task), **setting.own_data(arguments), **dict.fromkeys(setting.prediction_arguments)}
+    data = {"setting": setting.name, "stream_seed": arguments.stream_seed, **{name: config[name] for name in names}}
+    kind = arguments.targets or "exact"
+    cache = TargetCache(arguments.cache_teacher, kind, arguments.samples, arguments.stream_seed, data)
+    for student in students:
+        if student.supervision.teacher:
+            cache.prepare(student.trainer_args, student.supervision, spell=option_of)
+    return cache
+
+
+def _missing_targets(
+    cache: TargetCache, students: Sequence[_Student], used: Sequence[Checkpoint], batches: Source, task: Task
+) -> int:
+    """How many batches of targets the cache lacks for students that are not complete.
+
+    Raises:
+        UserError: it has targets of another teacher; or they would not fit onto its disk, or cannot be written.
+    """
+    cache.require_teacher(checkpoint_digests(used))
+    spans = [
+        span
+        for student in students
+        for span in schedules.spans(schedules.segments_at(student.supervision.schedule, []), 0, student.steps)
+    ]
+    missing = cache.missing(spans)
+    if any(callable(student.supervision.schedule) for student in students):
+        missing = max(missing, 1)  # which checkpoints teach when depends on the students
+    if missing:
+        labels = batch_tensors(batches.batch(0))["labels"]
+        positions = missing * int((labels[:, 1:] != IGNORED_LABEL).sum())  # of causal models all, of others most
+        needed = {"the teacher's targets": positions * cache.kind.least_bytes(task.vocabulary)}
+        cache.require_writable()
+        require_disk(needed, cache.directory, "give --targets sampled, or --cache-teacher on another disk")
+    return missing
 
 
 def _groups(

@@ -320,10 +320,10 @@ def to_json(value: Mapping[str, object]) -> bytes:
     return (json.dumps(dict(value), indent=2) + "\n").encode()
 
 
-def to_safetensors(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """The tensors as a safetensors file, whatever their memory order; with the metadata that transformers expects."""
+def to_safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The tensors as a safetensors file, whatever their memory order; by default with transformers' metadata."""
     in_order = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    return safetensors.numpy.save(in_order, metadata={"format": "pt"})
+    return safetensors.numpy.save(in_order, metadata={"format": "pt"} if metadata is None else dict(metadata))
 
 
 def json_object(content: bytes) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 """The repository."""
 RUNS = ROOT / "runs"
 
-EXECUTION_ARGUMENTS = ("out", "force", "device", "wandb", "trust_trajectory", "memory")
+EXECUTION_ARGUMENTS = ("out", "force", "device", "wandb", "trust_trajectory", "memory", "cache_teacher")
 """Arguments that say where and how a run is executed, rather than what it computes."""
 
 

@@ -379,6 +379,7 @@ OTHER_DISTILL = {
     **{"segments": ("10:5", "20"), "saturation_window": 4, "saturation_threshold": 0.02, "saturation_steps": 21},
     **{"temperature": 1.0, "end_temperature": 1.0, "annealing": "logarithmic", "top_k": 2, "alpha": (0.5,)},
     **{"alpha_steps": (3,), "divergence": "reverse-kl", "beta": 0.4, "student_heads": (4,)},
+    **{"targets": "sampled", "samples": 5},
 }
 OTHER_TASK = {"PCFG_mlm": {"mask_rate": 0.2, "hide_masked": False}, "PCFG_autoregressive": {"label_level": 1}}
 
@@ -428,7 +429,10 @@ def directory_of(pcfg, monkeypatch, name, arguments):
         ("train", {}, OTHERS | OTHER_TRAIN),
         (
             "distill",
-            {"teacher": "somewhere", "methods": ("two-shot",), "seeds": (0,), "checkpoint": ("10",)},
+            {
+                **{"teacher": "somewhere", "methods": ("two-shot",), "seeds": (0,), "checkpoint": ("10",)},
+                "cache_teacher": Path("targets"),
+            },
             OTHERS | OTHER_DISTILL,
         ),
     ],
@@ -447,6 +451,7 @@ def test_runs_that_differ_in_one_argument_have_names_of_their_own(pcfg, monkeypa
     assert all(directory.parent == ROOT / "runs" / pcfg.name for directory in directories.values())
     assert len({directory.name.lower() for directory in directories.values()}) == len(changed)
     execution = {"out": None, "force": True, "device": "cpu", "wandb": "offline", "trust_trajectory": True}
+    execution["cache_teacher"] = Path("elsewhere")
     for other in asdict(base).keys() & execution.keys():
         value = execution[other]
         changed_directory = directory_of(pcfg, monkeypatch, name, replace(base, **{other: value}))

@@ -1,0 +1,373 @@
+"""A teacher's targets on the disk: computed once, for students of any size that then need no teacher in memory.
+
+    DIR/
+      targets.json                                          what the targets depend on
+      checkpoint-<step>-<first>-<stop>[-<p>].safetensors    a shard
+
+A shard holds the targets of one checkpoint at the training steps from `first` to before `stop`; those of process p if
+there are several. Targets that exist are read, a shard at a time; missing ones are computed by the teacher and added. A
+shard is written at once, under its final name, and never changes, so any number of commands may read and write one
+cache, and a killed one loses what it had not written yet. Since samples are a function of the seed, the step and the
+micro-batch, targets that are computed again are the same.
+
+A shard belongs to a teacher's checkpoint, identified by its digest, and to the entries of targets.json; each of its
+micro-batches to inputs and labelled positions, by a hash of them. Anything else is refused.
+"""
+
+import fcntl
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from common.distillation.arguments import Targets
+from common.distillation.labelled_head import LabelledOutput
+from common.distillation.losses import LossArguments
+from common.distillation.target_shards import (
+    MOST_SHARD,
+    REMOVE,
+    Shard,
+    StoredBatches,
+    read_metadata,
+    read_shard,
+    shard_content,
+)
+from common.distillation.targets import Stored, TargetKind, encode, kind_of
+from common.errors import UserError, listed
+from common.resources import size_text
+from common.runs.files import (
+    NUMBER,
+    append_to_file,
+    digest_of,
+    json_object,
+    make_directory,
+    open_lock,
+    read_json,
+    to_json,
+    write_file,
+)
+
+DESCRIPTION = "targets.json"
+FORMAT = 1
+SHARD_BYTES = 1 << 25
+"""Bytes of targets from which on a shard is written."""
+MOST_BATCHES = 1 << 12
+"""Micro-batches of a shard."""
+SHARDS_KEPT = 8
+"""Checkpoints whose latest shard stays in memory; students that are trained together may learn from several."""
+LOCK = ".targets.lock"
+NAME = re.compile(f"checkpoint-{NUMBER}-{NUMBER}-{NUMBER}(?:-{NUMBER})?\\.safetensors")
+OWN_NAME = re.compile(f"{NAME.pattern}|{re.escape(LOCK)}|\\..*\\.unfinished")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where targets belong."""
+
+    checkpoint: int
+    """Teacher step."""
+    digest: str
+    """Of the checkpoint."""
+    step: int
+    """Training step, from 0."""
+    part: int
+    """Number of the process's micro-batch."""
+    batch: bytes
+    """From `batch_hash`."""
+
+
+class TargetCache:
+    """The targets of one teacher's checkpoints on one stream of batches.
+
+    Args:
+        directory: of the cache; created when the first targets are written.
+        targets: exact: whatever the loss depends on, for results that are bit-identical to those with the teacher;
+            sampled: classes drawn from the teacher's probabilities; top-k: the most probable ones.
+        samples: of each position, if they are sampled.
+        seed: of the samples.
+        data: JSON values that identify the data and its order. Without them, other data is noticed at its first batch.
+    """
+
+    def __init__(
+        self,
+        directory: Path | str,
+        targets: Targets = "exact",
+        samples: int | None = None,
+        seed: int = 0,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.directory = Path(directory)
+        self._targets: Targets = targets
+        self._samples, self._seed, self._data = samples, seed, dict(data or {})
+        self._kind: TargetKind | None = None
+        self._facts: dict[str, Any] = {}
+        self._process = ""
+        self._index: dict[int, list[tuple[range, Path]]] = {}
+        """Training steps and files of the shards of each checkpoint."""
+        self._read: dict[int, tuple[Path, StoredBatches]] = {}
+        """The latest shard of each checkpoint."""
+        self._new: dict[int, Shard] = {}
+        """Targets of each checkpoint that are not on the disk."""
+
+    @property
+    def kind(self) -> TargetKind:
+        """What is stored; known once a student's loss is."""
+        assert self._kind is not None
+        return self._kind
+
+    def prepare(
+        self,
+        args: TrainingArguments,
+        arguments: LossArguments,
+        teacher_dtype: str | None = None,
+        spell: Callable[[str], str] = str,
+    ) -> None:
+        """Say what students the targets are for; to be called for each of them, before anything else.
+
+        Args:
+            args: of the student's trainer.
+            arguments: of its loss.
+            teacher_dtype: in which the teacher's weights are, if it is not that of the checkpoint.
+            spell: maps an argument's name to its name in messages.
+
+        Raises:
+            UserError: the loss cannot be computed from such targets, or the directory's are of something else.
+        """
+        kind = kind_of(self._targets, self._samples, arguments, spell)
+        parts = args.gradient_accumulation_steps * args.world_size
+        facts = {
+            "targets": kind.name,
+            "temperature": kind.temperature,
+            "number": kind.number,
+            "seed": self._seed if kind.name == "sampled" else None,
+            "batch_size": args.per_device_train_batch_size * parts,
+            "micro_batches": parts,
+            "processes": args.world_size,
+            "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "float32",
+            "teacher_dtype": teacher_dtype,
+            "data": self._data,
+        }
+        facts = json_object(to_json(facts)) or {}
+        if self._kind is None:
+            self._require_own_directory()
+            self._process = f"-{args.process_index}" if args.world_size > 1 else ""
+            self._require_same(self._described(), facts)
+            self._kind, self._facts = kind, facts
+            self._list()
+        elif facts != self._facts:
+            raise UserError(
+                f"students that share the targets in {self.directory} need {_differing(self._facts, facts)}"
+            )
+
+    def require_teacher(self, digests: Mapping[str, str]) -> None:
+        """Check that shards are of these checkpoints, by the header of one shard of each.
+
+        Args:
+            digests: of checkpoints, by their teacher steps as text.
+
+        Raises:
+            UserError: one is of another teacher, or damaged.
+        """
+        for checkpoint, shards in self._index.items():
+            if str(checkpoint) in digests:
+                self._require_own(shards[0][1], checkpoint, digests[str(checkpoint)])
+
+    def require_writable(self) -> None:
+        """Check that targets can be added; what is created for that is removed.
+
+        Raises:
+            UserError: they cannot.
+        """
+        place = self.directory.absolute()
+        new = [path for path in (place, *place.parents) if not path.exists()]
+        trial = place / f".{os.getpid()}.safetensors.unfinished"
+        try:
+            make_directory(place)
+            append_to_file(trial, b"0")
+        except OSError as error:
+            raise UserError(f"no targets can be written to {self.directory} ({error.strerror})") from None
+        finally:
+            if place.is_dir():
+                trial.unlink(missing_ok=True)
+            for path in [path for path in new if path.is_dir()]:
+                path.rmdir()
+
+    def missing(self, spans: Iterable[tuple[int, int, int | None]]) -> int:
+        """How many pairs of a checkpoint and a training step have no shard.
+
+        Args:
+            spans: first training step, the one after the last, and the checkpoint; as of `schedules.spans`.
+        """
+        wanted: dict[int, set[int]] = {}
+        for first, stop, checkpoint in spans:
+            if checkpoint is not None:
+                wanted.setdefault(checkpoint, set()).update(range(first, stop))
+        for checkpoint, steps in wanted.items():
+            for there, _ in self._index.get(checkpoint, ()):
+                steps.difference_update(there)
+        return sum(map(len, wanted.values()))
+
+    def find(self, place: Place) -> Stored | None:
+        """The targets of a micro-batch; None if they are not in the cache.
+
+        Raises:
+            UserError: its shard is damaged, or the batch or the teacher is another one.
+        """
+        key = place.step, place.part
+        for batches in self._batches_at(place):
+            if key in batches:
+                batch, stored = batches[key]
+                if batch != place.batch:
+                    raise UserError(
+                        f"the targets in {self.directory} are of other data: the batch of step {place.step:,} differs; "
+                        "give the same data, order, mask and batch size, or another directory"
+                    )
+                return stored
+        return None
+
+    def add(self, place: Place, output: LabelledOutput) -> Stored:
+        """Add the teacher's output on a micro-batch; the shard before it is written if it is large enough.
+
+        Raises:
+            UserError: the targets of one step are too large, or the directory now holds targets of something else.
+            OSError: the shard cannot be written.
+        """
+        stored = encode(output, self.kind, (self._seed, place.step, self._number(place.part)))
+        shard = self._new.get(place.checkpoint)
+        if shard is not None and place.step != shard.steps[-1]:
+            is_full = shard.nbytes >= SHARD_BYTES or len(shard.stored) >= MOST_BATCHES
+            if is_full or place.step != shard.steps.stop:
+                self._write(place.checkpoint)
+        shard = self._new.setdefault(place.checkpoint, Shard(place.digest, place.step))
+        shard.add(place.step, place.part, place.batch, stored)
+        if shard.nbytes > MOST_SHARD // 2:
+            raise UserError(
+                f"{self.kind.name} targets of {stored.classes:,} classes need more than {size_text(MOST_SHARD // 2)} "
+                "for a step: sample them, or give smaller batches"
+            )
+        return stored
+
+    def flush(self) -> None:
+        """Write all targets that are not on the disk yet; to be called between two training steps.
+
+        Raises:
+            UserError: the directory now holds targets of something else.
+            OSError: they cannot be written.
+        """
+        for checkpoint in list(self._new):
+            self._write(checkpoint)
+
+    # Files
+
+    def _require_own_directory(self) -> None:
+        """Reject a path that is no directory, or one with other files."""
+        if self.directory.exists() and not self.directory.is_dir():
+            raise UserError(f"{self.directory} is not a directory: give another one for the targets")
+        if self.directory.is_dir() and not (self.directory / DESCRIPTION).exists():
+            others = [path.name for path in self.directory.iterdir() if not OWN_NAME.fullmatch(path.name)]
+            if others:
+                raise UserError(
+                    f"{self.directory} has other files, such as {min(others)}: give a new directory for the targets"
+                )
+
+    def _number(self, part: int) -> int:
+        """Of a micro-batch, among those of all processes."""
+        return part * self._facts["processes"] + int(self._process[1:] or 0)
+
+    def _described(self) -> dict[str, Any] | None:
+        """The content of the description; None if there is none."""
+        path = self.directory / DESCRIPTION
+        if not path.exists():
+            return None
+        return read_json(path, "restore it, or give another directory")
+
+    def _require_same(self, there: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> None:
+        if there is None:
+            return
+        if there.get("format") != FORMAT:
+            raise UserError(f"{self.directory / DESCRIPTION} is of another version: give another directory")
+        if there != {"format": FORMAT, **facts}:
+            raise UserError(f"{self.directory} holds other targets: {_differing(there, facts)}; give another directory")
+
+    def _list(self) -> None:
+        """Find the shards of this process."""
+        self._index = {}
+        for path in sorted(self.directory.iterdir()) if self.directory.is_dir() else ():
+            match = NAME.fullmatch(path.name)
+            if match and (f"-{match[4]}" if match[4] else "") == self._process:
+                checkpoint, first, stop = (int(number) for number in match.groups()[:3])
+                self._index.setdefault(checkpoint, []).append((range(first, stop), path))
+
+    def _batches_at(self, place: Place) -> Iterator[StoredBatches]:
+        """What may have the targets: new ones, the shard that was read last, and others of the directory."""
+        if place.checkpoint in self._new:
+            yield self._new[place.checkpoint].stored
+        paths = [(path, steps) for steps, path in self._index.get(place.checkpoint, ()) if place.step in steps]
+        latest, stored = self._read.get(place.checkpoint, (None, {}))
+        if any(path == latest for path, _ in paths):
+            yield stored
+        for path, steps in paths:
+            if path != latest:
+                self._require_own(path, place.checkpoint, place.digest)
+                self._read.pop(place.checkpoint, None)  # before the next one is in memory
+                self._read[place.checkpoint] = path, read_shard(path, self.kind, steps)
+                while len(self._read) > SHARDS_KEPT:
+                    del self._read[next(iter(self._read))]
+                yield self._read[place.checkpoint][1]
+
+    def _require_own(self, path: Path, checkpoint: int, digest: str) -> None:
+        metadata = read_metadata(path)
+        if metadata.get("identity") != digest_of(self._facts):
+            raise UserError(f"{path} does not belong to {self.directory / DESCRIPTION}: {REMOVE}")
+        if metadata.get("teacher") != digest:
+            raise UserError(
+                f"{path} has targets of another teacher: its checkpoint of step {checkpoint:,} has changed, or is not "
+                "this teacher's; give another directory"
+            )
+
+    def _write(self, checkpoint: int) -> None:
+        """Write the new targets of a checkpoint as a shard."""
+        shard = self._new.pop(checkpoint)
+        name = f"checkpoint-{checkpoint}-{shard.steps.start}-{shard.steps.stop}{self._process}.safetensors"
+        with self._lock():
+            there = self._described()
+            self._require_same(there, self._facts)
+            if there is None:
+                write_file(self.directory / DESCRIPTION, to_json({"format": FORMAT, **self._facts}))
+            write_file(self.directory / name, shard_content(self.kind, shard, digest_of(self._facts)))
+        self._list()
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Hold a lock together with other writers; the first one removes what killed writers left behind."""
+        make_directory(self.directory)
+        with open_lock(self.directory / LOCK) as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass  # others are writing
+            else:
+                for leftover in self.directory.glob(".*.unfinished"):
+                    leftover.unlink(missing_ok=True)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            yield
+
+
+def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """What differs in two descriptions, in words."""
+    pairs = [(name, there.get(name), here.get(name)) for name in here if name != "data"]
+    theirs, ours = (values.get("data") for values in (there, here))
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        pairs += [(name, theirs.get(name), ours.get(name)) for name in {**ours, **theirs}]
+    lines = [f"{name} is {_short(was)} there and {_short(now)} here" for name, was, now in pairs if was != now]
+    return listed(lines, 3) or "their description differs"
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
