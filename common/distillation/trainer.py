@@ -353,7 +353,7 @@ class ProgressiveDistillationTrainer(Trainer):
         """
         step, teacher = self.state.global_step, self._teacher_step
         train_loss, kl, _ = self._sums.record(self.accelerator)
-        record = {"step": step, "samples": step * self.get_total_train_batch_size(self.args)}
+        record: dict[str, Any] = {"step": step, "samples": step * self.get_total_train_batch_size(self.args)}
         record |= {"loss": loss, "accuracy": accuracy, "train_loss": train_loss if step else None}
         record |= {"kl": kl if step and teacher is not None else None, "teacher": teacher}
         self.records.append(record)
