@@ -174,7 +174,7 @@ class ProgressiveDistillationTrainer(Trainer):
         if step is None:
             return None
         following = next_checkpoint(self.segments, self.state.global_step)
-        batch, self._micro_batches = (self.state.global_step, self._micro_batches), self._micro_batches + 1
+        batch = self.state.global_step, self._micro_batches
         return self._teacher.targets(inputs, positions, step, following, self.args.device, batch, content)
 
     def _report_teacher(self) -> None:
@@ -305,6 +305,7 @@ class ProgressiveDistillationTrainer(Trainer):
             student = self._student_output(model, arguments, positions)
         uses_teacher = model.training and (len(labels) > 0 or is_sharded(self.model))
         teacher = self._targets(arguments, positions, content) if uses_teacher else None
+        self._micro_batches += int(model.training)
         if not len(labels):
             loss = student.values.sum() * 0
         else:

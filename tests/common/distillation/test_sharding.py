@@ -24,6 +24,7 @@ from common.distillation import labelled_head
 from common.distillation.batches import ReadyBatches
 from common.distillation.run_loop import train_run
 from common.distillation.sharding import OPTIMIZERS, blocks_of
+from common.distillation.target_cache import TargetCache
 from common.distillation.together import train_together
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.errors import UserError
@@ -78,6 +79,16 @@ class Sizes(TrainerCallback):
             "optimizer": [values["exp_avg"] for values in optimizer.values()],
         }
         self.sizes = {name: sum(local(tensor).numel() for tensor in tensors) for name, tensors in parts.items()}
+
+
+class UsedTeachers(TrainerCallback):
+    """The teacher's checkpoints that were in memory after a step."""
+
+    def __init__(self):
+        self.steps = set()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps.add(self.trainer._teacher._models.current_step)
 
 
 def local(tensor):
@@ -157,6 +168,11 @@ def main(directory, teachers):
             with suppress(Killed):
                 distil_run(directory / optim, teachers, "bert", Draws(5, kill_by_exception), optim)
             distil_run(directory / optim, teachers, "bert", optim=optim)
+        for name in ("writing", "reading"):
+            used = UsedTeachers()
+            cache = TargetCache(directory / "targets")
+            distil_run(directory / name, teachers, "bert", used, cache=cache)
+            results[name] = sorted(used.steps)
     train_in_turn(directory / "in turn", teachers)
     trainer = distil_rows(directory / "rows", teachers)
     results["before"] = trainer.evaluate()["eval_loss"]
@@ -254,6 +270,15 @@ def test_a_complete_run_gives_a_sharded_student_its_final_weights(alone, two_pro
     for rank in (0, 1):
         losses = results_of(two_processes, rank)[f"{kind} losses"]
         assert losses == pytest.approx(2 * [Run(alone / kind).records()[-1]["loss"]], rel=1e-4)
+
+
+def test_sharded_students_write_a_cache_of_targets_and_need_no_teacher_then(alone, two_processes):
+    for name in ("writing", "reading"):
+        assert_same_run(two_processes / name, alone / "bert", "bert")
+    for rank in range(2):
+        results = results_of(two_processes, rank)
+        assert results["writing"] == [10, 20, 30]
+        assert results["reading"] == [30]  # for the report, before training
 
 
 def test_a_trainer_without_a_run_shards_too(tmp_path, teachers, two_processes):
