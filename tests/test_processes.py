@@ -371,7 +371,7 @@ def test_accelerate_launch_trains_as_one_process(tmp_path, capsys, kind, on_cpu)
 @pytest.mark.parametrize(
     ("command", "fsdp", "message"),
     [
-        ("PCFG_mlm distill", {"offload_params": True}, "FSDP cannot be had with parameters on the CPU: "),
+        ("PCFG_mlm distill", {"offload_params": True}, "FSDP is not supported with parameters on the CPU: "),
         ("parity_gpt2 train", {}, "this setting trains whole models in each process: launch it without FSDP"),
     ],
 )

@@ -92,6 +92,7 @@ def require_honoured_arguments(
     Raises:
         UserError: names it.
     """
+    require_precision(args)
     if is_adapted(model):
         require_no_prompt(model)
     if getattr(getattr(model, "config", None), "output_router_logits", False):
@@ -104,6 +105,20 @@ def require_honoured_arguments(
     several = isinstance(options.get("eval_dataset"), Mapping)
     if not schedule_is_fixed and (several or options.get("compute_metrics") is not None):
         raise UserError("a schedule that depends on evaluations needs one eval_dataset and no compute_metrics")
+
+
+def require_precision(args: TrainingArguments) -> None:
+    """Reject a precision that `accelerate launch` asks for and the arguments do not.
+
+    Raises:
+        UserError: names both.
+    """
+    given = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+    if args.mixed_precision != given:
+        raise UserError(
+            f"accelerate is launched with mixed_precision {args.mixed_precision}, but the arguments say {given}: set "
+            "mixed_precision to no, and give --precision bf16 (bf16=True) for bf16"
+        )
 
 
 def require_run_arguments(args: TrainingArguments, options: Mapping[str, Any]) -> None:

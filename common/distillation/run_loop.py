@@ -191,8 +191,8 @@ class RunTrainer(ProgressiveDistillationTrainer):
         more: dict[str, Any] = {"training": self.training_facts(), "teacher": self._teacher.weights_read}
         if isinstance(self.train_dataset, DatasetSource):
             more["data"] = self.train_dataset.position(self.state.global_step)
-        self._teacher.write_targets()
         save_training_state(self, self.run.directory, vars(self._sums), more)
+        self._teacher.write_targets()
 
     def require_resumable(self) -> None:
         """Check the run's last saved state, if there is one.

@@ -27,7 +27,7 @@ from transformers.training_args import OptimizerNames
 
 from common.distillation.adapters import is_adapted
 from common.errors import UserError
-from common.runs.processes import FSDP_VARIABLE, Processes, asks_for_fsdp
+from common.runs.processes import FSDP_VARIABLE, Processes, asks_for_fsdp, is_set
 from common.teachers.configs import one_line
 from common.teachers.objective import class_of
 
@@ -57,7 +57,7 @@ def sharded_as_asked(model: nn.Module, args: TrainingArguments, saves_optimizer:
         saves_optimizer: whether checkpoints are those of a Trainer, with what training resumes from.
 
     Raises:
-        UserError: FSDP is asked for with something that cannot be had, or the student is sharded without it.
+        UserError: FSDP is asked for with something that it does not support here, or the student is sharded without it.
     """
     require_possible_fsdp(args)
     if not _is_asked_for(args):
@@ -68,7 +68,7 @@ def sharded_as_asked(model: nn.Module, args: TrainingArguments, saves_optimizer:
     _require_blocks(model, args)
     if saves_optimizer and args.save_strategy != SaveStrategy.NO and not args.save_only_model:
         raise UserError(
-            "FSDP cannot be had with a Trainer's checkpoints of the optimiser: give save_only_model=True, or use "
+            "FSDP is not supported with a Trainer's checkpoints of the optimiser: give save_only_model=True, or use "
             "RunTrainer, which resumes from its own state"
         )
     if not is_sharded(model):
@@ -100,7 +100,7 @@ def require_possible_fsdp(args: TrainingArguments) -> None:
         (args.world_size == 1, "a single process", "start several, or leave FSDP out"),
         (bool(args.deepspeed), "deepspeed", "leave one of them out"),
         (
-            args.parallelism_config is not None or _is_set("ACCELERATE_USE_PARALLELISM_CONFIG"),
+            args.parallelism_config is not None or is_set("ACCELERATE_USE_PARALLELISM_CONFIG"),
             "parallelism_config",
             "leave it out; student and teacher are sharded over all processes",
         ),
@@ -115,13 +115,17 @@ def require_possible_fsdp(args: TrainingArguments) -> None:
         (asked.activation_checkpointing, "activation_checkpointing", "use that of TrainingArguments"),
         (asked.ignored_modules is not None, "ignored_modules", "leave it out"),
         (asked.auto_wrap_policy is size_based_auto_wrap_policy, "SIZE_BASED_WRAP", "set TRANSFORMER_BASED_WRAP"),
-        (args.torch_compile, "torch_compile", "leave one of them out"),
+        (
+            args.torch_compile or os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no",
+            "torch_compile",
+            "leave one of them out",
+        ),
         (args.fp16 or os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16", "fp16", "use bf16"),
         (args.optim not in OPTIMIZERS, f"optim {OptimizerNames(args.optim).value}", f"use {', '.join(OPTIMIZERS)}"),
     )
     for is_refused, what, advice in refused:
         if is_refused:
-            raise UserError(f"FSDP cannot be had with {what}: {advice}")
+            raise UserError(f"FSDP is not supported with {what}: {advice}")
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
@@ -136,7 +140,9 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
             lists[name] = module
     blocks = [block for elements in lists.values() for block in elements]
     if not blocks:
-        raise UserError(f"FSDP cannot be had with a {class_of(model).__name__}, which has no list of blocks: use DDP")
+        raise UserError(
+            f"FSDP is not supported with a {class_of(model).__name__}, which has no list of blocks: use DDP"
+        )
     return blocks
 
 
@@ -188,11 +194,11 @@ def like(tensor: Tensor, model: Tensor) -> Tensor:
 def _asked_for(args: TrainingArguments) -> FullyShardedDataParallelPlugin:
     """How FSDP is asked for, by arguments or by accelerate's environment variables."""
     if isinstance(args.fsdp_config, dict) and args.fsdp_config.get("xla"):
-        raise UserError("FSDP cannot be had with xla: leave it out")
+        raise UserError("FSDP is not supported with xla: leave it out")
     given = args.fsdp_plugin_args or {}
     version = str(given.get("fsdp_version", os.environ.get("FSDP_VERSION", "1")))
     if version != "2":
-        raise UserError(f"FSDP cannot be had with version {version}: set fsdp_version to 2")
+        raise UserError(f"FSDP is not supported with version {version}: set fsdp_version to 2")
     try:
         return FullyShardedDataParallelPlugin(**given)
     except ValueError as error:
@@ -202,11 +208,11 @@ def _asked_for(args: TrainingArguments) -> FullyShardedDataParallelPlugin:
 def _require_blocks(model: nn.Module, args: TrainingArguments) -> None:
     """Reject a student that cannot be sharded, or not in the blocks that are asked for."""
     if is_adapted(model):
-        raise UserError("FSDP cannot be had with a student with an adapter: use DDP")
+        raise UserError("FSDP is not supported with a student with an adapter: use DDP")
     blocks = {class_of(block).__name__ for block in blocks_of(model)}
     if foreign := sorted(set(_asked_for(args).transformer_cls_names_to_wrap or ()) - blocks):
         raise UserError(
-            f"FSDP cannot be had with {', '.join(foreign)} to wrap: the student's blocks are "
+            f"FSDP is not supported with {', '.join(foreign)} to wrap: the student's blocks are "
             f"{', '.join(sorted(blocks))}"
         )
 
@@ -222,7 +228,3 @@ def _take_weights_of_first(model: nn.Module, device: torch.device) -> None:
 
 def _is_asked_for(args: TrainingArguments) -> bool:
     return bool(args.fsdp) or asks_for_fsdp()
-
-
-def _is_set(variable: str) -> bool:
-    return os.environ.get(variable, "false").lower() == "true"

@@ -103,12 +103,12 @@ class Teacher:
         """Share outputs with a teacher that is the same, and whose student has the same batches."""
         other._shared = {} if other._shared is None else other._shared
         self._shared = other._shared
-        self._models.share_digests(other._models)
+        self._models.share_weight_digests(other._models)
 
     @property
     def weights_read(self) -> dict[str, str]:
         """Digests of all values of the weights read so far, by teacher step as text."""
-        return {str(step): digest for step, digest in sorted(self._models.digests.items())}
+        return {str(step): digest for step, digest in sorted(self._models.weight_digests.items())}
 
     def expect_weights(self, digests: Mapping[str, str]) -> None:
         """Refuse checkpoints whose weights are not those that an earlier process read.
@@ -116,7 +116,7 @@ class Teacher:
         Raises:
             UserError: one that was read has other weights; the others raise it when they are read.
         """
-        self._models.expect({int(step): digest for step, digest in digests.items()})
+        self._models.expect_weights({int(step): digest for step, digest in digests.items()})
 
     def check_trajectory(self, steps: Collection[int], trust: bool) -> None:
         """Check that some checkpoints are what their steps say; only warn about problems if they are trusted.

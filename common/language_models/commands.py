@@ -34,7 +34,7 @@ from common.language_models.arguments import DistillArguments, TrainArguments, c
 from common.language_models.setting import Setting, Task, config_of, task_of
 from common.language_models.training import (
     processes_of,
-    require_labels,
+    require_first_labels,
     train_to_end,
     trainer_arguments,
     trainer_of,
@@ -85,7 +85,7 @@ def train(
     if arguments.force or not Run(directory).complete:
         needs = _needs(arguments, task, arguments.heads, arguments.steps, processes_of(trainer_args))
         notes = require_resources(needs, [directory], trainer_args.device.type)
-        require_labels(batches, arguments.steps)
+        require_first_labels(batches, arguments.steps)
         shared = trainer_options(arguments, setting, task)
         if processes_of(trainer_args).first:
             print_notes(notes)
@@ -153,7 +153,7 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
         needs = [in_turn([student.needs(task, processes) for student in group]) for group in groups]
         places = [student.directory for student in unfinished]
         notes += require_resources(one_after_another(needs), places, device.type)
-        require_labels(batches, min(student.steps for student in unfinished))
+        require_first_labels(batches, min(student.steps for student in unfinished))
         shared = trainer_options(arguments, setting, task)
     prepared = [(student.arguments, student.supervision, student.steps) for student in students]
     used = used_checkpoints(prepared)

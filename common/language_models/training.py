@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from common.distillation.batch_checks import STEPS_WITHOUT_LABELS
 from common.distillation.batches import ReadyBatches, Source, batch_tensors
 from common.distillation.losses import IGNORED_LABEL
+from common.distillation.run_arguments import require_precision
 from common.distillation.run_loop import RunTrainer, train_run, training_arguments
 from common.distillation.sharding import require_possible_fsdp
 from common.distillation.supervision import Supervision
@@ -22,7 +23,7 @@ from common.language_models.setting import Setting, Task
 from common.runs.processes import Processes
 from common.runs.run import Run
 
-LABELS = "a larger --mask-rate, if the model is a masked one, or longer samples"
+ADVICE = "a larger --mask-rate, if the model is a masked one, or longer samples"
 """What to give where nothing is predicted."""
 
 
@@ -46,6 +47,7 @@ def trainer_arguments(arguments: Arguments, directory: Path, steps: int, seed: i
         compiled=arguments.compile,
         device=arguments.device,
     )
+    require_precision(made)
     require_possible_fsdp(made)
     return made
 
@@ -103,11 +105,11 @@ def trainer_options(arguments: Arguments, setting: Setting, task: Task) -> dict[
     """
     held_out = setting.evaluation_batches(task, arguments.eval_samples)
     if not any(map(_has_labels, held_out)):
-        raise UserError(f"no position of the evaluation data is predicted: give more --eval-samples, or {LABELS}")
+        raise UserError(f"no position of the evaluation data is predicted: give more --eval-samples, or {ADVICE}")
     return {"eval_dataset": ReadyBatches(held_out), **setting.trainer_options(task)}
 
 
-def require_labels(batches: Source, steps: int) -> None:
+def require_first_labels(batches: Source, steps: int) -> None:
     """Refuse training data that ends a run of so many steps as it has no labels.
 
     Raises:
@@ -115,7 +117,7 @@ def require_labels(batches: Source, steps: int) -> None:
     """
     first = min(STEPS_WITHOUT_LABELS, steps)
     if not any(_has_labels(batches.batch(step)) for step in range(first)):
-        raise UserError(f"no position of the first {first} batches is predicted: give {LABELS}")
+        raise UserError(f"no position of the first {first} batches is predicted: give {ADVICE}")
 
 
 def _has_labels(batch: Any) -> bool:
@@ -153,6 +155,7 @@ def train_to_end(trainers: Sequence[RunTrainer]) -> None:
 def _fast_garbage_collection() -> Iterator[None]:
     """Look for garbage among new objects only: every Trainer does so when it begins, which takes a third of a second
     with the half a million objects of torch and transformers."""
+    gc.collect()  # or trainers that have ended would stay
     gc.freeze()
     try:
         yield

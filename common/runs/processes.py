@@ -100,8 +100,13 @@ class Processes:
 
 
 def asks_for_fsdp() -> bool:
-    """Whether `accelerate launch` started this process with FSDP."""
-    return os.environ.get(FSDP_VARIABLE, "false").lower() == "true"
+    """Whether accelerate's environment variables ask for FSDP."""
+    return is_set(FSDP_VARIABLE)
+
+
+def is_set(variable: str) -> bool:
+    """Whether an environment variable of accelerate is true."""
+    return os.environ.get(variable, "false").lower() == "true"
 
 
 def join_processes(device: str) -> tuple[Processes, str]:

@@ -74,11 +74,11 @@ class Teachers:
         return set(self._checkpoints)
 
     @property
-    def digests(self) -> dict[int, str]:
+    def weight_digests(self) -> dict[int, str]:
         """Digests of all values of the weights read so far, by teacher step."""
         return self._digests
 
-    def expect(self, digests: Mapping[int, str]) -> None:
+    def expect_weights(self, digests: Mapping[int, str]) -> None:
         """Refuse checkpoints whose weights do not have the digests that an earlier process saw.
 
         Raises:
@@ -87,7 +87,7 @@ class Teachers:
         for step, digest in digests.items():
             self._require_same(step, digest)
 
-    def share_digests(self, other: "Teachers") -> None:
+    def share_weight_digests(self, other: "Teachers") -> None:
         """Have one record of digests with the same checkpoints elsewhere, of which each is read in one place only."""
         self._digests = other._digests
 
@@ -231,8 +231,11 @@ def _weights_digest(content: StoredModel | nn.Module) -> str:
     hashed = hashlib.blake2b(digest_size=16)
     tensors = content.tensors if isinstance(content, StoredModel) else content.state_dict()
     for name, tensor in sorted(tensors.items()):
-        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        hashed.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+        if isinstance(tensor, Tensor):
+            hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            hashed.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        else:  # the state of a custom module
+            hashed.update(f"{name} {tensor!r}\n".encode())
     return hashed.hexdigest()
 
 

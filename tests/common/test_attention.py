@@ -94,6 +94,15 @@ def test_bfloat16_is_float32_up_to_its_rounding():
     torch.testing.assert_close(output.float(), exact, rtol=0.05, atol=0.02)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_gradients_are_refused(dtype):
+    inputs = tensors(2, 1, 5, 5, 8, dtype)
+    output, _ = attention(LAYER, *inputs, None)
+    (gradient,) = torch.autograd.grad(output.square().sum(), inputs[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_without_dropout_it_is_that_of_torch():
     query, key, value = tensors(3, 2, 8, 8, 12)
     seen = seen_by_queries(3, 8)

@@ -279,3 +279,15 @@ def test_the_active_one_of_two_adapters_is_saved(tmp_path):
     torch.testing.assert_close(loaded.eval()(tokens).logits, student.eval()(tokens).logits)
     student.set_adapter("default")
     assert (student(tokens).logits - loaded(tokens).logits).abs().max() > 0
+
+
+def test_a_precision_that_only_the_launch_asks_for_is_refused(tmp_path, monkeypatch):
+    for precision in ("bf16", "fp16"):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+        message = f"accelerate is launched with mixed_precision {precision}, but the arguments say no: set "
+        with pytest.raises(UserError, match=message):
+            ProgressiveDistillationTrainer(bert(1), arguments(tmp_path))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    ProgressiveDistillationTrainer(bert(1), arguments(tmp_path, precision="bf16"))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    ProgressiveDistillationTrainer(bert(1), arguments(tmp_path, precision="bf16"))

@@ -67,15 +67,15 @@ def test_weights_that_are_not_those_of_the_first_time_are_refused():
         )
 
     one, other = teachers(), teachers()
-    other.share_digests(one)
+    other.share_weight_digests(one)
     one.load(1, None, CPU)
     other.load(2, None, CPU)
-    known = dict(one.digests)
+    known = dict(one.weight_digests)
     assert known.keys() == {1, 2}
     assert len(set(known.values())) == 2
     one.load(2, None, CPU)
     again = teachers()
-    again.expect(known)
+    again.expect_weights(known)
     again.load(1, None, CPU)
     seeds[2] = 3
     message = (
@@ -86,7 +86,24 @@ def test_weights_that_are_not_those_of_the_first_time_are_refused():
     late = teachers()
     late.load(2, None, CPU)
     with pytest.raises(UserError, match=message):
-        late.expect(known)
+        late.expect_weights(known)
+
+
+def test_what_a_teacher_keeps_beside_tensors_belongs_to_its_weights():
+    class Counting(Plain):
+        count = 0
+
+        def get_extra_state(self):
+            return {"count": self.count}
+
+        def set_extra_state(self, state):
+            self.count = state["count"]
+
+    chosen = Teachers([Checkpoint(1, Path("/teacher/1")), Checkpoint(2, Path("/teacher/2"))], lambda path: Counting(1))
+    chosen.load(1, None, CPU)
+    Counting.count = 7
+    chosen.load(2, None, CPU)
+    assert chosen.weight_digests[1] != chosen.weight_digests[2]
 
 
 def test_no_teacher_is_loaded_for_steps_without_one():
