@@ -41,7 +41,13 @@ def test_a_stopped_script_leaves_no_command_behind(copy, words, number, sent):
     environment = copy / "environment"
     settings = {**os.environ, "VIRTUAL_ENV": str(environment), "PATH": f"{environment}:{os.environ['PATH']}"}
     command = [copy / "scripts" / "reproduce.sh", *words.split()]
-    with subprocess.Popen(command, env=settings, stderr=subprocess.PIPE, text=True) as script:
+    with subprocess.Popen(
+        command,
+        env=settings,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background job ignores
+    ) as script:
         commands = copy / "commands"
         while script.poll() is None and (not commands.exists() or commands.read_text().count("\n") < number):
             time.sleep(0.01)
