@@ -57,7 +57,8 @@ def _integer(kind: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Pri
     def parsed(words: list[str]) -> int:
         number = int(words[0])
         if not -(2**63) <= number < 2**63:
-            raise ValueError(f"{words[0]:.30} does not fit into 64 bits")
+            bound = "below 2^63" if number > 0 else "at least -2^63"
+            _exit(f"error: {_option_of(words[0])} must be {bound}, got {words[0]:.30}", 2)
         return number
 
     if kind.type is not int:
@@ -69,6 +70,17 @@ def _integer(kind: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Pri
         is_instance=lambda value: isinstance(value, int),
         str_from_instance=lambda number: [str(number)],
     )
+
+
+def _option_of(word: str) -> str:
+    """The option on the command line that a value belongs to."""
+    option = "a number"
+    for each in sys.argv[1:]:
+        name, _, value = each.partition("=")
+        option = name if name.startswith("--") else option
+        if word in (each, value):
+            break
+    return option
 
 
 def run_command(presets: Mapping[str, Any], run: Callable[[Any, Sequence[str]], None], description: str | None) -> None:

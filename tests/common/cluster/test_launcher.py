@@ -258,7 +258,7 @@ def test_a_signal_is_passed_on_and_the_same_command_goes_on(number):
 def test_commands_of_a_launcher_that_is_killed_end_as_well():
     Path("hold").touch()
     launcher = launch(line("a") + line("b"), "--jobs", 2)
-    wait_until(lambda: len(notes()) == 2)
+    wait_until(lambda: len(notes()) == 2 and all(len(Run(Path("sweep") / name).records()) == 1 for name in "ab"))
     processes = [process_of(name) for name in "ab"]
     launcher.kill()
     launcher.wait()

@@ -400,6 +400,8 @@ def directory_of(pcfg, monkeypatch, name, arguments):
             "find_checkpoints": lambda *arguments: [SimpleNamespace(step=1)],
             "local_path": str,
             "open_shared_run": stop,
+            "require_first_labels": lambda *arguments: None,
+            "trainer_options": lambda *arguments: {},
         },
         **{"own_teacher": lambda *arguments: None, "supervision": lambda *arguments: FROM_LABELS},
         "trainer_arguments": lambda *arguments: SimpleNamespace(device=torch.device("cpu")),

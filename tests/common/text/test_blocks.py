@@ -173,7 +173,8 @@ def slowly(corpus):
         batches.append(batch)
         if len(batches) == 3:
             print("in the middle", flush=True)
-            time.sleep(float(sys.argv[3]))
+            while not Path(sys.argv[3]).exists():
+                time.sleep(0.01)
         yield batch
 preparation._batches = slowly
 data = TextData(corpora=(sys.argv[2],), vocabulary=320, length=16, held_out=0.2)
@@ -182,15 +183,16 @@ print(len(batches), flush=True)
 """
 
 
-def start(folder, corpus, seconds):
-    command = [sys.executable, "-c", PREPARE, str(folder), corpus, str(seconds)]
+def start(folder, corpus, resume):
+    """A process that stops in the middle until there is a file."""
+    command = [sys.executable, "-c", PREPARE, str(folder), corpus, str(resume)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow
 def test_a_killed_preparation_starts_again(corpora, tmp_path):
     data = data_of(corpora[:1])
-    process = start(tmp_path / "store", corpora[0], 600)
+    process = start(tmp_path / "store", corpora[0], tmp_path / "never")
     assert process.stdout.readline() == "in the middle\n"
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -205,15 +207,16 @@ def test_a_killed_preparation_starts_again(corpora, tmp_path):
 
 @pytest.mark.slow
 def test_a_second_process_waits_and_uses_what_the_first_made(corpora, tmp_path):
-    first = start(tmp_path, corpora[0], 6)
+    store, resume = tmp_path / "store", tmp_path / "resume"
+    first = start(store, corpora[0], resume)
     assert first.stdout.readline() == "in the middle\n"
-    second = start(tmp_path, corpora[0], 0)
-    output, errors = second.communicate(timeout=300)
-    assert "waiting for another process that prepares" in errors
-    assert output == "0\n"
+    second = start(store, corpora[0], resume)
+    assert any("waiting for another process that prepares" in line for line in second.stderr)
+    resume.touch()
+    assert second.communicate(timeout=300)[0] == "0\n"
     assert first.communicate(timeout=300)[0] != "0\n"
     assert (first.returncode, second.returncode) == (0, 0)
-    (made,) = tmp_path.iterdir()  # and no lock
+    (made,) = store.iterdir()  # and no lock
     open_blocks(made)
 
 
