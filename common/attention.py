@@ -66,14 +66,14 @@ def attention(
         value: like `key`.
         attention_mask: True where a query sees a key, broadcast to (samples, heads, queries, keys); without a mask,
             queries of a causal layer see no later keys. The output of a query that sees no key is undefined.
-        dropout: dropout rate of the weights, rounded to a multiple of 1 / `LEVELS`.
+        dropout: dropout rate of the weights, rounded to a multiple of 1 / `LEVELS` below 1.
         scaling: factor of the products of queries and keys; by default dimensions^-1/2.
         options: additional arguments of transformers; `is_causal` overrides the layer's.
 
     Returns:
         (samples, queries, heads, dimensions), and None instead of the weights.
     """
-    threshold = round(dropout * LEVELS)
+    threshold = min(round(dropout * LEVELS), LEVELS - 1)
     samples, heads, queries, dimensions = query.shape
     keys = key.shape[2]
     is_causal = options.get("is_causal")
@@ -85,7 +85,7 @@ def attention(
     is_plain = is_plain and (attention_mask is None or attention_mask.dtype == torch.bool)
     if not elsewhere and is_plain and dimensions <= DIMENSIONS:
         scaling = dimensions**-0.5 if scaling is None else scaling
-        seen = None if attention_mask is None else attention_mask.expand(-1, -1, -1, keys)
+        seen = None if attention_mask is None else attention_mask.expand(samples, heads, queries, keys)
         return _CompiledAttention.apply(query, key, value, seen, causal, scaling, threshold), None
     if elsewhere or (threshold == 0 and not (causal and saved <= MAX_SAVED_BYTES)):
         return sdpa_attention_forward(

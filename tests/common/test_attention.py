@@ -103,6 +103,21 @@ def test_gradients_of_gradients_are_refused(dtype):
         gradient.sum().backward()
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 6, 6), (4, 3, 6, 6), (4, 1, 3, 6), (4, 1, 9, 6), (0, 1, 6, 6)])
+def test_a_mask_of_another_shape_is_refused(shape):
+    inputs = tensors(4, 2, 6, 6, 8)
+    with pytest.raises(RuntimeError, match="expand"):
+        attention(LAYER, *inputs, torch.ones(shape, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("dimensions", [8, 16])
+def test_the_largest_dropout_is_below_one(dimensions):
+    inputs = tensors(2, 1, 6, 6, dimensions)
+    output, _ = attention(LAYER, *inputs, None, dropout=1 - 1e-7)
+    output.sum().backward()
+    assert all(tensor.isfinite().all() for tensor in (output, *(each.grad for each in inputs)))
+
+
 def test_without_dropout_it_is_that_of_torch():
     query, key, value = tensors(3, 2, 8, 8, 12)
     seen = seen_by_queries(3, 8)
