@@ -39,6 +39,8 @@ TRAINING_CHARACTERS = 200_000_000
 SMALLEST_VOCABULARY = 300
 """Byte-level BPE has a token for each of the 256 bytes."""
 LARGEST_VOCABULARY = 1 << 20
+MOST_IDS = 1 << 24
+"""Bound of the token ids of any tokenizer: `tokenizers` makes a list of those below the largest that have no token."""
 
 CHARACTERS = 1000
 """Different characters that a WordPiece tokenizer knows at most, the most frequent ones, as of BERT; they are also at
@@ -86,6 +88,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         raise UserError(f"the tokenizer {name} is not a fast one: {advice}")
     if Path(name).is_dir() and not (Path(name) / "tokenizer.json").exists():
         raise UserError(f"{name} has no tokenizer.json: {advice}")
+    if (largest := max(tokenizer.get_vocab().values(), default=0)) >= MOST_IDS:
+        raise UserError(f"the tokenizer {name} has the token id {largest:,}, but ids are below {MOST_IDS:,}: {advice}")
     if unknown := set(tokenizer.all_special_tokens) - set(tokenizer.get_vocab()):
         raise UserError(f"the tokenizer {name} lacks its special tokens {listed(sorted(unknown))} itself: {advice}")
     return tokenizer

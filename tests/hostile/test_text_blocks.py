@@ -94,6 +94,14 @@ def test_tokenizers(folder, whole, name, data):
 # What was found
 
 
+def test_a_token_id_of_hundreds_of_millions_is_refused(folder, whole):
+    path = restored(whole) / "tokenizer" / "tokenizer.json"
+    content = json.loads(path.read_bytes())
+    content["model"]["vocab"][max(content["model"]["vocab"])] = 323_866_563
+    path.write_text(json.dumps(content))
+    assert attempt(read, folder, names=str(path.parent)) is None
+
+
 @pytest.mark.parametrize(
     "changes",
     [
