@@ -114,7 +114,7 @@ def require_precision(args: TrainingArguments) -> None:
         UserError: names both.
     """
     given = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
-    if args.mixed_precision != given:
+    if args.mixed_precision not in ("no", given):
         raise UserError(
             f"accelerate is launched with mixed_precision {args.mixed_precision}, but the arguments say {given}: set "
             "mixed_precision to no, and give --precision bf16 (bf16=True) for bf16"
