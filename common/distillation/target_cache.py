@@ -15,8 +15,8 @@ micro-batches to inputs and labelled positions, by a hash of them. Anything else
 """
 
 import fcntl
-import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,7 +42,6 @@ from common.errors import UserError, listed
 from common.resources import size_text
 from common.runs.files import (
     NUMBER,
-    append_to_file,
     digest_of,
     json_object,
     make_directory,
@@ -178,24 +177,19 @@ class TargetCache:
                 self._require_own(shards[0][1], checkpoint, digests[str(checkpoint)])
 
     def require_writable(self) -> None:
-        """Check that targets can be added; what is created for that is removed.
+        """Check that targets can be added, without a trace in the directory, which others may be about to create.
 
         Raises:
             UserError: they cannot.
         """
         place = self.directory.absolute()
-        new = [path for path in (place, *place.parents) if not path.exists()]
-        trial = place / f".{os.getpid()}.safetensors.unfinished"
+        existing = next(path for path in (place, *place.parents) if path.exists())
         try:
-            make_directory(place)
-            append_to_file(trial, b"0")
+            with tempfile.TemporaryFile(dir=existing, prefix=".", suffix=".unfinished") as trial:
+                trial.write(b"0")
+                trial.flush()
         except OSError as error:
             raise UserError(f"no targets can be written to {self.directory} ({error.strerror})") from None
-        finally:
-            if place.is_dir():
-                trial.unlink(missing_ok=True)
-            for path in [path for path in new if path.is_dir()]:
-                path.rmdir()
 
     def missing(self, spans: Iterable[tuple[int, int, int | None]]) -> int:
         """How many pairs of a checkpoint and a training step have no shard.

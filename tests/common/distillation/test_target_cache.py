@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from statistics import mean
 
 import numpy as np
@@ -28,7 +29,7 @@ from common.teachers.discovery import find_checkpoints
 from common.teachers.loading import Teachers
 from common.teachers.trajectory import checkpoint_digests
 from tests.commands import Killed, files, save_often
-from tests.files import damaged
+from tests.hostile.damage import damaged
 from tests.trainers import (
     HELD_OUT,
     SCHEDULE,
@@ -403,6 +404,14 @@ def test_where_nothing_can_be_written_is_known_before(tmp_path):
         with pytest.raises(UserError, match=f"no targets can be written to {place} "):
             TargetCache(place).require_writable()
     TargetCache(tmp_path / "a" / "b").require_writable()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_commands_that_begin_at_once_may_all_write(tmp_path):
+    """Each looks while others do, and nobody creates or removes anything."""
+    with ThreadPoolExecutor(8) as threads:
+        checks = [threads.submit(TargetCache(tmp_path / "targets").require_writable) for _ in range(200)]
+    assert [check.result() for check in checks] == [None] * 200
     assert list(tmp_path.iterdir()) == []
 
 
