@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
@@ -328,16 +329,18 @@ class TargetCache:
         """Write the new targets of a checkpoint as a shard."""
         shard = self._new.pop(checkpoint)
         name = f"checkpoint-{checkpoint}-{shard.steps.start}-{shard.steps.stop}{self._process}.safetensors"
-        with self._lock():
-            there = self._described()
-            self._require_same(there, self._facts)
-            if there is None:
-                write_file(self.directory / DESCRIPTION, to_json({"format": FORMAT, **self._facts}))
+        with self._lock() as lock:
+            if self._described() is None:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # one of the first writers describes the targets
+                if self._described() is None:
+                    write_file(self.directory / DESCRIPTION, to_json({"format": FORMAT, **self._facts}))
+                fcntl.flock(lock, fcntl.LOCK_SH)
+            self._require_same(self._described(), self._facts)
             write_file(self.directory / name, shard_content(self.kind, shard, digest_of(self._facts)))
         self._list()
 
     @contextmanager
-    def _lock(self) -> Iterator[None]:
+    def _lock(self) -> Iterator[BufferedWriter]:
         """Hold a lock together with other writers; the first one removes what killed writers left behind."""
         make_directory(self.directory)
         with open_lock(self.directory / LOCK) as lock:
@@ -349,7 +352,7 @@ class TargetCache:
                 for leftover in self.directory.glob(".*.unfinished"):
                     leftover.unlink(missing_ok=True)
             fcntl.flock(lock, fcntl.LOCK_SH)
-            yield
+            yield lock
 
 
 def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Targets on the disk: students learn from them without a teacher, and nothing but what belongs to them is read."""
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -441,6 +442,42 @@ def test_targets_that_change_meanwhile_are_not_mixed(tmp_path, teachers, copied)
     with pytest.raises(UserError, match="new holds other targets"):
         trainer.train()
     assert files(tmp_path / "new") == files(copied)
+
+
+def test_the_first_of_two_writers_describes_the_targets(tmp_path, teachers, monkeypatch, copied):
+    """The second one begins while the first one holds the lock, and has found no description."""
+    trainer = distil(tmp_path, teachers, cache=cache_in(tmp_path / "new"), **LOSSES["sampled"])
+    lock = fcntl.flock
+
+    def lock_after_another(file, operation):
+        if operation == fcntl.LOCK_EX:
+            shutil.copytree(copied, tmp_path / "new", dirs_exist_ok=True)
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_after_another)
+    with pytest.raises(UserError, match="new holds other targets"):
+        trainer.train()
+    monkeypatch.undo()
+    assert files(tmp_path / "new") == files(copied)
+
+
+def test_a_description_is_written_alone(tmp_path, teachers, monkeypatch):
+    write, written = target_cache.write_file, []
+
+    def write_locked(path, content):
+        with (path.parent / target_cache.LOCK).open("ab") as lock:
+            if path.name == "targets.json":
+                with pytest.raises(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            else:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        written.append(path.name)
+        write(path, content)
+
+    monkeypatch.setattr(target_cache, "write_file", write_locked)
+    trained(tmp_path, teachers, "sampled", cache_in(tmp_path / "targets"))
+    assert written[0] == "targets.json"
+    assert len(written) == len(set(written)) > 1
 
 
 SHARD = "checkpoint-10-3-6.safetensors"
