@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedWriter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from transformers import TrainingArguments
 
@@ -89,8 +89,11 @@ class TargetCache:
         targets: exact: whatever the loss depends on, for results that are bit-identical to those with the teacher;
             sampled: classes drawn from the teacher's probabilities; top-k: the most probable ones.
         samples: of each position, if they are sampled.
-        seed: of the samples.
+        seed: of the samples, from 0 to below 2^64.
         data: JSON values that identify the data and its order. Without them, other data is noticed at its first batch.
+
+    Raises:
+        UserError: there are no such targets, or the seed is out of range.
     """
 
     def __init__(
@@ -101,6 +104,10 @@ class TargetCache:
         seed: int = 0,
         data: Mapping[str, Any] | None = None,
     ) -> None:
+        if targets not in get_args(Targets):
+            raise UserError(f"targets must be one of {', '.join(get_args(Targets))}; got {targets!r}")
+        if not 0 <= seed < 1 << 64:
+            raise UserError(f"the seed of the targets must be from 0 to below 2^64, got {seed}")
         self.directory = Path(directory)
         self._targets: Targets = targets
         self._samples, self._seed, self._data = samples, seed, dict(data or {})
@@ -116,7 +123,12 @@ class TargetCache:
 
     @property
     def kind(self) -> TargetKind:
-        """What is stored; known once a student's loss is."""
+        """What is stored.
+
+        Raises:
+            UserError: that is not known before `prepare`.
+        """
+        self._require_prepared()
         assert self._kind is not None
         return self._kind
 
@@ -173,6 +185,7 @@ class TargetCache:
         Raises:
             UserError: one is of another teacher, or damaged.
         """
+        self._require_prepared()
         for checkpoint, shards in self._index.items():
             if str(checkpoint) in digests:
                 self._require_own(shards[0][1], checkpoint, digests[str(checkpoint)])
@@ -198,6 +211,7 @@ class TargetCache:
         Args:
             spans: first training step, the one after the last, and the checkpoint; as of `schedules.spans`.
         """
+        self._require_prepared()
         wanted: dict[int, set[int]] = {}
         for first, stop, checkpoint in spans:
             if checkpoint is not None:
@@ -213,6 +227,7 @@ class TargetCache:
         Raises:
             UserError: its shard is damaged, or the batch or the teacher is another one.
         """
+        self._require_prepared()
         key = place.step, place.part
         for batches in self._batches_at(place):
             if key in batches:
@@ -258,6 +273,10 @@ class TargetCache:
             self._write(checkpoint)
 
     # Files
+
+    def _require_prepared(self) -> None:
+        if self._kind is None:
+            raise UserError(f"what the targets in {self.directory} are for is not known: call prepare first")
 
     def _require_own_directory(self) -> None:
         """Reject a path that is no directory, or one with other files."""
@@ -308,14 +327,15 @@ class TargetCache:
             yield stored
         for path, steps in paths:
             if path != latest:
-                self._require_own(path, place.checkpoint, place.digest)
+                metadata = self._require_own(path, place.checkpoint, place.digest)
                 self._read.pop(place.checkpoint, None)  # before the next one is in memory
-                self._read[place.checkpoint] = path, read_shard(path, self.kind, steps)
+                self._read[place.checkpoint] = path, read_shard(path, metadata, self.kind, steps)
                 while len(self._read) > SHARDS_KEPT:
                     del self._read[next(iter(self._read))]
                 yield self._read[place.checkpoint][1]
 
-    def _require_own(self, path: Path, checkpoint: int, digest: str) -> None:
+    def _require_own(self, path: Path, checkpoint: int, digest: str) -> dict[str, Any]:
+        """The metadata of a shard, if it is of this cache and teacher."""
         metadata = read_metadata(path)
         if metadata.get("identity") != digest_of(self._facts):
             raise UserError(f"{path} does not belong to {self.directory / DESCRIPTION}: {REMOVE}")
@@ -324,6 +344,7 @@ class TargetCache:
                 f"{path} has targets of another teacher: its checkpoint of step {checkpoint:,} has changed, or is not "
                 "this teacher's; give another directory"
             )
+        return metadata
 
     def _write(self, checkpoint: int) -> None:
         """Write the new targets of a checkpoint as a shard."""

@@ -80,18 +80,18 @@ def shard_content(kind: TargetKind, shard: Shard, identity: str) -> bytes:
     return to_safetensors(tensors, {ENTRY: json.dumps(metadata)})  # as the order of several entries would vary
 
 
-def read_shard(path: Path, kind: TargetKind, steps: range) -> StoredBatches:
+def read_shard(path: Path, metadata: Mapping[str, Any], kind: TargetKind, steps: range) -> StoredBatches:
     """The targets in a shard's file, checked.
 
     Args:
         path: of the file.
+        metadata: from `read_metadata`.
         kind: of the targets.
         steps: that its name says.
 
     Raises:
         UserError: it is damaged, or holds something else.
     """
-    metadata = read_metadata(path)
     try:
         tensors = safetensors.numpy.load(read_file(path, REMOVE, MOST_SHARD))
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError):

@@ -362,6 +362,32 @@ def test_targets_of_other_arguments_are_refused(tmp_path, teachers, copied, chan
         distil(tmp_path, teachers, args=args, cache=described(copied), **{**LOSSES["sampled"], **loss})
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"targets": "topk"}, "targets must be one of exact, sampled, top-k; got 'topk'"),
+        ({"seed": -1}, "the seed of the targets must be from 0 to below 2^64, got -1"),
+        ({"seed": 2**64}, "the seed of the targets must be from 0"),
+    ],
+)
+def test_impossible_caches_are_refused(tmp_path, options, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        TargetCache(tmp_path / "targets", **options)
+
+
+def test_a_cache_knows_nothing_before_it_is_prepared(tmp_path, copied):
+    cache = described(copied)
+    place = place_of(copied / SHARD)
+    for question in (
+        lambda: cache.kind,
+        lambda: cache.missing([(0, 3, 10)]),
+        lambda: cache.require_teacher({}),
+        lambda: cache.find(place),
+    ):
+        with pytest.raises(UserError, match="call prepare first"):
+            question()
+
+
 def test_students_of_different_losses_do_not_share_a_cache(tmp_path, teachers):
     cache = cache_in(tmp_path / "targets")
     distil(tmp_path, teachers, cache=cache, temperature=1.0)
