@@ -161,7 +161,7 @@ class Teacher:
         then: int | None,
         device: torch.device,
         batch: tuple[int, int],
-        content: bytes,
+        hashed: bytes = b"",
     ) -> TeacherOutput | None:
         """What a student learns from at positions (labelled,): the `output`, or what the cache has or keeps of it.
 
@@ -172,7 +172,7 @@ class Teacher:
             then: teacher step that is needed next.
             device: of the inputs.
             batch: the training step and the index of its micro-batch.
-            content: the batch's `content_of`.
+            hashed: the batch's `batch_hash`, if there is a cache and the hash is known.
 
         Returns:
             None if there is a cache and no position.
@@ -184,7 +184,7 @@ class Teacher:
             return self.output(inputs, positions, step, then, device, batch)
         if step not in self._digests:
             self._digests |= {int(number): digest for number, digest in self.digests([step]).items()}
-        place = Place(step, self._digests[step], *batch, content or batch_hash(inputs, positions))
+        place = Place(step, self._digests[step], *batch, hashed or batch_hash(inputs, positions))
         found = self._cache.find(place) if len(positions) else None
         lacks = found is None and len(positions) > 0
         if self._processes.largest(lacks):  # a sharded teacher computes in all processes or in none
@@ -192,9 +192,13 @@ class Teacher:
             found = self._cache.add(place, output) if lacks else found
         return None if found is None else decode(found, device)
 
-    def content_of(self, batch: Mapping[str, Any]) -> bytes:
-        """What identifies a batch to the cache, from the model's arguments and `positions`, preferably on the host."""
-        return b"" if self._cache is None else batch_hash(batch, batch["positions"])
+    def hash_of(self, batch: Mapping[str, Any]) -> dict[str, bytes]:
+        """If there is a cache, the `batch_hash` by which it knows a batch: of the model's arguments and `positions`.
+
+        Args:
+            batch: preferably on the host.
+        """
+        return {} if self._cache is None else {"batch_hash": batch_hash(batch, batch["positions"])}
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -168,14 +168,14 @@ class ProgressiveDistillationTrainer(Trainer):
         """Teacher step of the checkpoint that the latest step learned from."""
         return checkpoint_at(self.segments, max(self.state.global_step - 1, 0))
 
-    def _targets(self, inputs: Mapping[str, Any], positions: Tensor, content: bytes) -> TeacherOutput | None:
+    def _targets(self, inputs: Mapping[str, Any], positions: Tensor, hashed: bytes) -> TeacherOutput | None:
         """What the student learns from the current teacher at labelled positions; None without a teacher."""
         step = checkpoint_at(self.segments, self.state.global_step)
         if step is None:
             return None
         following = next_checkpoint(self.segments, self.state.global_step)
         batch = self.state.global_step, self._micro_batches
-        return self._teacher.targets(inputs, positions, step, following, self.args.device, batch, content)
+        return self._teacher.targets(inputs, positions, step, following, self.args.device, batch, hashed)
 
     def _report_teacher(self) -> None:
         """Print the accuracy of the last checkpoint that the student learns from, on some of the evaluation data."""
@@ -231,15 +231,15 @@ class ProgressiveDistillationTrainer(Trainer):
             device: of the tensors returned.
 
         Returns:
-            The micro-batches, each with `positions` of shape (labelled,) and a hash of its `content`, and the number of
-            labels over all processes (at least 1, as the loss is divided by it): a tensor if there are several.
+            The micro-batches, each with `positions` (labelled,) and, if there is a cache, its `batch_hash`; and the
+            number of labels over all processes, at least 1, as the loss is divided by it: a tensor if there are several.
         """
         batches = [dict(batch) for batch in islice(epoch_iterator, num_batches)]
         self._micro_batches = 0
         for batch in batches:
             require_usable_batch(batch, unwrap(self.model), self._head.number_of_classes, self._shift)
             batch["positions"] = labelled_positions(batch["labels"], self._shift)
-            batch["content"] = self._teacher.content_of(batch)
+            batch |= self._teacher.hash_of(batch)
         labels = sum(len(batch["positions"]) for batch in batches)
         self._steps_without_labels = 0 if labels else self._steps_without_labels + 1
         require_labels(self._steps_without_labels, self.state.max_steps)
@@ -284,7 +284,7 @@ class ProgressiveDistillationTrainer(Trainer):
         Args:
             model: the student, as wrapped for training.
             inputs: the model's arguments and `labels`, with `IGNORED_LABEL` where there is none; optionally the
-                `positions` of the labels and the hash of the `content`.
+                `positions` of the labels and the `batch_hash`.
             return_outputs: also return the model's outputs.
             num_items_in_batch: labels in the global batch; by default those of `inputs`.
 
@@ -294,7 +294,7 @@ class ProgressiveDistillationTrainer(Trainer):
         """
         arguments = dict(inputs)
         labels = arguments.pop("labels")
-        positions, content = arguments.pop("positions", None), arguments.pop("content", b"")
+        positions, hashed = arguments.pop("positions", None), arguments.pop("batch_hash", b"")
         if positions is None:
             positions = labelled_positions(labels, self._shift)
         labels = labels.flatten()[positions + self._shift]
@@ -304,7 +304,7 @@ class ProgressiveDistillationTrainer(Trainer):
         else:
             student = self._student_output(model, arguments, positions)
         uses_teacher = model.training and (len(labels) > 0 or is_sharded(self.model))
-        teacher = self._targets(arguments, positions, content) if uses_teacher else None
+        teacher = self._targets(arguments, positions, hashed) if uses_teacher else None
         self._micro_batches += int(model.training)
         if not len(labels):
             loss = student.values.sum() * 0

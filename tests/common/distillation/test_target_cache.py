@@ -164,6 +164,18 @@ def test_the_divergence_of_samples_is_an_estimate_of_the_teachers(tmp_path, teac
     assert logged(sampled, "kl") == pytest.approx(logged(live, "kl"), rel=0.03)
 
 
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_batches_have_a_hash_if_there_is_a_cache(tmp_path, teachers, is_cached):
+    """A dataset's own column of any other name stays as it is."""
+    trainer = distil(tmp_path, teachers, cache=cache_in(tmp_path / "targets") if is_cached else None)
+    trainer.state.max_steps = STEPS
+    batch = {**make_batch(0), "content": torch.ones(8)}
+    ((found,), _) = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
+    more = {"positions", "batch_hash"} if is_cached else {"positions"}
+    assert found.keys() == batch.keys() | more
+    assert found["content"] is batch["content"]
+
+
 # Writers
 
 
