@@ -29,6 +29,7 @@ from transformers import TrainingArguments
 from common.distillation.arguments import Targets
 from common.distillation.labelled_head import LabelledOutput
 from common.distillation.losses import LossArguments
+from common.distillation.target_description import DESCRIPTION, described, differing, require_same
 from common.distillation.target_shards import (
     MOST_SHARD,
     REMOVE,
@@ -39,7 +40,7 @@ from common.distillation.target_shards import (
     shard_content,
 )
 from common.distillation.targets import Stored, TargetKind, encode, kind_of
-from common.errors import UserError, listed
+from common.errors import UserError
 from common.resources import size_text
 from common.runs.files import (
     NUMBER,
@@ -47,13 +48,10 @@ from common.runs.files import (
     json_object,
     make_directory,
     open_lock,
-    read_json,
     to_json,
     write_file,
 )
 
-DESCRIPTION = "targets.json"
-FORMAT = 1
 SHARD_BYTES = 1 << 25
 """Bytes of targets from which on a shard is written."""
 MOST_BATCHES = 1 << 12
@@ -168,13 +166,11 @@ class TargetCache:
         if self._kind is None:
             self._require_own_directory()
             self._process = f"-{args.process_index}" if args.world_size > 1 else ""
-            self._require_same(self._described(), facts)
+            require_same(self.directory, facts)
             self._kind, self._facts = kind, facts
             self._list()
         elif facts != self._facts:
-            raise UserError(
-                f"students that share the targets in {self.directory} need {_differing(self._facts, facts)}"
-            )
+            raise UserError(f"students that share the targets in {self.directory} need {differing(self._facts, facts)}")
 
     def require_teacher(self, digests: Mapping[str, str]) -> None:
         """Check that shards are of these checkpoints, by the header of one shard of each.
@@ -248,12 +244,7 @@ class TargetCache:
             OSError: the shard cannot be written.
         """
         stored = encode(output, self.kind, (self._seed, place.step, self._number(place.part)))
-        shard = self._new.get(place.checkpoint)
-        if shard is not None and place.step != shard.steps[-1]:
-            is_full = shard.nbytes >= SHARD_BYTES or len(shard.stored) >= MOST_BATCHES
-            if is_full or place.step != shard.steps.stop:
-                self._write(place.checkpoint)
-        shard = self._new.setdefault(place.checkpoint, Shard(place.digest, place.step))
+        shard = self._shard_for(place)
         shard.add(place.step, place.part, place.batch, stored)
         if shard.nbytes > MOST_SHARD // 2:
             raise UserError(
@@ -261,6 +252,15 @@ class TargetCache:
                 "for a step: sample them, or give smaller batches"
             )
         return stored
+
+    def add_nothing(self, place: Place) -> None:
+        """Keep that a micro-batch has no labelled position, or its step would count as missing.
+
+        Raises:
+            UserError, OSError: as for `add`.
+        """
+        if not any(place.step in steps for steps, _ in self._index.get(place.checkpoint, ())):
+            self._shard_for(place).extend(place.step)
 
     def flush(self) -> None:
         """Write all targets that are not on the disk yet; to be called between two training steps.
@@ -271,6 +271,15 @@ class TargetCache:
         """
         for checkpoint in list(self._new):
             self._write(checkpoint)
+
+    def _shard_for(self, place: Place) -> Shard:
+        """The shard to which a micro-batch belongs; the one before it is written if it is large enough."""
+        shard = self._new.get(place.checkpoint)
+        if shard is not None and place.step != shard.steps[-1]:
+            is_full = shard.nbytes >= SHARD_BYTES or len(shard.stored) >= MOST_BATCHES
+            if is_full or place.step != shard.steps.stop:
+                self._write(place.checkpoint)
+        return self._new.setdefault(place.checkpoint, Shard(place.digest, place.step))
 
     # Files
 
@@ -292,21 +301,6 @@ class TargetCache:
     def _number(self, part: int) -> int:
         """Of a micro-batch, among those of all processes."""
         return part * self._facts["processes"] + int(self._process[1:] or 0)
-
-    def _described(self) -> dict[str, Any] | None:
-        """The content of the description; None if there is none."""
-        path = self.directory / DESCRIPTION
-        if not path.exists():
-            return None
-        return read_json(path, "restore it, or give another directory")
-
-    def _require_same(self, there: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> None:
-        if there is None:
-            return
-        if there.get("format") != FORMAT:
-            raise UserError(f"{self.directory / DESCRIPTION} is of another version: give another directory")
-        if there != {"format": FORMAT, **facts}:
-            raise UserError(f"{self.directory} holds other targets: {_differing(there, facts)}; give another directory")
 
     def _list(self) -> None:
         """Find the shards of this process."""
@@ -351,12 +345,12 @@ class TargetCache:
         shard = self._new.pop(checkpoint)
         name = f"checkpoint-{checkpoint}-{shard.steps.start}-{shard.steps.stop}{self._process}.safetensors"
         with self._lock() as lock:
-            if self._described() is None:
+            if not (self.directory / DESCRIPTION).exists():
                 fcntl.flock(lock, fcntl.LOCK_EX)  # one of the first writers describes the targets
-                if self._described() is None:
-                    write_file(self.directory / DESCRIPTION, to_json({"format": FORMAT, **self._facts}))
+                if not (self.directory / DESCRIPTION).exists():
+                    write_file(self.directory / DESCRIPTION, described(self._facts))
                 fcntl.flock(lock, fcntl.LOCK_SH)
-            self._require_same(self._described(), self._facts)
+            require_same(self.directory, self._facts)
             write_file(self.directory / name, shard_content(self.kind, shard, digest_of(self._facts)))
         self._list()
 
@@ -374,18 +368,3 @@ class TargetCache:
                     leftover.unlink(missing_ok=True)
             fcntl.flock(lock, fcntl.LOCK_SH)
             yield lock
-
-
-def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """What differs in two descriptions, in words."""
-    pairs = [(name, there.get(name), here.get(name)) for name in here if name != "data"]
-    theirs, ours = (values.get("data") for values in (there, here))
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        pairs += [(name, theirs.get(name), ours.get(name)) for name in {**ours, **theirs}]
-    lines = [f"{name} is {_short(was)} there and {_short(now)} here" for name, was, now in pairs if was != now]
-    return listed(lines, 3) or "their description differs"
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

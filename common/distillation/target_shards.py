@@ -42,10 +42,14 @@ class Shard:
         self.nbytes = 0
         self.stored: dict[tuple[int, int], tuple[bytes, Stored]] = {}
 
+    def extend(self, step: int) -> None:
+        """Have the last step, or the one after it; it may have no targets."""
+        self.steps = range(self.steps.start, step + 1)
+
     def add(self, step: int, part: int, batch: bytes, stored: Stored) -> None:
         """Add targets of a micro-batch of the last step, or of the one after it."""
+        self.extend(step)
         self.stored[step, part] = batch, stored
-        self.steps = range(self.steps.start, step + 1)
         self.nbytes += stored.nbytes
 
 
@@ -71,11 +75,11 @@ def shard_content(kind: TargetKind, shard: Shard, identity: str) -> bytes:
 
     Args:
         kind: of the targets.
-        shard: not empty.
+        shard: of at least one step.
         identity: of the cache.
     """
     tensors = _joined(kind, shard.stored)
-    classes = next(stored.classes for _, stored in shard.stored.values())
+    classes = next((stored.classes for _, stored in shard.stored.values()), 0)
     metadata = {"identity": identity, "teacher": shard.digest, "classes": classes, "checksum": _checksum(tensors)}
     return to_safetensors(tensors, {ENTRY: json.dumps(metadata)})  # as the order of several entries would vary
 
@@ -139,7 +143,12 @@ def _checksum(tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def _joined(kind: TargetKind, stored: StoredBatches) -> dict[str, np.ndarray]:
-    """The tensors of a shard: the fields of all micro-batches one after another, and where each of them ends."""
+    """The tensors of a shard: the fields of all micro-batches one after another, and where each of them ends.
+
+    None, if no micro-batch has a position.
+    """
+    if not stored:
+        return {}
     every = [each for _, each in stored.values()]
     return {
         "places": np.array(list(stored), np.int64),
@@ -152,6 +161,8 @@ def _joined(kind: TargetKind, stored: StoredBatches) -> dict[str, np.ndarray]:
 
 def _separated(kind: TargetKind, classes: int, tensors: Fields) -> StoredBatches | None:
     """The inverse of `_joined`, for any tensors; None if they are not what it makes."""
+    if not tensors:
+        return {}
     names = [f"field.{name}" for name in kind.fields]
     if set(tensors) != {"places", "batches", "positions", "lengths", *names}:
         return None

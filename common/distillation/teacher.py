@@ -175,19 +175,23 @@ class Teacher:
             hashed: the batch's `batch_hash`, if there is a cache and the hash is known.
 
         Returns:
-            None if there is a cache and no position.
+            None if there is no position, except of a sharded teacher without a cache.
 
         Raises:
             UserError: as for `output`, or the cache is damaged or of something else.
         """
+        has_positions = len(positions) > 0
         if self._cache is None:
-            return self.output(inputs, positions, step, then, device, batch)
+            is_used = has_positions or is_sharded(self._student)  # a sharded teacher computes in all processes
+            return self.output(inputs, positions, step, then, device, batch) if is_used else None
         if step not in self._digests:
             self._digests |= {int(number): digest for number, digest in self.digests([step]).items()}
         place = Place(step, self._digests[step], *batch, hashed or batch_hash(inputs, positions))
-        found = self._cache.find(place) if len(positions) else None
-        lacks = found is None and len(positions) > 0
-        if self._processes.largest(lacks):  # a sharded teacher computes in all processes or in none
+        if not has_positions:
+            self._cache.add_nothing(place)
+        found = self._cache.find(place) if has_positions else None
+        lacks = found is None and has_positions
+        if self._processes.largest(lacks):  # or in none
             output = self.output(inputs, positions, step, then, device)
             found = self._cache.add(place, output) if lacks else found
         return None if found is None else decode(found, device)

@@ -169,7 +169,7 @@ class ProgressiveDistillationTrainer(Trainer):
         return checkpoint_at(self.segments, max(self.state.global_step - 1, 0))
 
     def _targets(self, inputs: Mapping[str, Any], positions: Tensor, hashed: bytes) -> TeacherOutput | None:
-        """What the student learns from the current teacher at labelled positions; None without a teacher."""
+        """What the student learns from the current teacher at labelled positions; None without them or a teacher."""
         step = checkpoint_at(self.segments, self.state.global_step)
         if step is None:
             return None
@@ -232,7 +232,7 @@ class ProgressiveDistillationTrainer(Trainer):
 
         Returns:
             The micro-batches, each with `positions` (labelled,) and, if there is a cache, its `batch_hash`; and the
-            number of labels over all processes, at least 1, as the loss is divided by it: a tensor if there are several.
+            number of labels over all processes, at least 1, as the loss is divided by it; a tensor if they are several.
         """
         batches = [dict(batch) for batch in islice(epoch_iterator, num_batches)]
         self._micro_batches = 0
@@ -303,8 +303,7 @@ class ProgressiveDistillationTrainer(Trainer):
             student = LabelledOutput(outputs["logits"].flatten(0, -2)[positions], classes=self._teacher.classes)
         else:
             student = self._student_output(model, arguments, positions)
-        uses_teacher = model.training and (len(labels) > 0 or is_sharded(self.model))
-        teacher = self._targets(arguments, positions, hashed) if uses_teacher else None
+        teacher = self._targets(arguments, positions, hashed) if model.training else None
         self._micro_batches += int(model.training)
         if not len(labels):
             loss = student.values.sum() * 0

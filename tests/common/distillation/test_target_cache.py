@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from common.distillation import labelled_head, target_cache
 from common.distillation.batches import ReadyBatches
 from common.distillation.labelled_head import LabelledOutput
-from common.distillation.losses import LossArguments
+from common.distillation.losses import IGNORED_LABEL, LossArguments
 from common.distillation.run_loop import train_run
 from common.distillation.schedules import Segment, spans
 from common.distillation.target_cache import Place, TargetCache
@@ -641,6 +641,45 @@ def test_a_shard_has_no_gaps(tmp_path):
     assert cache.missing([(0, 8, 10)]) == 3
     assert cache.find(Place(10, "", 6, 0, bytes(16))) is not None
     assert cache.find(Place(10, "", 4, 0, bytes(16))) is None
+
+
+@pytest.mark.parametrize("empty", [{0}, {1, 3}, {0, 1, 2, 3}])
+def test_steps_without_positions_are_not_missing(tmp_path, empty):
+    """Of one shard, which may have no targets at all; nothing is added where there is a shard."""
+    cache = cache_in(tmp_path / "targets")
+    cache.prepare(arguments(tmp_path), LossArguments())
+    places = [Place(10, "", step, 0, bytes(16)) for step in range(4)]
+    for place in places:
+        if place.step in empty:
+            cache.add_nothing(place)
+        else:
+            cache.add(place, LabelledOutput(torch.zeros(4, 10)))
+    cache.flush()
+    assert [path.name for path in (tmp_path / "targets").glob("*.safetensors")] == ["checkpoint-10-0-4.safetensors"]
+    before = files(tmp_path / "targets")
+    for reader in (cache, cache_in(tmp_path / "targets")):
+        reader.prepare(arguments(tmp_path), LossArguments())
+        assert reader.missing([(0, 4, 10)]) == 0
+        assert {place.step for place in places if reader.find(place) is None} == empty
+        reader.add_nothing(places[min(empty)])
+        reader.flush()
+        assert files(tmp_path / "targets") == before
+
+
+class SomeUnlabelled(Batches):
+    """The first batch and the fifth have no labels."""
+
+    def batch(self, step):
+        batch = make_batch(step)
+        return batch if step not in (0, 4) else {**batch, "labels": torch.full_like(batch["labels"], IGNORED_LABEL)}
+
+
+def test_a_student_with_steps_without_labels_leaves_none_missing(tmp_path, teachers, no_teacher):
+    cache, data = cache_in(tmp_path / "targets"), {"train_dataset": SomeUnlabelled()}
+    wrote = trained(tmp_path, teachers, "sampled", cache, **data)
+    assert cache.missing(spans(SCHEDULE, 0, STEPS)) == 0
+    no_teacher()
+    assert_same(trained(tmp_path, teachers, "sampled", cache_in(tmp_path / "targets"), **data), wrote)
 
 
 def test_another_valid_class_is_damage(tmp_path, copied):
