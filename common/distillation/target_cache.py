@@ -53,11 +53,12 @@ from common.runs.files import (
 )
 
 SHARD_BYTES = 1 << 25
-"""Bytes of targets from which on a shard is written."""
+"""Bytes of targets from which on those of all checkpoints are written."""
 MOST_BATCHES = 1 << 12
 """Micro-batches of a shard."""
-SHARDS_KEPT = 8
-"""Checkpoints whose latest shard stays in memory; students that are trained together may learn from several."""
+KEPT_BYTES = 1 << 28
+"""Of shards that stay in memory, unless one alone is larger: the latest one of each checkpoint, as students that are
+trained together may learn from several."""
 LOCK = ".targets.lock"
 NAME = re.compile(f"checkpoint-{NUMBER}-{NUMBER}-{NUMBER}(?:-{NUMBER})?\\.safetensors")
 OWN_NAME = re.compile(f"{NAME.pattern}|{re.escape(LOCK)}|\\..*\\.unfinished")
@@ -237,7 +238,7 @@ class TargetCache:
         return None
 
     def add(self, place: Place, output: LabelledOutput) -> Stored:
-        """Add the teacher's output on a micro-batch; the shard before it is written if it is large enough.
+        """Add the teacher's output on a micro-batch; what was added before is written if it is large enough.
 
         Raises:
             UserError: the targets of one step are too large, or the directory now holds targets of something else.
@@ -273,11 +274,12 @@ class TargetCache:
             self._write(checkpoint)
 
     def _shard_for(self, place: Place) -> Shard:
-        """The shard to which a micro-batch belongs; the one before it is written if it is large enough."""
+        """The shard to which a micro-batch belongs; those before it are written if they are large enough."""
         shard = self._new.get(place.checkpoint)
-        if shard is not None and place.step != shard.steps[-1]:
-            is_full = shard.nbytes >= SHARD_BYTES or len(shard.stored) >= MOST_BATCHES
-            if is_full or place.step != shard.steps.stop:
+        if shard is None or place.step != shard.steps[-1]:  # all steps before are complete, of every checkpoint
+            if sum(each.nbytes for each in self._new.values()) >= SHARD_BYTES:
+                self.flush()
+            elif shard is not None and (len(shard.stored) >= MOST_BATCHES or place.step != shard.steps.stop):
                 self._write(place.checkpoint)
         return self._new.setdefault(place.checkpoint, Shard(place.digest, place.step))
 
@@ -322,11 +324,15 @@ class TargetCache:
         for path, steps in paths:
             if path != latest:
                 metadata = self._require_own(path, place.checkpoint, place.digest)
-                self._read.pop(place.checkpoint, None)  # before the next one is in memory
+                self._make_room(place.checkpoint, path.stat().st_size)
                 self._read[place.checkpoint] = path, read_shard(path, metadata, self.kind, steps)
-                while len(self._read) > SHARDS_KEPT:
-                    del self._read[next(iter(self._read))]
                 yield self._read[place.checkpoint][1]
+
+    def _make_room(self, checkpoint: int, size: int) -> None:
+        """Drop the shard of a checkpoint, and those that were read first, for another one of so many bytes."""
+        self._read.pop(checkpoint, None)
+        while self._read and size + sum(map(_nbytes, self._read.values())) > KEPT_BYTES:
+            del self._read[next(iter(self._read))]
 
     def _require_own(self, path: Path, checkpoint: int, digest: str) -> dict[str, Any]:
         """The metadata of a shard, if it is of this cache and teacher."""
@@ -368,3 +374,7 @@ class TargetCache:
                     leftover.unlink(missing_ok=True)
             fcntl.flock(lock, fcntl.LOCK_SH)
             yield lock
+
+
+def _nbytes(read: tuple[Path, StoredBatches]) -> int:
+    return sum(stored.nbytes for _, stored in read[1].values())

@@ -682,6 +682,27 @@ def test_a_student_with_steps_without_labels_leaves_none_missing(tmp_path, teach
     assert_same(trained(tmp_path, teachers, "sampled", cache_in(tmp_path / "targets"), **data), wrote)
 
 
+def test_what_is_in_memory_is_bounded(tmp_path, monkeypatch):
+    """Of many checkpoints: targets that are not written yet, and shards that were read."""
+    monkeypatch.setattr(target_cache, "SHARD_BYTES", 1000)
+    monkeypatch.setattr(target_cache, "KEPT_BYTES", 2000)
+    cache = cache_in(tmp_path / "targets", "logits")
+    cache.prepare(arguments(tmp_path), LossArguments())
+    places = [Place(10 * (step % 6), "", step, part, bytes(16)) for step in range(24) for part in range(2)]
+    for place in places:
+        cache.add(place, LabelledOutput(torch.zeros(1, 25)))
+        assert sum(shard.nbytes for shard in cache._new.values()) <= 1000 + 2 * 100
+    cache.flush()
+    assert cache.missing([(step, step + 1, 10 * (step % 6)) for step in range(24)]) == 0
+    kept = []
+    for place in places:
+        assert cache.find(place) is not None
+        kept.append(sum(map(target_cache._nbytes, cache._read.values())))
+    assert 1000 < max(kept) <= 2000
+    monkeypatch.setattr(target_cache, "KEPT_BYTES", 10)
+    assert all(cache.find(place) is not None and len(cache._read) == 1 for place in places)
+
+
 def test_another_valid_class_is_damage(tmp_path, copied):
     place, tensors = place_of(copied / SHARD), safetensors.numpy.load_file(copied / SHARD)
     tensors["field.classes"][0] ^= 1
