@@ -24,6 +24,7 @@ from io import BufferedWriter
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from transformers import TrainingArguments
 
 from common.distillation.arguments import Targets
@@ -78,6 +79,8 @@ class Place:
     """Number of the process's micro-batch."""
     batch: bytes
     """From `batch_hash`."""
+    classes: int | None = None
+    """That student and teacher share; None if that is not known."""
 
 
 class TargetCache:
@@ -135,7 +138,8 @@ class TargetCache:
         self,
         args: TrainingArguments,
         arguments: LossArguments,
-        teacher_dtype: str | None = None,
+        teacher_dtype: torch.dtype | None = None,
+        attention: str | None = None,
         spell: Callable[[str], str] = str,
     ) -> None:
         """Say what students the targets are for; to be called for each of them, before anything else.
@@ -144,6 +148,7 @@ class TargetCache:
             args: of the student's trainer.
             arguments: of its loss.
             teacher_dtype: in which the teacher's weights are, if it is not that of the checkpoint.
+            attention: of the student, and so of a teacher of its architecture, if it has a name.
             spell: maps an argument's name to its name in messages.
 
         Raises:
@@ -160,7 +165,9 @@ class TargetCache:
             "micro_batches": parts,
             "processes": args.world_size,
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "float32",
-            "teacher_dtype": teacher_dtype,
+            "teacher_dtype": None if teacher_dtype is None else str(teacher_dtype),
+            "device": args.device.type if kind.is_exact else None,
+            "attention": attention if kind.is_exact else None,
             "data": self._data,
         }
         facts = json_object(to_json(facts)) or {}
@@ -173,19 +180,20 @@ class TargetCache:
         elif facts != self._facts:
             raise UserError(f"students that share the targets in {self.directory} need {differing(self._facts, facts)}")
 
-    def require_teacher(self, digests: Mapping[str, str]) -> None:
+    def require_teacher(self, digests: Mapping[str, str], classes: int | None = None) -> None:
         """Check that shards are of these checkpoints, by the header of one shard of each.
 
         Args:
             digests: of checkpoints, by their teacher steps as text.
+            classes: that student and teacher share; None if that is not known.
 
         Raises:
-            UserError: one is of another teacher, or damaged.
+            UserError: one is of another teacher or of other classes, or damaged.
         """
         self._require_prepared()
         for checkpoint, shards in self._index.items():
             if str(checkpoint) in digests:
-                self._require_own(shards[0][1], checkpoint, digests[str(checkpoint)])
+                self._require_own(shards[0][1], checkpoint, digests[str(checkpoint)], classes)
 
     def require_writable(self) -> None:
         """Check that targets can be added, without a trace in the directory, which others may be about to create.
@@ -323,7 +331,7 @@ class TargetCache:
             yield stored
         for path, steps in paths:
             if path != latest:
-                metadata = self._require_own(path, place.checkpoint, place.digest)
+                metadata = self._require_own(path, place.checkpoint, place.digest, place.classes)
                 self._make_room(place.checkpoint, path.stat().st_size)
                 self._read[place.checkpoint] = path, read_shard(path, metadata, self.kind, steps)
                 yield self._read[place.checkpoint][1]
@@ -334,7 +342,7 @@ class TargetCache:
         while self._read and size + sum(map(_nbytes, self._read.values())) > KEPT_BYTES:
             del self._read[next(iter(self._read))]
 
-    def _require_own(self, path: Path, checkpoint: int, digest: str) -> dict[str, Any]:
+    def _require_own(self, path: Path, checkpoint: int, digest: str, classes: int | None) -> dict[str, Any]:
         """The metadata of a shard, if it is of this cache and teacher."""
         metadata = read_metadata(path)
         if metadata.get("identity") != digest_of(self._facts):
@@ -343,6 +351,11 @@ class TargetCache:
             raise UserError(
                 f"{path} has targets of another teacher: its checkpoint of step {checkpoint:,} has changed, or is not "
                 "this teacher's; give another directory"
+            )
+        if classes is not None and metadata["classes"] not in (0, classes):
+            raise UserError(
+                f"{path} has targets of {metadata['classes']:,} classes, but student and teacher share {classes:,}: "
+                "give another directory"
             )
         return metadata
 

@@ -100,10 +100,9 @@ def read_shard(path: Path, metadata: Mapping[str, Any], kind: TargetKind, steps:
         tensors = safetensors.numpy.load(read_file(path, REMOVE, MOST_SHARD))
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError):
         raise damaged(path) from None
-    classes = metadata.get("classes")
-    if _checksum(tensors) != metadata.get("checksum") or type(classes) is not int:
+    if _checksum(tensors) != metadata.get("checksum"):
         raise damaged(path)
-    stored = _separated(kind, classes, tensors)
+    stored = _separated(kind, metadata["classes"], tensors)
     if stored is None or any(step not in steps for step, _ in stored):
         raise damaged(path)
     return stored
@@ -117,6 +116,8 @@ def damaged(path: Path) -> UserError:
 def read_metadata(path: Path) -> dict[str, Any]:
     """What a shard says it is: `identity` of its cache, digest of the `teacher`, number of `classes`, `checksum`.
 
+    The number of classes is 0 if it has no targets.
+
     Raises:
         UserError: it has none.
     """
@@ -129,7 +130,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     entries = (header or {}).get("__metadata__")
     text = entries.get(ENTRY) if isinstance(entries, dict) else None
     metadata = json_object(text.encode()) if isinstance(text, str) and text.isascii() else None
-    if metadata is None:
+    if metadata is None or type(metadata.get("classes")) is not int:
         raise damaged(path)
     return metadata
 

@@ -35,7 +35,7 @@ from common.distillation.schedules import Schedule, check_schedule, checkpoint_a
 from common.distillation.sharding import gradients_unreduced, is_sharded, release_whole_weights, sharded_as_asked
 from common.distillation.state import load_weights, save_weights
 from common.distillation.target_cache import TargetCache
-from common.distillation.teacher import Teacher, TeacherOutput
+from common.distillation.teacher import Teacher, TeacherOutput, attention_of
 from common.errors import UserError
 from common.teachers.discovery import Checkpoint, find_checkpoints
 from common.teachers.objective import Objective, objective_of, unwrap
@@ -71,7 +71,7 @@ class ProgressiveDistillationTrainer(Trainer):
         prefetch: read the next checkpoint while the current one is in use; False for teachers of which only one fits.
         downloads_kept: how many of the checkpoints downloaded by this process stay on the disk; by default all.
         check_teacher: before training, check the checkpoints as `python -m common.teachers check` does, and print the
-            accuracy on the evaluation data of the last one that is used.
+            accuracy on the evaluation data of the last one that is used, unless the cache has all targets.
         trust_trajectory: warn about problems with the checkpoints instead of rejecting them.
         cache: of the teacher's targets on the disk, for several students; what it lacks is computed and added.
         trainer_arguments: anything else that a Trainer takes.
@@ -129,7 +129,7 @@ class ProgressiveDistillationTrainer(Trainer):
         loading: dict[str, Any] = {"load": load_teacher, "dtype": teacher_dtype, "prefetch": prefetch}
         loading |= {"downloads_kept": downloads_kept, "autocast": self.accelerator.autocast, "cache": cache}
         if cache is not None and checkpoints:
-            cache.prepare(args, self._loss_arguments, None if teacher_dtype is None else str(teacher_dtype))
+            cache.prepare(args, self._loss_arguments, teacher_dtype, attention_of(unwrap(model)))
         self._teacher = Teacher(checkpoints, unwrap(model), self.objective, autocast_dtype=autocast_dtype, **loading)
         self._schedule, self._schedule_is_fixed = schedule, not callable(schedule)
         self.records: list[dict[str, Any]] = []
@@ -188,7 +188,8 @@ class ProgressiveDistillationTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in a Trainer; afterwards no teacher is in memory or being loaded, even if training failed."""
         try:
-            if self._reports_teacher and self.eval_dataset is not None:
+            loads = self._reports_teacher and self._teacher.must_load(self.segments, self._schedule_is_fixed, self.args)
+            if loads and self.eval_dataset is not None:
                 self._report_teacher()
             release_whole_weights(self.model)  # an optimiser gets shards
             result = super().train(*args, **kwargs)

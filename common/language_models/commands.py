@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from common.arguments import option_of, require_at_least, require_seed, require_steps
+from common.attention import ATTENTION
 from common.distillation import schedules
 from common.distillation.arguments import require_distinct, resolve_teacher, student_arguments, with_task_of
 from common.distillation.batches import Source, batch_tensors
@@ -246,7 +247,7 @@ def _target_cache(
     cache = TargetCache(arguments.cache_teacher, kind, arguments.samples, arguments.stream_seed, data)
     for student in students:
         if student.supervision.teacher:
-            cache.prepare(student.trainer_args, student.supervision, spell=option_of)
+            cache.prepare(student.trainer_args, student.supervision, attention=ATTENTION, spell=option_of)
     return cache
 
 

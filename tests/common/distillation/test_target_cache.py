@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from statistics import mean
 
 import numpy as np
@@ -398,6 +399,67 @@ def test_a_cache_knows_nothing_before_it_is_prepared(tmp_path, copied):
     ):
         with pytest.raises(UserError, match="call prepare first"):
             question()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"device": torch.device("cuda")}, "device is cpu there and cuda here; give another directory"),
+        ({"attention": "eager"}, "attention is sdpa there and eager here; give another directory"),
+    ],
+)
+def test_exact_targets_depend_on_how_the_teacher_computes(tmp_path, changes, named):
+    """Samples do not, beyond rounding."""
+
+    def prepare(directory, attention="sdpa", device=None, write=False):
+        with pytest.MonkeyPatch.context() as patch:
+            args = arguments(tmp_path)
+            if device is not None:
+                patch.setattr(type(args), "device", device)
+            cache = cache_in(directory, "logits" if "exact" in directory.name else "sampled")
+            cache.prepare(args, LossArguments(), attention=attention)
+            if write:
+                cache.add(Place(10, "", 0, 0, bytes(16)), LabelledOutput(torch.zeros(4, 10)))
+                cache.flush()
+
+    for name in ("exact", "sampled"):
+        prepare(tmp_path / name, write=True)
+    prepare(tmp_path / "sampled", **changes)
+    with pytest.raises(UserError, match=named):
+        prepare(tmp_path / "exact", **changes)
+
+
+def test_targets_of_other_classes_are_refused(tmp_path, teachers, copied):
+    cache = described(copied)
+    cache.prepare(arguments(tmp_path, accumulate=2), LossArguments(temperature=(1.5, 1.5)))
+    digests = checkpoint_digests(find_checkpoints(teachers / "bert"))
+    cache.require_teacher(digests, 11)
+    with pytest.raises(UserError, match=r"safetensors has targets of \d+ classes, but student and teacher share 9"):
+        cache.require_teacher(digests, 9)
+    place = place_of(copied / SHARD)
+    assert cache.find(replace(place, classes=11)) is not None
+    with pytest.raises(UserError, match="but student and teacher share 9: give another directory"):
+        prepared(copied, tmp_path).find(replace(place, classes=9))
+
+
+def test_no_teacher_is_loaded_for_a_report_if_there_are_all_targets(tmp_path, teachers, no_teacher, capsys):
+    options = {"check_teacher": True, "eval_dataset": ReadyBatches(HELD_OUT)}
+    wrote = trained(tmp_path, teachers, "sampled", cache_in(tmp_path / "targets"), **options)
+    assert "teacher step 30: accuracy" in capsys.readouterr().out
+    no_teacher()
+    assert_same(trained(tmp_path, teachers, "sampled", cache_in(tmp_path / "targets"), **options), wrote)
+    assert "teacher step 30: accuracy" not in capsys.readouterr().out
+
+
+def test_a_cache_is_checked_before_training(tmp_path, teachers, copied, monkeypatch, no_teacher):
+    """As the teacher is."""
+    no_teacher()
+    other = shutil.copytree(teachers, tmp_path / "teachers")
+    bert(99, 12, 2).save_pretrained(other / "bert" / "checkpoint-10")
+    with pytest.raises(UserError, match="has targets of another teacher"):
+        trained(tmp_path, other, "sampled", described(copied), check_teacher=True, trust_trajectory=True)
+    with pytest.raises(UserError, match="no targets can be written to /proc/targets"):
+        trained(tmp_path, teachers, "sampled", cache_in("/proc/targets"), check_teacher=True, trust_trajectory=True)
 
 
 def test_students_of_different_losses_do_not_share_a_cache(tmp_path, teachers):
