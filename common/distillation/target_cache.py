@@ -27,7 +27,7 @@ from typing import Any, get_args
 import torch
 from transformers import TrainingArguments
 
-from common.distillation.arguments import Targets
+from common.distillation.arguments import TARGET_SAMPLES, Targets
 from common.distillation.labelled_head import LabelledOutput
 from common.distillation.losses import LossArguments
 from common.distillation.target_description import DESCRIPTION, described, differing, require_same
@@ -102,7 +102,7 @@ class TargetCache:
         self,
         directory: Path | str,
         targets: Targets = "exact",
-        samples: int | None = None,
+        samples: int = TARGET_SAMPLES,
         seed: int = 0,
         data: Mapping[str, Any] | None = None,
     ) -> None:

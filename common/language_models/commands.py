@@ -243,8 +243,7 @@ def _target_cache(
     config = config_of(arguments, task, setting)
     names = {**setting.identity(task), **setting.own_data(arguments), **dict.fromkeys(setting.prediction_arguments)}
     data = {"setting": setting.name, "stream_seed": arguments.stream_seed, **{name: config[name] for name in names}}
-    kind = arguments.targets or "exact"
-    cache = TargetCache(arguments.cache_teacher, kind, arguments.samples, arguments.stream_seed, data)
+    cache = TargetCache(arguments.cache_teacher, arguments.targets, arguments.samples, arguments.stream_seed, data)
     for student in students:
         if student.supervision.teacher:
             cache.prepare(student.trainer_args, student.supervision, attention=ATTENTION, spell=option_of)

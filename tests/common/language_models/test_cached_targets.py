@@ -2,12 +2,14 @@
 
 import errno
 import os
+from dataclasses import replace
 
 import pytest
 
 from common import resources
 from common.distillation import target_cache
 from common.language_models import commands
+from common.runs.names import default_name
 from common.runs.run import Run
 from common.teachers.loading import Teachers
 from tests.commands import and_signal, assert_named, files, refusals, results_below, save_often
@@ -65,6 +67,12 @@ def test_students_of_any_size_need_no_teacher(tmp_path, capsys, teacher_of, no_t
     assert (one / "metrics.jsonl").read_bytes() == (tmp_path / "first" / "metrics.jsonl").read_bytes()
     arguments = Run(one).config["arguments"]
     assert (arguments["targets"], arguments["samples"]) == ("sampled", 9)
+
+
+def test_what_is_said_of_the_default_targets_is_not_in_a_runs_name():
+    presets = MLM.commands["distill"].PRESETS
+    said = replace(presets["smoke"], targets="exact", samples=50)
+    assert default_name(said, presets["smoke"], "smoke") == "smoke"
 
 
 def test_top_k_targets_are_the_loss_with_top_k(tmp_path, capsys, teacher_of):
@@ -184,7 +192,7 @@ def test_damaged_targets_are_named(tmp_path, capsys, teacher_of):
 
 
 @refusals(
-    ("--targets exact", "--targets --cache-teacher"),
+    ("--targets sampled", "--targets --cache-teacher"),
     ("--samples 5", "--samples --cache-teacher"),
     ("--cache-teacher /dev/null/targets", "/dev/null/targets"),
     ("--cache-teacher DIR --samples 5", "--samples '--targets sampled'"),
