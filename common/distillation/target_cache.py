@@ -34,6 +34,7 @@ from common.distillation.target_description import DESCRIPTION, described, diffe
 from common.distillation.target_shards import (
     MOST_SHARD,
     REMOVE,
+    SHARD_BYTES,
     Shard,
     StoredBatches,
     read_metadata,
@@ -53,8 +54,6 @@ from common.runs.files import (
     write_file,
 )
 
-SHARD_BYTES = 1 << 25
-"""Bytes of targets from which on those of all checkpoints are written."""
 MOST_BATCHES = 1 << 12
 """Micro-batches of a shard."""
 KEPT_BYTES = 1 << 28

@@ -16,6 +16,8 @@ from common.distillation.targets import Fields, Stored, TargetKind, is_valid
 from common.errors import UserError
 from common.runs.files import json_object, open_to_read, read_file, to_safetensors
 
+SHARD_BYTES = 1 << 25
+"""Bytes of targets from which on those of all checkpoints are written."""
 MOST_SHARD = 1 << 31
 """Bytes of the largest shard."""
 MOST_HEADER = 1 << 16
@@ -51,6 +53,16 @@ class Shard:
         self.extend(step)
         self.stored[step, part] = batch, stored
         self.nbytes += stored.nbytes
+
+
+def least_memory(step: int, steps: int) -> int:
+    """Bytes of targets that a cache has in memory at a time, at least.
+
+    Args:
+        step: bytes of a training step.
+        steps: number of steps.
+    """
+    return step * min(steps, 1 + SHARD_BYTES // max(step, 1))
 
 
 def batch_hash(batch: Mapping[str, Any], positions: Tensor) -> bytes:

@@ -10,6 +10,7 @@ from common import resources
 from common.distillation import target_cache
 from common.language_models import commands
 from common.runs.names import default_name
+from common.runs.processes import Processes
 from common.runs.run import Run
 from common.teachers.loading import Teachers
 from tests.commands import and_signal, assert_named, files, refusals, results_below, save_often
@@ -147,6 +148,37 @@ def test_a_disk_that_is_too_small_is_refused_before(tmp_path, capsys, monkeypatc
     assert_named(line, "'2.0 kB are free' --targets --cache-teacher")
     assert not (tmp_path / "run").exists()
     MLM.succeed(capsys, *words, "--temperature", "0", "--cache-teacher", tmp_path / "targets")
+
+
+def test_memory_that_is_too_small_is_refused_before(tmp_path, capsys, monkeypatch, teacher_of):
+    """With a model that needs less than the targets that a cache has in memory."""
+    words = [*MLM.distill, "--methods", "one-shot", "--teacher", teacher_of(MLM), "--out", tmp_path / "run"]
+    words += ["--temperature", "1", "--batch-size", "256"]
+    code, _ = MLM.start(capsys, *words, "--out", tmp_path / "live", "--steps", "2")
+    assert code == 0
+    monkeypatch.setattr(commands, "least_memory", lambda step, steps: 10**18 if step else 0)
+    line = MLM.fail_in_one_line(capsys, *words, "--cache-teacher", tmp_path / "targets")
+    assert_named(line, "'1,000.0 PB of memory' \"the teacher's targets\" --targets --batch-size")
+    assert not (tmp_path / "run").exists()
+
+
+def test_targets_that_another_process_lacks_are_missing_in_all(tmp_path, capsys, monkeypatch, teacher_of):
+    words = [*MLM.distill, "--methods", "one-shot", "--teacher", teacher_of(MLM)]
+    words += ["--cache-teacher", tmp_path / "targets"]
+    MLM.succeed(capsys, *words, "--out", tmp_path / "first")
+    reports, report = [], commands._report
+    monkeypatch.setattr(commands, "_report", lambda *given: reports.append(given) or report(*given))
+    MLM.succeed(capsys, *words, "--out", tmp_path / "second")
+    assert not reports
+
+    class BesideAnother(Processes):
+        def largest(self, number):
+            return max(number, 1)
+
+    missing = commands._missing_targets
+    monkeypatch.setattr(commands, "_missing_targets", lambda *given: missing(*given[:-1], BesideAnother()))
+    MLM.succeed(capsys, *words, "--out", tmp_path / "third")
+    assert len(reports) == 1
 
 
 @refusals(
