@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from hypothesis import HealthCheck, given, settings, strategies as st
 
 from common.distillation import labelled_head, target_cache
 from common.distillation.batches import ReadyBatches
@@ -31,7 +30,6 @@ from common.teachers.discovery import find_checkpoints
 from common.teachers.loading import Teachers
 from common.teachers.trajectory import checkpoint_digests
 from tests.commands import Killed, files, save_often
-from tests.hostile.damage import damaged
 from tests.trainers import (
     HELD_OUT,
     SCHEDULE,
@@ -593,31 +591,6 @@ def prepared(directory, tmp_path):
     cache = described(directory)
     cache.prepare(arguments(tmp_path, accumulate=2), LossArguments(temperature=(1.5, 1.5)))
     return cache
-
-
-def same_fields(found, expected):
-    names = expected.fields.keys()
-    return found.fields.keys() == names and all(
-        np.array_equal(found.fields[name], expected.fields[name]) for name in names
-    )
-
-
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_damaged_shards_are_refused_by_name(tmp_path, written, data):
-    """Or they have the targets that they had."""
-    directory = tmp_path / "drawn"
-    if not directory.exists():
-        shutil.copytree(written, directory)
-    place = place_of(written / SHARD)
-    expected = prepared(written, tmp_path).find(place)
-    (directory / SHARD).write_bytes(data.draw(damaged((written / SHARD).read_bytes())))
-    refusal = ""
-    try:
-        found = prepared(directory, tmp_path).find(place)
-    except UserError as error:
-        refusal = str(error)
-    assert str(directory / SHARD) in refusal or (not refusal and same_fields(found, expected))
 
 
 @pytest.mark.parametrize(
