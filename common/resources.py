@@ -22,11 +22,14 @@ RESUME_STATE = "a resume state"
 EVALUATION_DATA = "evaluation data"
 BATCH, WHOLE_BATCH, SAMPLES = "a batch", "a whole batch", "samples"
 """Parts of memory: what is computed at a time, with and without the option --accumulate; samples of several steps."""
+TARGETS = "the teacher's targets"
+"""On the disk, and those of them in memory."""
 SMALLER = {
     EVALUATION_DATA: "a smaller --eval-samples",
     BATCH: "a smaller --batch-size or a larger --accumulate",
     WHOLE_BATCH: "a smaller --batch-size",
     SAMPLES: "a smaller --batch-size",
+    TARGETS: "--targets sampled or a smaller --batch-size",
 }
 """What to give if a part of memory is too large; for others, a smaller model."""
 LARGE = 10**8

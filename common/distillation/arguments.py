@@ -17,6 +17,8 @@ Method = Literal[
 Annealing = Literal["linear", "logarithmic"]
 Divergence = Literal["forward-kl", "reverse-kl", "jensen-shannon"]
 Targets = Literal["exact", "sampled", "top-k"]
+TARGET_SAMPLES = 50
+"""Of each position, by default."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,22 +15,26 @@ micro-batches to inputs and labelled positions, by a hash of them. Anything else
 """
 
 import fcntl
-import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedWriter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import torch
 from transformers import TrainingArguments
 
-from common.distillation.arguments import Targets
+from common.distillation.arguments import TARGET_SAMPLES, Targets
 from common.distillation.labelled_head import LabelledOutput
 from common.distillation.losses import LossArguments
+from common.distillation.target_description import DESCRIPTION, described, differing, require_same
 from common.distillation.target_shards import (
     MOST_SHARD,
     REMOVE,
+    SHARD_BYTES,
     Shard,
     StoredBatches,
     read_metadata,
@@ -38,28 +42,23 @@ from common.distillation.target_shards import (
     shard_content,
 )
 from common.distillation.targets import Stored, TargetKind, encode, kind_of
-from common.errors import UserError, listed
+from common.errors import UserError
 from common.resources import size_text
 from common.runs.files import (
     NUMBER,
-    append_to_file,
     digest_of,
     json_object,
     make_directory,
     open_lock,
-    read_json,
     to_json,
     write_file,
 )
 
-DESCRIPTION = "targets.json"
-FORMAT = 1
-SHARD_BYTES = 1 << 25
-"""Bytes of targets from which on a shard is written."""
 MOST_BATCHES = 1 << 12
 """Micro-batches of a shard."""
-SHARDS_KEPT = 8
-"""Checkpoints whose latest shard stays in memory; students that are trained together may learn from several."""
+KEPT_BYTES = 1 << 28
+"""Of shards that stay in memory, unless one alone is larger: the latest one of each checkpoint, as students that are
+trained together may learn from several."""
 LOCK = ".targets.lock"
 NAME = re.compile(f"checkpoint-{NUMBER}-{NUMBER}-{NUMBER}(?:-{NUMBER})?\\.safetensors")
 OWN_NAME = re.compile(f"{NAME.pattern}|{re.escape(LOCK)}|\\..*\\.unfinished")
@@ -79,6 +78,8 @@ class Place:
     """Number of the process's micro-batch."""
     batch: bytes
     """From `batch_hash`."""
+    classes: int | None = None
+    """That student and teacher share; None if that is not known."""
 
 
 class TargetCache:
@@ -89,18 +90,25 @@ class TargetCache:
         targets: exact: whatever the loss depends on, for results that are bit-identical to those with the teacher;
             sampled: classes drawn from the teacher's probabilities; top-k: the most probable ones.
         samples: of each position, if they are sampled.
-        seed: of the samples.
+        seed: of the samples, from 0 to below 2^64.
         data: JSON values that identify the data and its order. Without them, other data is noticed at its first batch.
+
+    Raises:
+        UserError: there are no such targets, or the seed is out of range.
     """
 
     def __init__(
         self,
         directory: Path | str,
         targets: Targets = "exact",
-        samples: int | None = None,
+        samples: int = TARGET_SAMPLES,
         seed: int = 0,
         data: Mapping[str, Any] | None = None,
     ) -> None:
+        if targets not in get_args(Targets):
+            raise UserError(f"targets must be one of {', '.join(get_args(Targets))}; got {targets!r}")
+        if not 0 <= seed < 1 << 64:
+            raise UserError(f"the seed of the targets must be from 0 to below 2^64, got {seed}")
         self.directory = Path(directory)
         self._targets: Targets = targets
         self._samples, self._seed, self._data = samples, seed, dict(data or {})
@@ -116,7 +124,12 @@ class TargetCache:
 
     @property
     def kind(self) -> TargetKind:
-        """What is stored; known once a student's loss is."""
+        """What is stored.
+
+        Raises:
+            UserError: that is not known before `prepare`.
+        """
+        self._require_prepared()
         assert self._kind is not None
         return self._kind
 
@@ -124,7 +137,8 @@ class TargetCache:
         self,
         args: TrainingArguments,
         arguments: LossArguments,
-        teacher_dtype: str | None = None,
+        teacher_dtype: torch.dtype | None = None,
+        attention: str | None = None,
         spell: Callable[[str], str] = str,
     ) -> None:
         """Say what students the targets are for; to be called for each of them, before anything else.
@@ -133,6 +147,7 @@ class TargetCache:
             args: of the student's trainer.
             arguments: of its loss.
             teacher_dtype: in which the teacher's weights are, if it is not that of the checkpoint.
+            attention: of the student, and so of a teacher of its architecture, if it has a name.
             spell: maps an argument's name to its name in messages.
 
         Raises:
@@ -149,53 +164,50 @@ class TargetCache:
             "micro_batches": parts,
             "processes": args.world_size,
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "float32",
-            "teacher_dtype": teacher_dtype,
+            "teacher_dtype": None if teacher_dtype is None else str(teacher_dtype),
+            "device": args.device.type if kind.is_exact else None,
+            "attention": attention if kind.is_exact else None,
             "data": self._data,
         }
         facts = json_object(to_json(facts)) or {}
         if self._kind is None:
             self._require_own_directory()
             self._process = f"-{args.process_index}" if args.world_size > 1 else ""
-            self._require_same(self._described(), facts)
+            require_same(self.directory, facts)
             self._kind, self._facts = kind, facts
             self._list()
         elif facts != self._facts:
-            raise UserError(
-                f"students that share the targets in {self.directory} need {_differing(self._facts, facts)}"
-            )
+            raise UserError(f"students that share the targets in {self.directory} need {differing(self._facts, facts)}")
 
-    def require_teacher(self, digests: Mapping[str, str]) -> None:
+    def require_teacher(self, digests: Mapping[str, str], classes: int | None = None) -> None:
         """Check that shards are of these checkpoints, by the header of one shard of each.
 
         Args:
             digests: of checkpoints, by their teacher steps as text.
+            classes: that student and teacher share; None if that is not known.
 
         Raises:
-            UserError: one is of another teacher, or damaged.
+            UserError: one is of another teacher or of other classes, or damaged.
         """
+        self._require_prepared()
         for checkpoint, shards in self._index.items():
             if str(checkpoint) in digests:
-                self._require_own(shards[0][1], checkpoint, digests[str(checkpoint)])
+                self._require_own(shards[0][1], checkpoint, digests[str(checkpoint)], classes)
 
     def require_writable(self) -> None:
-        """Check that targets can be added; what is created for that is removed.
+        """Check that targets can be added, without a trace in the directory, which others may be about to create.
 
         Raises:
             UserError: they cannot.
         """
         place = self.directory.absolute()
-        new = [path for path in (place, *place.parents) if not path.exists()]
-        trial = place / f".{os.getpid()}.safetensors.unfinished"
+        existing = next(path for path in (place, *place.parents) if path.exists())
         try:
-            make_directory(place)
-            append_to_file(trial, b"0")
+            with tempfile.TemporaryFile(dir=existing, prefix=".", suffix=".unfinished") as trial:
+                trial.write(b"0")
+                trial.flush()
         except OSError as error:
             raise UserError(f"no targets can be written to {self.directory} ({error.strerror})") from None
-        finally:
-            if place.is_dir():
-                trial.unlink(missing_ok=True)
-            for path in [path for path in new if path.is_dir()]:
-                path.rmdir()
 
     def missing(self, spans: Iterable[tuple[int, int, int | None]]) -> int:
         """How many pairs of a checkpoint and a training step have no shard.
@@ -203,6 +215,7 @@ class TargetCache:
         Args:
             spans: first training step, the one after the last, and the checkpoint; as of `schedules.spans`.
         """
+        self._require_prepared()
         wanted: dict[int, set[int]] = {}
         for first, stop, checkpoint in spans:
             if checkpoint is not None:
@@ -218,6 +231,7 @@ class TargetCache:
         Raises:
             UserError: its shard is damaged, or the batch or the teacher is another one.
         """
+        self._require_prepared()
         key = place.step, place.part
         for batches in self._batches_at(place):
             if key in batches:
@@ -231,19 +245,14 @@ class TargetCache:
         return None
 
     def add(self, place: Place, output: LabelledOutput) -> Stored:
-        """Add the teacher's output on a micro-batch; the shard before it is written if it is large enough.
+        """Add the teacher's output on a micro-batch; what was added before is written if it is large enough.
 
         Raises:
             UserError: the targets of one step are too large, or the directory now holds targets of something else.
             OSError: the shard cannot be written.
         """
         stored = encode(output, self.kind, (self._seed, place.step, self._number(place.part)))
-        shard = self._new.get(place.checkpoint)
-        if shard is not None and place.step != shard.steps[-1]:
-            is_full = shard.nbytes >= SHARD_BYTES or len(shard.stored) >= MOST_BATCHES
-            if is_full or place.step != shard.steps.stop:
-                self._write(place.checkpoint)
-        shard = self._new.setdefault(place.checkpoint, Shard(place.digest, place.step))
+        shard = self._shard_for(place)
         shard.add(place.step, place.part, place.batch, stored)
         if shard.nbytes > MOST_SHARD // 2:
             raise UserError(
@@ -251,6 +260,15 @@ class TargetCache:
                 "for a step: sample them, or give smaller batches"
             )
         return stored
+
+    def add_nothing(self, place: Place) -> None:
+        """Keep that a micro-batch has no labelled position, or its step would count as missing.
+
+        Raises:
+            UserError, OSError: as for `add`.
+        """
+        if not any(place.step in steps for steps, _ in self._index.get(place.checkpoint, ())):
+            self._shard_for(place).extend(place.step)
 
     def flush(self) -> None:
         """Write all targets that are not on the disk yet; to be called between two training steps.
@@ -262,7 +280,21 @@ class TargetCache:
         for checkpoint in list(self._new):
             self._write(checkpoint)
 
+    def _shard_for(self, place: Place) -> Shard:
+        """The shard to which a micro-batch belongs; those before it are written if they are large enough."""
+        shard = self._new.get(place.checkpoint)
+        if shard is None or place.step != shard.steps[-1]:  # all steps before are complete, of every checkpoint
+            if sum(each.nbytes for each in self._new.values()) >= SHARD_BYTES:
+                self.flush()
+            elif shard is not None and (len(shard.stored) >= MOST_BATCHES or place.step != shard.steps.stop):
+                self._write(place.checkpoint)
+        return self._new.setdefault(place.checkpoint, Shard(place.digest, place.step))
+
     # Files
+
+    def _require_prepared(self) -> None:
+        if self._kind is None:
+            raise UserError(f"what the targets in {self.directory} are for is not known: call prepare first")
 
     def _require_own_directory(self) -> None:
         """Reject a path that is no directory, or one with other files."""
@@ -278,21 +310,6 @@ class TargetCache:
     def _number(self, part: int) -> int:
         """Of a micro-batch, among those of all processes."""
         return part * self._facts["processes"] + int(self._process[1:] or 0)
-
-    def _described(self) -> dict[str, Any] | None:
-        """The content of the description; None if there is none."""
-        path = self.directory / DESCRIPTION
-        if not path.exists():
-            return None
-        return read_json(path, "restore it, or give another directory")
-
-    def _require_same(self, there: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> None:
-        if there is None:
-            return
-        if there.get("format") != FORMAT:
-            raise UserError(f"{self.directory / DESCRIPTION} is of another version: give another directory")
-        if there != {"format": FORMAT, **facts}:
-            raise UserError(f"{self.directory} holds other targets: {_differing(there, facts)}; give another directory")
 
     def _list(self) -> None:
         """Find the shards of this process."""
@@ -313,14 +330,19 @@ class TargetCache:
             yield stored
         for path, steps in paths:
             if path != latest:
-                self._require_own(path, place.checkpoint, place.digest)
-                self._read.pop(place.checkpoint, None)  # before the next one is in memory
-                self._read[place.checkpoint] = path, read_shard(path, self.kind, steps)
-                while len(self._read) > SHARDS_KEPT:
-                    del self._read[next(iter(self._read))]
+                metadata = self._require_own(path, place.checkpoint, place.digest, place.classes)
+                self._make_room(place.checkpoint, path.stat().st_size)
+                self._read[place.checkpoint] = path, read_shard(path, metadata, self.kind, steps)
                 yield self._read[place.checkpoint][1]
 
-    def _require_own(self, path: Path, checkpoint: int, digest: str) -> None:
+    def _make_room(self, checkpoint: int, size: int) -> None:
+        """Drop the shard of a checkpoint, and those that were read first, for another one of so many bytes."""
+        self._read.pop(checkpoint, None)
+        while self._read and size + sum(map(_nbytes, self._read.values())) > KEPT_BYTES:
+            del self._read[next(iter(self._read))]
+
+    def _require_own(self, path: Path, checkpoint: int, digest: str, classes: int | None) -> dict[str, Any]:
+        """The metadata of a shard, if it is of this cache and teacher."""
         metadata = read_metadata(path)
         if metadata.get("identity") != digest_of(self._facts):
             raise UserError(f"{path} does not belong to {self.directory / DESCRIPTION}: {REMOVE}")
@@ -329,21 +351,29 @@ class TargetCache:
                 f"{path} has targets of another teacher: its checkpoint of step {checkpoint:,} has changed, or is not "
                 "this teacher's; give another directory"
             )
+        if classes is not None and metadata["classes"] not in (0, classes):
+            raise UserError(
+                f"{path} has targets of {metadata['classes']:,} classes, but student and teacher share {classes:,}: "
+                "give another directory"
+            )
+        return metadata
 
     def _write(self, checkpoint: int) -> None:
         """Write the new targets of a checkpoint as a shard."""
         shard = self._new.pop(checkpoint)
         name = f"checkpoint-{checkpoint}-{shard.steps.start}-{shard.steps.stop}{self._process}.safetensors"
-        with self._lock():
-            there = self._described()
-            self._require_same(there, self._facts)
-            if there is None:
-                write_file(self.directory / DESCRIPTION, to_json({"format": FORMAT, **self._facts}))
+        with self._lock() as lock:
+            if not (self.directory / DESCRIPTION).exists():
+                fcntl.flock(lock, fcntl.LOCK_EX)  # one of the first writers describes the targets
+                if not (self.directory / DESCRIPTION).exists():
+                    write_file(self.directory / DESCRIPTION, described(self._facts))
+                fcntl.flock(lock, fcntl.LOCK_SH)
+            require_same(self.directory, self._facts)
             write_file(self.directory / name, shard_content(self.kind, shard, digest_of(self._facts)))
         self._list()
 
     @contextmanager
-    def _lock(self) -> Iterator[None]:
+    def _lock(self) -> Iterator[BufferedWriter]:
         """Hold a lock together with other writers; the first one removes what killed writers left behind."""
         make_directory(self.directory)
         with open_lock(self.directory / LOCK) as lock:
@@ -355,19 +385,8 @@ class TargetCache:
                 for leftover in self.directory.glob(".*.unfinished"):
                     leftover.unlink(missing_ok=True)
             fcntl.flock(lock, fcntl.LOCK_SH)
-            yield
+            yield lock
 
 
-def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """What differs in two descriptions, in words."""
-    pairs = [(name, there.get(name), here.get(name)) for name in here if name != "data"]
-    theirs, ours = (values.get("data") for values in (there, here))
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        pairs += [(name, theirs.get(name), ours.get(name)) for name in {**ours, **theirs}]
-    lines = [f"{name} is {_short(was)} there and {_short(now)} here" for name, was, now in pairs if was != now]
-    return listed(lines, 3) or "their description differs"
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+def _nbytes(read: tuple[Path, StoredBatches]) -> int:
+    return sum(stored.nbytes for _, stored in read[1].values())

@@ -16,6 +16,8 @@ from common.distillation.targets import Fields, Stored, TargetKind, is_valid
 from common.errors import UserError
 from common.runs.files import json_object, open_to_read, read_file, to_safetensors
 
+SHARD_BYTES = 1 << 25
+"""Bytes of targets from which on those of all checkpoints are written."""
 MOST_SHARD = 1 << 31
 """Bytes of the largest shard."""
 MOST_HEADER = 1 << 16
@@ -42,11 +44,25 @@ class Shard:
         self.nbytes = 0
         self.stored: dict[tuple[int, int], tuple[bytes, Stored]] = {}
 
+    def extend(self, step: int) -> None:
+        """Have the last step, or the one after it; it may have no targets."""
+        self.steps = range(self.steps.start, step + 1)
+
     def add(self, step: int, part: int, batch: bytes, stored: Stored) -> None:
         """Add targets of a micro-batch of the last step, or of the one after it."""
+        self.extend(step)
         self.stored[step, part] = batch, stored
-        self.steps = range(self.steps.start, step + 1)
         self.nbytes += stored.nbytes
+
+
+def least_memory(step: int, steps: int) -> int:
+    """Bytes of targets that a cache has in memory at a time, at least.
+
+    Args:
+        step: bytes of a training step.
+        steps: number of steps.
+    """
+    return step * min(steps, 1 + SHARD_BYTES // max(step, 1))
 
 
 def batch_hash(batch: Mapping[str, Any], positions: Tensor) -> bytes:
@@ -71,35 +87,34 @@ def shard_content(kind: TargetKind, shard: Shard, identity: str) -> bytes:
 
     Args:
         kind: of the targets.
-        shard: not empty.
+        shard: of at least one step.
         identity: of the cache.
     """
     tensors = _joined(kind, shard.stored)
-    classes = next(stored.classes for _, stored in shard.stored.values())
+    classes = next((stored.classes for _, stored in shard.stored.values()), 0)
     metadata = {"identity": identity, "teacher": shard.digest, "classes": classes, "checksum": _checksum(tensors)}
     return to_safetensors(tensors, {ENTRY: json.dumps(metadata)})  # as the order of several entries would vary
 
 
-def read_shard(path: Path, kind: TargetKind, steps: range) -> StoredBatches:
+def read_shard(path: Path, metadata: Mapping[str, Any], kind: TargetKind, steps: range) -> StoredBatches:
     """The targets in a shard's file, checked.
 
     Args:
         path: of the file.
+        metadata: from `read_metadata`.
         kind: of the targets.
         steps: that its name says.
 
     Raises:
         UserError: it is damaged, or holds something else.
     """
-    metadata = read_metadata(path)
     try:
         tensors = safetensors.numpy.load(read_file(path, REMOVE, MOST_SHARD))
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError):
         raise damaged(path) from None
-    classes = metadata.get("classes")
-    if _checksum(tensors) != metadata.get("checksum") or type(classes) is not int:
+    if _checksum(tensors) != metadata.get("checksum"):
         raise damaged(path)
-    stored = _separated(kind, classes, tensors)
+    stored = _separated(kind, metadata["classes"], tensors)
     if stored is None or any(step not in steps for step, _ in stored):
         raise damaged(path)
     return stored
@@ -113,6 +128,8 @@ def damaged(path: Path) -> UserError:
 def read_metadata(path: Path) -> dict[str, Any]:
     """What a shard says it is: `identity` of its cache, digest of the `teacher`, number of `classes`, `checksum`.
 
+    The number of classes is 0 if it has no targets.
+
     Raises:
         UserError: it has none.
     """
@@ -125,7 +142,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     entries = (header or {}).get("__metadata__")
     text = entries.get(ENTRY) if isinstance(entries, dict) else None
     metadata = json_object(text.encode()) if isinstance(text, str) and text.isascii() else None
-    if metadata is None:
+    if metadata is None or type(metadata.get("classes")) is not int:
         raise damaged(path)
     return metadata
 
@@ -139,7 +156,12 @@ def _checksum(tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def _joined(kind: TargetKind, stored: StoredBatches) -> dict[str, np.ndarray]:
-    """The tensors of a shard: the fields of all micro-batches one after another, and where each of them ends."""
+    """The tensors of a shard: the fields of all micro-batches one after another, and where each of them ends.
+
+    None, if no micro-batch has a position.
+    """
+    if not stored:
+        return {}
     every = [each for _, each in stored.values()]
     return {
         "places": np.array(list(stored), np.int64),
@@ -152,6 +174,8 @@ def _joined(kind: TargetKind, stored: StoredBatches) -> dict[str, np.ndarray]:
 
 def _separated(kind: TargetKind, classes: int, tensors: Fields) -> StoredBatches | None:
     """The inverse of `_joined`, for any tensors; None if they are not what it makes."""
+    if not tensors:
+        return {}
     names = [f"field.{name}" for name in kind.fields]
     if set(tensors) != {"places", "batches", "positions", "lengths", *names}:
         return None

@@ -18,14 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.distillation.arguments import Targets
+from common.distillation.arguments import TARGET_SAMPLES, Targets
 from common.distillation.labelled_head import LabelledOutput
 from common.distillation.losses import ARG_MAX_TEMPERATURE, LossArguments, largest, teacher_probabilities
 from common.distillation.sparse_targets import SparseTargets
 from common.errors import UserError
 
-SAMPLES = 50
-"""Of each position, by default."""
 MOST_SAMPLES = 255
 """That a count of one byte can have."""
 
@@ -88,21 +86,19 @@ class Stored:
         return sum(array.nbytes for array in self.fields.values())
 
 
-def kind_of(
-    targets: Targets, samples: int | None, arguments: LossArguments, spell: Callable[[str], str] = str
-) -> TargetKind:
+def kind_of(targets: Targets, samples: int, arguments: LossArguments, spell: Callable[[str], str] = str) -> TargetKind:
     """What is stored for students with this loss.
 
     Args:
         targets: as chosen.
-        samples: of each position, if they are sampled; None for `SAMPLES`.
+        samples: of each position, if they are sampled, or else `TARGET_SAMPLES`.
         arguments: of the loss.
         spell: maps an argument's name to its name in messages.
 
     Raises:
         UserError: the loss cannot be computed from such targets.
     """
-    if samples is not None and targets != "sampled":
+    if samples != TARGET_SAMPLES and targets != "sampled":
         raise UserError(f"{spell('samples')} is only for {spell('targets')} sampled, got {targets}")
     if targets == "exact":
         is_arg_max = max(arguments.temperature) <= ARG_MAX_TEMPERATURE and arguments.divergence == "forward-kl"
@@ -126,7 +122,6 @@ def kind_of(
         return TargetKind("top-k", temperature, arguments.top_k)
     if arguments.top_k is not None:
         raise UserError(f"sampled targets are of all classes: leave out {spell('top_k')}, or {advice}")
-    samples = SAMPLES if samples is None else samples
     if not 1 <= samples <= MOST_SAMPLES:
         raise UserError(f"{spell('samples')} must be from 1 to {MOST_SAMPLES}, got {samples}")
     return TargetKind("sampled", temperature, samples)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
 from common.distillation.batch_checks import require_fitting_tokens, require_known_labels
 from common.distillation.chance import teacher_report
@@ -20,6 +20,7 @@ from common.distillation.labelled_head import (
     argument_names,
     labelled_positions,
 )
+from common.distillation.schedules import Segment, spans
 from common.distillation.sharding import is_sharded, shard, sharing_processes
 from common.distillation.sparse_targets import SparseTargets
 from common.distillation.target_cache import Place, TargetCache
@@ -27,6 +28,7 @@ from common.distillation.target_shards import batch_hash
 from common.distillation.targets import decode
 from common.distillation.vocabulary import classes_of, shared_classes, student_tokenizer, teacher_tokenizer
 from common.errors import UserError
+from common.runs.processes import Processes
 from common.teachers.configs import read_config
 from common.teachers.discovery import Checkpoint, local_path
 from common.teachers.loading import StoredModel, Teachers, build_model, read_model
@@ -38,6 +40,11 @@ TeacherOutput = LabelledOutput | SparseTargets
 
 REPORT_BATCHES, REPORT_LABELS = 8, 4096
 """Least number of evaluation batches, and of labels in them, that a teacher is tested on before training."""
+
+
+def attention_of(model: nn.Module) -> str | None:
+    """The name of a model's attention in transformers; None if it has none."""
+    return getattr(getattr(model, "config", None), "_attn_implementation", None)
 
 
 class Teacher:
@@ -82,7 +89,7 @@ class Teacher:
         self._names: frozenset[str] | None = None
         self.classes: int | None = None
         """Number of classes that student and teacher share; None if their logits must have the same number."""
-        attention = getattr(getattr(student, "config", None), "_attn_implementation", None)
+        attention = attention_of(student)
         self._identity = self._checkpoints, objective, load, dtype, autocast_dtype, class_of(student), attention, cache
         self._cache = cache if checkpoints else None
         self._digests: dict[int, str] = {}
@@ -161,7 +168,7 @@ class Teacher:
         then: int | None,
         device: torch.device,
         batch: tuple[int, int],
-        content: bytes,
+        hashed: bytes = b"",
     ) -> TeacherOutput | None:
         """What a student learns from at positions (labelled,): the `output`, or what the cache has or keeps of it.
 
@@ -172,29 +179,61 @@ class Teacher:
             then: teacher step that is needed next.
             device: of the inputs.
             batch: the training step and the index of its micro-batch.
-            content: the batch's `content_of`.
+            hashed: the batch's `batch_hash`, if there is a cache and the hash is known.
 
         Returns:
-            None if there is a cache and no position.
+            None if there is no position, except of a sharded teacher without a cache.
 
         Raises:
             UserError: as for `output`, or the cache is damaged or of something else.
         """
+        has_positions = len(positions) > 0
         if self._cache is None:
-            return self.output(inputs, positions, step, then, device, batch)
+            is_used = has_positions or is_sharded(self._student)  # a sharded teacher computes in all processes
+            return self.output(inputs, positions, step, then, device, batch) if is_used else None
         if step not in self._digests:
             self._digests |= {int(number): digest for number, digest in self.digests([step]).items()}
-        place = Place(step, self._digests[step], *batch, content or batch_hash(inputs, positions))
-        found = self._cache.find(place) if len(positions) else None
-        lacks = found is None and len(positions) > 0
-        if self._processes.largest(lacks):  # a sharded teacher computes in all processes or in none
+        place = Place(step, self._digests[step], *batch, hashed or batch_hash(inputs, positions), self.classes)
+        if not has_positions:
+            self._cache.add_nothing(place)
+        found = self._cache.find(place) if has_positions else None
+        lacks = found is None and has_positions
+        if self._processes.largest(lacks):  # or in none
             output = self.output(inputs, positions, step, then, device)
             found = self._cache.add(place, output) if lacks else found
         return None if found is None else decode(found, device)
 
-    def content_of(self, batch: Mapping[str, Any]) -> bytes:
-        """What identifies a batch to the cache, from the model's arguments and `positions`, preferably on the host."""
-        return b"" if self._cache is None else batch_hash(batch, batch["positions"])
+    def must_load(self, segments: Sequence[Segment], is_fixed: bool, args: TrainingArguments) -> bool:
+        """Whether a checkpoint must be loaded for training, or may have to be; a cache is checked first.
+
+        All processes that train the student must call this, and get the same answer.
+
+        Args:
+            segments: of the schedule.
+            is_fixed: whether they will not change.
+            args: of the student's trainer.
+
+        Raises:
+            UserError: the cache has targets of another teacher, or lacks some and cannot be written.
+        """
+        if self._cache is None:
+            return True
+        used = {segment.checkpoint for segment in segments} if is_fixed else self.steps
+        self._cache.require_teacher(self.digests(used), self.classes)
+        is_known = is_fixed and args.max_steps > 0
+        missing = self._cache.missing(spans(segments, 0, args.max_steps)) if is_known else 1
+        lacks = Processes(args.process_index, args.world_size).largest(missing) > 0
+        if lacks:
+            self._cache.require_writable()
+        return lacks
+
+    def hash_of(self, batch: Mapping[str, Any]) -> dict[str, bytes]:
+        """If there is a cache, the `batch_hash` by which it knows a batch: of the model's arguments and `positions`.
+
+        Args:
+            batch: preferably on the host.
+        """
+        return {} if self._cache is None else {"batch_hash": batch_hash(batch, batch["positions"])}
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from common.distillation.schedules import Schedule, check_schedule, checkpoint_a
 from common.distillation.sharding import gradients_unreduced, is_sharded, release_whole_weights, sharded_as_asked
 from common.distillation.state import load_weights, save_weights
 from common.distillation.target_cache import TargetCache
-from common.distillation.teacher import Teacher, TeacherOutput
+from common.distillation.teacher import Teacher, TeacherOutput, attention_of
 from common.errors import UserError
 from common.teachers.discovery import Checkpoint, find_checkpoints
 from common.teachers.objective import Objective, objective_of, unwrap
@@ -71,7 +71,7 @@ class ProgressiveDistillationTrainer(Trainer):
         prefetch: read the next checkpoint while the current one is in use; False for teachers of which only one fits.
         downloads_kept: how many of the checkpoints downloaded by this process stay on the disk; by default all.
         check_teacher: before training, check the checkpoints as `python -m common.teachers check` does, and print the
-            accuracy on the evaluation data of the last one that is used.
+            accuracy on the evaluation data of the last one that is used, unless the cache has all targets.
         trust_trajectory: warn about problems with the checkpoints instead of rejecting them.
         cache: of the teacher's targets on the disk, for several students; what it lacks is computed and added.
         trainer_arguments: anything else that a Trainer takes.
@@ -129,7 +129,7 @@ class ProgressiveDistillationTrainer(Trainer):
         loading: dict[str, Any] = {"load": load_teacher, "dtype": teacher_dtype, "prefetch": prefetch}
         loading |= {"downloads_kept": downloads_kept, "autocast": self.accelerator.autocast, "cache": cache}
         if cache is not None and checkpoints:
-            cache.prepare(args, self._loss_arguments, None if teacher_dtype is None else str(teacher_dtype))
+            cache.prepare(args, self._loss_arguments, teacher_dtype, attention_of(unwrap(model)))
         self._teacher = Teacher(checkpoints, unwrap(model), self.objective, autocast_dtype=autocast_dtype, **loading)
         self._schedule, self._schedule_is_fixed = schedule, not callable(schedule)
         self.records: list[dict[str, Any]] = []
@@ -168,14 +168,14 @@ class ProgressiveDistillationTrainer(Trainer):
         """Teacher step of the checkpoint that the latest step learned from."""
         return checkpoint_at(self.segments, max(self.state.global_step - 1, 0))
 
-    def _targets(self, inputs: Mapping[str, Any], positions: Tensor, content: bytes) -> TeacherOutput | None:
-        """What the student learns from the current teacher at labelled positions; None without a teacher."""
+    def _targets(self, inputs: Mapping[str, Any], positions: Tensor, hashed: bytes) -> TeacherOutput | None:
+        """What the student learns from the current teacher at labelled positions; None without them or a teacher."""
         step = checkpoint_at(self.segments, self.state.global_step)
         if step is None:
             return None
         following = next_checkpoint(self.segments, self.state.global_step)
         batch = self.state.global_step, self._micro_batches
-        return self._teacher.targets(inputs, positions, step, following, self.args.device, batch, content)
+        return self._teacher.targets(inputs, positions, step, following, self.args.device, batch, hashed)
 
     def _report_teacher(self) -> None:
         """Print the accuracy of the last checkpoint that the student learns from, on some of the evaluation data."""
@@ -188,7 +188,8 @@ class ProgressiveDistillationTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in a Trainer; afterwards no teacher is in memory or being loaded, even if training failed."""
         try:
-            if self._reports_teacher and self.eval_dataset is not None:
+            loads = self._reports_teacher and self._teacher.must_load(self.segments, self._schedule_is_fixed, self.args)
+            if loads and self.eval_dataset is not None:
                 self._report_teacher()
             release_whole_weights(self.model)  # an optimiser gets shards
             result = super().train(*args, **kwargs)
@@ -231,15 +232,15 @@ class ProgressiveDistillationTrainer(Trainer):
             device: of the tensors returned.
 
         Returns:
-            The micro-batches, each with `positions` of shape (labelled,) and a hash of its `content`, and the number of
-            labels over all processes (at least 1, as the loss is divided by it): a tensor if there are several.
+            The micro-batches, each with `positions` (labelled,) and, if there is a cache, its `batch_hash`; and the
+            number of labels over all processes, at least 1, as the loss is divided by it; a tensor if they are several.
         """
         batches = [dict(batch) for batch in islice(epoch_iterator, num_batches)]
         self._micro_batches = 0
         for batch in batches:
             require_usable_batch(batch, unwrap(self.model), self._head.number_of_classes, self._shift)
             batch["positions"] = labelled_positions(batch["labels"], self._shift)
-            batch["content"] = self._teacher.content_of(batch)
+            batch |= self._teacher.hash_of(batch)
         labels = sum(len(batch["positions"]) for batch in batches)
         self._steps_without_labels = 0 if labels else self._steps_without_labels + 1
         require_labels(self._steps_without_labels, self.state.max_steps)
@@ -284,7 +285,7 @@ class ProgressiveDistillationTrainer(Trainer):
         Args:
             model: the student, as wrapped for training.
             inputs: the model's arguments and `labels`, with `IGNORED_LABEL` where there is none; optionally the
-                `positions` of the labels and the hash of the `content`.
+                `positions` of the labels and the `batch_hash`.
             return_outputs: also return the model's outputs.
             num_items_in_batch: labels in the global batch; by default those of `inputs`.
 
@@ -294,7 +295,7 @@ class ProgressiveDistillationTrainer(Trainer):
         """
         arguments = dict(inputs)
         labels = arguments.pop("labels")
-        positions, content = arguments.pop("positions", None), arguments.pop("content", b"")
+        positions, hashed = arguments.pop("positions", None), arguments.pop("batch_hash", b"")
         if positions is None:
             positions = labelled_positions(labels, self._shift)
         labels = labels.flatten()[positions + self._shift]
@@ -303,8 +304,7 @@ class ProgressiveDistillationTrainer(Trainer):
             student = LabelledOutput(outputs["logits"].flatten(0, -2)[positions], classes=self._teacher.classes)
         else:
             student = self._student_output(model, arguments, positions)
-        uses_teacher = model.training and (len(labels) > 0 or is_sharded(self.model))
-        teacher = self._targets(arguments, positions, content) if uses_teacher else None
+        teacher = self._targets(arguments, positions, hashed) if model.training else None
         self._micro_batches += int(model.training)
         if not len(labels):
             loss = student.values.sum() * 0

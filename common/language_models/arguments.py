@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from common.arguments import require_at_least
-from common.distillation.arguments import DistillationArguments, Targets
+from common.distillation.arguments import TARGET_SAMPLES, DistillationArguments, Targets
 from common.errors import UserError
 from common.runs.tracking import WandbMode
 
@@ -80,12 +80,12 @@ class DistillArguments(Arguments, DistillationArguments):
     cache_teacher: Path | None = None
     """Directory for the teacher's targets: existing ones are read, missing ones computed and added, so that later
     students need no teacher in memory."""
-    targets: Targets | None = None
-    """What --cache-teacher stores. exact, the default: the teacher's logits, or their arg-max at temperature 0; results
-    are those without a cache. sampled: classes sampled from the teacher, an unbiased estimate of the loss and its
-    gradient. top-k: the classes that --top-k keeps."""
-    samples: int | None = None
-    """Samples of each position (sampled); 50 by default."""
+    targets: Targets = "exact"
+    """What --cache-teacher stores. exact: the teacher's logits, or their arg-max at temperature 0; results are those
+    without a cache. sampled: classes sampled from the teacher, an unbiased estimate of the loss and its gradient.
+    top-k: the classes that --top-k keeps."""
+    samples: int = TARGET_SAMPLES
+    """Samples of each position, for `--targets sampled`."""
     memory: float | None = None
     """Gigabytes that students which are trained together may need; by default half of what is free."""
 
@@ -104,8 +104,11 @@ def check(arguments: Arguments) -> None:
     if isinstance(arguments, DistillArguments) and arguments.memory is not None and not 0 < arguments.memory < math.inf:
         raise UserError(f"--memory must be a positive number of gigabytes, got {arguments.memory}")
     if isinstance(arguments, DistillArguments) and arguments.cache_teacher is None:
-        for option, value in (("--targets", arguments.targets), ("--samples", arguments.samples)):
-            if value is not None:
+        for option, is_given in (
+            ("--targets", arguments.targets != "exact"),
+            ("--samples", arguments.samples != TARGET_SAMPLES),
+        ):
+            if is_given:
                 raise UserError(f"{option} says what a cache of the teacher's targets holds: give --cache-teacher too")
     if not 0 <= arguments.dropout < 1:
         raise UserError(f"--dropout must be at least 0 and below 1, got {arguments.dropout}")

@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from common.arguments import option_of, require_at_least, require_seed, require_steps
+from common.attention import ATTENTION
 from common.distillation import schedules
 from common.distillation.arguments import require_distinct, resolve_teacher, student_arguments, with_task_of
 from common.distillation.batches import Source, batch_tensors
@@ -29,6 +30,7 @@ from common.distillation.supervision import (
     used_checkpoints,
 )
 from common.distillation.target_cache import TargetCache
+from common.distillation.target_shards import least_memory
 from common.errors import DivergedError, UserError
 from common.language_models.arguments import DistillArguments, TrainArguments, check
 from common.language_models.setting import Setting, Task, config_of, task_of
@@ -41,6 +43,7 @@ from common.language_models.training import (
     trainer_options,
 )
 from common.resources import (
+    TARGETS,
     Needs,
     fitting_groups,
     free_memory_of,
@@ -148,21 +151,24 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     batches = setting.training_batches(arguments, task, max(arguments.steps), arguments.stream_seed)
     unfinished = [student for student in students if arguments.force or not Run(student.directory).complete]
     groups = _groups(unfinished, arguments.memory, task, processes, device)
-    shared: dict[str, Any] = {}
-    if unfinished:
-        needs = [in_turn([student.needs(task, processes) for student in group]) for group in groups]
-        places = [student.directory for student in unfinished]
-        notes += require_resources(one_after_another(needs), places, device.type)
-        require_first_labels(batches, min(student.steps for student in unfinished))
-        shared = trainer_options(arguments, setting, task)
     prepared = [(student.arguments, student.supervision, student.steps) for student in students]
     used = used_checkpoints(prepared)
     last = (used or teacher)[-1]
     cache = None
     if arguments.cache_teacher is not None and used:
         cache = _target_cache(arguments, setting, task, students)
-        shared["cache"] = cache
-    is_cached = cache is not None and not _missing_targets(cache, unfinished, used, batches, task)
+    shared: dict[str, Any] = {}
+    if unfinished:
+        needs = [in_turn([student.needs(task, processes) for student in group]) for group in groups]
+        if cache is not None:
+            size = _bytes_of_a_step(cache, batches, task) // processes.count
+            kept = {TARGETS: least_memory(size, max(student.steps for student in unfinished))}
+            needs = [replace(each, host={**each.host, **kept}) for each in needs]
+        places = [student.directory for student in unfinished]
+        notes += require_resources(one_after_another(needs), places, device.type)
+        require_first_labels(batches, min(student.steps for student in unfinished))
+        shared = {**trainer_options(arguments, setting, task), "cache": cache}
+    is_cached = cache is not None and not _missing_targets(cache, unfinished, used, batches, task, processes)
     if not is_cached:
         setting.load_model(local_path(last), task)
     setting.check_checkpoints(used, task)
@@ -242,18 +248,22 @@ def _target_cache(
     config = config_of(arguments, task, setting)
     names = {**setting.identity(task), **setting.own_data(arguments), **dict.fromkeys(setting.prediction_arguments)}
     data = {"setting": setting.name, "stream_seed": arguments.stream_seed, **{name: config[name] for name in names}}
-    kind = arguments.targets or "exact"
-    cache = TargetCache(arguments.cache_teacher, kind, arguments.samples, arguments.stream_seed, data)
+    cache = TargetCache(arguments.cache_teacher, arguments.targets, arguments.samples, arguments.stream_seed, data)
     for student in students:
         if student.supervision.teacher:
-            cache.prepare(student.trainer_args, student.supervision, spell=option_of)
+            cache.prepare(student.trainer_args, student.supervision, attention=ATTENTION, spell=option_of)
     return cache
 
 
 def _missing_targets(
-    cache: TargetCache, students: Sequence[_Student], used: Sequence[Checkpoint], batches: Source, task: Task
+    cache: TargetCache,
+    students: Sequence[_Student],
+    used: Sequence[Checkpoint],
+    batches: Source,
+    task: Task,
+    processes: Processes,
 ) -> int:
-    """How many batches of targets the cache lacks for students that are not complete.
+    """How many batches of targets the cache lacks for students that are not complete, in the process that lacks most.
 
     Raises:
         UserError: it has targets of another teacher; or they would not fit onto its disk, or cannot be written.
@@ -264,16 +274,21 @@ def _missing_targets(
         for student in students
         for span in schedules.spans(schedules.segments_at(student.supervision.schedule, []), 0, student.steps)
     ]
-    missing = cache.missing(spans)
+    missing = int(processes.largest(cache.missing(spans)))
     if any(callable(student.supervision.schedule) for student in students):
         missing = max(missing, 1)  # which checkpoints teach when depends on the students
     if missing:
-        labels = batch_tensors(batches.batch(0))["labels"]
-        positions = missing * int((labels[:, 1:] != IGNORED_LABEL).sum())  # of causal models all, of others most
-        needed = {"the teacher's targets": positions * cache.kind.least_bytes(task.vocabulary)}
         cache.require_writable()
+        needed = {TARGETS: missing * _bytes_of_a_step(cache, batches, task)}
         require_disk(needed, cache.directory, "give --targets sampled, or --cache-teacher on another disk")
     return missing
+
+
+def _bytes_of_a_step(cache: TargetCache, batches: Source, task: Task) -> int:
+    """Bytes of the targets of a training step in all processes, at least, by the first batch."""
+    labels = batch_tensors(batches.batch(0))["labels"]
+    positions = int((labels[:, 1:] != IGNORED_LABEL).sum())  # of causal models all, of others most
+    return positions * cache.kind.least_bytes(task.vocabulary)
 
 
 def _groups(

@@ -1,22 +1,24 @@
 """Targets on the disk: students learn from them without a teacher, and nothing but what belongs to them is read."""
 
 import errno
+import fcntl
 import json
 import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from statistics import mean
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from hypothesis import HealthCheck, given, settings, strategies as st
 
 from common.distillation import labelled_head, target_cache
 from common.distillation.batches import ReadyBatches
 from common.distillation.labelled_head import LabelledOutput
-from common.distillation.losses import LossArguments
+from common.distillation.losses import IGNORED_LABEL, LossArguments
 from common.distillation.run_loop import train_run
 from common.distillation.schedules import Segment, spans
 from common.distillation.target_cache import Place, TargetCache
@@ -28,7 +30,6 @@ from common.teachers.discovery import find_checkpoints
 from common.teachers.loading import Teachers
 from common.teachers.trajectory import checkpoint_digests
 from tests.commands import Killed, files, save_often
-from tests.files import damaged
 from tests.trainers import (
     HELD_OUT,
     SCHEDULE,
@@ -132,7 +133,7 @@ def test_students_end_within_the_seed_spread_of_those_of_the_teacher(tmp_path, t
         return mean(logged(trainer, "kl")[-10:])
 
     live = [final_loss(seed, None) for seed in range(3)]
-    cached = [final_loss(seed, cache_in(tmp_path / "targets", name, samples=None)) for seed in range(3)]
+    cached = [final_loss(seed, cache_in(tmp_path / "targets", name)) for seed in range(3)]
     assert abs(mean(live) - mean(cached)) < max(live) - min(live)
 
 
@@ -160,6 +161,18 @@ def test_the_divergence_of_samples_is_an_estimate_of_the_teachers(tmp_path, teac
     live.train()
     sampled.train()
     assert logged(sampled, "kl") == pytest.approx(logged(live, "kl"), rel=0.03)
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_batches_have_a_hash_if_there_is_a_cache(tmp_path, teachers, is_cached):
+    """A dataset's own column of any other name stays as it is."""
+    trainer = distil(tmp_path, teachers, cache=cache_in(tmp_path / "targets") if is_cached else None)
+    trainer.state.max_steps = STEPS
+    batch = {**make_batch(0), "content": torch.ones(8)}
+    ((found,), _) = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
+    more = {"positions", "batch_hash"} if is_cached else {"positions"}
+    assert found.keys() == batch.keys() | more
+    assert found["content"] is batch["content"]
 
 
 # Writers
@@ -360,6 +373,93 @@ def test_targets_of_other_arguments_are_refused(tmp_path, teachers, copied, chan
         distil(tmp_path, teachers, args=args, cache=described(copied), **{**LOSSES["sampled"], **loss})
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"targets": "topk"}, "targets must be one of exact, sampled, top-k; got 'topk'"),
+        ({"seed": -1}, "the seed of the targets must be from 0 to below 2^64, got -1"),
+        ({"seed": 2**64}, "the seed of the targets must be from 0"),
+    ],
+)
+def test_impossible_caches_are_refused(tmp_path, options, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        TargetCache(tmp_path / "targets", **options)
+
+
+def test_a_cache_knows_nothing_before_it_is_prepared(tmp_path, copied):
+    cache = described(copied)
+    place = place_of(copied / SHARD)
+    for question in (
+        lambda: cache.kind,
+        lambda: cache.missing([(0, 3, 10)]),
+        lambda: cache.require_teacher({}),
+        lambda: cache.find(place),
+    ):
+        with pytest.raises(UserError, match="call prepare first"):
+            question()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"device": torch.device("cuda")}, "device is cpu there and cuda here; give another directory"),
+        ({"attention": "eager"}, "attention is sdpa there and eager here; give another directory"),
+    ],
+)
+def test_exact_targets_depend_on_how_the_teacher_computes(tmp_path, changes, named):
+    """Samples do not, beyond rounding."""
+
+    def prepare(directory, attention="sdpa", device=None, write=False):
+        with pytest.MonkeyPatch.context() as patch:
+            args = arguments(tmp_path)
+            if device is not None:
+                patch.setattr(type(args), "device", device)
+            cache = cache_in(directory, "logits" if "exact" in directory.name else "sampled")
+            cache.prepare(args, LossArguments(), attention=attention)
+            if write:
+                cache.add(Place(10, "", 0, 0, bytes(16)), LabelledOutput(torch.zeros(4, 10)))
+                cache.flush()
+
+    for name in ("exact", "sampled"):
+        prepare(tmp_path / name, write=True)
+    prepare(tmp_path / "sampled", **changes)
+    with pytest.raises(UserError, match=named):
+        prepare(tmp_path / "exact", **changes)
+
+
+def test_targets_of_other_classes_are_refused(tmp_path, teachers, copied):
+    cache = described(copied)
+    cache.prepare(arguments(tmp_path, accumulate=2), LossArguments(temperature=(1.5, 1.5)))
+    digests = checkpoint_digests(find_checkpoints(teachers / "bert"))
+    cache.require_teacher(digests, 11)
+    with pytest.raises(UserError, match=r"safetensors has targets of \d+ classes, but student and teacher share 9"):
+        cache.require_teacher(digests, 9)
+    place = place_of(copied / SHARD)
+    assert cache.find(replace(place, classes=11)) is not None
+    with pytest.raises(UserError, match="but student and teacher share 9: give another directory"):
+        prepared(copied, tmp_path).find(replace(place, classes=9))
+
+
+def test_no_teacher_is_loaded_for_a_report_if_there_are_all_targets(tmp_path, teachers, no_teacher, capsys):
+    options = {"check_teacher": True, "eval_dataset": ReadyBatches(HELD_OUT)}
+    wrote = trained(tmp_path, teachers, "sampled", cache_in(tmp_path / "targets"), **options)
+    assert "teacher step 30: accuracy" in capsys.readouterr().out
+    no_teacher()
+    assert_same(trained(tmp_path, teachers, "sampled", cache_in(tmp_path / "targets"), **options), wrote)
+    assert "teacher step 30: accuracy" not in capsys.readouterr().out
+
+
+def test_a_cache_is_checked_before_training(tmp_path, teachers, copied, monkeypatch, no_teacher):
+    """As the teacher is."""
+    no_teacher()
+    other = shutil.copytree(teachers, tmp_path / "teachers")
+    bert(99, 12, 2).save_pretrained(other / "bert" / "checkpoint-10")
+    with pytest.raises(UserError, match="has targets of another teacher"):
+        trained(tmp_path, other, "sampled", described(copied), check_teacher=True, trust_trajectory=True)
+    with pytest.raises(UserError, match="no targets can be written to /proc/targets"):
+        trained(tmp_path, teachers, "sampled", cache_in("/proc/targets"), check_teacher=True, trust_trajectory=True)
+
+
 def test_students_of_different_losses_do_not_share_a_cache(tmp_path, teachers):
     cache = cache_in(tmp_path / "targets")
     distil(tmp_path, teachers, cache=cache, temperature=1.0)
@@ -406,6 +506,14 @@ def test_where_nothing_can_be_written_is_known_before(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_commands_that_begin_at_once_may_all_write(tmp_path):
+    """Each looks while others do, and nobody creates or removes anything."""
+    with ThreadPoolExecutor(8) as threads:
+        checks = [threads.submit(TargetCache(tmp_path / "targets").require_writable) for _ in range(200)]
+    assert [check.result() for check in checks] == [None] * 200
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_killed_writers_left_behind_is_removed(tmp_path, teachers):
     leftover = tmp_path / "targets" / f".{SHARD}.123.unfinished"
     leftover.parent.mkdir()
@@ -434,6 +542,42 @@ def test_targets_that_change_meanwhile_are_not_mixed(tmp_path, teachers, copied)
     assert files(tmp_path / "new") == files(copied)
 
 
+def test_the_first_of_two_writers_describes_the_targets(tmp_path, teachers, monkeypatch, copied):
+    """The second one begins while the first one holds the lock, and has found no description."""
+    trainer = distil(tmp_path, teachers, cache=cache_in(tmp_path / "new"), **LOSSES["sampled"])
+    lock = fcntl.flock
+
+    def lock_after_another(file, operation):
+        if operation == fcntl.LOCK_EX:
+            shutil.copytree(copied, tmp_path / "new", dirs_exist_ok=True)
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_after_another)
+    with pytest.raises(UserError, match="new holds other targets"):
+        trainer.train()
+    monkeypatch.undo()
+    assert files(tmp_path / "new") == files(copied)
+
+
+def test_a_description_is_written_alone(tmp_path, teachers, monkeypatch):
+    write, written = target_cache.write_file, []
+
+    def write_locked(path, content):
+        with (path.parent / target_cache.LOCK).open("ab") as lock:
+            if path.name == "targets.json":
+                with pytest.raises(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            else:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        written.append(path.name)
+        write(path, content)
+
+    monkeypatch.setattr(target_cache, "write_file", write_locked)
+    trained(tmp_path, teachers, "sampled", cache_in(tmp_path / "targets"))
+    assert written[0] == "targets.json"
+    assert len(written) == len(set(written)) > 1
+
+
 SHARD = "checkpoint-10-3-6.safetensors"
 
 
@@ -447,31 +591,6 @@ def prepared(directory, tmp_path):
     cache = described(directory)
     cache.prepare(arguments(tmp_path, accumulate=2), LossArguments(temperature=(1.5, 1.5)))
     return cache
-
-
-def same_fields(found, expected):
-    names = expected.fields.keys()
-    return found.fields.keys() == names and all(
-        np.array_equal(found.fields[name], expected.fields[name]) for name in names
-    )
-
-
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_damaged_shards_are_refused_by_name(tmp_path, written, data):
-    """Or they have the targets that they had."""
-    directory = tmp_path / "drawn"
-    if not directory.exists():
-        shutil.copytree(written, directory)
-    place = place_of(written / SHARD)
-    expected = prepared(written, tmp_path).find(place)
-    (directory / SHARD).write_bytes(data.draw(damaged((written / SHARD).read_bytes())))
-    refusal = ""
-    try:
-        found = prepared(directory, tmp_path).find(place)
-    except UserError as error:
-        refusal = str(error)
-    assert str(directory / SHARD) in refusal or (not refusal and same_fields(found, expected))
 
 
 @pytest.mark.parametrize(
@@ -557,6 +676,66 @@ def test_a_shard_has_no_gaps(tmp_path):
     assert cache.missing([(0, 8, 10)]) == 3
     assert cache.find(Place(10, "", 6, 0, bytes(16))) is not None
     assert cache.find(Place(10, "", 4, 0, bytes(16))) is None
+
+
+@pytest.mark.parametrize("empty", [{0}, {1, 3}, {0, 1, 2, 3}])
+def test_steps_without_positions_are_not_missing(tmp_path, empty):
+    """Of one shard, which may have no targets at all; nothing is added where there is a shard."""
+    cache = cache_in(tmp_path / "targets")
+    cache.prepare(arguments(tmp_path), LossArguments())
+    places = [Place(10, "", step, 0, bytes(16)) for step in range(4)]
+    for place in places:
+        if place.step in empty:
+            cache.add_nothing(place)
+        else:
+            cache.add(place, LabelledOutput(torch.zeros(4, 10)))
+    cache.flush()
+    assert [path.name for path in (tmp_path / "targets").glob("*.safetensors")] == ["checkpoint-10-0-4.safetensors"]
+    before = files(tmp_path / "targets")
+    for reader in (cache, cache_in(tmp_path / "targets")):
+        reader.prepare(arguments(tmp_path), LossArguments())
+        assert reader.missing([(0, 4, 10)]) == 0
+        assert {place.step for place in places if reader.find(place) is None} == empty
+        reader.add_nothing(places[min(empty)])
+        reader.flush()
+        assert files(tmp_path / "targets") == before
+
+
+class SomeUnlabelled(Batches):
+    """The first batch and the fifth have no labels."""
+
+    def batch(self, step):
+        batch = make_batch(step)
+        return batch if step not in (0, 4) else {**batch, "labels": torch.full_like(batch["labels"], IGNORED_LABEL)}
+
+
+def test_a_student_with_steps_without_labels_leaves_none_missing(tmp_path, teachers, no_teacher):
+    cache, data = cache_in(tmp_path / "targets"), {"train_dataset": SomeUnlabelled()}
+    wrote = trained(tmp_path, teachers, "sampled", cache, **data)
+    assert cache.missing(spans(SCHEDULE, 0, STEPS)) == 0
+    no_teacher()
+    assert_same(trained(tmp_path, teachers, "sampled", cache_in(tmp_path / "targets"), **data), wrote)
+
+
+def test_what_is_in_memory_is_bounded(tmp_path, monkeypatch):
+    """Of many checkpoints: targets that are not written yet, and shards that were read."""
+    monkeypatch.setattr(target_cache, "SHARD_BYTES", 1000)
+    monkeypatch.setattr(target_cache, "KEPT_BYTES", 2000)
+    cache = cache_in(tmp_path / "targets", "logits")
+    cache.prepare(arguments(tmp_path), LossArguments())
+    places = [Place(10 * (step % 6), "", step, part, bytes(16)) for step in range(24) for part in range(2)]
+    for place in places:
+        cache.add(place, LabelledOutput(torch.zeros(1, 25)))
+        assert sum(shard.nbytes for shard in cache._new.values()) <= 1000 + 2 * 100
+    cache.flush()
+    assert cache.missing([(step, step + 1, 10 * (step % 6)) for step in range(24)]) == 0
+    kept = []
+    for place in places:
+        assert cache.find(place) is not None
+        kept.append(sum(map(target_cache._nbytes, cache._read.values())))
+    assert 1000 < max(kept) <= 2000
+    monkeypatch.setattr(target_cache, "KEPT_BYTES", 10)
+    assert all(cache.find(place) is not None and len(cache._read) == 1 for place in places)
 
 
 def test_another_valid_class_is_damage(tmp_path, copied):

@@ -238,7 +238,7 @@ def test_any_loss_is_exact_with_logits(divergence):
     arguments = LossArguments(temperature=(2.0, 0.5), divergence=divergence, top_k=4)
     labels = torch.zeros(POSITIONS, dtype=torch.int64)
     student = LabelledOutput(random_logits(POSITIONS, CLASSES, seed=9))
-    assert kind_of("exact", None, arguments) == TargetKind("logits")
+    assert kind_of("exact", 50, arguments) == TargetKind("logits")
     live, cached = (
         objective_sums(student, labels, teacher, arguments, 3, 10)
         for teacher in (LabelledOutput(logits), stored_and_back(logits, KINDS[0]))
@@ -267,7 +267,7 @@ def test_other_numbers_of_classes_are_refused():
     ],
 )
 def test_exact_targets_are_what_the_loss_needs(temperature, others, expected):
-    assert kind_of("exact", None, LossArguments(temperature=temperature, **others)).name == expected
+    assert kind_of("exact", 50, LossArguments(temperature=temperature, **others)).name == expected
 
 
 @pytest.mark.parametrize(
@@ -276,12 +276,12 @@ def test_exact_targets_are_what_the_loss_needs(temperature, others, expected):
         ("exact", 10, {}, "samples is only for targets sampled, got exact"),
         ("sampled", 0, {}, "samples must be from 1 to 255, got 0"),
         ("sampled", 256, {}, "samples must be from 1 to 255, got 256"),
-        ("sampled", None, {"divergence": "reverse-kl"}, "divergence reverse-kl needs the probabilities of all classes"),
-        ("top-k", None, {"divergence": "jensen-shannon", "top_k": 3}, "divergence jensen-shannon needs"),
-        ("sampled", None, {"temperature": (2.0, 1.0)}, "of one temperature, got 2.0 to 1.0: give targets exact"),
-        ("sampled", None, {"temperature": (0.0, 0.0)}, "at temperature 0.0 a target is one class: give targets exact"),
-        ("sampled", None, {"top_k": 3}, "sampled targets are of all classes: leave out top_k"),
-        ("top-k", None, {}, "targets top-k needs top_k"),
+        ("sampled", 50, {"divergence": "reverse-kl"}, "divergence reverse-kl needs the probabilities of all classes"),
+        ("top-k", 50, {"divergence": "jensen-shannon", "top_k": 3}, "divergence jensen-shannon needs"),
+        ("sampled", 50, {"temperature": (2.0, 1.0)}, "of one temperature, got 2.0 to 1.0: give targets exact"),
+        ("sampled", 50, {"temperature": (0.0, 0.0)}, "at temperature 0.0 a target is one class: give targets exact"),
+        ("sampled", 50, {"top_k": 3}, "sampled targets are of all classes: leave out top_k"),
+        ("top-k", 50, {}, "targets top-k needs top_k"),
     ],
 )
 def test_losses_that_targets_cannot_give_are_refused(targets, samples, loss, message):

@@ -2,12 +2,15 @@
 
 import errno
 import os
+from dataclasses import replace
 
 import pytest
 
 from common import resources
 from common.distillation import target_cache
 from common.language_models import commands
+from common.runs.names import default_name
+from common.runs.processes import Processes
 from common.runs.run import Run
 from common.teachers.loading import Teachers
 from tests.commands import and_signal, assert_named, files, refusals, results_below, save_often
@@ -65,6 +68,12 @@ def test_students_of_any_size_need_no_teacher(tmp_path, capsys, teacher_of, no_t
     assert (one / "metrics.jsonl").read_bytes() == (tmp_path / "first" / "metrics.jsonl").read_bytes()
     arguments = Run(one).config["arguments"]
     assert (arguments["targets"], arguments["samples"]) == ("sampled", 9)
+
+
+def test_what_is_said_of_the_default_targets_is_not_in_a_runs_name():
+    presets = MLM.commands["distill"].PRESETS
+    said = replace(presets["smoke"], targets="exact", samples=50)
+    assert default_name(said, presets["smoke"], "smoke") == "smoke"
 
 
 def test_top_k_targets_are_the_loss_with_top_k(tmp_path, capsys, teacher_of):
@@ -141,6 +150,37 @@ def test_a_disk_that_is_too_small_is_refused_before(tmp_path, capsys, monkeypatc
     MLM.succeed(capsys, *words, "--temperature", "0", "--cache-teacher", tmp_path / "targets")
 
 
+def test_memory_that_is_too_small_is_refused_before(tmp_path, capsys, monkeypatch, teacher_of):
+    """With a model that needs less than the targets that a cache has in memory."""
+    words = [*MLM.distill, "--methods", "one-shot", "--teacher", teacher_of(MLM), "--out", tmp_path / "run"]
+    words += ["--temperature", "1", "--batch-size", "256"]
+    code, _ = MLM.start(capsys, *words, "--out", tmp_path / "live", "--steps", "2")
+    assert code == 0
+    monkeypatch.setattr(commands, "least_memory", lambda step, steps: 10**18 if step else 0)
+    line = MLM.fail_in_one_line(capsys, *words, "--cache-teacher", tmp_path / "targets")
+    assert_named(line, "'1,000.0 PB of memory' \"the teacher's targets\" --targets --batch-size")
+    assert not (tmp_path / "run").exists()
+
+
+def test_targets_that_another_process_lacks_are_missing_in_all(tmp_path, capsys, monkeypatch, teacher_of):
+    words = [*MLM.distill, "--methods", "one-shot", "--teacher", teacher_of(MLM)]
+    words += ["--cache-teacher", tmp_path / "targets"]
+    MLM.succeed(capsys, *words, "--out", tmp_path / "first")
+    reports, report = [], commands._report
+    monkeypatch.setattr(commands, "_report", lambda *given: reports.append(given) or report(*given))
+    MLM.succeed(capsys, *words, "--out", tmp_path / "second")
+    assert not reports
+
+    class BesideAnother(Processes):
+        def largest(self, number):
+            return max(number, 1)
+
+    missing = commands._missing_targets
+    monkeypatch.setattr(commands, "_missing_targets", lambda *given: missing(*given[:-1], BesideAnother()))
+    MLM.succeed(capsys, *words, "--out", tmp_path / "third")
+    assert len(reports) == 1
+
+
 @refusals(
     ("--stream-seed 7", "'stream_seed is 1000 there and 7 here'"),
     ("--batch-size 4", "'batch_size is 8 there and 4 here'"),
@@ -184,7 +224,7 @@ def test_damaged_targets_are_named(tmp_path, capsys, teacher_of):
 
 
 @refusals(
-    ("--targets exact", "--targets --cache-teacher"),
+    ("--targets sampled", "--targets --cache-teacher"),
     ("--samples 5", "--samples --cache-teacher"),
     ("--cache-teacher /dev/null/targets", "/dev/null/targets"),
     ("--cache-teacher DIR --samples 5", "--samples '--targets sampled'"),
