@@ -100,7 +100,7 @@ def main(arguments: Arguments) -> None:
     model = teacher_of(arguments)
     head, positions = LabelledHead(model), torch.arange(POSITIONS)
     batches = [{"input_ids": tokens(step)} for step in range(arguments.steps)]
-    places = [Place(1, "", step, 0, batch_hash(batch, positions)) for step, batch in enumerate(batches)]
+    places = [Place(1, "", step, 0, batch_hash(batch, positions), POSITIONS) for step, batch in enumerate(batches)]
 
     def output(step: int) -> LabelledOutput:
         return head(model, batches[step], positions, chunked=True)
@@ -138,7 +138,7 @@ def main(arguments: Arguments) -> None:
 
             cache = opened()
             for step, place in enumerate(places):
-                cache.add(place, output(step))
+                cache.add(place, output(step), "weights")
             cache.flush()
             size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
             per_position[name] = size / (POSITIONS * arguments.steps)

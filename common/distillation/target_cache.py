@@ -20,7 +20,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BufferedWriter
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,13 +29,14 @@ from transformers import TrainingArguments
 from common.distillation.arguments import TARGET_SAMPLES, Targets
 from common.distillation.labelled_head import LabelledOutput
 from common.distillation.losses import LossArguments
-from common.distillation.target_description import DESCRIPTION, described, differing, require_same
+from common.distillation.target_description import DESCRIPTION, described, differing, facts_of, require_same
 from common.distillation.target_shards import (
     MOST_SHARD,
     REMOVE,
     SHARD_BYTES,
     Shard,
     StoredBatches,
+    damaged,
     read_metadata,
     read_shard,
     shard_content,
@@ -44,15 +44,7 @@ from common.distillation.target_shards import (
 from common.distillation.targets import Stored, TargetKind, encode, kind_of
 from common.errors import UserError
 from common.resources import size_text
-from common.runs.files import (
-    NUMBER,
-    digest_of,
-    json_object,
-    make_directory,
-    open_lock,
-    to_json,
-    write_file,
-)
+from common.runs.files import NUMBER, digest_of, make_directory, open_lock, require_regular, write_file
 
 MOST_BATCHES = 1 << 12
 """Micro-batches of a shard."""
@@ -78,6 +70,8 @@ class Place:
     """Number of the process's micro-batch."""
     batch: bytes
     """From `batch_hash`."""
+    positions: int
+    """Number of labelled positions."""
     classes: int | None = None
     """That student and teacher share; None if that is not known."""
 
@@ -115,6 +109,8 @@ class TargetCache:
         self._kind: TargetKind | None = None
         self._facts: dict[str, Any] = {}
         self._process = ""
+        self._weights: dict[int, str] = {}
+        """Digests of all values of the weights from which the targets of each checkpoint are."""
         self._index: dict[int, list[tuple[range, Path]]] = {}
         """Training steps and files of the shards of each checkpoint."""
         self._read: dict[int, tuple[Path, StoredBatches]] = {}
@@ -154,24 +150,10 @@ class TargetCache:
             UserError: the loss cannot be computed from such targets, or the directory's are of something else.
         """
         kind = kind_of(self._targets, self._samples, arguments, spell)
-        parts = args.gradient_accumulation_steps * args.world_size
-        facts = {
-            "targets": kind.name,
-            "temperature": kind.temperature,
-            "number": kind.number,
-            "seed": self._seed if kind.name == "sampled" else None,
-            "batch_size": args.per_device_train_batch_size * parts,
-            "micro_batches": parts,
-            "processes": args.world_size,
-            "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "float32",
-            "teacher_dtype": None if teacher_dtype is None else str(teacher_dtype),
-            "device": args.device.type if kind.is_exact else None,
-            "attention": attention if kind.is_exact else None,
-            "data": self._data,
-        }
-        facts = json_object(to_json(facts)) or {}
+        seed = self._seed if kind.name == "sampled" else None
+        facts = facts_of(kind, args, seed, teacher_dtype, attention, self._data)
         if self._kind is None:
-            self._require_own_directory()
+            _require_own_directory(self.directory)
             self._process = f"-{args.process_index}" if args.world_size > 1 else ""
             require_same(self.directory, facts)
             self._kind, self._facts = kind, facts
@@ -180,7 +162,7 @@ class TargetCache:
             raise UserError(f"students that share the targets in {self.directory} need {differing(self._facts, facts)}")
 
     def require_teacher(self, digests: Mapping[str, str], classes: int | None = None) -> None:
-        """Check that shards are of these checkpoints, by the header of one shard of each.
+        """Check that shards are whole and of these checkpoints, by their headers and sizes.
 
         Args:
             digests: of checkpoints, by their teacher steps as text.
@@ -191,8 +173,8 @@ class TargetCache:
         """
         self._require_prepared()
         for checkpoint, shards in self._index.items():
-            if str(checkpoint) in digests:
-                self._require_own(shards[0][1], checkpoint, digests[str(checkpoint)], classes)
+            for steps, path in shards if str(checkpoint) in digests else ():
+                self._require_own(path, checkpoint, steps, digests[str(checkpoint)], classes)
 
     def require_writable(self) -> None:
         """Check that targets can be added, without a trace in the directory, which others may be about to create.
@@ -221,8 +203,9 @@ class TargetCache:
             if checkpoint is not None:
                 wanted.setdefault(checkpoint, set()).update(range(first, stop))
         for checkpoint, steps in wanted.items():
+            first, last = min(steps, default=0), max(steps, default=0)
             for there, _ in self._index.get(checkpoint, ()):
-                steps.difference_update(there)
+                steps.difference_update(range(max(there.start, first), min(there.stop, last + 1)))
         return sum(map(len, wanted.values()))
 
     def find(self, place: Place) -> Stored | None:
@@ -241,16 +224,27 @@ class TargetCache:
                         f"the targets in {self.directory} are of other data: the batch of step {place.step:,} differs; "
                         "give the same data, order, mask and batch size, or another directory"
                     )
+                if stored.positions != place.positions:
+                    raise UserError(
+                        f"the targets in {self.directory} are damaged: the batch of step {place.step:,} has "
+                        f"{place.positions} positions, but targets for {stored.positions}; give a new directory"
+                    )
                 return stored
         return None
 
-    def add(self, place: Place, output: LabelledOutput) -> Stored:
+    def add(self, place: Place, output: LabelledOutput, weights: str) -> Stored:
         """Add the teacher's output on a micro-batch; what was added before is written if it is large enough.
+
+        Args:
+            place: of the micro-batch.
+            output: of the teacher there.
+            weights: a digest of all values of the checkpoint's weights.
 
         Raises:
             UserError: the targets of one step are too large, or the directory now holds targets of something else.
             OSError: the shard cannot be written.
         """
+        self._require_weights(place.checkpoint, weights, "the teacher")
         stored = encode(output, self.kind, (self._seed, place.step, self._number(place.part)))
         shard = self._shard_for(place)
         shard.add(place.step, place.part, place.batch, stored)
@@ -296,17 +290,6 @@ class TargetCache:
         if self._kind is None:
             raise UserError(f"what the targets in {self.directory} are for is not known: call prepare first")
 
-    def _require_own_directory(self) -> None:
-        """Reject a path that is no directory, or one with other files."""
-        if self.directory.exists() and not self.directory.is_dir():
-            raise UserError(f"{self.directory} is not a directory: give another one for the targets")
-        if self.directory.is_dir() and not (self.directory / DESCRIPTION).exists():
-            others = [path.name for path in self.directory.iterdir() if not OWN_NAME.fullmatch(path.name)]
-            if others:
-                raise UserError(
-                    f"{self.directory} has other files, such as {min(others)}: give a new directory for the targets"
-                )
-
     def _number(self, part: int) -> int:
         """Of a micro-batch, among those of all processes."""
         return part * self._facts["processes"] + int(self._process[1:] or 0)
@@ -330,7 +313,7 @@ class TargetCache:
             yield stored
         for path, steps in paths:
             if path != latest:
-                metadata = self._require_own(path, place.checkpoint, place.digest, place.classes)
+                metadata = self._require_own(path, place.checkpoint, steps, place.digest, place.classes)
                 self._make_room(place.checkpoint, path.stat().st_size)
                 self._read[place.checkpoint] = path, read_shard(path, metadata, self.kind, steps)
                 yield self._read[place.checkpoint][1]
@@ -341,11 +324,15 @@ class TargetCache:
         while self._read and size + sum(map(_nbytes, self._read.values())) > KEPT_BYTES:
             del self._read[next(iter(self._read))]
 
-    def _require_own(self, path: Path, checkpoint: int, digest: str, classes: int | None) -> dict[str, Any]:
+    def _require_own(
+        self, path: Path, checkpoint: int, steps: range, digest: str, classes: int | None
+    ) -> dict[str, Any]:
         """The metadata of a shard, if it is of this cache and teacher."""
         metadata = read_metadata(path)
         if metadata.get("identity") != digest_of(self._facts):
             raise UserError(f"{path} does not belong to {self.directory / DESCRIPTION}: {REMOVE}")
+        if metadata.get("steps") != [steps.start, steps.stop]:
+            raise damaged(path)
         if metadata.get("teacher") != digest:
             raise UserError(
                 f"{path} has targets of another teacher: its checkpoint of step {checkpoint:,} has changed, or is not "
@@ -356,36 +343,54 @@ class TargetCache:
                 f"{path} has targets of {metadata['classes']:,} classes, but student and teacher share {classes:,}: "
                 "give another directory"
             )
+        if metadata["classes"]:
+            self._require_weights(checkpoint, str(metadata.get("weights")), str(path))
         return metadata
+
+    def _require_weights(self, checkpoint: int, weights: str, owner: str) -> None:
+        """Reject targets of a checkpoint that are from other weights than those before."""
+        if self._weights.setdefault(checkpoint, weights) != weights:
+            raise UserError(
+                f"the weights of the checkpoint of step {checkpoint:,} have changed between {owner} and other targets "
+                f"in {self.directory}: give a new directory"
+            )
 
     def _write(self, checkpoint: int) -> None:
         """Write the new targets of a checkpoint as a shard."""
         shard = self._new.pop(checkpoint)
         name = f"checkpoint-{checkpoint}-{shard.steps.start}-{shard.steps.stop}{self._process}.safetensors"
-        with self._lock() as lock:
-            if not (self.directory / DESCRIPTION).exists():
-                fcntl.flock(lock, fcntl.LOCK_EX)  # one of the first writers describes the targets
-                if not (self.directory / DESCRIPTION).exists():
-                    write_file(self.directory / DESCRIPTION, described(self._facts))
-                fcntl.flock(lock, fcntl.LOCK_SH)
+        with self._lock():
+            if not (self.directory / DESCRIPTION).exists():  # this is the first writer
+                write_file(self.directory / DESCRIPTION, described(self._facts))
             require_same(self.directory, self._facts)
-            write_file(self.directory / name, shard_content(self.kind, shard, digest_of(self._facts)))
+            self._list()
+            for steps, path in self._index.get(checkpoint, ()):
+                self._require_own(path, checkpoint, steps, shard.digest, None)
+            content = shard_content(self.kind, shard, digest_of(self._facts), self._weights.get(checkpoint, ""))
+            write_file(self.directory / name, content)
         self._list()
 
     @contextmanager
-    def _lock(self) -> Iterator[BufferedWriter]:
-        """Hold a lock together with other writers; the first one removes what killed writers left behind."""
+    def _lock(self) -> Iterator[None]:
+        """Keep other writers out, and remove what killed ones left behind."""
         make_directory(self.directory)
         with open_lock(self.directory / LOCK) as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pass  # others are writing
-            else:
-                for leftover in self.directory.glob(".*.unfinished"):
-                    leftover.unlink(missing_ok=True)
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            yield lock
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for leftover in self.directory.glob(".*.unfinished"):
+                if leftover.is_file():
+                    leftover.unlink()
+            yield
+
+
+def _require_own_directory(directory: Path) -> None:
+    """Reject a path that is no directory, or one with other files."""
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is not a directory: give another one for the targets")
+    if (directory / LOCK).exists():
+        require_regular(directory / LOCK)
+    is_new = directory.is_dir() and not (directory / DESCRIPTION).exists()
+    if others := [path.name for path in directory.iterdir() if not OWN_NAME.fullmatch(path.name)] if is_new else []:
+        raise UserError(f"{directory} has other files, such as {min(others)}: give a new directory for the targets")
 
 
 def _nbytes(read: tuple[Path, StoredBatches]) -> int:

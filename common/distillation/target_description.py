@@ -4,8 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import TrainingArguments
+
+from common.distillation.targets import TargetKind
 from common.errors import UserError, listed
-from common.runs.files import read_json, to_json
+from common.runs.files import json_object, read_json, to_json
 
 DESCRIPTION = "targets.json"
 FORMAT = 1
@@ -45,3 +49,39 @@ def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def facts_of(
+    kind: TargetKind,
+    args: TrainingArguments,
+    seed: int | None,
+    teacher_dtype: torch.dtype | None,
+    attention: str | None,
+    data: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What targets depend on besides the checkpoint, as JSON values.
+
+    Args:
+        kind: of the targets.
+        args: of the student's trainer.
+        seed: of the samples, if they are sampled.
+        teacher_dtype: in which the teacher's weights are, if it is not that of the checkpoint.
+        attention: of the teacher, if it has a name.
+        data: that they are of.
+    """
+    parts = args.gradient_accumulation_steps * args.world_size
+    facts = {
+        "targets": kind.name,
+        "temperature": kind.temperature,
+        "number": kind.number,
+        "seed": seed,
+        "batch_size": args.per_device_train_batch_size * parts,
+        "micro_batches": parts,
+        "processes": args.world_size,
+        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "float32",
+        "teacher_dtype": None if teacher_dtype is None else str(teacher_dtype),
+        "device": args.device.type if kind.is_exact else None,
+        "attention": attention if kind.is_exact else None,
+        "data": data,
+    }
+    return json_object(to_json(facts)) or {}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,17 +83,19 @@ def batch_hash(batch: Mapping[str, Any], positions: Tensor) -> bytes:
     return hashed.digest()
 
 
-def shard_content(kind: TargetKind, shard: Shard, identity: str) -> bytes:
+def shard_content(kind: TargetKind, shard: Shard, identity: str, weights: str) -> bytes:
     """A shard as a file.
 
     Args:
         kind: of the targets.
         shard: of at least one step.
         identity: of the cache.
+        weights: a digest of all values of the checkpoint's weights.
     """
     tensors = _joined(kind, shard.stored)
     classes = next((stored.classes for _, stored in shard.stored.values()), 0)
-    metadata = {"identity": identity, "teacher": shard.digest, "classes": classes, "checksum": _checksum(tensors)}
+    metadata = {"identity": identity, "teacher": shard.digest, "weights": weights, "classes": classes}
+    metadata |= {"steps": [shard.steps.start, shard.steps.stop], "checksum": _checksum(tensors)}
     return to_safetensors(tensors, {ENTRY: json.dumps(metadata)})  # as the order of several entries would vary
 
 
@@ -126,25 +129,35 @@ def damaged(path: Path) -> UserError:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What a shard says it is: `identity` of its cache, digest of the `teacher`, number of `classes`, `checksum`.
+    """What a shard says it is: `identity` of its cache, digests of the `teacher` and of all its `weights`, number of
+    `classes`, first and last of the `steps`, `checksum`.
 
     The number of classes is 0 if it has no targets.
 
     Raises:
-        UserError: it has none.
+        UserError: it says nothing, or is truncated.
     """
     try:
         with open_to_read(path) as file:
             length = int.from_bytes(file.read(8), "little")
             header = json_object(file.read(length)) if length <= MOST_HEADER else None
+            size = file.seek(0, os.SEEK_END)
     except FileNotFoundError:
         raise UserError(f"{path} has been removed: start again") from None
     entries = (header or {}).get("__metadata__")
     text = entries.get(ENTRY) if isinstance(entries, dict) else None
     metadata = json_object(text.encode()) if isinstance(text, str) and text.isascii() else None
-    if metadata is None or type(metadata.get("classes")) is not int:
+    if metadata is None or type(metadata.get("classes")) is not int or size != 8 + length + _end(header or {}):
         raise damaged(path)
     return metadata
+
+
+def _end(header: Mapping[str, Any]) -> int:
+    """Bytes of all tensors, as a header says; -1 if it cannot be read."""
+    try:
+        return max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    except (TypeError, KeyError, IndexError):
+        return -1
 
 
 def _checksum(tensors: Mapping[str, np.ndarray]) -> str:

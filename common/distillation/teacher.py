@@ -92,7 +92,7 @@ class Teacher:
         attention = attention_of(student)
         self._identity = self._checkpoints, objective, load, dtype, autocast_dtype, class_of(student), attention, cache
         self._cache = cache if checkpoints else None
-        self._digests: dict[int, str] = {}
+        self._checkpoint_digests: dict[int, str] = {}
         self._shared: dict[tuple[int, int, int], LabelledOutput] | None = None
         """Outputs on the micro-batches of the latest training step, by the step, the micro-batch and the teacher step,
         if other students learn from the same teacher."""
@@ -191,16 +191,17 @@ class Teacher:
         if self._cache is None:
             is_used = has_positions or is_sharded(self._student)  # a sharded teacher computes in all processes
             return self.output(inputs, positions, step, then, device, batch) if is_used else None
-        if step not in self._digests:
-            self._digests |= {int(number): digest for number, digest in self.digests([step]).items()}
-        place = Place(step, self._digests[step], *batch, hashed or batch_hash(inputs, positions), self.classes)
+        if step not in self._checkpoint_digests:
+            self._checkpoint_digests |= {int(number): digest for number, digest in self.digests([step]).items()}
+        hashed = hashed or batch_hash(inputs, positions)
+        place = Place(step, self._checkpoint_digests[step], *batch, hashed, len(positions), self.classes)
         if not has_positions:
             self._cache.add_nothing(place)
         found = self._cache.find(place) if has_positions else None
         lacks = found is None and has_positions
         if self._processes.largest(lacks):  # or in none
             output = self.output(inputs, positions, step, then, device)
-            found = self._cache.add(place, output) if lacks else found
+            found = self._cache.add(place, output, self._models.weight_digests[step]) if lacks else found
         return None if found is None else decode(found, device)
 
     def must_load(self, segments: Sequence[Segment], is_fixed: bool, args: TrainingArguments) -> bool:

@@ -17,7 +17,7 @@ from tests.trainers import arguments
 
 KINDS = {"exact": LossArguments(), "sampled": LossArguments(), "top-k": LossArguments(top_k=3)}
 SHARD = "checkpoint-10-0-3.safetensors"
-PLACES = [Place(10, "digest", step, part, bytes([step] * 16), 9) for step in range(3) for part in range(2)]
+PLACES = [Place(10, "digest", step, part, bytes([step] * 16), 5, 9) for step in range(3) for part in range(2)]
 
 
 def prepared(directory, kind):
@@ -32,7 +32,9 @@ def written(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param) / "targets"
     cache = prepared(directory, request.param)
     logits = torch.randn(len(PLACES), 5, 9, generator=torch.Generator().manual_seed(0))
-    stored = [cache.add(place, LabelledOutput(each)).fields for place, each in zip(PLACES, logits, strict=True)]
+    stored = [
+        cache.add(place, LabelledOutput(each), "weights").fields for place, each in zip(PLACES, logits, strict=True)
+    ]
     cache.flush()
     return directory, request.param, stored
 

@@ -417,7 +417,7 @@ def test_exact_targets_depend_on_how_the_teacher_computes(tmp_path, changes, nam
             cache = cache_in(directory, "logits" if "exact" in directory.name else "sampled")
             cache.prepare(args, LossArguments(), attention=attention)
             if write:
-                cache.add(Place(10, "", 0, 0, bytes(16)), LabelledOutput(torch.zeros(4, 10)))
+                cache.add(Place(10, "", 0, 0, bytes(16), 4), LabelledOutput(torch.zeros(4, 10)), "weights")
                 cache.flush()
 
     for name in ("exact", "sampled"):
@@ -559,16 +559,12 @@ def test_the_first_of_two_writers_describes_the_targets(tmp_path, teachers, monk
     assert files(tmp_path / "new") == files(copied)
 
 
-def test_a_description_is_written_alone(tmp_path, teachers, monkeypatch):
+def test_one_writer_writes_at_a_time(tmp_path, teachers, monkeypatch):
     write, written = target_cache.write_file, []
 
     def write_locked(path, content):
-        with (path.parent / target_cache.LOCK).open("ab") as lock:
-            if path.name == "targets.json":
-                with pytest.raises(BlockingIOError):
-                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            else:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with (path.parent / target_cache.LOCK).open("ab") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         written.append(path.name)
         write(path, content)
 
@@ -584,7 +580,8 @@ SHARD = "checkpoint-10-3-6.safetensors"
 def place_of(path, step=4):
     tensors = safetensors.numpy.load_file(path)
     row = tensors["places"].tolist().index([step, 0])
-    return Place(10, read_metadata(path)["teacher"], step, 0, tensors["batches"][row].tobytes())
+    digest, batch = read_metadata(path)["teacher"], tensors["batches"][row].tobytes()
+    return Place(10, digest, step, 0, batch, int(tensors["positions"][row]))
 
 
 def prepared(directory, tmp_path):
@@ -619,13 +616,67 @@ def test_shards_with_a_right_checksum_and_wrong_content_are_refused(tmp_path, co
         prepared(copied, tmp_path).find(place)
 
 
+def test_targets_for_fewer_positions_than_a_batch_has_are_refused(tmp_path, copied):
+    place = place_of(copied / SHARD)
+    with pytest.raises(UserError, match=f"the batch of step 4 has {place.positions + 1} positions, but targets for"):
+        prepared(copied, tmp_path).find(replace(place, positions=place.positions + 1))
+
+
+@pytest.mark.parametrize("name", ["checkpoint-10-3-5.safetensors", "checkpoint-10-0-100000000000000.safetensors"])
+def test_a_shard_whose_name_says_other_steps_is_refused_before_training(tmp_path, copied, name):
+    place = place_of(copied / SHARD)
+    (copied / SHARD).rename(copied / name)
+    cache = prepared(copied, tmp_path)
+    assert cache.missing([(3, 6, 10)]) in (0, 1)
+    with pytest.raises(UserError, match=f"{name} is truncated or damaged: remove it"):
+        cache.require_teacher({"10": place.digest})
+
+
+def test_a_truncated_shard_is_refused_before_training(tmp_path, copied):
+    place = place_of(copied / SHARD)
+    os.truncate(copied / SHARD, (copied / SHARD).stat().st_size - 1)
+    with pytest.raises(UserError, match=f"{SHARD} is truncated or damaged: remove it"):
+        prepared(copied, tmp_path).require_teacher({"10": place.digest})
+
+
+def test_targets_of_one_checkpoint_are_of_the_same_weights(tmp_path):
+    """The digest of a large checkpoint is of samples of its weights."""
+    for step, weights in enumerate(("one", "one", "other")):
+        cache = cache_in(tmp_path / "targets", "logits")
+        cache.prepare(arguments(tmp_path), LossArguments())
+        cache.add(Place(10, "", step, 0, bytes(16), 4), LabelledOutput(torch.zeros(4, 10)), weights)
+        if weights == "one":
+            cache.flush()
+            continue
+        with pytest.raises(UserError, match="the weights of the checkpoint of step 10 have changed between "):
+            cache.flush()
+    assert len(list((tmp_path / "targets").glob("*.safetensors"))) == 2
+
+
+def test_writers_of_two_teachers_do_not_share_a_directory(tmp_path):
+    caches = [cache_in(tmp_path / "targets", "logits") for _ in range(2)]
+    for cache, digest in zip(caches, ("one", "other"), strict=True):
+        cache.prepare(arguments(tmp_path), LossArguments())
+        cache.add(Place(10, digest, 0, 0, bytes(16), 4), LabelledOutput(torch.zeros(4, 10)), digest)
+    caches[0].flush()
+    with pytest.raises(UserError, match="has targets of another teacher"):
+        caches[1].flush()
+
+
+def test_a_lock_that_is_no_file_is_refused_before_training(tmp_path):
+    (tmp_path / "targets").mkdir()
+    os.mkfifo(tmp_path / "targets" / ".targets.lock")
+    with pytest.raises(UserError, match="is no regular file"):
+        cache_in(tmp_path / "targets", "logits").prepare(arguments(tmp_path), LossArguments())
+
+
 def test_other_files_are_ignored_and_removed_shards_named(tmp_path, copied):
     (copied / "checkpoint-10-3-6.safetensors.bak").write_text("x")
     (copied / ".checkpoint-10-3-6.safetensors.123.unfinished").write_text("x")
     (copied / "checkpoint-10-3-6-1.safetensors").write_text("of another process")
     place, cache = place_of(copied / SHARD), prepared(copied, tmp_path)
     assert cache.find(place) is not None
-    assert cache.find(Place(10, place.digest, 5000, 0, b"")) is None
+    assert cache.find(Place(10, place.digest, 5000, 0, b"", 4)) is None
     cache = prepared(copied, tmp_path)
     (copied / SHARD).unlink()
     with pytest.raises(UserError, match=f"{SHARD} has been removed: start again"):
@@ -636,9 +687,9 @@ def test_a_step_that_is_too_large_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(target_cache, "MOST_SHARD", 400)
     cache = cache_in(tmp_path / "targets", "logits")
     cache.prepare(arguments(tmp_path), LossArguments())
-    cache.add(Place(10, "", 0, 0, bytes(16)), LabelledOutput(torch.zeros(4, 10)))
+    cache.add(Place(10, "", 0, 0, bytes(16), 4), LabelledOutput(torch.zeros(4, 10)), "weights")
     with pytest.raises(UserError, match="logits targets of 10 classes need more than 200 bytes for a step"):
-        cache.add(Place(10, "", 0, 1, bytes(16)), LabelledOutput(torch.zeros(4, 10)))
+        cache.add(Place(10, "", 0, 1, bytes(16), 4), LabelledOutput(torch.zeros(4, 10)), "weights")
 
 
 def test_processes_have_shards_and_samples_of_their_own(tmp_path):
@@ -652,9 +703,9 @@ def test_processes_have_shards_and_samples_of_their_own(tmp_path):
             cache.prepare(args, LossArguments())
         finally:
             type(args).world_size, type(args).process_index = old, old_index
-        cache.add(Place(10, "", 0, 0, bytes(16)), LabelledOutput(torch.zeros(4, 1000)))
+        cache.add(Place(10, "", 0, 0, bytes(16), 4), LabelledOutput(torch.zeros(4, 1000)), "weights")
         cache.flush()
-        drawn.append(cache.find(Place(10, "", 0, 0, bytes(16))).fields["classes"])
+        drawn.append(cache.find(Place(10, "", 0, 0, bytes(16), 4)).fields["classes"])
     names = sorted(path.name for path in (tmp_path / "targets").iterdir())
     assert names == [
         ".targets.lock",
@@ -671,11 +722,11 @@ def test_a_shard_has_no_gaps(tmp_path):
     cache = cache_in(tmp_path / "targets")
     cache.prepare(arguments(tmp_path), LossArguments())
     for step in (0, 1, 5, 6, 2):
-        cache.add(Place(10, "", step, 0, bytes(16)), LabelledOutput(torch.zeros(4, 10)))
+        cache.add(Place(10, "", step, 0, bytes(16), 4), LabelledOutput(torch.zeros(4, 10)), "weights")
     cache.flush()
     assert cache.missing([(0, 8, 10)]) == 3
-    assert cache.find(Place(10, "", 6, 0, bytes(16))) is not None
-    assert cache.find(Place(10, "", 4, 0, bytes(16))) is None
+    assert cache.find(Place(10, "", 6, 0, bytes(16), 4)) is not None
+    assert cache.find(Place(10, "", 4, 0, bytes(16), 4)) is None
 
 
 @pytest.mark.parametrize("empty", [{0}, {1, 3}, {0, 1, 2, 3}])
@@ -683,12 +734,12 @@ def test_steps_without_positions_are_not_missing(tmp_path, empty):
     """Of one shard, which may have no targets at all; nothing is added where there is a shard."""
     cache = cache_in(tmp_path / "targets")
     cache.prepare(arguments(tmp_path), LossArguments())
-    places = [Place(10, "", step, 0, bytes(16)) for step in range(4)]
+    places = [Place(10, "", step, 0, bytes(16), 4) for step in range(4)]
     for place in places:
         if place.step in empty:
             cache.add_nothing(place)
         else:
-            cache.add(place, LabelledOutput(torch.zeros(4, 10)))
+            cache.add(place, LabelledOutput(torch.zeros(4, 10)), "weights")
     cache.flush()
     assert [path.name for path in (tmp_path / "targets").glob("*.safetensors")] == ["checkpoint-10-0-4.safetensors"]
     before = files(tmp_path / "targets")
@@ -723,9 +774,9 @@ def test_what_is_in_memory_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(target_cache, "KEPT_BYTES", 2000)
     cache = cache_in(tmp_path / "targets", "logits")
     cache.prepare(arguments(tmp_path), LossArguments())
-    places = [Place(10 * (step % 6), "", step, part, bytes(16)) for step in range(24) for part in range(2)]
+    places = [Place(10 * (step % 6), "", step, part, bytes(16), 1) for step in range(24) for part in range(2)]
     for place in places:
-        cache.add(place, LabelledOutput(torch.zeros(1, 25)))
+        cache.add(place, LabelledOutput(torch.zeros(1, 25)), "weights")
         assert sum(shard.nbytes for shard in cache._new.values()) <= 1000 + 2 * 100
     cache.flush()
     assert cache.missing([(step, step + 1, 10 * (step % 6)) for step in range(24)]) == 0
