@@ -242,9 +242,11 @@ def _target_cache(
     """The cache of the teacher's targets, for these students.
 
     Raises:
-        UserError: their losses cannot be computed from such targets, or it holds something else.
+        UserError: their losses cannot be computed from such targets, it holds something else, or it is a run's.
     """
     assert arguments.cache_teacher is not None
+    if arguments.cache_teacher.absolute() in [student.directory.absolute() for student in students]:
+        raise UserError(f"--cache-teacher {arguments.cache_teacher} is the directory of a run: give another one")
     config = config_of(arguments, task, setting)
     names = {**setting.identity(task), **setting.own_data(arguments), **dict.fromkeys(setting.prediction_arguments)}
     data = {"setting": setting.name, "stream_seed": arguments.stream_seed, **{name: config[name] for name in names}}

@@ -227,6 +227,7 @@ def test_damaged_targets_are_named(tmp_path, capsys, teacher_of):
     ("--targets sampled", "--targets --cache-teacher"),
     ("--samples 5", "--samples --cache-teacher"),
     ("--cache-teacher /dev/null/targets", "/dev/null/targets"),
+    ("--cache-teacher RUN", "--cache-teacher 'is the directory of a run'"),
     ("--cache-teacher DIR --samples 5", "--samples '--targets sampled'"),
     ("--cache-teacher DIR --targets sampled", "'--temperature 0.0' '--targets exact'"),
     ("--cache-teacher DIR --targets sampled --temperature 1 --samples 256", "--samples 255 256"),
@@ -234,7 +235,7 @@ def test_damaged_targets_are_named(tmp_path, capsys, teacher_of):
     ("--cache-teacher DIR --targets top-k --temperature 1", "'--targets top-k' --top-k"),
 )
 def test_impossible_targets_are_refused(tmp_path, capsys, teacher_of, words, named):
-    words = words.replace("DIR", str(tmp_path / "targets")).split()
+    words = words.replace("DIR", str(tmp_path / "targets")).replace("RUN", str(tmp_path / "run")).split()
     command = [*MLM.distill, "--methods", "one-shot", "--teacher", teacher_of(MLM), "--out", tmp_path / "run"]
     assert_named(MLM.fail_in_one_line(capsys, *command, *words), named)
     assert list(tmp_path.iterdir()) == []
