@@ -90,12 +90,17 @@ def weight_files(directory: Path) -> list[Path]:
     if not isinstance(parts, dict) or not parts:
         raise UserError(f"{index} is damaged (no weight_map): {advice}")
     names = sorted(set(map(str, parts.values())))
-    if outside := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
+    if outside := [f"{name:.80}" for name in names if not _is_beside(name)]:
         raise UserError(f"{index} names {listed(outside)}, not a safetensors file beside it: {advice}")
     files = [directory / name for name in names]
     if missing := [path.name for path in files if not path.is_file()]:
         raise UserError(f"{directory} lacks {listed(missing)}, which its index names: {advice}")
     return files
+
+
+def _is_beside(name: str) -> bool:
+    """Whether an index names a safetensors file in its own directory."""
+    return Path(name).name == name and name.endswith(".safetensors") and len(name) < 256
 
 
 ADVICE = "save or download it again"

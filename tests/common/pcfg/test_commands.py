@@ -406,8 +406,6 @@ def directory_of(pcfg, monkeypatch, name, arguments):
         **{"own_teacher": lambda *arguments: None, "supervision": lambda *arguments: FROM_LABELS},
         "trainer_arguments": lambda *arguments: SimpleNamespace(device=torch.device("cpu")),
         "processes_of": lambda trainer_args: Processes(),
-        "require_labels": lambda batches, steps: None,
-        "trainer_options": lambda arguments, setting, task: {},
     }
     without_work = ("training_batches", "load_model", "notes")
     with monkeypatch.context() as patch:
