@@ -22,10 +22,11 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """What starts several processes of torch is slow, whichever test comes first."""
+    """What starts several processes of torch is slow, whichever test comes first; what waits for Slurm begins first."""
     for item in items:
         if "two_processes" in item.fixturenames:
             item.add_marker("slow")
+    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
 
 
 @pytest.fixture(scope="module")
