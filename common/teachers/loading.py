@@ -5,6 +5,7 @@ caller's thread, as `from_pretrained` changes torch's default dtype and the init
 For the same reason, of several teachers one is loaded at a time.
 """
 
+import copy
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -28,6 +29,9 @@ from common.teachers.tensors import read_weights, require_finite_weights
 
 OTHER_HEADS = r"(^|\.)(pooler|cls\.seq_relationship)\."
 """Tensors of the heads that BERT was pre-trained with in addition to its language modelling head."""
+
+MOST_MISSING = 10**6
+"""Parameters that a checkpoint may lack before its model is built, which then names them."""
 
 _LOADING = Lock()
 
@@ -209,6 +213,7 @@ def build_model(
     numbers = {name: tensor for name, tensor in stored.tensors.items() if tensor.is_floating_point()}
     with _quiet():
         try:
+            _require_described(stored, chosen, numbers)
             loaded = chosen.from_pretrained(
                 None,
                 config=config,
@@ -218,6 +223,8 @@ def build_model(
                 output_loading_info=True,
                 **options,
             )
+        except UserError:
+            raise
         except INVALID as error:
             raise UserError(f"{path} cannot be loaded as a {chosen.__name__} ({one_line(error)})") from error
     model, found = loaded
@@ -256,6 +263,18 @@ def _class_of(stored: StoredModel, objective: Objective, model_class: type[PreTr
     if type(config) not in auto._model_mapping:
         raise UserError(f"{path} is a {config.model_type} model, for which transformers has no {objective} model")
     return auto._model_mapping[type(config)]
+
+
+def _require_described(stored: StoredModel, chosen: Any, numbers: Mapping[str, Tensor]) -> None:
+    """Reject a config.json that describes a model far larger than its weights, before memory is allocated for it."""
+    with torch.device("meta"):
+        described = sum(parameter.numel() for parameter in chosen(copy.deepcopy(stored.config)).parameters())
+    held = sum(tensor.numel() for tensor in numbers.values())
+    if described > MOST_MISSING + 2 * held:
+        raise UserError(
+            f"{stored.path} is not a checkpoint of a {chosen.__name__}: its config.json describes a model of "
+            f"{described:,} parameters, and it has {held:,}"
+        )
 
 
 def _main_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:

@@ -182,7 +182,7 @@ class Blocks:
         path = self.directory / f"{split}.npy"
         rows = sum(getattr(corpus, split) for corpus in self.corpora)
         try:
-            found = np.load(require_regular(path), mmap_mode="r", allow_pickle=False)
+            found = np.lib.format.open_memmap(require_regular(path), mode="r")
         except (OSError, ValueError, EOFError, RecursionError, SyntaxError, tokenize.TokenError):
             raise damaged(path, self.directory) from None
         fits = found.shape == (rows, self.length) and found.dtype == self.dtype and found.flags.c_contiguous

@@ -106,6 +106,15 @@ def test_what_a_teacher_keeps_beside_tensors_belongs_to_its_weights():
     assert chosen.weight_digests[1] != chosen.weight_digests[2]
 
 
+def test_a_config_of_a_far_larger_model_is_refused_before_it_is_built(tmp_path):
+    path = save_suite(tmp_path, "gpt_neox", (10,)) / "checkpoint-10"
+    config = json.loads((path / "config.json").read_text())
+    del config["hidden_size"]
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"^.*its config\.json describes a model of [0-9,]{9,} parameters, and it has "):
+        build_model(read_model(path), "causal")
+
+
 def test_no_teacher_is_loaded_for_steps_without_one():
     chosen = Teachers([], Plain)
     assert chosen.load(checkpoint_at(ce_only(), 0), next_checkpoint(ce_only(), 0)) is None
