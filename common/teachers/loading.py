@@ -253,12 +253,13 @@ def _class_of(stored: StoredModel, objective: Objective, model_class: type[PreTr
     kind = name and kind_of_class(name)
     if kind is not None and kind != objective:
         raise UserError(
-            f"{path} is a {name}, a {kind} model, but the student is {objective}: give a teacher of the student's kind"
+            f"{path} is a {name:.80}, a {kind} model, but the student is {objective}: give a teacher of the student's "
+            "kind"
         )
     if model_class is not None:
         return model_class
     if name is not None and not hasattr(transformers, name):
-        raise UserError(f"{path} is a {name}, which transformers does not have: give load_teacher")
+        raise UserError(f"{path} is a {name:.80}, which transformers does not have: give load_teacher")
     auto: Any = AutoModelForCausalLM if objective == "causal" else AutoModelForMaskedLM
     if type(config) not in auto._model_mapping:
         raise UserError(f"{path} is a {config.model_type} model, for which transformers has no {objective} model")
