@@ -32,8 +32,8 @@ MOST_LINES = 400
 
 REGISTRATIONS = {
     "common.attention": "Attention",
-    "common.kernels.lanes": "_overload_arithmetic(",
-    "parity_mlp.sgd.simd": "_overload_arithmetic(",
+    "common.kernels.lanes": "overload_arithmetic(",
+    "parity_mlp.sgd.simd": "overload_arithmetic(",
 }
 """How statements begin by which transformers learns of an attention, and numba of the operators of a type."""
 

@@ -213,7 +213,13 @@ def exp(typing_context, row):  # type: ignore[no-untyped-def]
     return row(row), generate
 
 
-def _overload_arithmetic(python_operator, instruction: str) -> None:  # type: ignore[no-untyped-def]
+def overload_arithmetic(kind: type[types.Type]) -> None:
+    """Give the vectors of a Numba type +, - and *, lane by lane."""
+    for python_operator, instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
+        _overload_operator(kind, python_operator, instruction)
+
+
+def _overload_operator(kind, python_operator, instruction):  # type: ignore[no-untyped-def]
     @intrinsic
     def arithmetic(typing_context, a, b):  # type: ignore[no-untyped-def]
         def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
@@ -223,11 +229,9 @@ def _overload_arithmetic(python_operator, instruction: str) -> None:  # type: ig
 
     @overload(python_operator)
     def implementation(a, b):  # type: ignore[no-untyped-def]
-        if isinstance(a, Lanes) and isinstance(b, Lanes):
+        if isinstance(a, kind) and isinstance(b, kind):
             return lambda a, b: arithmetic(a, b)
         return None
 
 
-_overload_arithmetic(operator.add, "fadd")
-_overload_arithmetic(operator.sub, "fsub")
-_overload_arithmetic(operator.mul, "fmul")
+overload_arithmetic(Lanes)

@@ -37,6 +37,7 @@ from common.teachers.configs import read_config
 from common.teachers.discovery import NO_WEIGHTS, step_in
 from common.teachers.pickles import read_pickle, require_memory, size_of, unpacked_size
 from common.teachers.tensors import require_finite_weights
+from common.teachers.weights import is_beside
 
 PICKLES = (".bin", ".pt", ".pth")
 """Suffixes of the files that are converted."""
@@ -340,7 +341,7 @@ def _parts(folder: Path) -> list[Path]:
         if not isinstance(parts, dict) or not parts:
             raise UserError(f"{index} is damaged (no weight_map): {advice}")
         names = sorted(set(map(str, parts.values())))
-        if outside := [f"{name:.80}" for name in names if not _is_beside(name)]:
+        if outside := [f"{name:.80}" for name in names if not is_beside(name, ".bin")]:
             raise UserError(f"{index} names {listed(outside)}, not a .bin file beside it: {advice}")
         paths = [folder / name for name in names]
         if missing := [path.name for path in paths if not path.exists()]:
@@ -348,10 +349,6 @@ def _parts(folder: Path) -> list[Path]:
     if other := [path for path in paths if not path.is_file()]:
         raise UserError(f"{other[0]} is not a file: {advice}")
     return paths
-
-
-def _is_beside(name: str) -> bool:
-    return Path(name).name == name and name.endswith(".bin") and len(name) < 256
 
 
 def _tied(folder: Path) -> Mapping[str, str]:

@@ -90,7 +90,7 @@ def weight_files(directory: Path) -> list[Path]:
     if not isinstance(parts, dict) or not parts:
         raise UserError(f"{index} is damaged (no weight_map): {advice}")
     names = sorted(set(map(str, parts.values())))
-    if outside := [f"{name:.80}" for name in names if not _is_beside(name)]:
+    if outside := [f"{name:.80}" for name in names if not is_beside(name, ".safetensors")]:
         raise UserError(f"{index} names {listed(outside)}, not a safetensors file beside it: {advice}")
     files = [directory / name for name in names]
     if missing := [path.name for path in files if not path.is_file()]:
@@ -98,9 +98,9 @@ def weight_files(directory: Path) -> list[Path]:
     return files
 
 
-def _is_beside(name: str) -> bool:
-    """Whether an index names a safetensors file in its own directory."""
-    return Path(name).name == name and name.endswith(".safetensors") and len(name) < 256
+def is_beside(name: str, suffix: str) -> bool:
+    """Whether a name in an index is that of a file with this suffix in the index's own directory."""
+    return Path(name).name == name and name.endswith(suffix) and len(name) < 256
 
 
 ADVICE = "save or download it again"

@@ -8,13 +8,13 @@ explicit fused multiply-add, so results do not depend on what an optimiser makes
 Arrays are two-dimensional, C-contiguous, of shape (rows, LANES); `load(array, i)` is row i. Nothing checks bounds.
 """
 
-import operator
-
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.datamodel import models, register_default
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
+
+from common.kernels.lanes import overload_arithmetic
 
 LANES = 64
 
@@ -114,24 +114,7 @@ def where_positive(typing_context, condition, value):  # type: ignore[no-untyped
     return value(condition, value), generate
 
 
-def _overload_arithmetic(python_operator, instruction: str) -> None:  # type: ignore[no-untyped-def]
-    @intrinsic
-    def arithmetic(typing_context, a, b):  # type: ignore[no-untyped-def]
-        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            return getattr(builder, instruction)(*arguments)
-
-        return a(a, b), generate
-
-    @overload(python_operator)
-    def implementation(a, b):  # type: ignore[no-untyped-def]
-        if isinstance(a, Row) and isinstance(b, Row):
-            return lambda a, b: arithmetic(a, b)
-        return None
-
-
-_overload_arithmetic(operator.add, "fadd")
-_overload_arithmetic(operator.sub, "fsub")
-_overload_arithmetic(operator.mul, "fmul")
+overload_arithmetic(Row)
 
 
 @intrinsic

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 from hypothesis import strategies as st
 
@@ -44,6 +45,12 @@ TEXTS = (
 )
 
 values = st.one_of(st.sampled_from(ODD + HUGE).map(copy.deepcopy), st.integers(), st.floats(), st.text(max_size=5))
+
+
+def restored(directory):
+    """The directory as its copy, `whole` beside it, is."""
+    shutil.rmtree(directory)
+    return shutil.copytree(directory.with_name("whole"), directory)
 
 
 def places(value):

@@ -11,7 +11,7 @@ from report import read_times
 from common.errors import UserError
 from tests.commands import exit_code
 from tests.hostile.contract import attempt, cases
-from tests.hostile.damage import damaged, json_files
+from tests.hostile.damage import damaged, json_files, restored
 from tests.parity import MLP
 
 
@@ -26,11 +26,6 @@ def runs(teacher_of, tmp_path_factory):
     assert exit_code(MLP.module("probe").main, *probe) == 0
     shutil.copytree(folder, folder.with_name("whole"))
     return folder
-
-
-def restored(runs):
-    shutil.rmtree(runs)
-    return shutil.copytree(runs.with_name("whole"), runs)
 
 
 def read(runs):

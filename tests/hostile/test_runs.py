@@ -18,40 +18,33 @@ from common.runs.run import Run, open_run
 from tests.commands import start
 from tests.files import CONFIG, TENSORS
 from tests.hostile.contract import attempt, cases
-from tests.hostile.damage import damaged, json_files
+from tests.hostile.damage import damaged, json_files, restored
 
 STATE = {"random": [1, 2**70], "best": 0.5}
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A complete run, and a copy."""
-    directory = tmp_path_factory.mktemp("runs") / "run"
-    with open_run(directory, {"lr": 0.1}, setting="parity_mlp") as opened:
-        for step in (0, 5):
-            opened.log({"step": step, "loss": 0.5, "accuracy": None})
-        save_checkpoint(directory, 5, TENSORS, CONFIG)
-        opened.finish({"step": 5, "loss": 0.5, "accuracy": None})
-    shutil.copytree(directory, directory.with_name("whole"))
-    return directory
-
-
-@pytest.fixture(scope="module")
-def half(tmp_path_factory):
-    """A run with a resume state, and a copy."""
-    directory = tmp_path_factory.mktemp("half") / "run"
+def made(directory, end):
+    """A run with two records, ended by a function of it, and a copy."""
     with open_run(directory, {"lr": 0.1}, setting="parity_mlp") as opened:
         for step in (0, 5):
             opened.log({"step": step, "loss": 0.5, "accuracy": None})
         save_checkpoint(directory, 4, TENSORS, CONFIG)
-        save_resume(directory, 5, TENSORS, STATE)
+        end(opened)
     shutil.copytree(directory, directory.with_name("whole"))
     return directory
 
 
-def restored(run):
-    shutil.rmtree(run)
-    return shutil.copytree(run.with_name("whole"), run)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A complete run."""
+    results = {"step": 5, "loss": 0.5, "accuracy": None}
+    return made(tmp_path_factory.mktemp("runs") / "run", lambda run: run.finish(results))
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """A run with a resume state."""
+    return made(tmp_path_factory.mktemp("half") / "run", lambda run: save_resume(run.directory, 5, TENSORS, STATE))
 
 
 def opened(directory):
