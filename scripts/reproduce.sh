@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Install what is needed, train, probe, distill and draw.  scripts/reproduce.sh [setting|all] [preset]
 # Figures and their data go to runs/figures, the time of each command to runs/figures/times.jsonl. Rerun it to resume.
-# With `all`, the settings are run one after another, and runs/report.html shows the results.
+# With `all`, the two settings on parity are run one after another, then both on grammars at once, then both on text, and
+# runs/report.html shows the results.
 set -euo pipefail
 
 child=""
@@ -21,6 +22,27 @@ stop() { # the command that runs, and then this script
 }
 trap stop INT TERM
 
+side_by_side() { # FIRST SECOND: two functions at once, as such small networks cannot use many threads
+    local -x OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(getconf _NPROCESSORS_ONLN) + 1) / 2))}
+    set -m # in a process group of its own, which ends with this script
+    { # its commands are in the same group
+        set +m
+        trap stop INT TERM
+        "$1"
+    } &
+    set +m
+    background=$!
+    stop_background() {
+        kill -TERM -- "-$background" 2> /dev/null || true
+    }
+    trap stop_background EXIT
+    trap 'stop_background; stop' INT TERM
+    "$2"
+    wait "$background"
+    trap - EXIT
+    trap stop INT TERM
+}
+
 setting=${1:-parity_mlp}
 preset=${2:-laptop}
 if [ "$setting" = all ]; then
@@ -31,8 +53,15 @@ if [ "$setting" = all ]; then
             exit 2
             ;;
     esac
-    for each in parity_mlp parity_gpt2 PCFG_mlm PCFG_autoregressive text_mlm text_autoregressive; do
-        report_follows=yes run "${BASH_SOURCE[0]}" "$each" "$preset"
+    reproduce() { # SETTING
+        report_follows=yes run "${BASH_SOURCE[0]}" "$1" "$preset"
+    }
+    reproduce parity_mlp
+    reproduce parity_gpt2
+    for task in PCFG text; do
+        masked() { reproduce "${task}_mlm"; }
+        autoregressive() { reproduce "${task}_autoregressive"; }
+        side_by_side masked autoregressive
     done
     source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
     python figures/report.py --preset "$preset" --runs runs
@@ -161,23 +190,7 @@ case "$setting" in
         other_students
         ;;
     *)
-        # such small networks cannot use many threads: two commands in parallel, with half of the processors each
-        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(getconf _NPROCESSORS_ONLN) + 1) / 2))}
-        set -m # in a process group of its own, which ends with this script
-        { # its commands are in the same group
-            set +m
-            trap stop INT TERM
-            students
-        } &
-        set +m
-        background=$!
-        stop_background() {
-            kill -TERM -- "-$background" 2> /dev/null || true
-        }
-        trap stop_background EXIT
-        trap 'stop_background; stop' INT TERM
-        other_students
-        wait "$background"
+        side_by_side students other_students
         ;;
 esac
 if [ -z "${report_follows:-}" ]; then

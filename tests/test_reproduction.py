@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 STAND_IN = """#!/bin/sh
-case "$*" in *.train*) exit 0 ;; esac
+case "$*" in *.train* | $ENDED) exit 0 ;; esac
 echo "$$ $*" >> commands
 exec sleep 600
 """
@@ -34,12 +34,26 @@ def copy(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "number"), [("parity_mlp smoke", 1), ("all smoke", 1), ("PCFG_mlm smoke", 1), ("text_mlm smoke", 2)]
+    ("words", "number", "ended"),
+    [
+        ("parity_mlp smoke", 1, ""),
+        ("all smoke", 1, ""),
+        ("all smoke", 2, "*parity*"),
+        ("PCFG_mlm smoke", 1, ""),
+        ("text_mlm smoke", 2, ""),
+        ("all smoke", 4, "*[yG]_*"),
+    ],
 )
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_script_leaves_no_command_behind(copy, words, number, sent):
+def test_a_stopped_script_leaves_no_command_behind(copy, words, number, ended, sent):
+    """`number` commands are running, after those that match the pattern `ended` have ended."""
     environment = copy / "environment"
-    settings = {**os.environ, "VIRTUAL_ENV": str(environment), "PATH": f"{environment}:{os.environ['PATH']}"}
+    settings = {
+        **os.environ,
+        "VIRTUAL_ENV": str(environment),
+        "PATH": f"{environment}:{os.environ['PATH']}",
+        "ENDED": ended,
+    }
     command = [copy / "scripts" / "reproduce.sh", *words.split()]
     with subprocess.Popen(
         command,
