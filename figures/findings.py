@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.ticker import EngFormatter
+from paired_tests import compare
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,9 @@ def ends_above(statement: str, upper: Mapping[int, float], lower: Mapping[int, f
         upper, lower: final accuracies by seed.
     """
     seeds = sorted(upper.keys() & lower.keys())
-    above = sum(upper[seed] > lower[seed] for seed in seeds)
+    if not seeds:
+        return Verdict(statement, False, "no seed in common")
     means = [float(np.mean(list(final.values()))) for final in (upper, lower)]
-    return Verdict(
-        statement,
-        bool(seeds) and above == len(seeds),
-        f"{above} of {len(seeds)} seeds; means {means[0]:.3f} and {means[1]:.3f}",
-    )
+    found = compare([upper[seed] - lower[seed] for seed in seeds])
+    numbers = f"{found.above} of {found.pairs} seeds; means {means[0]:.3f} and {means[1]:.3f}; p = {found.p:.2g}"
+    return Verdict(statement, found.above == found.pairs, numbers)

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from finding_runs import FoundRun, MissingError, Part, final_accuracies, students_of, with_arguments
+from finding_runs import FoundRun, MissingError, Part, final_accuracies, runs_by_key, students_of, with_arguments
 
 from common.distillation.choosing import Transition, find_transition
 from common.distillation.supervision import first_checkpoint
@@ -88,6 +88,75 @@ def compared_students(
         data[method] = {"heads": heads, "steps": list(budgets), **final}
         commands += [run.argv for used in by_budget.values() for run in used]
     return Part(data, commands)
+
+
+def paired_students(
+    teachers: Sequence[FoundRun],
+    runs: Sequence[FoundRun],
+    arguments: Mapping[str, Any],
+    budgets: Sequence[int],
+    command: str,
+) -> Part:
+    """Final accuracies of the students of several teachers on several streams, by method, stream and seed.
+
+    Args:
+        teachers: of the students. Those that learn from the labels are students of the first one, as they do not
+            depend on it.
+        runs: of the setting.
+        arguments: of the students; those that distinguish the compared runs may differ.
+        budgets: steps of the students.
+        command: that makes them.
+
+    Returns:
+        `steps`, `teacher_seeds`, `pairs` of (stream seed, seed), and `accuracy` by method, of shape (pairs, teachers,
+        budgets); for `ce` with a single teacher.
+
+    Raises:
+        MissingError: a run does not exist.
+        UserError: two runs have the same method, teacher, budget, stream and seed.
+    """
+    heads = arguments["student_heads"][0]
+    found: dict[tuple[Any, ...], FoundRun] = {}
+    for method in METHODS:
+        for teacher in teachers[:1] if method == "ce" else teachers:
+            wanted = {**arguments, "methods": [method], "student_heads": [heads], "checkpoint": []}
+            some = with_arguments(students_of(teacher, runs), wanted, free=("seeds", "steps", "teacher", "stream_seed"))
+            name = f"{method} students of {teacher.directory}"
+            found |= runs_by_key(
+                [run for run in some if run.arguments["steps"][0] in budgets],
+                lambda run, of=(method, teacher.directory): (*of, _pair(run), run.arguments["steps"][0]),  # type: ignore[misc]
+                lambda key, name=name: f"{name} and {key[3]} steps with stream and seed {key[2]}",  # type: ignore[misc]
+            )
+    if not found:
+        raise MissingError(f"no students of {teachers[0].directory}; create them with {command}")
+    pairs = sorted({key[2] for key in found})
+    accuracy: dict[str, list[list[list[float]]]] = {}
+    for method in METHODS:
+        accuracy[method] = []
+        for pair in pairs:
+            of_pair = []
+            for teacher in teachers[:1] if method == "ce" else teachers:
+                keys = [(method, teacher.directory, pair, steps) for steps in budgets]
+                if missing := [key for key in keys if key not in found]:
+                    stream, seed = pair
+                    raise MissingError(
+                        f"no complete run of {method} students of {teacher.directory} and {missing[0][3]} steps with "
+                        f"stream {stream} and seed {seed}; create it with {command}"
+                    )
+                of_pair.append([round(found[key].records()[-1]["accuracy"], 5) for key in keys])
+            accuracy[method].append(of_pair)
+    data = {
+        "steps": list(budgets),
+        "teacher_seeds": [teacher.arguments["seed"] for teacher in teachers],
+        "pairs": [list(pair) for pair in pairs],
+        "accuracy": accuracy,
+    }
+    return Part(data, [run.argv for run in found.values()])
+
+
+def _pair(student: FoundRun) -> tuple[int, int]:
+    """What a student shares with those of other methods: its stream and its seed."""
+    return student.arguments["stream_seed"], student.arguments["seeds"][0]
 
 
 def two_shot_students(

@@ -395,13 +395,11 @@ def test_the_report_of_a_folder_of_runs(tmp_path):
     assert "python -m parity_mlp.distill smoke" in text
 
 
-def test_reproduction_of_all_settings_knows_its_presets_and_the_settings_of_the_report():
+def test_reproduction_of_all_settings_knows_its_presets():
     script = ROOT / "scripts" / "reproduce.sh"
     done = subprocess.run([script, "all", "huge"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: no 'all huge'; presets are smoke, laptop and paper\n"
-    (settings,) = [line for line in script.read_text().splitlines() if line.strip().startswith("for each in ")]
-    assert settings.partition(" in ")[2].removesuffix("; do").split() == list(report.TITLES)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")

@@ -6,9 +6,11 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import get_args
 
 import psutil
 import pytest
+from make_figures import SettingName
 
 ROOT = Path(__file__).resolve().parents[1]
 STAND_IN = """#!/bin/sh
@@ -71,3 +73,15 @@ def test_a_stopped_script_leaves_no_command_behind(copy, words, number, ended, s
     started = {int(line.split()[0]) for line in commands.read_text().splitlines()}
     processes = psutil.process_iter(["status"])
     assert not started & {process.pid for process in processes if process.info["status"] != psutil.STATUS_ZOMBIE}
+
+
+def test_all_settings_are_reproduced_and_then_reported(copy):
+    environment = copy / "environment"
+    (environment / "python").write_text('#!/bin/sh\necho "$*" >> commands\n')
+    settings = {**os.environ, "VIRTUAL_ENV": str(environment), "PATH": f"{environment}:{os.environ['PATH']}"}
+    subprocess.run([copy / "scripts" / "reproduce.sh", "all", "smoke"], env=settings, check=True)
+    commands = (copy / "commands").read_text().splitlines()
+    for setting in get_args(SettingName):
+        assert f"-m {setting}.train smoke" in commands
+        assert any(command.startswith(f"-m {setting}.distill smoke") for command in commands)
+    assert commands[-1] == "figures/report.py --preset smoke --runs runs"

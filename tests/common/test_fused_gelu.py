@@ -1,0 +1,52 @@
+"""GPT-2's activation as one operation, against the formula and transformers' own."""
+
+import math
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.activations import NewGELUActivation
+
+from common.fused_gelu import fuse_gelu
+from common.language_models.models import Tokens, gpt2
+from common.teachers.loading import build_model, read_model
+
+
+def activations(model):
+    return [type(block.mlp.act) for block in model.transformer.h]
+
+
+@pytest.fixture
+def plain():
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=11, n_positions=9, n_embd=8, n_layer=2, n_head=2)).eval()
+
+
+def test_it_computes_the_formula():
+    model = torch.nn.Sequential(NewGELUActivation())
+    fuse_gelu(model)
+    x = torch.linspace(-12, 12, 4001, dtype=torch.float64, requires_grad=True)
+    inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+    expected = x / 2 * (1 + torch.tanh(inner))
+    torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-15)
+    found, wanted = (torch.autograd.grad(y.sum(), x)[0] for y in (model(x), expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14)
+
+
+def test_a_gpt2_computes_the_same(plain):
+    tokens = torch.arange(9).unsqueeze(0)
+    before, config = plain(tokens).logits, plain.config.to_dict()
+    assert activations(plain) == [NewGELUActivation] * 2
+    fuse_gelu(plain)
+    assert activations(plain) == [torch.nn.GELU] * 2
+    torch.testing.assert_close(plain(tokens).logits, before, rtol=1e-5, atol=1e-6)
+    assert plain.config.to_dict() == config
+
+
+def test_new_models_and_those_of_checkpoints_have_it(plain, tmp_path):
+    plain.save_pretrained(tmp_path)
+    loaded = build_model(read_model(tmp_path), "causal")
+    new = gpt2(Tokens(11, 9, None, None), layers=2, heads=2, head_dim=4, dropout=0.0, seed=0)
+    assert activations(loaded) == activations(new) == [torch.nn.GELU] * 2
+    tokens = torch.arange(9).unsqueeze(0)
+    torch.testing.assert_close(loaded.eval()(tokens).logits, plain(tokens).logits, rtol=1e-5, atol=1e-6)
