@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from common.cli import command, run_command
 from common.language_models import arguments
-from PCFG_autoregressive.arguments import LAPTOP, PAPER, SMOKE, Arguments
+from PCFG_autoregressive.arguments import LAPTOP, PAPER, SMOKE, WORKSTATION, Arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,9 @@ class TrainArguments(Arguments, arguments.TrainArguments):
 PRESETS = {
     "smoke": TrainArguments(**SMOKE, heads=4, steps=60, checkpoint_every=10),
     "laptop": TrainArguments(**LAPTOP, heads=8, steps=2_000, lr=5e-3, eval_every=25, checkpoint_every=25),
+    "workstation": TrainArguments(
+        **WORKSTATION, heads=8, steps=12_000, lr=5e-3, eval_every=50, checkpoint_every=100, seed=1
+    ),
     "paper": TrainArguments(**PAPER, heads=32, steps=8_000, checkpoint_every=200),
 }
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from common.cli import command, run_command
 from common.language_models import arguments
-from PCFG_mlm.arguments import LAPTOP, PAPER, SMOKE, Arguments
+from PCFG_mlm.arguments import LAPTOP, PAPER, SMOKE, WORKSTATION, Arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,21 @@ PRESETS = {
         eval_every=100,
         checkpoint_every=0,
         first_steps=300,
+        saturation_steps=200,
+    ),
+    "workstation": DistillArguments(
+        **WORKSTATION,
+        student_heads=(3,),
+        steps=(500, 1_000, 2_000),
+        lr=1e-2,
+        temperature=1.0,
+        seeds=(10, 11, 12, 13, 14),
+        stream_seed=3000,
+        teacher_range=(400, 1_200),
+        teacher_every=40,
+        eval_every=100,
+        checkpoint_every=0,
+        first_steps=400,
         saturation_steps=200,
     ),
     "paper": DistillArguments(

@@ -20,7 +20,12 @@ from common.errors import UserError, one_line
 from common.runs.names import ROOT
 from common.runs.stopping import Stopped, catch_stop_signals
 
-PRESET_DESCRIPTIONS = {"smoke": "seconds", "laptop": "shows the effect in minutes", "paper": "the published size"}
+PRESET_DESCRIPTIONS = {
+    "smoke": "seconds",
+    "laptop": "shows the effect in minutes",
+    "workstation": "as laptop, with a teacher near the best possible one, and more seeds and streams",
+    "paper": "the published size",
+}
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 NO_ACCESS = (
