@@ -134,6 +134,6 @@ def steps_to_reach(
     Returns:
         Steps; 0 below the first point, infinity above the last.
     """
-    rising = np.maximum.accumulate(accuracy)
-    reached = np.exp(np.interp(wanted, rising, np.log(steps)))
+    rising, first = np.unique(np.maximum.accumulate(accuracy), return_index=True)
+    reached = np.exp(np.interp(wanted, rising, np.log(steps)[first]))
     return np.where(wanted < rising[0], 0, np.where(wanted > rising[-1], np.inf, reached))
