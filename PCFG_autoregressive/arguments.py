@@ -57,6 +57,14 @@ class NonterminalArguments(TaskArguments, arguments.NonterminalArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WindowArguments(TaskArguments, arguments.WindowArguments):
+    """Measure how far every checkpoint is from the best predictors that see only the last few tokens."""
+
+    sizes: tuple[int, ...] = (1, 2, 3, 4, 5, 7, 9, 13, 21)
+    """Tokens of the windows: one to predict and those before it; all tokens before it are always the last window."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BayesOptimalArguments(TaskArguments, arguments.BayesOptimalArguments):
     """Loss and accuracy of the Bayes-optimal predictor on the run's evaluation sentences; checkpoints are not
     needed."""

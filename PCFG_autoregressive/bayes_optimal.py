@@ -49,8 +49,45 @@ def bayes_optimal_values(task: NextTokenTask, batches: Sequence[Batch]) -> dict[
     return {**best, "without_label": {"loss": unknown.loss, "accuracy": unknown.accuracy}}
 
 
+def window_posteriors(
+    task: NextTokenTask, tokens: NDArray[np.integer], position: int, sizes: Sequence[int]
+) -> NDArray[np.float64]:
+    """Probabilities of a labelled token given its position and only the last few tokens before it.
+
+    With labels at one depth of the tree, it is known that the token has one. The sentence's length is not known.
+
+    Args:
+        task: which tokens have labels.
+        tokens: (length,), the terminals.
+        position: of the token; the length for EOS.
+        sizes: tokens of the windows, this one included; one may reach beyond the beginning.
+
+    Returns:
+        (windows + 1, terminals + 1), the last column for EOS, and the last row for all tokens before.
+    """
+    is_labelled = np.arange(position + 1) == position
+    known = task.label_level != "all"
+    unseen = [*(max(position + 1 - size, 0) for size in sizes), 0]
+    rows = {count: posteriors(task, tokens[:position], is_labelled, known, count)[0] for count in set(unseen)}
+    return np.stack([rows[count] for count in unseen])
+
+
+def window_posteriors_of_label(
+    task: NextTokenTask, batch: Batch, row: int, column: int, sizes: Sequence[int]
+) -> NDArray[np.float64]:
+    """`window_posteriors` of a label, with zeros for other tokens: (windows + 1, vocabulary)."""
+    found = window_posteriors(task, batch.input_ids[row, 1:column].numpy(), column - 1, sizes)
+    result = np.zeros((len(found), task.vocabulary))
+    result[:, [*range(task.terminals), task.eos]] = found
+    return result
+
+
 def posteriors(
-    task: NextTokenTask, tokens: NDArray[np.integer], labelled: NDArray[np.bool_], label_is_known: bool
+    task: NextTokenTask,
+    tokens: NDArray[np.integer],
+    labelled: NDArray[np.bool_],
+    label_is_known: bool,
+    unseen: int = 0,
 ) -> NDArray[np.float64]:
     """Probabilities at the labelled tokens of a sentence, given those before, and optionally that they have a label.
 
@@ -59,12 +96,13 @@ def posteriors(
         tokens: (length,), the terminals.
         labelled: (length + 1,), the last one for EOS.
         label_is_known: only with labels at a depth of the tree.
+        unseen: number of tokens at the beginning that are not known.
 
     Returns:
         (labels, terminals + 1), the last column for EOS.
     """
     if label_is_known:
         assert task.label_level != "all"
-        joint = span_end_posteriors(task.grammar, tokens, task.label_level)[labelled]
+        joint = span_end_posteriors(task.grammar, tokens, task.label_level, unseen)[labelled]
         return np.pad(joint / joint.sum(axis=1, keepdims=True), ((0, 0), (0, 1)))
-    return next_token_posteriors(task.grammar, tokens)[labelled]
+    return next_token_posteriors(task.grammar, tokens, unseen)[labelled]

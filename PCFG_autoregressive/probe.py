@@ -3,10 +3,11 @@
     python probe.py ngrams --run ../runs/PCFG_autoregressive/laptop
     python probe.py nonterminals --run ../runs/PCFG_autoregressive/laptop --training 2048 --heldout 512
     python probe.py generation --run ../runs/PCFG_autoregressive/laptop
+    python probe.py windows --run ../runs/PCFG_autoregressive/laptop
     python probe.py bayes-optimal --run ../runs/PCFG_autoregressive/laptop
     python probe.py ngrams --run teachers/theirs --grammar cfg3b
 
-Writes probes/ngrams.json, probes/nonterminals.json or probes/generation.json in the run's directory (arguments other
+Writes probes/ngrams.json, nonterminals.json, generation.json or windows.json in the run's directory (arguments other
 than the defaults become part of the name) after each checkpoint; rerun the command to resume. For the checkpoints of a
 teacher that is not a run, give its task; the file is then in runs/PCFG_autoregressive/probes-of-<teacher>/, or --out.
 
@@ -14,6 +15,12 @@ In ngrams.json the n-gram of a token is the token and the n - 1 tokens before it
 the checkpoints, nonterminals.json has the accuracy at each level of the most probable ancestor given the whole
 sentence, which is 1 only if sentences have one parse; it is left out for a grammar whose tokens are at different
 depths. generation.json has the fraction of continuations of given prefixes that the grammar accepts.
+
+windows.json has KL(posterior || model) in nats for posteriors of a token given its position and the n - 1 tokens before
+it (`tokens` is n; null for all tokens before it), as a mean over labelled tokens of the run's evaluation sentences. A
+model that predicts as the best n-gram model would has 0 for that n. With labels at one depth of the tree, that the
+token has a label is given as well. Beside the checkpoints are the expected loss of each posterior (`entropy`) and its
+loss and accuracy on these tokens.
 
 `bayes-optimal` needs no checkpoint. probes/bayes_optimal.json has loss, accuracy and expected accuracy of the
 Bayes-optimal predictor on the run's evaluation sentences, the best values that any model can reach there. With labels
@@ -32,18 +39,20 @@ from PCFG_autoregressive.arguments import (
     GenerationArguments,
     NgramArguments,
     NonterminalArguments,
+    WindowArguments,
 )
 
 PROBES: dict[str, Callable[..., Any]] = {
     "ngrams": NgramArguments,
     "nonterminals": NonterminalArguments,
     "generation": GenerationArguments,
+    "windows": WindowArguments,
     "bayes-optimal": BayesOptimalArguments,
 }
 
 
 def probe(
-    arguments: NgramArguments | NonterminalArguments | GenerationArguments | BayesOptimalArguments,
+    arguments: NgramArguments | NonterminalArguments | GenerationArguments | WindowArguments | BayesOptimalArguments,
     argv: Sequence[str] = (),
 ) -> None:
     """Measure what is not in the probe's file yet."""
@@ -51,9 +60,10 @@ def probe(
     import numpy as np
 
     from common.pcfg import probing
+    from common.pcfg.windows import windows
     from common.probes.ngrams import CausalNgramVariants, gpt2_predictor
     from common.probes.nonterminals import gpt2_encoder
-    from PCFG_autoregressive.bayes_optimal import bayes_optimal_values
+    from PCFG_autoregressive.bayes_optimal import bayes_optimal_values, window_posteriors_of_label
     from PCFG_autoregressive.generation import probe_generation
     from PCFG_autoregressive.training import SETTING
 
@@ -68,6 +78,8 @@ def probe(
             probing.nonterminals(arguments, argv, SETTING, gpt2_encoder)
         case GenerationArguments():
             probe_generation(arguments, argv, SETTING)
+        case WindowArguments():
+            windows(arguments, argv, SETTING, window_posteriors_of_label)
         case BayesOptimalArguments():
             probing.bayes_optimal(arguments, argv, SETTING, bayes_optimal_values)
 

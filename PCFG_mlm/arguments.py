@@ -53,6 +53,14 @@ class NonterminalArguments(TaskArguments, arguments.NonterminalArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WindowArguments(TaskArguments, arguments.WindowArguments):
+    """Measure how far every checkpoint is from the best predictors that see only a window of the sentence."""
+
+    sizes: tuple[int, ...] = (1, 3, 5, 7, 9, 13, 21, 33)
+    """Tokens of the windows, odd: a position and as many on each side; the whole input is always the last window."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BayesOptimalArguments(TaskArguments, arguments.BayesOptimalArguments):
     """Loss and accuracy of the Bayes-optimal predictor on the run's evaluation sentences; checkpoints are not
     needed."""

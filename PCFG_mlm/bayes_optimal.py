@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from common.distillation.losses import IGNORED_LABEL
 from common.pcfg.bayes_optimal import BayesOptimal, score
-from common.pcfg.inside_outside import cavities
+from common.pcfg.inside_outside import cavities, cavity_at
 from common.probes.ngrams import NgramQueries, Predictor
 from PCFG_mlm.batches import Batch, MaskedTask
 
@@ -89,6 +89,52 @@ def posteriors(
         joint = others * own
         results.append(joint / joint.sum(axis=1, keepdims=True))
     return results
+
+
+def window_posteriors(
+    task: MaskedTask,
+    shown: NDArray[np.int64],
+    predicted: NDArray[np.bool_],
+    position: int,
+    sizes: Sequence[int],
+) -> NDArray[np.float64]:
+    """Probabilities of the terminals at one position, given only the input in windows around it.
+
+    Where the window and the sentence are, and the sentence's length, is known.
+
+    Args:
+        task: what was masked, and how.
+        shown: the input of a sentence, as for `posteriors`, (length,).
+        predicted: whether a position is to be predicted, (length,).
+        position: which is to be predicted.
+        sizes: tokens of the windows, odd; one may reach beyond the sentence.
+
+    Returns:
+        (windows + 1, terminals), the last row for the whole input.
+
+    Raises:
+        UserError: the grammar cannot make the sentence.
+    """
+    evidence = _evidence(task, shown, predicted)
+    distances = np.abs(np.arange(len(shown)) - position)
+    reach = int(distances.max())
+    radii = [*(min(size // 2, reach) for size in sizes), reach]
+    others = {
+        radius: cavity_at(task.grammar, np.where(distances[:, None] <= radius, evidence, 1.0), position)
+        for radius in set(radii)
+    }
+    own = _likelihood(task, shown[[position]], UNCHANGED_SHARE, RANDOM_SHARE)
+    joint = np.stack([others[radius] for radius in radii]) * own
+    return joint / joint.sum(axis=1, keepdims=True)
+
+
+def window_posteriors_of_label(
+    task: MaskedTask, batch: Batch, row: int, column: int, sizes: Sequence[int]
+) -> NDArray[np.float64]:
+    """`window_posteriors` of a label other than BOS, with zeros for other tokens: (windows + 1, vocabulary)."""
+    ((shown, labels),) = _sentences(task, Batch(*(tensor[[row]] for tensor in vars(batch).values())))
+    found = window_posteriors(task, shown, labels != IGNORED_LABEL, column - 1, sizes)
+    return np.pad(found, ((0, 0), (0, task.vocabulary - task.terminals)))
 
 
 def _evidence(task: MaskedTask, shown: NDArray[np.int64], predicted: NDArray[np.bool_]) -> NDArray[np.float64]:

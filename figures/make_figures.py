@@ -7,7 +7,8 @@
 The first command draws the data in figures/data/. The second collects data from all complete runs in a directory, at
 any depth and under any name. The third does so for all settings. A figure is drawn if its runs exist; for every other
 figure, one line says which run is missing and names the command that creates it. A missing figure is an error (exit
-code 2) if a setting was given; otherwise it is an error only if nothing can be drawn or the runs are ambiguous.
+code 2) if a setting and --runs were given; otherwise it is an error only if nothing can be drawn or the runs are
+ambiguous.
 """
 
 import json
@@ -97,7 +98,8 @@ def main(arguments: Arguments) -> None:
     for figures in drawn:
         for picture in figures.pictures.values():
             print(picture)
-    report_missing(drawn, arguments.preset, required=arguments.setting is not None)
+    from_runs = arguments.runs is not None or not any(figures.pictures for figures in drawn)
+    report_missing(drawn, arguments.preset, required=arguments.setting is not None and from_runs)
 
 
 def report_missing(drawn: Sequence[Drawn], preset: Preset, required: bool) -> None:

@@ -94,6 +94,7 @@ def collect(found: Sequence[FoundRun], preset: str, setting: SettingName = "PCFG
     parts = {
         "bayes_optimal": panel["bayes_optimal"],
         "ngrams": partial(_probe, teacher, "ngrams"),
+        "windows": partial(_probe, teacher, "windows"),
         **(
             {"nonterminals": partial(_probe, teacher, "nonterminals")}
             if setting == "PCFG_mlm"
@@ -221,13 +222,30 @@ def _generation(runs: Sequence[FoundRun], preset: str, teacher: FoundRun) -> Par
 
 
 def _ngram_summary(result: dict[str, Any]) -> dict[str, Any]:
-    """25th, 50th and 75th percentiles of M_robust by checkpoint and, if it was probed, of the Bayes-optimal model."""
+    """25th, 50th and 75th percentiles of M_robust by checkpoint and, if it was probed, of the Bayes-optimal model, for
+    n-grams of one length; medians by checkpoint for all lengths."""
+    sizes, checkpoints = result["settings"]["sizes"], result["checkpoints"]
     return {
         "n": NGRAM,
-        "pairs": result["checkpoints"][0]["pairs"],
-        "steps": [entry["step"] for entry in result["checkpoints"]],
-        "percentiles": [robust_quartiles(entry) for entry in result["checkpoints"]],
+        "pairs": checkpoints[0]["pairs"],
+        "steps": [entry["step"] for entry in checkpoints],
+        "percentiles": [robust_quartiles(entry) for entry in checkpoints],
         "bayes_optimal": robust_quartiles(result["bayes_optimal"]) if "bayes_optimal" in result else None,
+        "sizes": sizes,
+        "medians": [[robust_quartiles(entry, n)[1] for entry in checkpoints] for n in sizes],
+    }
+
+
+def _window_summary(result: dict[str, Any]) -> dict[str, Any]:
+    """KL(posterior || model) by window and checkpoint, and how good the posterior of each window is."""
+    windows, checkpoints = result["windows"], result["checkpoints"]
+    return {
+        "positions": result["positions"],
+        "tokens": [window["tokens"] for window in windows],
+        "entropy": [round(window["entropy"], 5) for window in windows],
+        "accuracy": [round(window["expected_accuracy"], 5) for window in windows],
+        "steps": [entry["step"] for entry in checkpoints],
+        "kl": [[round(entry["windows"][i]["kl"], 5) for entry in checkpoints] for i in range(len(windows))],
     }
 
 
@@ -260,6 +278,7 @@ def _generation_summary(result: dict[str, Any]) -> dict[str, Any]:
 
 SUMMARIES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "ngrams": _ngram_summary,
+    "windows": _window_summary,
     "nonterminals": _nonterminal_summary,
     "generation": _generation_summary,
 }

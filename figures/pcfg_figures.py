@@ -1,10 +1,10 @@
 """Draw the figures of BERT and GPT-2 on grammars from the data that `pcfg_data.py` collects.
 
-These are their panels of the overview (figure 1), the curriculum (figure 3), and what the probes of nonterminals (BERT)
-or of generation (GPT-2) find over the teacher's training.
+These are their panels of the overview (figure 1), the curriculum (figure 3), how near the teacher is to n-gram models,
+and what the probes of nonterminals (BERT) or of generation (GPT-2) find over the teacher's training.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle
 from typing import Any
@@ -15,7 +15,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
 
 from common.plotting import (
     BLACK,
@@ -31,6 +31,11 @@ from common.plotting import (
 )
 
 MARKERS = "osv^D<>P"
+DASHES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)))
+SHARE = 0.1
+"""Of its peak, at which the dependence on n-grams counts as gone."""
+GAP = 0.075
+"""Least distance between the labels of curves, as a fraction of the height of the axes."""
 REFERENCES = {"majority": (":", "majority"), "bayes_optimal": ("-.", "Bayes-optimal")}
 """Dashes and label of what the accuracy of the probe is compared with."""
 
@@ -103,6 +108,81 @@ def curriculum(data: dict[str, Any]) -> Figure:
     return figure
 
 
+def windows(data: dict[str, Any]) -> Figure:
+    """(a) The teacher's divergence from the best n-gram models, (b) its M_robust relative to its peak, by n."""
+    figure, axes = new_figure(rows=2, height=4.6)
+    divergence, robust = axes[:, 0]
+    found, ngrams = data["windows"], data["ngrams"]
+    sizes = [*sorted({n for n in (*found["tokens"], *ngrams["sizes"]) if n is not None}), None]
+    shades = colormaps["viridis"](0.92 * np.linspace(0, 1, len(sizes)) ** 0.7)
+    colours = {n: to_hex(shade) for n, shade in zip(sizes, shades, strict=True)}
+
+    steps = found["steps"]
+    for n, kl in zip(found["tokens"], found["kl"], strict=True):
+        divergence.plot(steps, kl, color=colours[n], linewidth=1.2)
+        lowest = int(np.argmin(kl))
+        divergence.plot(steps[lowest], kl[lowest], color=colours[n], marker="o", markersize=4)
+    divergence.plot([], [], color=BLACK, linestyle="", marker="o", markersize=4, label="minimum")
+    divergence.set_yscale("log")
+    divergence.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    divergence.yaxis.set_minor_locator(NullLocator())
+    divergence.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    divergence.set_ylabel("KL(posterior || teacher), nats")
+    _label_ends(divergence, [kl[-1] for kl in found["kl"]], found["tokens"], [colours[n] for n in found["tokens"]])
+    panel_title(divergence, "(a) posteriors given a window of n tokens")
+
+    for n, medians, marker, dashes in zip(ngrams["sizes"], ngrams["medians"], cycle(MARKERS), cycle(DASHES)):
+        peak, fall = peak_and_fall(medians)
+        relative = np.asarray(medians) / (medians[peak] or 1)
+        style: dict[str, Any] = {"color": colours[n], "marker": marker, "markersize": 4}
+        line = {"linestyle": dashes, "linewidth": 1.2, "label": f"n = {n}"}
+        robust.plot(ngrams["steps"], relative, **style, **line, markevery=[peak])
+        if fall is not None:
+            robust.plot(ngrams["steps"][fall], relative[fall], linestyle="", **style, fillstyle="none")
+    robust.plot([], [], color=BLACK, linestyle="", marker="o", markersize=4, label="peak")
+    robust.plot([], [], color=BLACK, linestyle="", marker="o", markersize=4, fillstyle="none", label="a tenth of it")
+    robust.axhline(SHARE, color=BLACK, linestyle=":", linewidth=0.8)
+    robust.set_ylim(0, 1.08)
+    robust.set_ylabel(r"median $M_\mathrm{robust}$ / its peak")
+    panel_title(robust, "(b) dependence on n-grams")
+
+    for axis in (divergence, robust):
+        finish_teacher_axis(axis, data["phases"], max(steps[0], 1), steps[-1])
+    legend_below(figure, 4)
+    return figure
+
+
+def peak_and_fall(values: Sequence[float]) -> tuple[int, int | None]:
+    """Index of the largest value, and of the first one after it that is at most `SHARE` of it, if there is any."""
+    peak = int(np.argmax(values))
+    fallen = np.flatnonzero(np.asarray(values[peak:]) <= SHARE * values[peak])
+    return peak, peak + int(fallen[0]) if len(fallen) else None
+
+
+def _label_ends(axis: Axes, values: Sequence[float], tokens: Sequence[int | None], colours: Sequence[str]) -> None:
+    """The n of each curve beside its last value on a logarithmic axis, moved up where two would overlap."""
+    low, high = np.log(axis.get_ylim())
+    axis.set_ylim(axis.get_ylim())
+    places = (np.log(values) - low) / (high - low)
+    order = np.argsort(places)
+    axis.annotate("n", (1.07, 1 + GAP), xycoords="axes fraction", fontsize=7, verticalalignment="center")
+    free = -np.inf
+    for rank, i in enumerate(order):
+        place = min(max(places[i], free), 1 - GAP * (len(order) - 1 - rank))
+        free = place + GAP
+        axis.annotate(
+            "all" if tokens[i] is None else str(tokens[i]),
+            (1, values[i]),
+            (1.07, place),
+            xycoords=("axes fraction", "data"),
+            textcoords="axes fraction",
+            color=colours[i],
+            fontsize=7,
+            verticalalignment="center",
+            arrowprops={"arrowstyle": "-", "color": colours[i], "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0},
+        )
+
+
 def nonterminals(data: dict[str, Any]) -> Figure:
     """Accuracy of the probe for nonterminals, one line per level of the tree, over the teacher's training."""
     figure, axes = new_figure(height=2.7)
@@ -139,15 +219,18 @@ def generation(data: dict[str, Any]) -> Figure:
 
 OVERVIEW = ("bayes_optimal", "students")
 CURRICULUM = ("bayes_optimal", "ngrams", "students", "two_shot")
+WINDOWS = ("ngrams", "windows")
 FIGURES = {
     "PCFG_mlm": {
         "figure1": (overview, OVERVIEW),
         "figure3": (curriculum, CURRICULUM),
+        "figure3_windows": (windows, WINDOWS),
         "figure_nonterminals": (nonterminals, ("nonterminals",)),
     },
     "PCFG_autoregressive": {
         "figure1": (overview, (*OVERVIEW, "other_tasks")),
         "figure3": (curriculum, CURRICULUM),
+        "figure3_windows": (windows, WINDOWS),
         "figure_generation": (generation, ("generation",)),
     },
 }

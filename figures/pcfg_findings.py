@@ -19,7 +19,7 @@ from findings import (
     transition_text,
 )
 from language_model_findings import budgets_table, ends_above_at_every_budget
-from pcfg_figures import predicted
+from pcfg_figures import SHARE, peak_and_fall, predicted
 
 from common.plotting import METHODS
 
@@ -104,6 +104,71 @@ def curriculum(data: Mapping[str, Any]) -> Finding:
     )
 
 
+def windows(data: Mapping[str, Any]) -> Finding:
+    """Which n-gram model the teacher is nearest to, and when its dependence on n-grams peaks and falls."""
+    found, ngrams = data["windows"], data["ngrams"]
+    lowest = [int(np.argmin(kl)) for kl in found["kl"]]
+    rows = [
+        [
+            "the whole input" if tokens is None else str(tokens),
+            f"{entropy:.3f}",
+            f"{accuracy:.3f}",
+            steps_text(found["steps"][at]),
+            f"{kl[at]:.3f}",
+            f"{kl[-1]:.3f}",
+        ]
+        for tokens, entropy, accuracy, at, kl in zip(
+            found["tokens"], found["entropy"], found["accuracy"], lowest, found["kl"], strict=True
+        )
+    ]
+    peaks = [peak_and_fall(medians) for medians in ngrams["medians"]]
+    steps = ngrams["steps"]
+    dependence = [
+        [
+            str(n),
+            f"{medians[peak]:.3f}",
+            steps_text(steps[peak]),
+            steps_text(None if fall is None else steps[fall]),
+            f"{medians[-1]:.3f}",
+        ]
+        for n, medians, (peak, fall) in zip(ngrams["sizes"], ngrams["medians"], peaks, strict=True)
+    ]
+    return Finding(
+        title="The n-gram models that a teacher passes through",
+        claim="A teacher first predicts as n-gram models of few tokens do, then of more and more: the longer the "
+        "window, the later it is nearest to the best prediction from that window, and its dependence on short n-grams "
+        "peaks and then falls.",
+        alt="Two panels over the teacher's training steps: its divergence from the exact posteriors given windows of "
+        "several lengths, and its dependence on n-grams relative to the peak.",
+        verdicts=[
+            Verdict(
+                "The longer the window, the later the teacher is nearest to its posterior (or at the same checkpoint)",
+                lowest == sorted(lowest) and lowest[0] < lowest[-1],
+                "nearest at steps " + comma_separated([steps_text(found["steps"][at]) for at in lowest]),
+            ),
+            Verdict(
+                f"Median M_robust falls to {SHARE:.0%} of its peak, for every length of n-grams",
+                all(fall is not None for _, fall in peaks),
+                ", ".join(
+                    f"{row[0]}-grams: peak at step {row[2]}, {SHARE:.0%} of it at {row[3]}" for row in dependence
+                ),
+            ),
+        ],
+        tables=[
+            Table(
+                f"Divergence of the teacher from posteriors given windows, {found['positions']} positions, in nats",
+                ["tokens", "entropy", "expected accuracy", "nearest at step", "divergence there", "at the end"],
+                rows,
+            ),
+            Table(
+                f"Median M_robust of {ngrams['pairs']} positions",
+                ["n", "peak", "at step", f"{SHARE:.0%} of it at step", "at the end"],
+                dependence,
+            ),
+        ],
+    )
+
+
 def nonterminals(data: Mapping[str, Any]) -> Finding:
     """How well a probe predicts the parse tree from the teacher's hidden states."""
     found = data["nonterminals"]
@@ -178,8 +243,18 @@ def generation(data: Mapping[str, Any]) -> Finding:
 
 
 FINDINGS: dict[str, dict[str, Describe]] = {
-    "PCFG_mlm": {"figure1": overview, "figure3": curriculum, "figure_nonterminals": nonterminals},
-    "PCFG_autoregressive": {"figure1": overview, "figure3": curriculum, "figure_generation": generation},
+    "PCFG_mlm": {
+        "figure1": overview,
+        "figure3": curriculum,
+        "figure3_windows": windows,
+        "figure_nonterminals": nonterminals,
+    },
+    "PCFG_autoregressive": {
+        "figure1": overview,
+        "figure3": curriculum,
+        "figure3_windows": windows,
+        "figure_generation": generation,
+    },
 }
 """By setting and figure."""
 

@@ -83,24 +83,26 @@ case "$setting $preset" in
         two_shot=(--checkpoint before inside after)
         ;;
     "PCFG_mlm smoke")
-        probes=(bayes-optimal "ngrams --sentences 128" "nonterminals --training 256 --heldout 64")
+        probes=(bayes-optimal "ngrams --sentences 128" "windows --positions 64"
+            "nonterminals --training 256 --heldout 64")
         two_shot=(--steps 60 --checkpoint 20 40)
         ;;
     "PCFG_mlm laptop")
-        probes=(bayes-optimal ngrams "nonterminals --training 2048 --heldout 512")
+        probes=(bayes-optimal ngrams windows "nonterminals --training 2048 --heldout 512")
         two_shot=(--steps 700 --checkpoint 100 200 300 400 600 1000 2000)
         ;;
     "PCFG_mlm paper")
-        probes=(bayes-optimal ngrams nonterminals)
+        probes=(bayes-optimal ngrams windows nonterminals)
         two_shot=(--steps 4000 --checkpoint before inside after 1000 2000 4000)
         ;;
     "PCFG_autoregressive smoke")
-        probes=(bayes-optimal "ngrams --sentences 128" "generation --continuations 100 --tokens 30")
+        probes=(bayes-optimal "ngrams --sentences 128" "windows --positions 64"
+            "generation --continuations 100 --tokens 30")
         two_shot=(--steps 60 --checkpoint 20 40)
         levels=1
         ;;
     "PCFG_autoregressive laptop")
-        probes=(bayes-optimal "ngrams --sentences 512")
+        probes=(bayes-optimal "ngrams --sentences 512" windows)
         two_shot=(--steps 600 --checkpoint 300 500 700 1000)
         levels=all
         level_probes=(bayes-optimal generation)
@@ -108,7 +110,7 @@ case "$setting $preset" in
         level_students="--grammar cfg3b --steps 300 600 --teacher-range None --teacher-every None"
         ;;
     "PCFG_autoregressive paper")
-        probes=(bayes-optimal ngrams generation)
+        probes=(bayes-optimal ngrams windows generation)
         two_shot=(--steps 4000 --checkpoint before inside after 1000 2000 4000)
         levels="1 2 3"
         ;;

@@ -81,18 +81,29 @@ def test_committed_data_make_the_committed_figures(data, tmp_path):
 
 
 PARITY_FIGURES = ("figure1", "figure2", "figure2_degrees")
+WITHOUT_STUDENTS = {"figure2_degrees", "figure3_windows", "figure_nonterminals", "figure_generation", "figure_contexts"}
 SMOKE = {
     "parity_mlp": (["--samples 1000"], "--checkpoint before inside after", PARITY_FIGURES),
     "parity_gpt2": (["--samples 1000"], "--checkpoint before inside after", PARITY_FIGURES),
     "PCFG_mlm": (
-        ["bayes-optimal", "ngrams --sentences 16 --exact 2", "nonterminals --training 64 --heldout 16 --epochs 1"],
+        [
+            "bayes-optimal",
+            "ngrams --sentences 16 --exact 2",
+            "windows --positions 8",
+            "nonterminals --training 64 --heldout 16 --epochs 1",
+        ],
         "--checkpoint 20 40",
-        ("figure1", "figure3", "figure_nonterminals"),
+        ("figure1", "figure3", "figure3_windows", "figure_nonterminals"),
     ),
     "PCFG_autoregressive": (
-        ["bayes-optimal", "ngrams --sentences 16", "generation --continuations 20 --tokens 5"],
+        [
+            "bayes-optimal",
+            "ngrams --sentences 16",
+            "windows --positions 8",
+            "generation --continuations 20 --tokens 5",
+        ],
         "--checkpoint 20 40",
-        ("figure1", "figure3", "figure_generation"),
+        ("figure1", "figure3", "figure3_windows", "figure_generation"),
     ),
     **dict.fromkeys(
         ("text_mlm", "text_autoregressive"),
@@ -103,8 +114,7 @@ SMOKE = {
         ),
     ),
 }
-"""Arguments of the probes and of two-shot students, if there are any, and the figures; the last one needs no students.
-"""
+"""Arguments of the probes and of two-shot students, if there are any, and the figures."""
 
 
 @pytest.mark.parametrize("setting", SMOKE)
@@ -130,9 +140,11 @@ def test_the_smoke_runs_become_figures(tmp_path, monkeypatch, setting):
         run("probe", *probe.split(), "--run", teacher)
     missing = draw()
     assert missing.returncode == 2
-    assert missing.stdout.split() == [str(out / f"{names[-1]}_{setting}_smoke.png")] == [*map(str, out.glob("*.png"))]
+    alone = [str(out / f"{name}_{setting}_smoke.png") for name in names if name in WITHOUT_STUDENTS]
+    assert missing.stdout.split() == alone
+    assert sorted(map(str, out.glob("*.png"))) == sorted(alone)
     assert len(missing.stderr.splitlines()) == 1
-    assert all(f"{name}_{setting}_smoke" in missing.stderr for name in names[:-1])
+    assert all(f"{name}_{setting}_smoke" in missing.stderr for name in names if name not in WITHOUT_STUDENTS)
     assert f"python -m {setting}.distill smoke" in missing.stderr
 
     students = ("--teacher", teacher, "--seeds", 0, 1)
@@ -157,6 +169,19 @@ def test_the_smoke_runs_become_figures(tmp_path, monkeypatch, setting):
     (directory,) = runs.glob("students/progressive-*seed1*")
     assert progressive["seeds"] == [0, 1]
     assert progressive["accuracy"][1][-1] == pytest.approx(accuracies(directory)[-1], abs=1e-5)
+
+
+def test_a_figure_that_committed_data_lack_is_one_line_and_the_others_are_drawn(tmp_path, monkeypatch, capsys):
+    data = json.loads((ROOT / "figures" / "data" / "PCFG_mlm_laptop.json").read_text())
+    write(tmp_path / "data" / "PCFG_mlm_laptop.json", {key: data[key] for key in data if key != "nonterminals"})
+    monkeypatch.setattr(make_figures, "FIGURES", tmp_path)
+    make_figures.main(make_figures.Arguments("PCFG_mlm", out=tmp_path))
+    said = capsys.readouterr()
+    assert f"{tmp_path / 'figure1_PCFG_mlm_laptop.png'}" in said.out.split()
+    assert "figure_nonterminals_PCFG_mlm_laptop: PCFG_mlm_laptop.json has no nonterminals" in said.err.splitlines()
+    write(tmp_path / "data" / "PCFG_mlm_laptop.json", {"setting": "PCFG_mlm"})
+    with pytest.raises(UserError, match=r"figure1_PCFG_mlm_laptop.*: PCFG_mlm_laptop.json has no bayes_optimal"):
+        make_figures.main(make_figures.Arguments("PCFG_mlm", out=tmp_path))
 
 
 def test_a_directory_without_runs_is_named(tmp_path):
@@ -397,7 +422,8 @@ def test_correlations_of_a_denser_run_are_added_if_it_has_the_same_trajectory(ma
 
 
 def quartiles(low, middle, high):
-    return [{"n": 2, "percentiles": {}}, {"n": 3, "percentiles": {"25": low, "50": middle, "75": high, "90": 2}}]
+    of_three = {"25": low, "50": middle, "75": high, "90": 2}
+    return [{"n": 2, "percentiles": {**of_three, "50": middle / 2}}, {"n": 3, "percentiles": of_three}]
 
 
 TEACHER_LOSSES = [2, 1, 1, 1, 1, 0.9, 0.5, 0.1, 0, 0, 0, 0, 0]
@@ -409,6 +435,14 @@ TWO_SHOT = {"200": 200, "inside": 600, "1000": 1000}
 def made_up(tmp_path, monkeypatch):
     """Runs of a laptop preset whose students' accuracies say who they are."""
     return make_up_pcfg(tmp_path / "runs", PCFG_mlm, monkeypatch)
+
+
+WINDOWS = (1, 3, None)
+
+
+def kl_of(tokens, step):
+    """The divergence from a window is least at step 200 for one token, at 600 for three, at 1,200 for all."""
+    return 0.1 + abs(step - {1: 200, 3: 600, None: 1200}[tokens]) / 1e3
 
 
 def make_up_pcfg(runs, package, monkeypatch, **arguments):
@@ -427,10 +461,25 @@ def make_up_pcfg(runs, package, monkeypatch, **arguments):
         probes / "ngrams.json",
         {
             "argv": ["probe", "ngrams"],
-            "settings": {"sizes": [2, 3, 4, 5]},
+            "settings": {"sizes": [2, 3]},
             "bayes_optimal": {"robust": quartiles(0, 0, 0.5)},
             "checkpoints": [
                 {"step": step, "pairs": 8, "robust": quartiles(step / 1e4, step / 5e3, step / 2e3)} for step in probed
+            ],
+        },
+    )
+    write(
+        probes / "windows.json",
+        {
+            "argv": ["probe", "windows"],
+            "positions": 7,
+            "windows": [
+                {"tokens": tokens, "entropy": entropy, "loss": 1, "accuracy": 0.5, "expected_accuracy": 1 - entropy}
+                for tokens, entropy in zip(WINDOWS, (0.9, 0.5, 0.1), strict=True)
+            ],
+            "checkpoints": [
+                {"step": step, "windows": [{"tokens": tokens, "kl": kl_of(tokens, step)} for tokens in WINDOWS]}
+                for step in probed
             ],
         },
     )
@@ -495,10 +544,20 @@ def test_pcfg_data_are_those_of_the_runs(made_up):
     np.testing.assert_allclose(two_shot["accuracy"][2], [0.64, 0.68, 0.72])
     assert data["ngrams"]["percentiles"][1] == [0.04, 0.08, 0.2]
     assert data["ngrams"]["bayes_optimal"] == [0, 0, 0.5]
+    assert (data["ngrams"]["sizes"], data["ngrams"]["medians"][0][:2]) == ([2, 3], [0.02, 0.04])
+    steps = [*range(200, 1201, 200)]
+    assert data["windows"] == {
+        "positions": 7,
+        "tokens": [1, 3, None],
+        "entropy": [0.9, 0.5, 0.1],
+        "accuracy": pytest.approx([0.1, 0.5, 0.9]),
+        "steps": steps,
+        "kl": [pytest.approx([kl_of(tokens, step) for step in steps]) for tokens in WINDOWS],
+    }
     assert [entry["accuracy"] for entry in data["nonterminals"]["levels"]] == [[0.1] * 6, [0.2] * 6]
     assert data["commands"] == [
         "train teacher",
-        *("probe best", "probe ngrams", "probe nonterminals"),
+        *("probe best", "probe ngrams", "probe windows", "probe nonterminals"),
         "distill students of teacher",
         *("distill 200 of teacher", "distill inside of teacher", "distill 1000 of teacher"),
     ]
@@ -523,6 +582,7 @@ MISSING_ON_PCFG = [
     ("teacher/done.json", "teacher", "python -m PCFG_mlm.train laptop"),
     ("teacher/probes/bayes_optimal.json", "bayes_optimal", r"python -m PCFG_mlm.probe bayes-optimal --run \S+/teacher"),
     ("teacher/probes/ngrams.json", "ngrams", r"python -m PCFG_mlm.probe ngrams --run \S+/teacher"),
+    ("teacher/probes/windows.json", "windows", r"python -m PCFG_mlm.probe windows --run \S+/teacher"),
     (
         "teacher/probes/nonterminals-training2048.json",
         "nonterminals",
@@ -642,6 +702,37 @@ def test_the_curriculum_draws_the_data(made_up):
     assert not shaded(students)
 
 
+def test_windows_are_drawn_with_their_minima_and_ngrams_with_their_peaks(made_up):
+    data = collect(made_up, "PCFG_mlm")
+    data["ngrams"]["medians"] = [[0.1, 0.4, 0.2, 0.05, 0.03, 0.02], [0.1, 0.2, 0.3, 0.4, 0.5, 0.2]]
+    figure = pcfg_figures.windows(data)
+    divergence, robust = figure.axes
+    curves = [line for line in divergence.lines if len(line.get_xdata()) == 6]
+    minima = [line.get_xydata()[0] for line in divergence.lines if len(line.get_xdata()) == 1]
+    for line, tokens in zip(curves, WINDOWS, strict=True):
+        np.testing.assert_allclose(line.get_ydata(), [kl_of(tokens, step) for step in range(200, 1201, 200)])
+    np.testing.assert_allclose(minima, [[200, 0.1], [600, 0.1], [1200, 0.1]])
+    assert [text.get_text() for text in divergence.texts] == ["n", "all", "3", "1"]
+    places = [text.xyann[1] for text in divergence.texts[1:]]
+    assert min(np.diff(places)) >= pcfg_figures.GAP - 1e-9
+    assert max(places) <= 1
+    colour_of = dict(zip(WINDOWS, [line.get_color() for line in curves], strict=True))
+    assert [text.get_color() for text in divergence.texts[1:]] == [colour_of[None], colour_of[3], colour_of[1]]
+
+    np.testing.assert_allclose(lines_of(robust)["n = 2"], [0.25, 1, 0.5, 0.125, 0.075, 0.05])
+    np.testing.assert_allclose(lines_of(robust)["n = 3"], [0.2, 0.4, 0.6, 0.8, 1, 0.4])
+    peaks = {line.get_label(): line.get_markevery() for line in robust.lines if line.get_label().startswith("n =")}
+    assert peaks == {"n = 2": [1], "n = 3": [4]}
+    falls = [line.get_xydata()[0].tolist() for line in robust.lines if len(line.get_xdata()) == 1]
+    assert falls == [[1000, pytest.approx(0.075)]]
+    assert next(line.get_color() for line in robust.lines if line.get_label() == "n = 3") == colour_of[3]
+    for axis in figure.axes:
+        assert shaded(axis) == [data["phases"]["start"]]
+        assert axis.get_xlim() == (200, 1200)
+    data["ngrams"]["medians"][0] = [0.0] * 6
+    np.testing.assert_allclose(lines_of(pcfg_figures.windows(data).axes[1])["n = 2"], 0)
+
+
 def test_nonterminals_are_drawn_level_by_level(made_up):
     data = collect(made_up, "PCFG_mlm")
     (axis,) = pcfg_figures.nonterminals(data).axes
@@ -707,7 +798,7 @@ def test_gpt2_data_on_pcfg_are_those_of_the_runs(made_up_gpt2):
     np.testing.assert_allclose(other["students"]["ce"]["accuracy"], [[0.55, 0.6]])
     assert data["commands"] == [
         "train teacher",
-        *("probe best", "probe ngrams", "probe generation"),
+        *("probe best", "probe ngrams", "probe windows", "probe generation"),
         "distill students of teacher",
         *("distill 200 of teacher", "distill inside of teacher", "distill 1000 of teacher"),
         *("train at_depth_2", "probe 'depth 2'", "distill students of at_depth_2"),
@@ -730,7 +821,7 @@ def test_a_model_of_all_tokens_generates_where_the_preset_has_labels_at_a_depth(
     data = collect(runs, "PCFG_autoregressive")
     assert data["generation"]["accepted"][0] == 0.02
     assert data["other_tasks"] == []
-    assert data["commands"][3:5] == ["train probed", "probe generation"]
+    assert data["commands"][4:6] == ["train probed", "probe generation"]
 
     make_up_generation(runs / "not_probed")
     (error,) = what_is_missing(runs, "PCFG_autoregressive").values()

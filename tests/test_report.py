@@ -219,6 +219,26 @@ def test_probes_over_training_are_said_of_the_numbers(last, expected):
     ]
 
 
+@pytest.mark.parametrize(
+    ("kl", "medians", "expected"),
+    [
+        ([[0.1, 0.2, 0.3], [0.4, 0.2, 0.3], [0.9, 0.5, 0.2]], [0.1, 0.5, 0.05], [True, True]),
+        ([[0.1, 0.2, 0.3], [0.1, 0.2, 0.3], [0.9, 0.5, 0.2]], [0.1, 0.5, 0.06], [True, False]),
+        ([[0.2, 0.1, 0.3], [0.1, 0.2, 0.3], [0.9, 0.5, 0.2]], [0.4, 0.5, 0.01], [False, True]),
+        ([[0.2, 0.2, 0.1], [0.4, 0.2, 0.1], [0.9, 0.5, 0.2]], [0.4, 0.5, 0.6], [False, False]),
+    ],
+)
+def test_the_order_of_windows_is_said_of_the_numbers(kl, medians, expected):
+    steps = {"steps": [50, 100, 1500]}
+    found = {**steps, "positions": 7, "tokens": [1, 3, None], "entropy": [0.9, 0.5, 0.1], "accuracy": [0.5, 0.6, 0.9]}
+    ngrams = {**steps, "pairs": 8, "sizes": [2, 3], "medians": [[0.1, 0.3, 0.02], medians]}
+    finding = pcfg_findings.windows({"windows": {**found, "kl": kl}, "ngrams": ngrams})
+    assert holds(finding) == expected
+    of_windows, of_ngrams = finding.tables
+    assert of_windows.rows[2] == ["the whole input", "0.100", "0.900", "1.5k", "0.200", "0.200"]
+    assert of_ngrams.rows[0] == ["2", "0.300", "100", "1.5k", "0.020"]
+
+
 class Page(HTMLParser):
     """What a page contains and what it requests."""
 

@@ -119,9 +119,24 @@ class NonterminalArguments(ProbeArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BayesOptimalArguments(TaskArguments):
-    """Loss and accuracy of the Bayes-optimal predictor on the run's evaluation sentences; checkpoints are not
-    needed."""
+class EvaluationArguments(TaskArguments):
+    """Shared by the probes of evaluation sentences."""
 
     eval_samples: int | None = None
     """Evaluation sentences (a teacher that is not a run); by default 4096."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BayesOptimalArguments(EvaluationArguments):
+    """Loss and accuracy of the Bayes-optimal predictor on the run's evaluation sentences; checkpoints are not
+    needed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowArguments(EvaluationArguments, ProbeArguments):
+    """Measure how far every checkpoint is from the best predictors that see only a window of the sentence."""
+
+    sizes: tuple[int, ...]
+    """Tokens of the windows; the whole input is always the last one."""
+    positions: int = 512
+    """Labelled positions of the evaluation sentences, drawn at random; 0 takes all of them."""

@@ -6,7 +6,9 @@ equally likely. The alternatives of a symbol may be spread over several lines. T
 without rules are the terminals. A symbol is any text of up to 100 printable characters without white space and without
 `|`, `[`, `]` and `#`.
 
-The grammars cfg3b to cfg3i in `grammars/` are those of that paper.
+The grammars cfg3b to cfg3i in `grammars/` are those of that paper, but cfg3b is the one in the code of Panigrahi et al.
+(2025), arXiv:2410.05464: there 9 -> 3 2 1 is the only rule of 9, while the file of Allen-Zhu and Li, `cfg3b-released`,
+has 9 -> 2 1 as well.
 """
 
 import json

@@ -99,6 +99,17 @@ def cavity(grammar: Grammar, likelihood: ArrayLike) -> tuple[float, NDArray[np.f
     return logarithms.evidence, _softmax(logarithms.cavity)
 
 
+def cavity_at(grammar: Grammar, likelihood: ArrayLike, position: int) -> NDArray[np.float64]:
+    """P(x_p = a | evidence at all positions but p, length) at one position p, (terminals,).
+
+    This is a row of `cavity`, with outside numbers only of the spans that have p.
+
+    Raises:
+        UserError: the likelihood is no array as for `cavity`, or the evidence outside of p is impossible.
+    """
+    return _softmax(_logarithms(grammar, likelihood, position=position).cavity[position : position + 1])[0]
+
+
 def cavities(grammar: Grammar, likelihoods: Sequence[ArrayLike]) -> list[tuple[float, NDArray[np.float64]]]:
     """`cavity` of each sentence, in parallel, see `worker_threads`."""
     with ThreadPoolExecutor(worker_threads()) as pool:
@@ -172,8 +183,13 @@ def _possible(grammar: Grammar, logarithms: Logarithms) -> Logarithms:
     return logarithms
 
 
-def _logarithms(grammar: Grammar, likelihood: ArrayLike, outside: bool = True, ancestors: bool = False) -> Logarithms:
-    """The first pass over the chart and, if `outside`, the second; `ancestors` needs both, and no recursion."""
+def _logarithms(
+    grammar: Grammar, likelihood: ArrayLike, outside: bool = True, ancestors: bool = False, position: int = -1
+) -> Logarithms:
+    """The first pass over the chart and, if `outside`, the second; `ancestors` needs both, and no recursion.
+
+    Only the row of the cavity at `position` is computed, unless that is -1.
+    """
     evidence = _checked_likelihood(grammar, likelihood)
     length = len(evidence)
     longest = grammar.length_ranges[0][1]
@@ -192,14 +208,17 @@ def _logarithms(grammar: Grammar, likelihood: ArrayLike, outside: bool = True, a
     value, in_range = 0.0, bool(smallest >= 1 / LARGEST)
     with np.errstate(divide="ignore"):
         if in_range:
-            value, in_range = passes(chart, contexts, scaled, False, outside, result, joint)
+            value, in_range = passes(chart, contexts, scaled, False, outside, result, joint, position)
             value, result, joint = np.log(value), np.log(result) if outside else result, np.log(joint)
         if not in_range:
             logarithmic = chart._replace(weight=np.log(chart.weight))
             scaled = np.log(evidence) - np.log(factors)[:, None]
             result, joint = np.full_like(evidence, -math.inf), np.full_like(joint, -math.inf)
-            value, _ = passes(logarithmic, contexts, scaled, True, outside, result, joint)
-    if outside and (impossible := np.flatnonzero(result.max(axis=1) == -math.inf)).size:
+            value, _ = passes(logarithmic, contexts, scaled, True, outside, result, joint, position)
+    impossible = np.flatnonzero(result.max(axis=1) == -math.inf)
+    if position >= 0:
+        impossible = impossible[impossible == position]
+    if outside and impossible.size:
         raise UserError(
             f"{grammar.name} makes no sentence of {length} tokens that agrees with the evidence "
             f"outside of position {impossible[0]}"

@@ -15,7 +15,9 @@ inside numbers; likewise outside. Without any numbers, the first end is after al
 
 
 @njit(cache=True, nogil=True)
-def passes(chart, contexts, likelihood, logarithmic, outside, result, ancestors):  # type: ignore[no-untyped-def]
+def passes(  # type: ignore[no-untyped-def]
+    chart, contexts, likelihood, logarithmic, outside, result, ancestors, position
+):
     """Both passes over a chart.
 
     Args:
@@ -25,6 +27,7 @@ def passes(chart, contexts, likelihood, logarithmic, outside, result, ancestors)
         result: (length, terminals), filled with zeros or their logarithms, for the outside numbers of the terminals.
         ancestors: (length, nonterminals), filled likewise, for the probability that a nonterminal is above a token, and
             of the evidence; (0, nonterminals) if that is not wanted, as with recursion.
+        position: the only one whose row of `result` is wanted; -1 for all.
 
     Returns:
         inside(start, 0, length), and whether all numbers of the chart are in range; always so for logarithms.
@@ -49,6 +52,8 @@ def passes(chart, contexts, likelihood, logarithmic, outside, result, ancestors)
     in_range = logarithmic or all_in_range(numbers, used)
     if not (outside and in_range):
         return value, in_range
+    if position >= 0:
+        _keep_spans_of(rows, position)
     outer = np.full(_place_outer_rows(rows), zero)
     if rows[chart.start, 0, OUTER_FIRST] <= length < rows[chart.start, 0, OUTER_STOP]:
         outer[rows[chart.start, 0, OUTER_BASE] + length] = one
@@ -64,8 +69,8 @@ def passes(chart, contexts, likelihood, logarithmic, outside, result, ancestors)
             if chart.terminal[node] >= 0:
                 result[i, chart.terminal[node]] = outer[rows[node, i, OUTER_BASE] + i + 1]
             elif chart.left[node] >= 0:
-                left = chart.left[node]
-                for k in range(rows[left, i, OUTER_FIRST], rows[left, i, OUTER_STOP]):
+                left = rows[chart.left[node], i]
+                for k in range(min(left[FIRST], left[OUTER_FIRST]), max(left[STOP], left[OUTER_STOP])):
                     _outside_product(chart, node, i, k, logarithmic, rows, numbers, outer)
             else:
                 _outside_sum(chart, node, i, logarithmic, rows, outer)
@@ -200,7 +205,7 @@ def _outside_product(chart, node, i, k, logarithmic, rows, numbers, outer):  # t
     base = rows[node, i, OUTER_BASE]
     first = max(rows[node, i, OUTER_FIRST], rows[right, k, FIRST])
     count = min(rows[node, i, OUTER_STOP], rows[right, k, STOP]) - first
-    if count > 0:
+    if count > 0 and rows[left, i, OUTER_FIRST] <= k < rows[left, i, OUTER_STOP]:
         total = dot(outer, base + first, numbers, rows[right, k, BASE] + first, count, logarithmic)
         target = rows[left, i, OUTER_BASE] + k
         outer[target] = log_sum(outer[target], total) if logarithmic else outer[target] + total
@@ -228,7 +233,7 @@ def _outside_recursive(chart, begin, end, i, logarithmic, rows, numbers, outer):
     for k in range(rows.shape[1] - 1, i, -1):
         for node in range(begin, end):
             left = chart.left[node]
-            if left >= 0 and rows[left, i, OUTER_FIRST] <= k < rows[left, i, OUTER_STOP]:
+            if left >= 0:
                 _outside_product(chart, node, i, k, logarithmic, rows, numbers, outer)
         for node in range(end - 1, begin - 1, -1):
             if chart.left[node] < 0 and rows[node, i, OUTER_FIRST] <= k < rows[node, i, OUTER_STOP]:
@@ -275,6 +280,17 @@ def _place_row(rows, numbers, node, i, first, stop, outer_first, outer_stop, use
     rows[node, i, FIRST], rows[node, i, STOP], rows[node, i, BASE] = first, stop, used - first
     numbers[used : used + stop - first] = zero
     return True
+
+
+@njit(cache=True, nogil=True)
+def _keep_spans_of(rows, position):  # type: ignore[no-untyped-def]
+    """Leave out outside numbers of spans without the position; those with it depend on others with it only."""
+    for node in range(rows.shape[0]):
+        for i in range(rows.shape[1]):
+            first = max(rows[node, i, OUTER_FIRST], position + 1)
+            if i > position or first >= rows[node, i, OUTER_STOP]:
+                first, rows[node, i, OUTER_STOP] = rows.shape[1], 0
+            rows[node, i, OUTER_FIRST] = first
 
 
 @njit(cache=True, nogil=True)

@@ -27,6 +27,9 @@ Range of numbers. The numbers are divided by the prefix probability: token x_t i
 1 / p(x_t | x_0 .. x_{t-1}). What a prefix makes improbable has small numbers nevertheless. As in inside_outside.py, a
 sentence that has numbers other than zero outside of 2^-500 to 2^500 is computed with logarithms instead.
 
+A token that is not known is read with the same likelihood for all terminals, and the sums then are over whatever it may
+be.
+
 Which tokens end a span of a nonterminal at some depth of the tree is part of a derivation, and not of the sentence. A
 grammar whose terminals say so has two of each, of which either is read where the sentence has that token.
 """
@@ -49,12 +52,14 @@ END, OTHER = "end", "other"
 """Places in a tree, see `_with_ends`."""
 
 
-def next_token_posteriors(grammar: Grammar, tokens: ArrayLike) -> NDArray[np.float64]:
+def next_token_posteriors(grammar: Grammar, tokens: ArrayLike, unseen: int = 0) -> NDArray[np.float64]:
     """p(x_t | x_0 .. x_{t-1}) at every position, and after the last token.
 
     Args:
         grammar: its start derives sentences that begin with the tokens.
         tokens: (length,) token ids, of a whole sentence or of its beginning.
+        unseen: number of tokens at the beginning that are not known, only that the sentence has so many; then row t is
+            p(x_t | x_unseen .. x_{t-1}, at least t tokens).
 
     Returns:
         (length + 1, terminals + 1): in row t the probabilities of the terminals and, last, of the end of the sentence.
@@ -63,16 +68,17 @@ def next_token_posteriors(grammar: Grammar, tokens: ArrayLike) -> NDArray[np.flo
         UserError: a token id that the grammar does not have, or no sentence begins with the tokens.
     """
     ids = token_ids(grammar, tokens)
-    return _all_rows(grammar, ids, _posteriors(grammar, _seen(grammar, ids)))
+    return _all_rows(grammar, ids, _posteriors(grammar, _seen(grammar, ids, unseen)), unseen)
 
 
-def span_end_posteriors(grammar: Grammar, tokens: ArrayLike, level: int) -> NDArray[np.float64]:
+def span_end_posteriors(grammar: Grammar, tokens: ArrayLike, level: int, unseen: int = 0) -> NDArray[np.float64]:
     """p(x_t, x_t ends a span at this depth | x_0 .. x_{t-1}) at every position, and after the last token.
 
     Args:
         grammar: its start derives the sentence.
         tokens: (length,) token ids.
         level: depth in the tree of the nonterminals whose spans these are; the root is at depth 0.
+        unseen: as for `next_token_posteriors`.
 
     Returns:
         (length + 1, terminals), whose rows add up to the probability that a token follows that ends such a span.
@@ -81,22 +87,27 @@ def span_end_posteriors(grammar: Grammar, tokens: ArrayLike, level: int) -> NDAr
         UserError: as `next_token_posteriors`.
     """
     ids = token_ids(grammar, tokens)
-    likelihood = np.tile(_seen(grammar, ids), 2)
-    return _all_rows(grammar, ids, _posteriors(_with_ends(grammar, level), likelihood))[:, len(grammar.terminals) : -1]
+    likelihood = np.tile(_seen(grammar, ids, unseen), 2)
+    rows = _all_rows(grammar, ids, _posteriors(_with_ends(grammar, level), likelihood), unseen)
+    return rows[:, len(grammar.terminals) : -1]
 
 
-def _all_rows(grammar: Grammar, ids: NDArray[np.int64], rows: NDArray[np.float64]) -> NDArray[np.float64]:
+def _all_rows(grammar: Grammar, ids: NDArray[np.int64], rows: NDArray[np.float64], unseen: int) -> NDArray[np.float64]:
     """The same, if no token was impossible."""
-    if len(rows) <= len(ids):
+    read = len(rows) - 1
+    if read < len(ids):
         raise UserError(
             f"{grammar.name} makes no sentence that begins with these {len(ids)} tokens: "
-            f"after {len(rows) - 1} of them there is no {grammar.terminals[ids[len(rows) - 1]]}"
+            f"after {read} of them there is no {'other' if read < unseen else grammar.terminals[ids[read]]}"
         )
     return rows
 
 
-def _seen(grammar: Grammar, ids: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.eye(len(grammar.terminals))[ids]
+def _seen(grammar: Grammar, ids: NDArray[np.int64], unseen: int = 0) -> NDArray[np.float64]:
+    """The likelihood of tokens of which the first are not seen."""
+    likelihood = np.eye(len(grammar.terminals))[ids]
+    likelihood[:unseen] = 1
+    return likelihood
 
 
 @lru_cache(maxsize=64)

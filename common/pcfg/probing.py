@@ -14,6 +14,7 @@ from common.language_models.probing import probe_models, probed_data, probed_tas
 from common.language_models.setting import Setting
 from common.pcfg.arguments import (
     BayesOptimalArguments,
+    EvaluationArguments,
     NgramArguments,
     NonterminalArguments,
 )
@@ -164,15 +165,7 @@ def bayes_optimal(
         UserError: the directory is not a run of the setting, or the file is damaged.
     """
     task = probed_task(arguments, setting)
-    samples = arguments.eval_samples
-    if is_run(arguments.run):
-        if samples is not None:
-            raise UserError(f"{arguments.run} is a run, which says what its task is: leave out --eval-samples")
-        samples = Run(arguments.run).config["arguments"]["eval_samples"]
-    elif samples is None:
-        samples = EVAL_SAMPLES
-    else:
-        require_at_least(1, arguments, "eval_samples")
+    samples = evaluation_samples(arguments, task)
     data = probed_data(setting, task)
     path = probe_file(arguments, setting.name, "bayes_optimal", data)
     if path.exists():
@@ -182,6 +175,25 @@ def bayes_optimal(
         whose = identity(arguments, path, data)
         write_probe(arguments, path, {"argv": list(argv), **whose, "eval_samples": samples, **result})
     print(path)
+
+
+def evaluation_samples(arguments: EvaluationArguments, task: GrammarTask) -> int:
+    """Number of evaluation sentences: those of the run or, for a teacher that is not one, as given.
+
+    Raises:
+        UserError: they are given for a run, are fewer than 1, or need more memory than there is.
+    """
+    samples = arguments.eval_samples
+    if is_run(arguments.run):
+        if samples is not None:
+            raise UserError(f"{arguments.run} is a run, which says what its task is: leave out --eval-samples")
+        samples = Run(arguments.run).config["arguments"]["eval_samples"]
+    elif samples is None:
+        samples = EVAL_SAMPLES
+    else:
+        require_at_least(1, arguments, "eval_samples")
+    require_memory({f"--eval-samples {samples}": int(samples * _sentence_bytes(task))})
+    return samples
 
 
 def _sentence_bytes(task: GrammarTask, levels: int = 0) -> float:

@@ -14,7 +14,7 @@ from common.pcfg.grammar_files import load_grammar, parse_grammar
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
 from PCFG_autoregressive.batches import Batch, NextTokenTask, sentences_of
-from PCFG_autoregressive.bayes_optimal import bayes_optimal, posteriors
+from PCFG_autoregressive.bayes_optimal import bayes_optimal, posteriors, window_posteriors
 from tests.pcfg import AUTOREGRESSIVE, train_long
 
 GRAMMAR = parse_grammar("S -> A B [2] | B A [1] | A A A [1]\nA -> C D | D C | C\nB -> D [3] | C C [1]\n"
@@ -39,11 +39,11 @@ def derivations(symbol, depth=0):
 DERIVATIONS = derivations("S")
 
 
-def enumerated(tokens, t, level):
-    """p(x_t | x_0 .. x_{t-1}, and that a span ends at x_t if `level` is one), by Bayes' rule; EOS is token 3."""
+def enumerated(tokens, t, level, unseen=0):
+    """p(x_t | x_unseen .. x_{t-1}, and that a span ends at x_t if `level` is one), by Bayes' rule; EOS is token 3."""
     result = np.zeros(4)
     for other, ends, probability in DERIVATIONS:
-        if other[:t] == tuple(tokens[:t]):
+        if len(other) >= t and other[unseen:t] == tuple(tokens[unseen:t]):
             if t == len(other):
                 result[3] += probability * (level == "all")
             elif level == "all" or level in ends[t]:
@@ -70,6 +70,16 @@ def test_answers_and_means_are_bayes_rule_over_all_derivations(level, known):
     assert result.loss == pytest.approx(-np.log(answers[np.arange(len(truth)), truth]).mean())
     assert result.accuracy == pytest.approx((answers.argmax(axis=1) == truth).mean())
     assert result.expected_accuracy == pytest.approx(answers.max(axis=1).mean())
+
+
+@pytest.mark.parametrize("level", [1, 2, "all"])
+def test_windows_are_bayes_rule_over_all_derivations(level):
+    task = NextTokenTask(GRAMMAR, level)
+    for tokens, labelled in sentences_of(task, evaluation_batches(task, 40, 7)):
+        for t in np.flatnonzero(labelled):
+            rows = window_posteriors(task, tokens, t, [1, 2, 3, 5, 99])
+            expected = [enumerated(tokens, t, level, max(t + 1 - size, 0)) for size in (1, 2, 3, 5, 99, 99)]
+            np.testing.assert_allclose(rows, expected, atol=1e-12)
 
 
 def test_to_know_that_a_span_ends_helps():

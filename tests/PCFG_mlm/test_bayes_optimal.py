@@ -15,7 +15,7 @@ from common.pcfg.grammar_files import load_grammar, parse_grammar
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
 from PCFG_mlm.batches import Batch, MaskedTask
-from PCFG_mlm.bayes_optimal import bayes_optimal, posteriors
+from PCFG_mlm.bayes_optimal import bayes_optimal, posteriors, window_posteriors
 from tests.pcfg import MLM, train_long
 
 GRAMMAR = parse_grammar("S -> A B [2] | B A [1] | A A A [1]\nA -> 1 2 | 2 1 | 3 1\nB -> 3 | 2 2", "test")
@@ -54,8 +54,8 @@ def chance(task, true, shown, chosen):
     return 0.8 if shown == task.mask else 0.1 * (shown == true) + 0.1 / task.terminals
 
 
-def enumerated(task, shown, asked, position):
-    """P(x_position | input), by Bayes' rule."""
+def enumerated(task, shown, asked, position, radius=math.inf):
+    """P(x_position | input up to some distance, length), by Bayes' rule."""
     result = np.zeros(task.terminals)
     for words, probability in SENTENCES.items():
         if len(words) != len(shown):
@@ -63,6 +63,8 @@ def enumerated(task, shown, asked, position):
         for i, (true, seen) in enumerate(zip(words, shown, strict=True)):
             if i == position:
                 probability *= chance(task, true, seen, True)
+            elif abs(i - position) > radius:
+                continue
             elif task.hide_masked:
                 probability *= 1.0 if asked[i] else chance(task, true, seen, False)
             else:
@@ -82,6 +84,25 @@ def test_posteriors_are_bayes_rule_over_all_sentences(words, hide_masked, mask_r
     (result,) = posteriors(task, [shown], [asked])
     for position in np.flatnonzero(asked):
         np.testing.assert_allclose(result[position], enumerated(task, shown, asked, position), atol=1e-12)
+        windows = window_posteriors(task, shown, asked, position, [1, 3, 5, 99])
+        for row, radius in zip(windows, (0, 1, 2, math.inf, math.inf), strict=True):
+            np.testing.assert_allclose(row, enumerated(task, shown, asked, position, radius), atol=1e-12)
+
+
+@pytest.mark.parametrize("hide_masked", [True, False])
+def test_the_largest_window_is_the_whole_input_of_a_sentence_of_full_length(hide_masked):
+    task = MaskedTask(load_grammar("cfg3b", "19"), 0.3, hide_masked)
+    (batch,) = evaluation_batches(task, 2, 2)
+    differences = []
+    for ids, labels in zip(batch.input_ids.numpy(), batch.labels.numpy(), strict=True):
+        shown = ids[1 : (ids != task.pad).sum()]
+        asked = labels[1 : 1 + len(shown)] != IGNORED_LABEL
+        (expected,) = posteriors(task, [shown], [asked])
+        for position in np.flatnonzero(asked)[::7]:
+            windows = window_posteriors(task, shown, asked, position, [3, 2 * len(shown) - 1])
+            np.testing.assert_allclose(windows[1:], [expected[position]] * 2, rtol=1e-10)
+            differences.append(abs(windows[0] - windows[1]).max())
+    assert max(differences) > 0.1
 
 
 def test_the_means_are_over_all_labels_and_bos_is_certain():

@@ -334,6 +334,11 @@ def test_the_best_evaluation_is_on_the_run_s_own_sentences_and_needs_no_checkpoi
     assert line == f"error: {path} is truncated or damaged: remove it, and probe again"
 
 
+def test_windows_that_are_not_around_a_position_are_refused(run, capsys):
+    assert "--sizes must be odd" in fail_in_one_line(capsys, "windows", "--run", run, "--sizes", 1, 2)
+    assert not (run / "probes").exists()
+
+
 def test_the_best_evaluation_of_something_else_is_one_line(tiny, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     shutil.copy(tiny / "config.json", tmp_path / "run")

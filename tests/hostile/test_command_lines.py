@@ -176,6 +176,7 @@ SMALL_PROBES = {
     "nonterminals": "--training 8 --heldout 4 --exact 2 --heads 2 --dimension 4",
     "generation": "",
     "kneser-ney": "--order 2 --tokens 100",
+    "windows": "--positions 4",
     "bayes-optimal": "",
     "monomials": "--degrees 1 --outside 2",
 }

@@ -15,7 +15,7 @@ from common.pcfg.grammar import Rule
 from common.pcfg.grammar_files import grammar_names, load_grammar, parse_grammar
 from common.runs.names import ROOT
 
-PUBLISHED = {"cfg3b": 31, "cfg3f": 54, "cfg3g": 48, "cfg3h": 39, "cfg3i": 32}
+PUBLISHED = {"cfg3b": 31, "cfg3b-released": 32, "cfg3f": 54, "cfg3g": 48, "cfg3h": 39, "cfg3i": 32}
 """Grammars of Allen-Zhu and Li, and their numbers of rules."""
 
 
@@ -94,6 +94,13 @@ def test_rules_of_cfg3b():
     assert rules["18", ("15", "14", "13")] == 0.5
     assert rules["9", ("3", "2", "1")] == 1
     assert ("8", ("3", "1", "2")) in rules
+
+
+def test_the_released_cfg3b_has_one_rule_more():
+    published, released = load_grammar("cfg3b"), load_grammar("cfg3b-released")
+    assert set(published.rules) - set(released.rules) == {Rule("9", ("3", "2", "1"), 1.0)}
+    assert set(released.rules) - set(published.rules) == {Rule("9", ("3", "2", "1"), 0.5), Rule("9", ("2", "1"), 0.5)}
+    assert released.expected_length < published.expected_length
 
 
 def test_text_form():
@@ -466,7 +473,7 @@ def test_files(tmp_path):
     with pytest.raises(UserError, match=r"cannot read the grammar .*mine.cfg"):
         load_grammar(str(path))
     for missing in ("cfg3z", str(tmp_path)):
-        with pytest.raises(UserError, match=f"{missing} is neither a grammar file nor one of cfg3b, cfg3f"):
+        with pytest.raises(UserError, match=f"{missing} is neither a grammar file nor one of cfg3b, cfg3b-released,"):
             load_grammar(missing)
 
 

@@ -17,6 +17,7 @@ from common.pcfg.inside_outside import (
     ancestor_posteriors,
     cavities,
     cavity,
+    cavity_at,
     log_probability,
     masked_posteriors,
     posterior,
@@ -44,6 +45,13 @@ def check_against_all_sentences(grammar, likelihood):
         total += p * math.prod(seen)
         for position, token in enumerate(string):
             others[position][token] += p * math.prod(seen[:position] + seen[position + 1 :])
+    for position, row in enumerate(others):
+        if any(row):
+            found = cavity_at(grammar, likelihood, position)
+            np.testing.assert_allclose(found, weighted(row), rtol=1e-10, atol=1e-300)
+        else:
+            with pytest.raises(UserError, match="makes no sentence of"):
+                cavity_at(grammar, likelihood, position)
     if not all(map(any, others)):
         with pytest.raises(UserError, match="makes no sentence of"):
             cavity(grammar, likelihood)
@@ -126,7 +134,9 @@ def nltk_probability(grammar, tokens):
     return sum(map(inside, spanning), Fraction(0))
 
 
-@pytest.mark.parametrize(("name", "count"), [("cfg3b", 4), ("cfg3f", 4), ("cfg3h", 1), ("small", 3)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("cfg3b", 4), ("cfg3b-released", 2), ("cfg3f", 4), ("cfg3h", 1), ("small", 3)]
+)
 def test_nltk_on_sentences_of_full_length(name, count):
     grammar = load_grammar(name)
     sentences = sample(grammar, 5, "evaluation", 0, count)
@@ -332,6 +342,7 @@ def test_products_of_matrices_on_sentences_of_full_length(name, kind):
     log_evidence, result = cavity(grammar, likelihood)
     assert log_evidence == pytest.approx(math.log(matrix_inside(grammar, likelihood)), abs=1e-10)
     for position in generator.integers(len(tokens), size=2):
+        np.testing.assert_allclose(cavity_at(grammar, likelihood, position), result[position], rtol=1e-12)
         changed = np.repeat(likelihood[None], 3, axis=0)
         changed[:, position] = np.eye(3)
         expected = np.array([matrix_inside(grammar, rows) for rows in changed])

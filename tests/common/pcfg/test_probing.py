@@ -20,6 +20,7 @@ PROBES = {
     "ngrams": "ngrams --sentences 12 --run",
     "nonterminals": "nonterminals --training 64 --heldout 20 --epochs 1 --heads 2 --dimension 8 --run",
     "generation": "generation --continuations 20 --tokens 5 --run",
+    "windows": "windows --positions 12 --sizes 1 3 --run",
 }
 
 
@@ -126,6 +127,12 @@ def test_a_killed_probe_resumes(pcfg, run, capsys, words, loaded, monkeypatch):
     ("nonterminals --levels 1", "nonterminal"),
     ("nonterminals --levels 5", "--levels small 4 5"),
     ("nonterminals --exact -1", "--exact -1"),
+    ("windows --positions -1", "--positions -1"),
+    ("windows --sizes 1 0", "--sizes 0"),
+    ("windows --sizes 3 1", "--sizes '3 1'"),
+    ("windows --sizes 1 1", "--sizes '1 1'"),
+    ("windows --seed -1", "--seed -1"),
+    ("windows --eval-samples 4", "'is a run' --eval-samples"),
 )
 def test_a_probe_that_cannot_be_is_one_line_and_writes_nothing(pcfg, run, capsys, words, named):
     before = files(run)

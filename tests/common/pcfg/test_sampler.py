@@ -214,7 +214,7 @@ def test_mean_length(name):
     assert lengths.max() <= (longest or math.inf)
 
 
-@pytest.mark.parametrize("name", ["cfg3b", "cfg3f", "cfg3g", "cfg3h", "cfg3i", "small"])
+@pytest.mark.parametrize("name", ["cfg3b", "cfg3b-released", "cfg3f", "cfg3g", "cfg3h", "cfg3i", "small"])
 def test_trees_are_derivations(name):
     grammar = load_grammar(name)
     sentences = sample(grammar, 3, "probe", 10, 40, trees=True)
@@ -224,8 +224,9 @@ def test_trees_are_derivations(name):
         check_tree(grammar, sentences.tokens[part], sentences.ancestors[part], sentences.span_ends[part])
 
 
-def test_nltk_parses_every_sentence():
-    grammar = load_grammar("cfg3b", start="16")
+@pytest.mark.parametrize("name", ["cfg3b", "cfg3b-released"])
+def test_nltk_parses_every_sentence(name):
+    grammar = load_grammar(name, start="16")
     symbols = {symbol: nltk.Nonterminal(symbol) for symbol in grammar.nonterminals}
     rules = [nltk.Production(symbols[r.left], [symbols.get(s, s) for s in r.right]) for r in grammar.rules]
     parser = nltk.ChartParser(nltk.CFG(symbols["16"], rules))

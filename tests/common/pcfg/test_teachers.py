@@ -22,6 +22,7 @@ PROBES = {
     "ngrams": "ngrams --sentences 12",
     "nonterminals": "nonterminals --training 64 --heldout 20 --epochs 1 --heads 2 --dimension 8",
     "generation": "generation --continuations 20 --tokens 5",
+    "windows": "windows --positions 12 --sizes 1 3",
     "bayes-optimal": "bayes-optimal",
 }
 
@@ -108,7 +109,7 @@ def test_the_probe_of_a_foreign_teacher_is_that_of_the_same_run(pcfg, capsys, tm
     words = ["probe", *shlex.split(PROBES[name]), "--run"]
     run = shutil.copytree(teacher_of(pcfg), tmp_path / "run")
     own = json.loads(Path(pcfg.succeed(capsys, *words, run).strip()).read_text())
-    more = ["--eval-samples", 32] if name == "bayes-optimal" else []
+    more = ["--eval-samples", 32] if name in ("bayes-optimal", "windows") else []
     assert_named(pcfg.fail_in_one_line(capsys, *words, foreign, *more), "'is not a run of this project' --grammar")
     assert_named(pcfg.fail_in_one_line(capsys, *words, run, "--grammar", "small"), "'is a run' --grammar")
     path = Path(pcfg.succeed(capsys, *words, foreign, "--grammar", "small", *more).strip())
