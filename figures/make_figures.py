@@ -36,21 +36,25 @@ from common.runs.files import write_file
 
 FIGURES = Path(__file__).resolve().parent
 SettingName = Literal["parity_mlp", "parity_gpt2", "PCFG_mlm", "PCFG_autoregressive", "text_mlm", "text_autoregressive"]
-Preset = Literal["smoke", "laptop", "paper"]
+Preset = Literal["smoke", "laptop", "workstation", "paper"]
 Collect = Callable[[Sequence[FoundRun], str], Collected]
 Draw = Callable[[dict[str, Any]], Figure]
-SETTINGS: dict[SettingName, tuple[Collect, Mapping[str, tuple[Draw, tuple[str, ...]]]]] = {
-    "parity_mlp": (partial(parity_data.collect, setting="parity_mlp"), parity_figures.FIGURES),
-    "parity_gpt2": (partial(parity_data.collect, setting="parity_gpt2"), parity_figures.FIGURES),
-    "PCFG_mlm": (partial(pcfg_data.collect, setting="PCFG_mlm"), pcfg_figures.FIGURES["PCFG_mlm"]),
+Figures = Mapping[str, tuple[Draw, tuple[str, ...]]]
+SETTINGS: dict[SettingName, tuple[Collect, Callable[[str], Figures]]] = {
+    "parity_mlp": (partial(parity_data.collect, setting="parity_mlp"), lambda preset: parity_figures.FIGURES),
+    "parity_gpt2": (partial(parity_data.collect, setting="parity_gpt2"), lambda preset: parity_figures.FIGURES),
+    "PCFG_mlm": (partial(pcfg_data.collect, setting="PCFG_mlm"), partial(pcfg_figures.figures_of, "PCFG_mlm")),
     "PCFG_autoregressive": (
         partial(pcfg_data.collect, setting="PCFG_autoregressive"),
-        pcfg_figures.FIGURES["PCFG_autoregressive"],
+        partial(pcfg_figures.figures_of, "PCFG_autoregressive"),
     ),
-    "text_mlm": (partial(text_data.collect, setting="text_mlm"), text_figures.FIGURES),
-    "text_autoregressive": (partial(text_data.collect, setting="text_autoregressive"), text_figures.FIGURES),
+    "text_mlm": (partial(text_data.collect, setting="text_mlm"), lambda preset: text_figures.FIGURES),
+    "text_autoregressive": (
+        partial(text_data.collect, setting="text_autoregressive"),
+        lambda preset: text_figures.FIGURES,
+    ),
 }
-"""How the data of a setting are collected, and how each figure is drawn from which parts of them."""
+"""How the data of a setting are collected, and how each figure of a preset is drawn from which parts of them."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,10 @@ def report_missing(drawn: Sequence[Drawn], preset: Preset, required: bool) -> No
     if failed:
         raise UserError("; ".join(failed))
     if not any(figures.pictures for figures in drawn):
-        raise UserError(f"there is nothing of the preset {preset} to draw: run scripts/reproduce.sh all {preset} first")
+        setting = "PCFG_mlm" if preset == "workstation" else "all"
+        raise UserError(
+            f"there is nothing of the preset {preset} to draw: run scripts/reproduce.sh {setting} {preset} first"
+        )
 
 
 def draw_settings(
@@ -146,7 +153,10 @@ def draw_settings(
 
 
 def _draw_setting(setting: SettingName, preset: Preset, found: Sequence[FoundRun] | None, out: Path) -> Drawn:
-    collect, figures = SETTINGS[setting]
+    if preset == "workstation" and setting not in pcfg_figures.FIGURES:
+        return Drawn(setting, {}, {}, {})  # only the settings on grammars have it
+    collect, figures_of = SETTINGS[setting]
+    figures = figures_of(preset)
     path = Path("data") / f"{setting}_{preset}.json"
     try:
         collected = _committed(FIGURES / path) if found is None else collect(found, preset)

@@ -23,6 +23,7 @@ from finding_runs import (
 from language_model_data import (
     NGRAM,
     compared_students,
+    paired_students,
     phases_of,
     robust_quartiles,
     teacher_data,
@@ -79,7 +80,7 @@ def collect(found: Sequence[FoundRun], preset: str, setting: SettingName = "PCFG
     Returns:
         Always: `setting`, `preset`, `commands`, `versions`, `commits`, `teacher`, its `phases` (None without a
         transition) and, for GPT-2, `label_level`. By part: `bayes_optimal`, the probes in `SUMMARIES`, `students`,
-        `two_shot` and, for GPT-2, `other_tasks`.
+        `two_shot`, for GPT-2 `other_tasks`, and of the preset workstation `paired`.
 
     Raises:
         MissingError: there is no teacher; the message names the command that makes it.
@@ -107,6 +108,7 @@ def collect(found: Sequence[FoundRun], preset: str, setting: SettingName = "PCFG
             _same_task(preset, teacher),
             f"python -m {setting}.distill {preset} --methods two-shot",
         ),
+        **({"paired": lambda: _paired(runs, preset, setting, teacher)} if preset == "workstation" else {}),
         **({"other_tasks": lambda: _other_tasks(runs, preset)} if setting == "PCFG_autoregressive" else {}),
     }
     always = {**_teacher_data(teacher), "phases": phases_of(transition_of(teacher))}
@@ -159,6 +161,18 @@ def _same_task(preset: str, teacher: FoundRun) -> dict[str, Any]:
     package = PACKAGES[teacher.setting]  # type: ignore[index]
     arguments = package.config(package.students[preset])
     return arguments | {name: teacher.arguments[name] for name in (*TASK, "rules") if name in arguments}
+
+
+def _paired(runs: Sequence[FoundRun], preset: str, setting: SettingName, teacher: FoundRun) -> Part:
+    """Students of the preset's teacher and of those that differ from it in their seed alone, on all streams."""
+    package = PACKAGES[setting]
+    found = with_arguments(teachers_among(runs), package.config(package.teachers[preset]), free=("seed",))
+    name = f"teachers of {setting} {preset} with seed"
+    by_seed = runs_by_key(found, lambda run: run.arguments["seed"], lambda seed: f"{name} {seed}")
+    others = [run for seed, run in sorted(by_seed.items()) if run is not teacher]
+    command = f"scripts/reproduce.sh {setting} {preset}"
+    arguments, budgets = _same_task(preset, teacher), package.students[preset].steps
+    return paired_students([teacher, *others], runs, arguments, budgets, command)
 
 
 def _other_tasks(runs: Sequence[FoundRun], preset: str) -> Part:

@@ -10,6 +10,7 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
+import paired_students
 from language_model_figures import draw_quartiles, draw_students, finish_teacher_axis, reference_level
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -235,6 +236,15 @@ FIGURES = {
     },
 }
 """How each is drawn, and the parts of the data that it needs."""
+
+
+def figures_of(setting: str, preset: str) -> Mapping[str, tuple[Any, tuple[str, ...]]]:
+    """The figures of a preset: `workstation` has students of several teachers and streams, but fewer probes."""
+    figures = FIGURES[setting]
+    if preset != "workstation":
+        return figures
+    common = {name: figures[name] for name in ("figure1", "figure3", "figure3_windows")}
+    return {**common, "figure_pairs": (paired_students.draw, ("paired",))}
 
 
 def _bayes_optimal_robust(axis: Axes, value: float) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import paired_students
 from findings import (
     Describe,
     Finding,
@@ -248,12 +249,14 @@ FINDINGS: dict[str, dict[str, Describe]] = {
         "figure3": curriculum,
         "figure3_windows": windows,
         "figure_nonterminals": nonterminals,
+        "figure_pairs": paired_students.describe,
     },
     "PCFG_autoregressive": {
         "figure1": overview,
         "figure3": curriculum,
         "figure3_windows": windows,
         "figure_generation": generation,
+        "figure_pairs": paired_students.describe,
     },
 }
 """By setting and figure."""

@@ -91,6 +91,10 @@ case "$setting $preset" in
         probes=(bayes-optimal ngrams windows "nonterminals --training 2048 --heldout 512")
         two_shot=(--steps 700 --checkpoint 100 200 300 400 600 1000 2000)
         ;;
+    "PCFG_mlm workstation" | "PCFG_autoregressive workstation")
+        probes=(bayes-optimal "ngrams --sentences 512" windows)
+        two_shot=(--steps 1000 --checkpoint 200 400 600 800 1200 2000 4000 --seeds 10 11 12)
+        ;;
     "PCFG_mlm paper")
         probes=(bayes-optimal ngrams windows nonterminals)
         two_shot=(--steps 4000 --checkpoint before inside after 1000 2000 4000)
@@ -122,7 +126,7 @@ case "$setting $preset" in
         ;;
     *)
         echo "error: no '$setting $preset'; settings are parity_mlp, parity_gpt2, PCFG_mlm, PCFG_autoregressive," \
-            "text_mlm, text_autoregressive and all, presets smoke, laptop and paper" >&2
+            "text_mlm, text_autoregressive and all, presets smoke, laptop and paper, and on grammars workstation" >&2
         exit 2
         ;;
 esac
@@ -153,6 +157,33 @@ measure() { # RUN PROBE...: each probe with its arguments
         timed python -m "$setting.probe" $probe --run "$run"
     done
 }
+
+if [ "$preset" = workstation ]; then # two teachers, and their students on two streams
+    other=runs/$setting/workstation-seed2
+    teacher() {
+        timed python -m "$setting.train" workstation
+        measure "runs/$setting/workstation" "${probes[@]}"
+    }
+    other_teacher() {
+        timed python -m "$setting.train" workstation --seed 2 --out "$other"
+        measure "$other" "${probes[@]}"
+    }
+    on_stream() { # SEED
+        timed python -m "$setting.distill" workstation --stream-seed "$1"
+        timed python -m "$setting.distill" workstation --stream-seed "$1" --teacher "$other" --methods one-shot progressive
+    }
+    students() {
+        on_stream 3000
+        timed python -m "$setting.distill" workstation --methods two-shot "${two_shot[@]}"
+    }
+    other_students() {
+        on_stream 4000
+    }
+    side_by_side teacher other_teacher
+    side_by_side students other_students
+    timed python figures/make_figures.py "$setting" --preset "$preset" --runs runs
+    exit
+fi
 
 timed python -m "$setting.train" "$preset"
 

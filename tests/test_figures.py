@@ -1,6 +1,7 @@
 """Figures from committed data and from runs, and the notebooks."""
 
 import importlib
+import itertools
 import json
 import os
 import re
@@ -45,9 +46,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PNG = b"\x89PNG\r\n"
 
 
-def collected(runs, setting):
+def collected(runs, setting, preset="laptop"):
     collect, _ = make_figures.SETTINGS[setting]
-    return collect(finding_runs.find_runs(runs), "laptop")
+    return collect(finding_runs.find_runs(runs), preset)
 
 
 def collect(runs, setting):
@@ -561,6 +562,55 @@ def test_pcfg_data_are_those_of_the_runs(made_up):
         "distill students of teacher",
         *("distill 200 of teacher", "distill inside of teacher", "distill 1000 of teacher"),
     ]
+
+
+def make_up_workstation(runs):
+    """Two teachers, and their students of two seeds on two streams, whose accuracies say who they are."""
+    preset, trained = (module.PRESETS["workstation"] for module in (PCFG_mlm.distill, PCFG_mlm.train))
+    for teacher in (1, 2):
+        make_up_teacher(runs / f"teacher{teacher}", PCFG_mlm, [0.9] * 13, replace(trained, seed=teacher))
+        for method in METHODS if teacher == 1 else METHODS[1:]:
+            for steps, stream, seed in itertools.product(preset.steps, (3000, 4000), (10, 11)):
+                who = {"methods": [method], "steps": [steps], "seeds": [seed], "stream_seed": stream, "checkpoint": []}
+                accuracy = 0.2 * METHODS.index(method) + 0.1 * teacher + steps / 1e5 + stream / 1e6 + seed / 1e4
+                directory = runs / f"{method}_{teacher}_{steps}_{stream}_{seed}"
+                arguments = {**with_rules(preset, PCFG_mlm), **who, "teacher_id": f"id of teacher{teacher}"}
+                make_up_run(directory, "PCFG_mlm", [0, accuracy], argv=["distill", method], **arguments)
+
+
+def test_students_of_several_teachers_and_streams_are_paired(tmp_path):
+    make_up_workstation(tmp_path)
+    paired = collected(tmp_path, "PCFG_mlm", "workstation").data["paired"]
+    assert paired["steps"] == list(PCFG_mlm.distill.PRESETS["workstation"].steps)
+    assert paired["teacher_seeds"] == [1, 2]
+    assert paired["pairs"] == [[3000, 10], [3000, 11], [4000, 10], [4000, 11]]
+    base = np.add.outer([0.003 + 0.001, 0.003 + 0.0011, 0.004 + 0.001, 0.004 + 0.0011], np.array(paired["steps"]) / 1e5)
+    np.testing.assert_allclose(paired["accuracy"]["ce"], base[:, None] + 0.1)
+    for method, place in (("one-shot", 1), ("progressive", 2)):
+        expected = np.stack([base + 0.2 * place + 0.1, base + 0.2 * place + 0.2], axis=1)
+        np.testing.assert_allclose(paired["accuracy"][method], expected)
+
+
+def test_a_missing_or_doubled_student_of_a_pair_is_named(tmp_path):
+    make_up_workstation(tmp_path)
+    one = tmp_path / "one-shot_2_1000_4000_11"
+    shutil.copytree(one, tmp_path / "copy")
+    error = collected(tmp_path, "PCFG_mlm", "workstation").errors["paired"]
+    assert "are both one-shot students of" in str(error)
+    assert "teacher2 and 1000 steps with stream and seed (4000, 11)" in str(error)
+    shutil.rmtree(tmp_path / "copy")
+    shutil.rmtree(one)
+    error = collected(tmp_path, "PCFG_mlm", "workstation").errors["paired"]
+    assert is_missing(error)
+    assert "teacher2 and 1000 steps with stream 4000 and seed 11" in str(error)
+    assert "create it with scripts/reproduce.sh PCFG_mlm workstation" in str(error)
+
+
+def test_settings_without_a_preset_are_left_out(tmp_path):
+    drawn = make_figures.draw_settings(["parity_mlp", "text_mlm"], "workstation", tmp_path)
+    assert [(figures.pictures, figures.errors) for figures in drawn] == [({}, {})] * 2
+    with pytest.raises(UserError, match=r"run scripts/reproduce.sh PCFG_mlm workstation first"):
+        make_figures.main(make_figures.Arguments(runs=tmp_path, preset="workstation"))
 
 
 def test_two_shot_students_are_those_of_the_budget_with_most_checkpoints(made_up):
