@@ -1,4 +1,4 @@
-# Sourced by the sweeps, scripts/sweep_*.sh: their arguments, and the plan of their runs.
+# Sourced by the sweeps, scripts/sweep_*.sh: their arguments, and the plan of their jobs.
 #
 #   scripts/sweep_NAME.sh SETTING PRESET [--teacher RUN] [--dry-run | -j N | --slurm] [-- ARGUMENTS]
 #
@@ -6,16 +6,22 @@
 #   PRESET          smoke, laptop or paper
 #   --teacher RUN   students learn from this run or directory of checkpoints; by default from the run of train.py with
 #                   the preset, which is trained first unless it exists
-#   --dry-run       print the commands
-#   -j N            execute N runs at a time on this machine; by default one per GPU, or one
-#   --slurm         submit the runs as Slurm jobs; see scripts/slurm/array.sbatch
+#   --dry-run       print the commands, each with its number of runs
+#   -j N            execute N jobs at a time on this machine; by default one per GPU, or one
+#   --slurm         submit the jobs to Slurm; see scripts/slurm/array.sbatch
 #   ARGUMENTS       are added to every command, such as --wandb offline
 #
-# Runs are in runs/SETTING/sweeps/<sweep>-SETTING-PRESET/, their logs in its folder logs. Complete runs are
+# A job trains a teacher, or a group of students that share its forward pass. Runs are in
+# runs/SETTING/sweeps/<sweep>-SETTING-PRESET/<group>/, logs of jobs in the sweep's folder logs. Complete runs are
 # skipped: rerun the command to resume.
 
-# A sweep gets `setting`, `preset` and `size_flag` by sourcing this file, calls `new_teacher` and `student`, and ends
+# A sweep gets `setting`, `preset` and `size_flag` by sourcing this file, calls `new_teacher` and `students`, and ends
 # with `launch`.
+#
+# Its groups are those of one value of what it varies (or of one seed, where students of one seed share more), so that
+# there are two to five of them. One group of all students would save little more, and could use one device only. They
+# do not depend on -j, as a GPT-2 on parity is trained in one stack with the rest of its group, and depends on it by
+# rounding.
 # shellcheck shell=bash disable=SC2034
 
 refuse() {
@@ -49,7 +55,7 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
             mode=$1
             ;;&
         -j)
-            [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || refuse "-j takes a number of runs, at least 1; got '${2:-}'"
+            [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || refuse "-j takes a number of jobs, at least 1; got '${2:-}'"
             launcher_options+=(--jobs "$2")
             shift
             ;;
@@ -67,8 +73,12 @@ done
 [ ! -d "$own_teacher" ] || own_teacher=$(cd "$own_teacher" && pwd)
 named=() # added words that results depend on
 is_named=yes
+options=" " # the added ones, each followed by a space
 for word in "${@:2}"; do
-    added+=" $(printf '%q' "$word")"
+    printf -v quoted ' %q' "$word"
+    added+=$quoted
+    option=${word%%=*}
+    [[ $word != --* ]] || options+="${option//_/-} "
     case $word in
         --out | --out=* | --force | --teacher | --teacher=*) refuse "$word cannot be added to all commands: $usage" ;;
         --wandb | --device) is_named= ;;
@@ -129,11 +139,13 @@ directory=runs/$setting/sweeps/$name
 commands=()
 plan=
 
-add_run() { # DIRECTORY TEACHER COMMAND: the run in DIRECTORY waits for the one in TEACHER, - for none
-    local line
-    line="$(printf '%q ' "${@:3}")--out $(printf '%q' "$1")$added"
-    commands+=("$line")
-    plan+=$1$'\t'$2$'\t'$line$'\n'
+add_job() { # DIRECTORY RUNS TEACHER COMMAND: the job in DIRECTORY waits for the run in TEACHER, - for none
+    local line out
+    printf -v line '%q ' "${@:4}"
+    printf -v out '%q' "$1"
+    line+="--out $out$added"
+    commands+=("$line  # $2 run$([ "$2" = 1 ] || echo s)")
+    plan+=$1$'\t'$2$'\t'$3$'\t'$line$'\n'
 }
 
 new_teacher() { # SEED: the teacher of the following students, unless --teacher names one
@@ -144,16 +156,19 @@ new_teacher() { # SEED: the teacher of the following students, unless --teacher 
     teacher=runs/$setting/$preset$suffix
     [ -z "$changed" ] || teacher=$directory/teacher$suffix
     if [ "$1" = 0 ]; then
-        add_run "$teacher" - python -m "$setting.train" "$preset"
+        add_job "$teacher" 1 - python -m "$setting.train" "$preset"
     else
-        add_run "$teacher" - python -m "$setting.train" "$preset" --seed "$1"
+        add_job "$teacher" 1 - python -m "$setting.train" "$preset" --seed "$1"
     fi
 }
 
-student() { # NAME ARGUMENTS: a student of the current teacher, with these arguments of distill.py
-    local command=(python -m "$setting.distill" "$preset" --teacher "$teacher" "${@:2}")
+students() { # NAME RUNS ARGUMENTS: a group of as many students of the current teacher, made by distill.py with these
+    local command=(python -m "$setting.distill" "$preset" --teacher "$teacher" "${@:3}") word
+    for word in "${@:3}"; do
+        [[ $word != --* || $options != *" $word "* ]] || refuse "$word cannot be added: the sweep gives it"
+    done
     [ -z "$budget" ] || [[ " $* " == *" --steps "* ]] || command+=(--steps "$budget")
-    add_run "$directory/$1" "$teacher" "${command[@]}"
+    add_job "$directory/$1" "$2" "$teacher" "${command[@]}"
 }
 
 launch() { # print the commands or execute them

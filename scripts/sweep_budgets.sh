@@ -24,10 +24,6 @@ esac
 
 new_teacher 0
 for steps in "${budgets[@]}"; do
-    for method in ce one-shot progressive; do
-        for seed in 0 1 2; do
-            student "$method-steps$steps-seed$seed" --methods "$method" --steps "$steps" --seeds "$seed"
-        done
-    done
+    students "steps$steps" 9 --methods ce one-shot progressive --steps "$steps" --seeds 0 1 2
 done
 launch

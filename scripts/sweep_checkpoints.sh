@@ -25,11 +25,7 @@ esac
 
 new_teacher 0
 for seed in 0 1 2; do
-    student "one-shot-seed$seed" --methods one-shot --seeds "$seed"
-done
-for checkpoint in "${checkpoints[@]}"; do
-    for seed in 0 1 2; do
-        student "two-shot-$checkpoint-seed$seed" --methods two-shot --checkpoint "$checkpoint" --seeds "$seed"
-    done
+    count=$((1 + ${#checkpoints[@]}))
+    students "seed$seed" $count --methods one-shot two-shot --checkpoint "${checkpoints[@]}" --seeds "$seed"
 done
 launch

@@ -21,10 +21,6 @@ esac
 
 new_teacher 0
 for lr in "${rates[@]}"; do
-    for method in ce one-shot progressive; do
-        for seed in 0 1 2; do
-            student "$method-lr$lr-seed$seed" --methods "$method" --lr "$lr" --seeds "$seed"
-        done
-    done
+    students "lr$lr" 9 --methods ce one-shot progressive --lr "$lr" --seeds 0 1 2
 done
 launch

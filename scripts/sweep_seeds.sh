@@ -15,10 +15,7 @@ for teacher_seed in "${teacher_seeds[@]}"; do
     new_teacher "$teacher_seed"
     methods=(one-shot progressive)
     [ "$teacher_seed" != 0 ] || methods=(ce "${methods[@]}")
-    for method in "${methods[@]}"; do
-        for seed in "${student_seeds[@]}"; do
-            student "$method-teacher$teacher_seed-seed$seed" --methods "$method" --seeds "$seed"
-        done
-    done
+    count=$((${#methods[@]} * ${#student_seeds[@]}))
+    students "students-of-teacher$teacher_seed" $count --methods "${methods[@]}" --seeds "${student_seeds[@]}"
 done
 launch

@@ -19,10 +19,6 @@ esac
 
 new_teacher 0
 for size in "${sizes[@]}"; do
-    for method in ce one-shot progressive; do
-        for seed in 0 1 2; do
-            student "$method-size$size-seed$seed" --methods "$method" "$size_flag" "$size" --seeds "$seed"
-        done
-    done
+    students "size$size" 9 --methods ce one-shot progressive "$size_flag" "$size" --seeds 0 1 2
 done
 launch

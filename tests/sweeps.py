@@ -114,9 +114,9 @@ def wait_until(condition, seconds=120):
         time.sleep(0.1)
 
 
-def list_line(directory, teacher, command):
-    """A line of a sweep's list; the command gets the run's directory."""
-    return f"{directory}\t{teacher}\t{command} --out {directory}\n"
+def plan_line(directory, teacher, command, runs=1):
+    """A line of a sweep's plan; the command gets the job's directory."""
+    return f"{directory}\t{runs}\t{teacher}\t{command} --out {directory}\n"
 
 
 def assert_whole(directory):

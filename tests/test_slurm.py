@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sweeps import assert_same_bits, assert_whole, copy_of_project, list_line, wait_until
+from tests.sweeps import assert_same_bits, assert_whole, copy_of_project, plan_line, wait_until
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -178,54 +178,65 @@ def cluster():
 
 
 TRAIN = "python -m parity_mlp.train smoke --eval-every 1000 --checkpoint-every 1000 --steps 8000"
-DISTILL = "python -m parity_mlp.distill smoke --eval-every 1000 --steps 8000 --methods progressive --teacher"
+DISTILL = "python -m parity_mlp.distill smoke --eval-every 1000 --steps 8000 --teacher"
+METHODS = ("progressive", "one-shot")
 
 
-def sweep_list(folder):
-    """A teacher with four students, and one with one student whose own training diverges."""
-    lines = [list_line(f"{folder}/teacher", "-", TRAIN), list_line(f"{folder}/lost", "-", f"{TRAIN} --lr 1e10")]
-    lines += [
-        list_line(f"{folder}/student{seed}", f"{folder}/teacher", f"{DISTILL} {folder}/teacher --seeds {seed}")
-        for seed in range(4)
-    ]
-    return "".join([*lines, list_line(f"{folder}/orphan", f"{folder}/lost", f"{DISTILL} {folder}/lost --seeds 0")])
+def students_line(directory, teacher, seed):
+    """A group of two students with a seed."""
+    command = f"{DISTILL} {teacher} --methods {' '.join(METHODS)} --seeds {seed}"
+    return plan_line(directory, teacher, command, len(METHODS))
+
+
+def students_of(seed):
+    """The runs of a group, in the sweep's directory."""
+    return [f"students{seed}/{method}-width16-seed{seed}" for method in METHODS]
+
+
+def plan_of(folder):
+    """A teacher with four groups of students, and one with one group whose own training diverges."""
+    lines = [plan_line(f"{folder}/teacher", "-", TRAIN), plan_line(f"{folder}/lost", "-", f"{TRAIN} --lr 1e10")]
+    lines += [students_line(f"{folder}/students{seed}", f"{folder}/teacher", seed) for seed in range(4)]
+    return "".join([*lines, students_line(f"{folder}/orphans", f"{folder}/lost", 0)])
 
 
 @pytest.mark.slow
 def test_jobs_that_are_put_back_cancelled_or_lose_their_node_make_the_bits_of_plain_runs(tmp_path, cluster):
     plain = copy_of_project(tmp_path / "plain")
     folder = Path("runs/parity_mlp/sweeps/mine")
-    done = plain.call("python", "-m", "common.cluster", folder, "--jobs", 2, input=sweep_list(folder))
+    done = plain.call("python", "-m", "common.cluster", folder, "--jobs", 2, input=plan_of(folder))
     assert done.returncode == 1
-    assert "5 of 7 runs are complete, 1 failed" in done.stderr
+    assert "9 of 12 runs are complete, failed jobs: 1" in done.stderr
 
     project = copy_of_project(tmp_path / "project")
     hold = "python hold.py"
     project.environment.update(cluster.environment, SWEEP_CPUS="1", SWEEP_CONTAINER=hold)
-    students = [f"student{seed}" for seed in range(4)]
-    project.hold("teacher", *students)
+    groups = [f"students{seed}" for seed in range(4)]
+    held = [students_of(seed)[1] for seed in range(4)]
+    names = [Path(run).name for run in held]
+    project.hold("teacher", *names)
 
     def submit():
-        done = project.call("python", "-m", "common.cluster", folder, "--slurm", input=sweep_list(folder))
+        done = project.call("python", "-m", "common.cluster", folder, "--slurm", input=plan_of(folder))
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 
     def starts(name):
-        """How often a run's command was started."""
+        """How often a job's command was started."""
         log = project.root / folder / "logs" / f"{name}.log"
         return log.read_text().count("$ python") if log.exists() else 0
 
     first, second, summary = submit()
-    assert summary == f"{folder}: submitted 7 runs, 0 were already in the queue, 0 of 7 complete"
+    assert summary == f"{folder}: submitted 7 tasks, 0 were already in the queue, 0 of 7 complete"
     teachers, array = (re.match(r"job (\d+): ", line)[1] for line in (first, second))
-    assert second == f"job {array}: 5 runs, after {teachers}"
-    assert submit() == [f"{folder}: submitted 0 runs, 7 were already in the queue, 0 of 7 complete"]
+    assert second == f"job {array}: 5 tasks, after {teachers}"
+    assert submit() == [f"{folder}: submitted 0 tasks, 7 were already in the queue, 0 of 7 complete"]
     other = folder.with_name("other")
-    teacher, *_ = sweep_list(folder).splitlines(keepends=True)
-    student = list_line(other / "student", folder / "teacher", f"{DISTILL} {folder}/teacher --seeds 0")
-    done = project.call("python", "-m", "common.cluster", other, "--slurm", input=teacher + student)
-    job = re.match(rf"job (\d+): 1 runs, after {teachers}\n", done.stdout)[1]
-    assert done.stdout.endswith("submitted 1 runs, 1 were already in the queue, 0 of 2 complete\n")
+    teacher, *_ = plan_of(folder).splitlines(keepends=True)
+    text = teacher + students_line(other / "students", folder / "teacher", 0)
+    done = project.call("python", "-m", "common.cluster", other, "--slurm", input=text)
+    job = re.match(rf"job (\d+): 1 tasks, after {teachers}\n", done.stdout)[1]
+    assert done.stdout.endswith("submitted 1 tasks, 1 were already in the queue, 0 of 2 complete\n")
     cluster.call("scancel", job)
 
     # the time of the teacher's job is nearly up
@@ -237,36 +248,36 @@ def test_jobs_that_are_put_back_cancelled_or_lose_their_node_make_the_bits_of_pl
     assert "stopped by SIGTERM at step 2,000: rerun the command to resume" in log
     assert cluster.restarts(f"{teachers}_1") == 1
     assert starts("lost") == 1
-    assert [starts(name) for name in students] == [0, 0, 0, 0]
+    assert [starts(name) for name in groups] == [0, 0, 0, 0]
     project.release("teacher")
 
-    # one student is put back by Slurm, one is cancelled, two are at work on a node that goes down
-    wait_until(lambda: all(project.is_held(folder / name) for name in students))
+    # one group is put back by Slurm, one is cancelled, two are at work on a node that goes down
+    wait_until(lambda: all(project.is_held(folder / run) for run in held))
     wait_until(lambda: ("mine.2", 5) not in cluster.queue())
     cluster.call("scontrol", "requeue", f"{array}_1")
     cluster.call("scancel", f"{array}_2")
     wait_until(lambda: ("mine.2", 2) not in cluster.queue())
-    wait_until(lambda: starts("student0") == 2 and cluster.queue()["mine.2", 1] == "RUNNING")
-    assert starts("student1") == 1
-    before = [starts(name) for name in students]
+    wait_until(lambda: starts("students0") == 2 and cluster.queue()["mine.2", 1] == "RUNNING")
+    assert starts("students1") == 1
+    before = [starts(name) for name in groups]
     cluster.kill_node()
     cluster.mark_node_down()
     cluster.start_node()
-    wait_until(lambda: [starts(name) for name in students] == [before[0] + 1, 1, 2, 2])
-    project.release(*students)
+    wait_until(lambda: [starts(name) for name in groups] == [before[0] + 1, 1, 2, 2])
+    project.release(*names)
     wait_until(lambda: not cluster.queue())
-    assert not (project.root / folder / "student1" / "done.json").exists()
+    assert not any((project.root / folder / run / "done.json").exists() for run in students_of(1))
 
     # what is missing is submitted again; the diverging teacher fails again, and its student is not started
     first, second, summary = submit()
-    assert summary == f"{folder}: submitted 3 runs, 0 were already in the queue, 4 of 7 complete"
+    assert summary == f"{folder}: submitted 3 tasks, 0 were already in the queue, 4 of 7 complete"
     wait_until(lambda: not cluster.queue())
-    for name in ("teacher", *students):
-        assert_whole(project.root / folder / name)
-        assert_same_bits(project.root / folder / name, plain.root / folder / name)
+    for run in ("teacher", *(run for seed in range(4) for run in students_of(seed))):
+        assert_whole(project.root / folder / run)
+        assert_same_bits(project.root / folder / run, plain.root / folder / run)
     assert not (project.root / folder / "lost" / "done.json").exists()
-    assert not (project.root / folder / "orphan").exists()
-    assert "its teacher" in (project.root / folder / "logs" / "orphan.log").read_text()
+    assert not (project.root / folder / "orphans").exists()
+    assert "its teacher" in (project.root / folder / "logs" / "orphans.log").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,21 @@
-import json
+import importlib
 import re
 import shlex
+import sys
 from itertools import product
 from pathlib import Path
 
 import pytest
 
+from common.distillation.arguments import student_arguments
 from common.runs.run import Run
 from tests.commands import ROOT, files
 from tests.sweeps import assert_same_bits, assert_whole, copy_of_project, wait_until
 
 SETTINGS = ("parity_mlp", "parity_gpt2", "PCFG_mlm", "PCFG_autoregressive", "text_mlm", "text_autoregressive")
 PRESETS = ("smoke", "laptop", "paper")
+SMOKE = ("sweep_seeds.sh", "parity_mlp", "smoke")
+"""A sweep."""
 SWEEPS = sorted(path.name for path in (ROOT / "scripts").glob("sweep_*.sh"))
 
 
@@ -21,12 +25,18 @@ def project(tmp_path_factory):
     return copy_of_project(tmp_path_factory.mktemp("scripts") / "project")
 
 
-def commands(project, *words):
-    """The commands that a sweep prints, as words."""
-    done = project.call(f"scripts/{words[0]}", *words[1:], "--dry-run")
+def listed(project, *words):
+    """The commands that a sweep prints, as words, and how many runs it says each has."""
+    done = project.call(f"scripts/{words[0]}", *words[1:3], "--dry-run", *words[3:])
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    return [shlex.split(line) for line in done.stdout.splitlines()]
+    lines = [re.fullmatch("(.*)  # (1 run|[0-9]+ runs)", line) for line in done.stdout.splitlines()]
+    return [(shlex.split(line[1]), int(line[2].split()[0])) for line in lines]
+
+
+def commands(project, *words):
+    """The commands that a sweep prints, as words."""
+    return [command for command, _ in listed(project, *words)]
 
 
 def value(command, flag):
@@ -35,102 +45,138 @@ def value(command, flag):
     return command[command.index(flag) + 1]
 
 
-CHECK = """
-import importlib
-import json
-import sys
-
-for module, *words in json.load(sys.stdin):
-    command = importlib.import_module(module)
+def parsed(words):
+    """The arguments of a command, as train.py or distill.py parses them."""
+    module = importlib.import_module(words[2])
     made = []
-    name = module.rpartition(".")[2]
-    setattr(command, name, lambda arguments, argv: made.append(arguments))  # instead of training
-    sys.argv = ["command.py", *words]
-    command.main()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["command.py", *words[3:]])
+        patch.setattr(module, words[2].rpartition(".")[2], lambda arguments, argv: made.append(arguments))
+        module.main()
     (arguments,) = made
-    print(json.dumps({field: getattr(arguments, field, None) for field in ("steps", "lr", "preset")}))
-"""
-"""Parses commands as train.py and distill.py do, many in one process."""
+    return arguments
 
 
-@pytest.mark.slow
-def test_every_command_of_every_sweep_is_one_run_that_its_parser_takes(project):
+SIZES = ("widths", "student_heads")
+PLURAL = ("methods", *SIZES, "steps", "lr", "seeds", "checkpoint")
+"""Arguments of which each student has one value."""
+
+
+def students(command):
+    """The students that a command trains: their method and first checkpoint, size, steps, learning rate and seed."""
+    arguments = parsed(command)
+    plural = [name for name in PLURAL if isinstance(getattr(arguments, name, None), tuple)]
+    found = []
+    for student in student_arguments(arguments, plural):
+        (size,) = [getattr(student, name) for name in SIZES if hasattr(student, name)]
+        found.append(
+            (*student.methods, student.checkpoint, size, *map(str, (student.steps, student.lr)), student.seeds)
+        )
+    return found
+
+
+def column(rows, number):
+    return {row[number] for row in rows}
+
+
+ALL, TAUGHT = {"ce", "one-shot", "progressive"}, {"one-shot", "progressive"}
+VARIED = {"student_sizes": 2, "budgets": 3, "learning_rates": 4}
+"""Index in `students` of what a sweep varies."""
+
+
+@pytest.mark.parametrize(("setting", "preset"), [*product(SETTINGS, PRESETS)])
+def test_every_command_of_every_sweep_is_parsed_and_they_make_each_run_once(project, setting, preset):
     assert len(SWEEPS) == 5
-    parsed = []
-    for sweep, setting, preset in product(SWEEPS, SETTINGS, PRESETS):
-        listed = commands(project, sweep, setting, preset)
-        outs = [value(command, "--out") for command in listed]
-        assert len(set(outs)) == len(outs)
-        trained = [value(command, "--out") for command in listed if command[2] == f"{setting}.train"]
-        assert trained
-        assert trained[0] == f"runs/{setting}/{preset}"
-        folder = f"runs/{setting}/sweeps/{sweep[6:-3]}-{setting}-{preset}/"
-        for command in listed:
+    for sweep in SWEEPS:
+        name = sweep[6:-3]
+        trained, made = [], {}
+        for command, runs in listed(project, sweep, setting, preset):
             assert command[:2] == ["python", "-m"]
-            if value(command, "--out") in trained:
-                continue
-            assert value(command, "--teacher") in trained
-            assert value(command, "--out").startswith(folder)
-            for flag in ("--methods", "--seeds"):
-                value(command, flag)
-        first_seed = [command for command in listed if "--seeds" not in command or value(command, "--seeds") == "0"]
-        parsed += [command[2:] for command in first_seed]  # others differ in nothing else
-    done = project.call("python", "-c", CHECK, input=json.dumps(parsed))
-    assert done.returncode == 0, done.stderr
-    for words, line in zip(parsed, done.stdout.splitlines(), strict=True):
-        arguments = json.loads(line)
-        assert arguments["preset"] == words[1]
-        for plural in ("steps", "lr"):  # that have one value in every run
-            assert not isinstance(arguments[plural], list) or len(arguments[plural]) == 1, words
-
-
-def test_teachers_come_before_their_students(project):
-    for setting in SETTINGS:
-        listed = commands(project, "sweep_seeds.sh", setting, "smoke")
-        outs = [value(command, "--out") for command in listed]
-        for i, command in enumerate(listed):
-            if "--teacher" in command:
-                assert value(command, "--teacher") in outs[:i]
-        assert len([command for command in listed if command[2].endswith(".train")]) == 3
+            assert command[3] == preset
+            out = value(command, "--out")
+            if command[2] == f"{setting}.train":
+                assert runs == 1
+                assert parsed(command).seed == len(trained)
+                trained.append(out)
+            else:
+                assert command[2] == f"{setting}.distill"
+                assert re.fullmatch(f"runs/{setting}/sweeps/{name}-{setting}-{preset}/[^/]+", out)
+                found = students(command)
+                assert runs == len(found)
+                teacher = value(command, "--teacher")
+                assert teacher in trained
+                made.setdefault(teacher, []).extend(found)
+        assert trained[0] == f"runs/{setting}/{preset}"
+        assert list(made) == trained
+        assert len(trained) == (3 if name == "seeds" else 1)
+        for teacher, rows in made.items():
+            assert len(set(rows)) == len(rows)
+            seeds = column(rows, 5)
+            assert seeds == {(seed,) for seed in range(5 if (name, preset) == ("seeds", "laptop") else 3)}
+            values = [column(rows, number) for number in (2, 3, 4)]
+            for number, among in zip((2, 3, 4), values, strict=True):
+                assert len(among) > 1 if VARIED.get(name) == number else len(among) == 1
+            if name == "checkpoints":
+                first = column(rows, 1) - {()}
+                assert len(first) >= 5
+                taught = {("one-shot", ()), *(("two-shot", each) for each in first)}
+            else:
+                methods = ALL if teacher == trained[0] else TAUGHT
+                taught = {(method, ()) for method in methods}
+            assert set(rows) == {(*way, *rest) for way, *rest in product(taught, *values, seeds)}
 
 
 def test_what_a_sweep_varies_is_what_it_is_named_after(project):
     def varied(sweep, flag):
-        listed = commands(project, sweep, "PCFG_mlm", "laptop")
-        return {value(command, flag) for command in listed if command[2] == "PCFG_mlm.distill"}
+        of_students = [each for each in commands(project, sweep, "PCFG_mlm", "laptop") if each[2] == "PCFG_mlm.distill"]
+        return {value(command, flag) for command in of_students}
 
     assert varied("sweep_student_sizes.sh", "--student-heads") == {"2", "3", "4"}
     assert varied("sweep_budgets.sh", "--steps") == {"400", "500", "700", "1000", "2000"}
     assert varied("sweep_learning_rates.sh", "--lr") == {"5e-3", "1e-2", "2e-2"}
     assert varied("sweep_student_sizes.sh", "--steps") == {"700"}
     assert varied("sweep_seeds.sh", "--teacher") == {f"runs/PCFG_mlm/laptop{end}" for end in ("", "-seed1", "-seed2")}
-    two_shot = [
-        command for command in commands(project, "sweep_checkpoints.sh", "PCFG_mlm", "laptop") if "two-shot" in command
-    ]
-    assert {value(command, "--checkpoint") for command in two_shot} >= {"100", "400", "2000"}
+    for command in commands(project, "sweep_checkpoints.sh", "PCFG_mlm", "laptop")[1:]:
+        assert {checkpoint for (_, (checkpoint, *_), *_) in students(command)[1:]} >= {"100", "400", "2000"}
 
 
 def test_added_arguments_are_in_every_command_and_in_the_name_of_the_sweep_if_they_change_results(project):
-    plain = commands(project, "sweep_seeds.sh", "parity_mlp", "smoke")
+    plain = commands(project, *SMOKE)
     added = ["--wandb", "offline", "--device", "cpu"]
-    done = project.call("scripts/sweep_seeds.sh", "parity_mlp", "smoke", "--dry-run", "--", *added)
-    assert [shlex.split(line) for line in done.stdout.splitlines()] == [[*command, *added] for command in plain]
+    assert commands(project, *SMOKE, "--", *added) == [[*command, *added] for command in plain]
     for support, shown in (("1,2,3,5", ""), ("1,2,3, 5", "~[0-9]+")):
         added = ["--support", support, "--d", "30"]
-        done = project.call("scripts/sweep_seeds.sh", "parity_mlp", "smoke", "--dry-run", "--", *added)
         folder = f"runs/parity_mlp/sweeps/seeds-parity_mlp-smoke-support-1,2,3,5-d-30{shown}/"
-        for line in done.stdout.splitlines():
-            command = shlex.split(line)
+        for command in commands(project, *SMOKE, "--", *added):
             assert command[-4:] == added
             assert re.match(folder, value(command, "--out"))
 
 
+@pytest.mark.parametrize(
+    ("sweep", "word"),
+    [
+        ("seeds", "--seeds"),
+        ("seeds", "--methods=ce"),
+        ("student_sizes", "--widths"),
+        ("learning_rates", "--lr"),
+        ("budgets", "--steps"),
+        ("checkpoints", "--checkpoint"),
+    ],
+)
+def test_what_a_sweep_chooses_cannot_be_added(project, sweep, word):
+    done = project.call(f"scripts/sweep_{sweep}.sh", "parity_mlp", "smoke", "--", "--d", "30", word, "1")
+    assert done.returncode == 2
+    assert done.stderr == f"error: {word.split('=')[0]} cannot be added: the sweep gives it\n"
+
+
+def test_what_a_sweep_does_not_choose_can_be_added(project):
+    assert commands(project, *SMOKE, "--", "--lr", "0.1", "--steps", "4000", "--widths", "8")
+
+
 def folder_of(project, *words):
     """The directory of a sweep."""
-    done = project.call("scripts/sweep_seeds.sh", "parity_mlp", "smoke", "--dry-run", *words)
-    assert done.returncode == 0, done.stderr
-    (*_, command) = done.stdout.splitlines()
-    return Path(value(shlex.split(command), "--out")).parent.name
+    (*_, command) = commands(project, *SMOKE, *words)
+    return Path(value(command, "--out")).parent.name
 
 
 def test_sweeps_of_other_arguments_or_of_another_teacher_have_another_directory(project):
@@ -158,9 +204,9 @@ def test_sweeps_of_other_arguments_or_of_another_teacher_have_another_directory(
 def test_a_teacher_of_ones_own_is_not_trained(project):
     teacher = project.root / "mine"
     teacher.mkdir(exist_ok=True)
-    listed = commands(project, "sweep_seeds.sh", "parity_mlp", "smoke", "--teacher", "mine/")
-    assert {command[2] for command in listed} == {"parity_mlp.distill"}
-    assert {value(command, "--teacher") for command in listed} == {str(teacher)}
+    found = commands(project, *SMOKE, "--teacher", "mine/")
+    assert {command[2] for command in found} == {"parity_mlp.distill"}
+    assert {value(command, "--teacher") for command in found} == {str(teacher)}
 
 
 @pytest.mark.parametrize(
@@ -171,7 +217,7 @@ def test_a_teacher_of_ones_own_is_not_trained(project):
         ("parity_mlp", "no preset ''"),
         ("parity_mlp huge", "no preset 'huge'; presets are smoke"),
         ("parity_mlp smoke --jobs 2", "unknown argument '--jobs'"),
-        ("parity_mlp smoke -j two", "-j takes a number of runs, at least 1; got 'two'"),
+        ("parity_mlp smoke -j two", "-j takes a number of jobs, at least 1; got 'two'"),
         ("parity_mlp smoke -j", "-j takes a number"),
         ("parity_mlp smoke -j 0", "-j takes a number"),
         ("parity_mlp smoke -j 2 --slurm", "-j and --slurm exclude each other"),
@@ -203,19 +249,24 @@ def test_help_says_what_a_sweep_does_and_takes(project):
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_three_times_ends_with_the_runs_of_plain_commands(tmp_path):
     project, plain = (copy_of_project(tmp_path / name) for name in ("project", "plain"))
-    sweep = ("sweep_checkpoints.sh", "parity_mlp", "smoke")
-    listed = commands(project, *sweep)
-    runs = [project.root / value(command, "--out") for command in listed]
-    assert len(runs) >= 60
+    sweep = ("sweep_student_sizes.sh", "parity_mlp", "smoke")
+    teacher, *groups = commands(project, *sweep)
+    runs = [Path(value(teacher, "--out"))]
+    for command in groups:
+        names = [f"{method}-width{size}-seed{seed}" for method, _, (size,), *_, (seed,) in students(command)]
+        runs += [Path(value(command, "--out")) / name for name in names]
+    assert len(runs) == 28
 
     def complete():
-        return sum(Run(run).complete for run in runs)
+        return sum(Run(project.root / run).complete for run in runs)
 
     def some_are_at_work():
-        return any((run / "metrics.jsonl").exists() and not Run(run).complete for run in runs)
+        return any(
+            (project.root / run / "metrics.jsonl").exists() for run in runs if not Run(project.root / run).complete
+        )
 
     launcher = [f"scripts/{sweep[0]}", *sweep[1:], "-j", 2]
-    for number in (0, 20, 40):
+    for number in (0, 1, 10):
         process = project.start(*launcher)
         wait_until(lambda number=number: complete() >= number and some_are_at_work(), seconds=600)
         process.kill()
@@ -223,13 +274,14 @@ def test_a_sweep_that_is_killed_three_times_ends_with_the_runs_of_plain_commands
         assert complete() < len(runs)
     done = project.call(*launcher)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith(f"{len(runs)} of {len(runs)} runs are complete\n")
+    assert done.stdout.endswith("28 of 28 runs are complete\n")
     for run in runs:
-        assert_whole(run)
-    for command in (listed[0], listed[1], listed[len(listed) // 2], listed[-1]):
+        assert_whole(project.root / run)
+    for command in (teacher, groups[-1]):
         done = plain.call(*command)
         assert done.returncode == 0, done.stderr
-        assert_same_bits(project.root / value(command, "--out"), plain.root / value(command, "--out"))
-    before = {run: (run / "done.json").stat().st_mtime_ns for run in runs}
+    for run in (runs[0], *runs[-9:]):
+        assert_same_bits(project.root / run, plain.root / run)
+    before = files(project.root / "runs")
     assert project.call(*launcher).returncode == 0
-    assert {run: (run / "done.json").stat().st_mtime_ns for run in runs} == before
+    assert files(project.root / "runs") == before  # the logs are among them: no command was started

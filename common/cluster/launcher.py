@@ -1,8 +1,9 @@
-"""Run a sweep on this machine, several runs at a time, each by its own command; or submit it to Slurm.
+"""Run a sweep on this machine, several jobs at a time, each by its own command; or submit it to Slurm.
 
-Only incomplete runs are started, a teacher before its students, so a sweep resumes when it is rerun; and complete ones
-that are not certainly those of the plan, whose commands then say so, or refuse them. The launcher may be killed at any
-moment: its commands are then told to stop (on Linux), and a rerun waits for those that still hold a lock.
+Only jobs with incomplete runs are started, teachers before their students, so a sweep resumes when it is rerun; and
+those with runs that are not certainly those of the plan, whose commands then say so, or refuse them. The launcher may
+be killed at any moment: its commands are then told to stop (on Linux), and a rerun waits for those that still hold a
+lock.
 """
 
 import ctypes
@@ -21,14 +22,14 @@ import tyro
 
 from common.arguments import worker_threads
 from common.cluster import slurm
-from common.cluster.plan import PlannedRun, check_disk_space, check_teachers, format_plan, log_path, read_plan
-from common.errors import UserError, one_line
-from common.runs.files import is_locked, locked, write_file
+from common.cluster.plan import Job, check_disk_space, check_teachers, format_plan, log_path, read_plan
+from common.errors import UserError, listed, one_line
+from common.runs.files import locked, write_file
 
 POLL_SECONDS = 0.05
 """Interval between checks of the running commands."""
 WAITING_POLL_SECONDS = 1.0
-"""Interval between checks of the waiting runs, unless a command ends in between."""
+"""Interval between checks of the waiting jobs, unless a command ends in between."""
 STOPPED_EXIT_CODE = os.EX_TEMPFAIL
 """Exit code of a command that was told to stop and resumes when it is rerun."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
@@ -41,25 +42,25 @@ class SweepArguments:
     """Arguments of the launcher."""
 
     directory: tyro.conf.Positional[Path]
-    """Directory of the sweep; the logs of its runs are in its folder `logs`."""
+    """Directory of the sweep; the logs of its jobs are in its folder `logs`."""
     jobs: int | None = None
-    """Concurrent runs on this machine; by default one per GPU, or one."""
+    """Concurrent jobs on this machine; by default one per GPU, or one."""
     slurm: bool = False
-    """Submit the runs as Slurm jobs."""
+    """Submit the jobs to Slurm."""
     teacher_megabytes: int = 100
-    """Disk space of a run that others wait for, in MB."""
+    """Disk space of a run that other jobs wait for, in MB."""
 
 
 @dataclass
 class Outcome:
-    """The runs of a sweep after it has ended on this machine."""
+    """The jobs of a sweep after it has ended on this machine."""
 
-    complete: int = 0
-    """Number of complete runs."""
-    failed: dict[PlannedRun, int] = field(default_factory=dict)
-    """Runs whose command failed, and its exit code."""
-    not_started: list[PlannedRun] = field(default_factory=list)
-    """Runs whose teacher failed."""
+    complete: set[Job] = field(default_factory=set)
+    """Jobs whose runs are all complete."""
+    failed: dict[Job, int] = field(default_factory=dict)
+    """Jobs whose command failed, and its exit code."""
+    not_started: list[Job] = field(default_factory=list)
+    """Jobs whose teacher failed."""
     stopped: signal.Signals | None = None
     """The signal that stopped the sweep, if any."""
 
@@ -68,7 +69,7 @@ class Outcome:
 class _Process:
     """A running command."""
 
-    run: PlannedRun
+    job: Job
     process: subprocess.Popen[bytes]
     slot: int
     """Its index, from 0, among the commands that run at the same time."""
@@ -82,33 +83,33 @@ def launch(arguments: SweepArguments, lines: Sequence[str]) -> None:
             Slurm.
     """
     gpus = find_gpus()
-    jobs = max(1, len(gpus)) if arguments.jobs is None else arguments.jobs
-    if jobs < 1:
-        raise UserError(f"--jobs must be at least 1, got {jobs}")
+    at_once = max(1, len(gpus)) if arguments.jobs is None else arguments.jobs
+    if at_once < 1:
+        raise UserError(f"--jobs must be at least 1, got {at_once}")
     directory = arguments.directory
-    runs = read_plan(lines)
+    jobs = read_plan(lines)
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file: give the sweep another directory")
-    check_teachers(runs)
-    check_disk_space(runs, directory, arguments.teacher_megabytes)
+    check_teachers(jobs)
+    check_disk_space(jobs, directory, arguments.teacher_megabytes)
     if arguments.slurm:
         slurm.check()
-    write_file(directory / "plan.tsv", format_plan(runs).encode())
+    write_file(directory / "plan.tsv", format_plan(jobs).encode())
     (directory / "logs").mkdir(exist_ok=True)
     with locked(directory, f"another process is running the sweep in {directory}: wait until it ends"):
         if arguments.slurm:
-            slurm.submit(runs, directory)
+            slurm.submit(jobs, directory)
             return
         with _status_line() as show:
-            outcome = Launcher(runs, directory, jobs, gpus, show).run()
-    _report(outcome, runs, directory)
+            outcome = Launcher(jobs, directory, at_once, gpus, show).run()
+    _report(outcome, jobs, directory)
 
 
 class Launcher:
-    """Starts the commands of a sweep, `jobs` at a time, until no more runs can be started.
+    """Starts the commands of a sweep, `at_once` at a time, until no more jobs can be started.
 
-    If another process has a run open, the launcher waits for it. After a stop signal it starts no more runs, sends
-    SIGTERM to the running commands and waits for them.
+    If another process has a run of a job open, the launcher waits for it. After a stop signal it starts no more jobs,
+    sends SIGTERM to the running commands and waits for them.
 
     Args:
         gpus: of the machine, as `find_gpus` gives them.
@@ -116,12 +117,11 @@ class Launcher:
     """
 
     def __init__(
-        self, runs: Sequence[PlannedRun], directory: Path, jobs: int, gpus: Sequence[str], show: Callable[[str], None]
+        self, jobs: Sequence[Job], directory: Path, at_once: int, gpus: Sequence[str], show: Callable[[str], None]
     ) -> None:
-        self._directory, self._jobs, self._gpus, self._show = directory, jobs, gpus, show
-        self._by_directory = {str(run.directory): run for run in runs}
-        self._waiting = list(runs)
-        self._complete: set[PlannedRun] = set()
+        self._directory, self._at_once, self._gpus, self._show = directory, at_once, gpus, show
+        self._by_directory = {str(job.directory): job for job in jobs}
+        self._waiting = list(jobs)
         self._running: list[_Process] = []
         self._outcome = Outcome()
         self._received: list[signal.Signals] = []
@@ -150,46 +150,43 @@ class Launcher:
         ended = [command for command in self._running if command.process.poll() is not None]
         for command in ended:
             self._running.remove(command)
-            self._account(command.run, command.process.returncode)
+            self._account(command.job, command.process.returncode)
         return bool(ended)
 
     def _look_at_waiting(self) -> None:
-        """Start those of the waiting runs that can be started."""
+        """Start those of the waiting jobs that can be started."""
         waiting, self._waiting = self._waiting, []
-        for run in waiting:
-            free = set(range(self._jobs)) - {command.slot for command in self._running}
-            teacher = self._by_directory.get(run.teacher or "")
-            if teacher is not None and (teacher in self._outcome.failed or teacher in self._outcome.not_started):
-                self._outcome.not_started.append(run)
-            elif self._received or not (teacher is None or teacher in self._complete):
-                self._waiting.append(run)
-            elif run.complete and run.is_as_planned:
-                self._count(run)
-            elif not free or is_locked(run.directory):
-                self._waiting.append(run)
+        outcome = self._outcome
+        for job in waiting:
+            free = set(range(self._at_once)) - {command.slot for command in self._running}
+            teacher = self._by_directory.get(job.teacher or "")
+            if teacher is not None and (teacher in outcome.failed or teacher in outcome.not_started):
+                outcome.not_started.append(job)
+            elif self._received or not (teacher is None or teacher in outcome.complete):
+                self._waiting.append(job)
+            elif job.complete:
+                outcome.complete.add(job)
+            elif not free or job.is_in_use:
+                self._waiting.append(job)
             else:
                 slot = min(free)
-                environment = command_environment(slot, self._jobs, self._gpus, self._directory.name)
-                process = _start(run, log_path(run, self._directory), environment)
-                self._running.append(_Process(run, process, slot))
+                environment = command_environment(slot, self._at_once, self._gpus, self._directory.name)
+                process = _start(job, log_path(job, self._directory), environment)
+                self._running.append(_Process(job, process, slot))
 
-    def _count(self, run: PlannedRun) -> None:
-        self._complete.add(run)
-        self._outcome.complete += 1
-
-    def _account(self, run: PlannedRun, code: int) -> None:
-        """Count a run whose command has ended: complete, waiting, or failed with an exit code."""
-        if run.complete and (code == 0 or run.is_as_planned):
-            self._count(run)
-        elif self._received or is_locked(run.directory):
-            self._waiting.append(run)
+    def _account(self, job: Job, code: int) -> None:
+        """Count a job whose command has ended: complete, waiting, or failed with an exit code."""
+        if (code == 0 and job.finished >= job.runs) or job.complete:
+            self._outcome.complete.add(job)
+        elif self._received or job.is_in_use:
+            self._waiting.append(job)
         else:
-            self._outcome.failed[run] = code
+            self._outcome.failed[job] = code
 
     def _show_status(self, elapsed: float) -> None:
         outcome = self._outcome
         hours, minutes, seconds = int(elapsed // 3600), int(elapsed % 3600 // 60), int(elapsed % 60)
-        counts = f"{outcome.complete} done, {len(self._running)} running, {len(outcome.failed)} failed"
+        counts = f"{len(outcome.complete)} done, {len(self._running)} running, {len(outcome.failed)} failed"
         self._show(f"{counts}, {len(self._waiting)} left, {hours}:{minutes:02}:{seconds:02}")
 
 
@@ -219,8 +216,8 @@ def command_environment(slot: int, jobs: int, gpus: Sequence[str], group: str) -
     return environment
 
 
-def _start(run: PlannedRun, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a run's command in a process group of its own, so that a terminal's Ctrl-C reaches the launcher alone."""
+def _start(job: Job, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a job's command in a process group of its own, so that a terminal's Ctrl-C reaches the launcher alone."""
     launcher, libc = os.getpid(), ctypes.CDLL(None)
 
     def end_with_launcher() -> None:
@@ -230,10 +227,10 @@ def _start(run: PlannedRun, log: Path, environment: Mapping[str, str]) -> subpro
                 os._exit(STOPPED_EXIT_CODE)
 
     with log.open("ab") as output:
-        output.write(f"$ {run.command}\n".encode())
+        output.write(f"$ {job.command}\n".encode())
         output.flush()
         return subprocess.Popen(
-            ["bash", "-c", f"exec {run.command}"],
+            ["bash", "-c", f"exec {job.command}"],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -283,19 +280,20 @@ def _last_line(log: Path) -> str:
     return next((line.rpartition("\r")[2] for line in reversed(lines) if line.strip()), "")
 
 
-def _report(outcome: Outcome, runs: Sequence[PlannedRun], directory: Path) -> None:
-    """Print the outcome, with the last line of the log of each failed run; exit unless all runs are complete."""
-    for run, code in outcome.failed.items():
-        log = log_path(run, directory)
-        line = f"failed: {run.directory} (exit code {code}), {log}: {_last_line(log)}"
-        print(one_line(line), file=sys.stderr)
-    for run in outcome.not_started:
-        print(f"not started: {run.directory}, its teacher {run.teacher} failed", file=sys.stderr)
-    summary = f"{directory}: {outcome.complete} of {len(runs)} runs are complete"
+def _report(outcome: Outcome, jobs: Sequence[Job], directory: Path) -> None:
+    """Print the outcome, with the last line of the log of each failed job; exit unless all runs are complete."""
+    for job, code in outcome.failed.items():
+        log = log_path(job, directory)
+        names = f"; not complete: {listed(job.unfinished)}" if job.runs > 1 and job.unfinished else ""
+        print(one_line(f"failed: {job.directory} (exit code {code}{names}), {log}: {_last_line(log)}"), file=sys.stderr)
+    for job in outcome.not_started:
+        print(f"not started: {job.directory}, its teacher {job.teacher} failed", file=sys.stderr)
+    complete = sum(job.runs if job in outcome.complete else job.certain for job in jobs)
+    summary = f"{directory}: {complete} of {sum(job.runs for job in jobs)} runs are complete"
     if outcome.stopped is not None:
         print(f"{summary}; stopped by {outcome.stopped.name}: rerun the command to resume", file=sys.stderr)
         sys.exit(STOPPED_EXIT_CODE)
     if outcome.failed:
-        print(f"{summary}, {len(outcome.failed)} failed; rerun the command to retry them", file=sys.stderr)
+        print(f"{summary}, failed jobs: {len(outcome.failed)}; rerun the command to retry them", file=sys.stderr)
         sys.exit(1)
     print(summary)

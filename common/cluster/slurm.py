@@ -1,7 +1,8 @@
 """Submit a sweep to Slurm: an array of teachers, and one of students that starts when the teachers have ended.
 
-The plan of a submission is kept as slurm/<number>.tsv in the sweep's directory, and the array is named
-<sweep>.<number>, so that the queue says which runs are waiting. `scripts/slurm/array.sbatch` is what each job executes.
+Each job of the plan is a task of an array. The plan of a submission is kept as slurm/<number>.tsv in the sweep's
+directory, and the array is named <sweep>.<number>, so that the queue says what is waiting.
+`scripts/slurm/array.sbatch` is what each task executes.
 """
 
 import os
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from common.cluster.plan import PlannedRun, format_plan, read_plan
+from common.cluster.plan import Job, format_plan, read_plan
 from common.errors import UserError
 from common.runs.files import write_file
 from common.runs.names import ROOT
@@ -35,49 +36,49 @@ def check() -> None:
             raise UserError(f"there is no partition {name!r}: {choice}")
 
 
-def submit(runs: Sequence[PlannedRun], directory: Path) -> None:
-    """Submit the runs that are neither complete nor in the queue, and print what was submitted.
+def submit(jobs: Sequence[Job], directory: Path) -> None:
+    """Submit the jobs that are neither complete nor in the queue, and print what was submitted.
 
-    A complete run that is not certainly that of the plan is submitted as well: its command says that it is complete, or
-    refuses it. So are complete students of a teacher that is submitted.
+    A job whose complete runs are not certainly those of the plan is submitted as well: its command says that they are
+    complete, or refuses them. So are complete students of a teacher that is submitted.
 
-    Students wait until all teachers that they need have ended, successfully or not. A student whose teacher is not
-    complete then ends with an error, and is submitted again together with its teacher.
+    Students wait until all teachers that they need have ended, successfully or not. Students whose teacher is not
+    complete then end with an error, and are submitted again together with their teacher.
 
     Raises:
         UserError: sbatch failed.
     """
-    queued = queued_runs(directory)
-    planned = {str(run.directory) for run in runs}
-    complete = _complete(runs)
-    missing = [run for run in runs if run not in complete and str(run.directory) not in queued]
-    first = [run for run in missing if run.teacher not in planned]
-    students = [run for run in missing if run.teacher in planned]
-    jobs = dict(queued)
+    queued = queued_jobs(directory)
+    planned = {str(job.directory) for job in jobs}
+    complete = _complete(jobs)
+    missing = [job for job in jobs if job not in complete and str(job.directory) not in queued]
+    first = [job for job in missing if job.teacher not in planned]
+    students = [job for job in missing if job.teacher in planned]
+    arrays = dict(queued)
     for part in (first, students):
         if part:
-            teachers = sorted({jobs[run.teacher] for run in part if run.teacher in jobs}, key=int)
-            part = [run if run.teacher in planned else replace(run, teacher=None) for run in part]
-            job = _submit_array(part, directory, teachers)
-            jobs |= {str(run.directory): job for run in part}
-            print(f"job {job}: {len(part)} runs" + (f", after {', '.join(teachers)}" if teachers else ""))
-    waiting = sum(str(run.directory) in queued and run not in complete for run in runs)
-    counts = f"{len(missing)} runs, {waiting} were already in the queue, {len(complete)} of {len(runs)} complete"
+            teachers = sorted({arrays[job.teacher] for job in part if job.teacher in arrays}, key=int)
+            part = [job if job.teacher in planned else replace(job, teacher=None) for job in part]
+            array = _submit_array(part, directory, teachers)
+            arrays |= {str(job.directory): array for job in part}
+            print(f"job {array}: {len(part)} tasks" + (f", after {', '.join(teachers)}" if teachers else ""))
+    waiting = sum(str(job.directory) in queued and job not in complete for job in jobs)
+    counts = f"{len(missing)} tasks, {waiting} were already in the queue, {len(complete)} of {len(jobs)} complete"
     print(f"{directory}: submitted {counts}")
 
 
-def _complete(runs: Sequence[PlannedRun]) -> set[PlannedRun]:
-    """The complete runs of the plan whose teacher, if it is in the plan, is one of them as well."""
-    found = {run for run in runs if run.complete and run.is_as_planned}
-    lacking = {str(run.directory) for run in runs if run not in found}
-    return {run for run in found if run.teacher not in lacking}
+def _complete(jobs: Sequence[Job]) -> set[Job]:
+    """The complete jobs of the plan whose teacher, if it is in the plan, is one of them as well."""
+    found = {job for job in jobs if job.complete}
+    lacking = {str(job.directory) for job in jobs if job not in found}
+    return {job for job in found if job.teacher not in lacking}
 
 
-def queued_runs(directory: Path) -> dict[str, str]:
-    """Runs that are waiting or running in the queue, of this sweep and of those next to it.
+def queued_jobs(directory: Path) -> dict[str, str]:
+    """Jobs that are waiting or running in the queue, of this sweep and of those next to it.
 
     Returns:
-        The number of the array that executes a run, by the run's directory.
+        The number of the array that executes a job, by the job's directory.
     """
     queue = _run_slurm_command("squeue", "--noheader", "--array", "--me", "--format=%F %K %j %Z")
     found = {}
@@ -86,22 +87,22 @@ def queued_runs(directory: Path) -> dict[str, str]:
         sweep, _, number = name.rpartition(".")
         path = directory.parent / sweep / "slurm" / f"{number}.tsv"
         if Path(place) == ROOT and task.isdecimal() and path.is_file():
-            runs = read_plan(path.read_text().splitlines())
-            found[str(runs[int(task) - 1].directory)] = array
+            jobs = read_plan(path.read_text().splitlines())
+            found[str(jobs[int(task) - 1].directory)] = array
     return found
 
 
-def _submit_array(runs: Sequence[PlannedRun], directory: Path, after: Sequence[str]) -> str:
+def _submit_array(jobs: Sequence[Job], directory: Path, after: Sequence[str]) -> str:
     """Submit an array that starts when the arrays `after` have ended; its number."""
     folder = directory / "slurm"
     number = 1 + max((int(path.stem) for path in folder.glob("*.tsv")), default=0)
     path = folder / f"{number}.tsv"
-    write_file(path, format_plan(runs).encode())
+    write_file(path, format_plan(jobs).encode())
     at_once = os.environ.get("SWEEP_AT_ONCE")
     options = [
         "--parsable",
         f"--job-name={directory.name}.{number}",
-        f"--array=1-{len(runs)}" + (f"%{at_once}" if at_once else ""),
+        f"--array=1-{len(jobs)}" + (f"%{at_once}" if at_once else ""),
         f"--chdir={ROOT}",
         f"--output={folder.resolve()}/{number}-%a.out",
     ]

@@ -16,22 +16,23 @@ from common.runs.run import Run, open_run
 from common.teachers.discovery import find_checkpoints
 from common.teachers.trajectory import checkpoint_digests
 from tests.commands import ROOT, change_config, cut, fail_in_one_line, files, start
-from tests.sweeps import list_line, wait_until
+from tests.sweeps import plan_line, wait_until
 
 WORK = """
 import os
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
-from common.errors import UserError
+from common.errors import DivergedError, UserError
 from common.cli import command
 from common.runs.run import Run, open_run
 
-def note(word):
+def note(word, place=None):
     with Path("notes").open("a") as notes:
-        notes.write(f"{word} {directory}\\n")
+        notes.write(f"{word} {place or directory}\\n")
 
 def started():
     return sum(entry.startswith("start") and "teacher" not in entry for entry in open("notes"))
@@ -58,10 +59,35 @@ def main():
         note("end")
         run.finish({})
 
+def group():
+    note("start")
+    argv = [sys.executable, *sys.argv]
+    bad = None
+    with ExitStack() as stack:
+        opened = [
+            stack.enter_context(open_run(directory / name, {"kind": kind}, setting="parity_mlp", argv=argv))
+            for name in sys.argv[2].split(",")
+        ]
+        left = [run for run in opened if not run.complete]
+        for run in left:
+            note("makes", run.directory)
+            run.rewind(None)
+            run.log({"step": 0, "process": os.getpid()})
+        while Path("hold").exists():
+            time.sleep(0.01)
+        for run in left:
+            if Path(run.directory.name).exists():
+                bad = run
+            else:
+                run.finish({})
+    if bad is not None:
+        raise DivergedError(f"{bad.directory}: the loss is not finite")
+
 kind, directory = sys.argv[1], Path(sys.argv[-1])
-command(main)
+command(group if kind == "group" else main)
 """
-"""A run that says when it starts and ends, and waits for the file hold to go; one of a pair waits for the other."""
+"""A run that says when it starts and ends, and waits for the file hold to go; one of a pair waits for the other. A
+group of runs does the same; one of them diverges if there is a file of its name."""
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +102,12 @@ def folder(tmp_path, monkeypatch):
 
 
 def line(name, kind="plain", teacher="-"):
-    return list_line(f"sweep/{name}", teacher, f"{sys.executable} work.py {kind}")
+    return plan_line(f"sweep/{name}", teacher, f"{sys.executable} work.py {kind}")
+
+
+def group(name, *names, other=""):
+    """A job of several runs."""
+    return plan_line(f"sweep/{name}", "-", f"{sys.executable} work.py group {','.join(names)} {other}", len(names))
 
 
 def launch(text, *words):
@@ -110,6 +141,11 @@ def starts(name):
     return notes().count(["start", f"sweep/{name}"])
 
 
+def made(name):
+    """Names of the runs of a group, each as often as its command has made or resumed it."""
+    return [Path(entry[1]).name for entry in notes() if entry[0] == "makes" and entry[1].startswith(f"sweep/{name}/")]
+
+
 def process_of(name):
     """The process that has written a run's record."""
     (record,) = Run(Path("sweep") / name).records()
@@ -136,7 +172,7 @@ def refused(capsys, monkeypatch, text, *words):
 # A sweep from its first run to its last
 
 
-def test_teachers_come_first_and_no_more_runs_than_asked_for_are_made_at_a_time():
+def test_teachers_come_first_and_no_more_jobs_than_asked_for_run_at_a_time():
     students = [line(f"student{i}", "pair", "sweep/teacher") for i in range(4)]
     launcher = launch("".join([*students, line("teacher")]), "--jobs", 2)
     stdout, stderr = launcher.communicate(timeout=120)
@@ -162,7 +198,7 @@ def test_failures_are_summed_up_and_students_of_a_failed_teacher_are_not_started
     *_, failed, not_started, summary = finish(launch(bad + others, "--jobs", 2), code=1).splitlines()
     assert failed == "failed: sweep/bad (exit code 2), sweep/logs/bad.log: error: this cannot be"
     assert not_started == "not started: sweep/lost, its teacher sweep/bad failed"
-    assert summary == "sweep: 2 of 4 runs are complete, 1 failed; rerun the command to retry them"
+    assert summary == "sweep: 2 of 4 runs are complete, failed jobs: 1; rerun the command to retry them"
     assert [starts(name) for name in ("bad", "good", "lost", "fine")] == [1, 1, 0, 1]
     shutil.rmtree("sweep/bad")
     finish(launch(line("bad") + others))
@@ -170,7 +206,7 @@ def test_failures_are_summed_up_and_students_of_a_failed_teacher_are_not_started
 
 
 def test_a_command_that_does_not_exist_is_a_failure_of_its_run_alone():
-    missing = list_line("sweep/missing", "-", "no-such-program")
+    missing = plan_line("sweep/missing", "-", "no-such-program")
     said = finish(launch(missing + line("good")), code=1)
     assert "failed: sweep/missing (exit code 127)" in said
     assert Run(Path("sweep/good")).complete
@@ -192,7 +228,7 @@ def test_a_complete_run_of_another_command_is_complete_if_the_command_says_so():
     assert notes()[4:] == [["found", "sweep/a"]]
     said = finish(launch(line("a", "other") + line("b")), code=1)
     assert "failed: sweep/a (exit code 2), sweep/logs/a.log: error: sweep/a holds a run with other arguments" in said
-    assert "sweep: 1 of 2 runs are complete, 1 failed" in said
+    assert "sweep: 1 of 2 runs are complete, failed jobs: 1" in said
     assert [starts(name) for name in "ab"] == [1, 1]
 
 
@@ -204,13 +240,101 @@ def test_students_of_a_teacher_that_was_trained_again_are_not_complete():
     assert files(Path("sweep")) == before
     shutil.rmtree("sweep/teacher")
     said = finish(launch(text), code=1)
-    assert "sweep: 1 of 2 runs are complete, 1 failed" in said
+    assert "sweep: 1 of 2 runs are complete, failed jobs: 1" in said
     assert "sweep/a holds a run with other arguments (the teacher was trained again since" in said
     assert [starts(name) for name in ("teacher", "a")] == [2, 1]
 
 
+# Jobs of several runs
+
+
+def test_a_group_is_complete_when_all_of_its_runs_are():
+    text = group("g", "one", "two", "three") + line("a")
+    assert finish(launch(text)) == "sweep: 4 of 4 runs are complete\n"
+    assert made("g") == ["one", "two", "three"]
+    before = files(Path("sweep"))
+    assert finish(launch(text)) == "sweep: 4 of 4 runs are complete\n"
+    assert files(Path("sweep")) == before
+    shutil.rmtree("sweep/g/two")
+    assert finish(launch(text)) == "sweep: 4 of 4 runs are complete\n"
+    assert made("g") == ["one", "two", "three", "two"]
+    assert (starts("g"), starts("a")) == (2, 1)
+    assert Path("sweep/logs/g.log").read_text().count("$ ") == 2
+
+
+def test_a_group_with_a_run_that_diverges_fails_and_the_others_are_complete():
+    Path("two").touch()
+    text = group("g", "one", "two", "three") + line("a")
+    *_, failed, summary = finish(launch(text), code=1).splitlines()
+    expected = "failed: sweep/g (exit code 3; not complete: two), sweep/logs/g.log: error: sweep/g/two: the loss is not"
+    assert failed.startswith(expected)
+    assert summary == "sweep: 3 of 4 runs are complete, failed jobs: 1; rerun the command to retry them"
+    Path("two").unlink()
+    assert finish(launch(text)) == "sweep: 4 of 4 runs are complete\n"
+    assert made("g") == ["one", "two", "three", "two"]
+
+
+def test_a_group_whose_command_says_that_it_is_complete_is_complete():
+    finish(launch(group("g", "one", "two")))
+    finish(launch(group("g", "one", "two", other="more")))
+    assert finish(launch(group("g", "one", "two", "three", other="more"))) == "sweep: 3 of 3 runs are complete\n"
+    assert made("g") == ["one", "two", "three"]
+    assert starts("g") == 3
+
+
+def test_a_group_of_fewer_runs_than_the_plan_says_is_a_failure():
+    text = group("g", "one", "two").replace("\t2\t", "\t3\t")
+    said = finish(launch(text), code=1)
+    assert "failed: sweep/g (exit code 0)" in said
+    assert "sweep: 2 of 3 runs are complete, failed jobs: 1" in said
+
+
+def test_a_group_of_which_another_process_has_a_run_open_is_waited_for():
+    with open_run(Path("sweep/g/two"), {"kind": "group"}, setting="parity_mlp"):
+        launcher = launch(group("g", "one", "two") + line("a"))
+        wait_until(lambda: starts("a") == 1)  # which comes later in the plan
+        assert starts("g") == 0
+    assert finish(launcher) == "sweep: 3 of 3 runs are complete\n"
+
+
+@pytest.mark.parametrize("change", ["argv", "id", "weights", "missing", "damaged", "unfinished", "absent", "copied"])
+def test_a_group_is_certainly_complete_if_commands_and_teacher_of_all_runs_are_those_of_the_plan(change):
+    checkpoint = {"tensors": {"weight": np.arange(8.0)}, "config": {"model_type": "mlp"}}
+    with open_run(Path("teacher"), {}, setting="parity_mlp"):
+        for step in (1, 2):
+            save_checkpoint(Path("teacher"), step, **checkpoint)
+    teacher_id, words = Run(Path("teacher")).config["id"], ["python", "work.py", "--name", "a b"]
+    folders = [Path("students/one"), Path("students/two")]
+    digests = [checkpoint_digests([each]) for each in find_checkpoints(Path("teacher"))]
+    for folder, digest in zip(folders, digests, strict=True):  # each learns from another checkpoint
+        with open_run(folder, {"teacher_id": teacher_id}, setting="parity_mlp", argv=words) as run:
+            run.keep_teacher(digest)
+            run.finish({})
+    planned = plan.Job(Path("students"), 2, "teacher", "python work.py --name a\\ b")
+    assert planned.complete
+    if change == "argv":
+        change_config(folders[1], argv=["python", "work.py", "--name", "a", "b"])
+    elif change == "id":
+        change_config(folders[1], arguments={"teacher_id": "another"})
+    elif change == "weights":
+        save_checkpoint(Path("teacher"), 2, {"weight": np.zeros(8)}, checkpoint["config"])
+    elif change == "missing":
+        shutil.rmtree("teacher/checkpoint-2")
+    elif change == "damaged":
+        cut(folders[1] / "config.json")
+    elif change == "unfinished":
+        (folders[1] / "done.json").unlink()
+    elif change == "absent":
+        shutil.rmtree(folders[1])
+    else:
+        shutil.rmtree(folders[1])
+        shutil.copytree(folders[0], "students/three")
+        shutil.copytree(folders[0], "students/four")
+    assert not planned.complete
+
+
 @pytest.mark.parametrize("change", ["argv", "id", "weights", "missing", "damaged"])
-def test_a_complete_run_is_as_planned_if_its_command_and_teacher_are(change):
+def test_a_run_is_certainly_complete_if_its_command_and_teacher_are_those_of_the_plan(change):
     checkpoint = {"tensors": {"weight": np.arange(8.0)}, "config": {"model_type": "mlp"}}
     with open_run(Path("teacher"), {}, setting="parity_mlp"):
         for step in (1, 2):
@@ -219,9 +343,9 @@ def test_a_complete_run_is_as_planned_if_its_command_and_teacher_are(change):
     with open_run(Path("student"), {"teacher_id": teacher_id}, setting="parity_mlp", argv=words) as run:
         run.keep_teacher(checkpoint_digests(find_checkpoints(Path("teacher"))[1:]))
         run.finish({})
-    planned = plan.PlannedRun(Path("student"), "teacher", "python work.py --name a\\ b")
+    planned = plan.Job(Path("student"), 1, "teacher", "python work.py --name a\\ b")
     save_checkpoint(Path("teacher"), 1, {"weight": np.zeros(8)}, checkpoint["config"])  # which it did not learn from
-    assert planned.is_as_planned
+    assert planned.complete
     if change == "argv":
         planned = replace(planned, command="python work.py --name a b")
     elif change == "id":
@@ -232,7 +356,7 @@ def test_a_complete_run_is_as_planned_if_its_command_and_teacher_are(change):
         shutil.rmtree("teacher/checkpoint-2")
     else:
         cut(Path("student/config.json"))
-    assert not planned.is_as_planned
+    assert not planned.complete
 
 
 # Stopped, killed, and not alone
@@ -291,7 +415,7 @@ def test_a_run_that_another_process_took_first_is_not_a_failure(monkeypatch):
     Path("hold").touch()
     other = subprocess.Popen([sys.executable, "work.py", "plain", "sweep/a"])
     wait_until(lambda: starts("a") == 1)
-    looks, is_locked = [], launcher.is_locked
+    looks, is_locked = [], plan.is_locked
 
     def is_locked_after_a_first_look(directory):
         looks.append(directory)
@@ -301,12 +425,12 @@ def test_a_run_that_another_process_took_first_is_not_a_failure(monkeypatch):
         if len(looks) > 1:  # the command was started, and has ended
             Path("hold").unlink(missing_ok=True)
 
-    monkeypatch.setattr(launcher, "is_locked", is_locked_after_a_first_look)
+    monkeypatch.setattr(plan, "is_locked", is_locked_after_a_first_look)
     Path("sweep/logs").mkdir()
     outcome = launcher.Launcher(plan.read_plan([line("a")]), Path("sweep"), 1, [], show).run()
     other.wait()
     assert "another process is using sweep/a" in Path("sweep/logs/a.log").read_text()
-    assert (outcome.complete, outcome.failed) == (1, {})
+    assert (len(outcome.complete), outcome.failed) == (1, {})
 
 
 def test_a_second_launcher_of_the_same_sweep_is_refused(capsys, monkeypatch):
@@ -365,8 +489,10 @@ def test_each_command_gets_a_gpu_of_its_own(folder, monkeypatch):
     [
         ("", "the plan is empty"),
         ("sweep/a python work.py\n", "a line of the plan is"),
-        ("sweep/a\t\tpython work.py\n", "a line of the plan is"),
-        (line("a") + line("b") + line("a"), "the plan has two runs in sweep/a"),
+        ("sweep/a\t-\tpython work.py\n", "a line of the plan is"),
+        ("sweep/a\t1\t\tpython work.py\n", "a line of the plan is"),
+        *((f"sweep/a\t{number}\t-\tpython work.py\n", "a line of the plan is") for number in ("0", "01", "two", "1e3")),
+        (line("a") + line("b") + line("a"), "the plan has two jobs in sweep/a"),
         (line("a", teacher="sweep/missing"), "there is no directory sweep/missing"),
     ],
 )
@@ -391,9 +517,9 @@ def test_no_jobs_are_refused(capsys, monkeypatch):
 
 
 def test_a_disk_without_room_for_what_is_missing_is_refused(capsys, monkeypatch):
-    text = line("teacher") + line("a", teacher="sweep/teacher") + line("b", teacher="sweep/teacher")
+    text = line("teacher") + line("a", teacher="sweep/teacher") + group("g", "one", "two", "three")
     usage = shutil.disk_usage(".")
-    room = 100 + 2 * plan.RUN_MEGABYTES
+    room = 100 + 4 * plan.RUN_MEGABYTES
     asked = []
 
     def short(path):
@@ -403,7 +529,7 @@ def test_a_disk_without_room_for_what_is_missing_is_refused(capsys, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", short)
         message = refused(capsys, patch, text)
-    assert f"sweep has {room - 1} MB of disk space, and 3 runs need about {room} MB" in message
+    assert f"sweep has {room - 1} MB of disk space, and 5 runs need about {room} MB" in message
     assert asked[0].resolve() == Path().resolve()  # the sweep's directory is not there yet
     finish(launch(text, "--jobs", 1))
 
