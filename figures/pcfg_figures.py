@@ -122,7 +122,7 @@ def windows(data: dict[str, Any]) -> Figure:
     for n, kl in zip(found["tokens"], found["kl"], strict=True):
         divergence.plot(steps, kl, color=colours[n], linewidth=1.2)
         lowest = int(np.argmin(kl))
-        divergence.plot(steps[lowest], kl[lowest], color=colours[n], marker="o", markersize=4)
+        divergence.plot(steps[lowest], kl[lowest], color=colours[n], marker="o", markersize=4, clip_on=False)
     divergence.plot([], [], color=BLACK, linestyle="", marker="o", markersize=4, label="minimum")
     divergence.set_yscale("log")
     divergence.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -1,6 +1,7 @@
 """The probe of windows: its file against plain computations, the choice of positions, and models without divergence."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from common.distillation.losses import IGNORED_LABEL
 from common.language_models.setting import task_of_run
 from common.pcfg.batches import evaluation_batches
 from common.pcfg.windows import choose_positions, divergences
+from common.resources import require_memory
 from common.teachers.discovery import find_checkpoints
 from tests.pcfg import MLM, SETTINGS, SMALL
 
@@ -126,3 +128,20 @@ def test_sentences_without_labels_are_refused(pcfg, teacher_of, capsys, tmp_path
     monkeypatch.setattr("common.pcfg.windows.evaluation_batches", lambda *arguments: [])
     words = ["probe", "windows", "--run", teacher_of(pcfg), "--out", tmp_path / "windows.json"]
     assert "no position of the evaluation sentences has a label" in pcfg.fail_in_one_line(capsys, *words)
+
+
+@pytest.mark.parametrize("probe", ["windows", "bayes-optimal"])
+def test_more_sentences_than_fit_into_memory_are_refused(pcfg, teacher_of, capsys, tmp_path, probe):
+    shutil.copytree(teacher_of(pcfg) / "checkpoint-30", tmp_path / "theirs" / "checkpoint-30")
+    words = ["probe", probe, "--run", tmp_path / "theirs", "--grammar", "small", "--eval-samples", 10**15]
+    assert f"--eval-samples {10**15}" in pcfg.fail_in_one_line(capsys, *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+def test_posteriors_that_do_not_fit_into_memory_are_refused(pcfg, teacher_of, capsys, tmp_path, monkeypatch):
+    def with_less(parts):
+        require_memory({what: needed * 10**10 for what, needed in parts.items() if "--positions" in what})
+
+    monkeypatch.setattr("common.pcfg.windows.require_memory", with_less)
+    words = ["windows", "--run", teacher_of(pcfg), "--positions", 9, "--sizes", 1, "--out", tmp_path / "windows.json"]
+    assert "--positions 9 with 2 windows" in pcfg.fail_in_one_line(capsys, "probe", *words)
