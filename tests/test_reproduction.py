@@ -1,10 +1,13 @@
 """scripts/reproduce.sh when it is stopped, with a stand-in for the commands that it starts."""
 
+import importlib
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -75,13 +78,51 @@ def test_a_stopped_script_leaves_no_command_behind(copy, words, number, ended, s
     assert not started & {process.pid for process in processes if process.info["status"] != psutil.STATUS_ZOMBIE}
 
 
-def test_all_settings_are_reproduced_and_then_reported(copy):
+def commands_of(copy, *words):
+    """The commands of Python that the script starts, all of which succeed at once."""
     environment = copy / "environment"
     (environment / "python").write_text('#!/bin/sh\necho "$*" >> commands\n')
     settings = {**os.environ, "VIRTUAL_ENV": str(environment), "PATH": f"{environment}:{os.environ['PATH']}"}
-    subprocess.run([copy / "scripts" / "reproduce.sh", "all", "smoke"], env=settings, check=True)
-    commands = (copy / "commands").read_text().splitlines()
+    subprocess.run([copy / "scripts" / "reproduce.sh", *words], env=settings, check=True)
+    return (copy / "commands").read_text().splitlines()
+
+
+def test_all_settings_are_reproduced_and_then_reported(copy):
+    commands = commands_of(copy, "all", "smoke")
     for setting in get_args(SettingName):
         assert f"-m {setting}.train smoke" in commands
         assert any(command.startswith(f"-m {setting}.distill smoke") for command in commands)
     assert commands[-1] == "figures/report.py --preset smoke --runs runs"
+
+
+@pytest.mark.parametrize("setting", get_args(SettingName))
+@pytest.mark.parametrize("preset", ["smoke", "laptop", "paper", "workstation"])
+def test_its_commands_are_parsed(copy, monkeypatch, setting, preset):
+    if preset == "workstation" and not setting.startswith("PCFG"):
+        done = subprocess.run([copy / "scripts" / "reproduce.sh", setting, preset], capture_output=True, check=False)
+        assert done.returncode == 2
+        return
+    *commands, figures = commands_of(copy, setting, preset)
+    assert figures == f"figures/make_figures.py {setting} --preset {preset} --runs runs"
+    parsed = {"train": [], "distill": [], "probe": []}
+    for command in commands:
+        m, name, *words = command.split()
+        module = importlib.import_module(name)
+        function = name.partition(".")[2]
+        with monkeypatch.context() as patch:
+            patch.setattr(module, function, lambda arguments, argv, of=function: parsed[of].append(arguments))
+            patch.setattr(sys, "argv", ["command.py", *words])
+            module.main()
+        assert m == "-m"
+    assert all(parsed.values())
+    if preset == "workstation":
+        first, second = sorted(parsed["train"], key=lambda each: each.seed)
+        assert replace(second, seed=first.seed, out=None) == first
+        pairs = [each for each in parsed["distill"] if "two-shot" not in each.methods]
+        who = {(each.stream_seed, each.teacher, *each.methods) for each in pairs}
+        both, taught = ("ce", "one-shot", "progressive"), ("one-shot", "progressive")
+        assert who == {
+            *((stream, "", *both) for stream in (3000, 4000)),
+            *((stream, str(second.out), *taught) for stream in (3000, 4000)),
+        }
+        assert {probe.run for probe in parsed["probe"]} == {Path("runs", setting, "workstation"), second.out}
