@@ -243,8 +243,8 @@ def figures_of(setting: str, preset: str) -> Mapping[str, tuple[Any, tuple[str, 
     figures = FIGURES[setting]
     if preset != "workstation":
         return figures
-    common = {name: figures[name] for name in ("figure1", "figure3", "figure3_windows")}
-    return {**common, "figure_pairs": (paired_students.draw, ("paired",))}
+    shared = {name: figures[name] for name in ("figure1", "figure3", "figure3_windows")}
+    return {**shared, "figure_pairs": (paired_students.draw, ("paired",))}
 
 
 def _bayes_optimal_robust(axis: Axes, value: float) -> None:

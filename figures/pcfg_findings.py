@@ -124,6 +124,7 @@ def windows(data: Mapping[str, Any]) -> Finding:
     ]
     peaks = [peak_and_fall(medians) for medians in ngrams["medians"]]
     steps = ngrams["steps"]
+    falls = [len(steps) if fall is None else fall for _, fall in peaks]
     dependence = [
         [
             str(n),
@@ -148,11 +149,18 @@ def windows(data: Mapping[str, Any]) -> Finding:
                 "nearest at steps " + comma_separated([steps_text(found["steps"][at]) for at in lowest]),
             ),
             Verdict(
-                f"Median M_robust falls to {SHARE:.0%} of its peak, for every length of n-grams",
-                all(fall is not None for _, fall in peaks),
-                ", ".join(
-                    f"{row[0]}-grams: peak at step {row[2]}, {SHARE:.0%} of it at {row[3]}" for row in dependence
-                ),
+                f"The longer the n-grams, the later the dependence on them falls to {SHARE:.0%} of its peak (or at the "
+                "same checkpoint, or not yet)",
+                falls == sorted(falls) and falls[0] < falls[-1],
+                f"{SHARE:.0%} at steps " + comma_separated([row[3] for row in dependence]),
+            ),
+            *(
+                Verdict(
+                    f"The dependence on {row[0]}-grams (median M_robust) falls to {SHARE:.0%} of its peak",
+                    fall is not None,
+                    f"{row[1]} at step {row[2]}, {row[4]} at the end",
+                )
+                for row, (_, fall) in zip(dependence, peaks, strict=True)
             ),
         ],
         tables=[

@@ -222,10 +222,10 @@ def test_probes_over_training_are_said_of_the_numbers(last, expected):
 @pytest.mark.parametrize(
     ("kl", "medians", "expected"),
     [
-        ([[0.1, 0.2, 0.3], [0.4, 0.2, 0.3], [0.9, 0.5, 0.2]], [0.1, 0.5, 0.05], [True, True]),
-        ([[0.1, 0.2, 0.3], [0.1, 0.2, 0.3], [0.9, 0.5, 0.2]], [0.1, 0.5, 0.06], [True, False]),
-        ([[0.2, 0.1, 0.3], [0.1, 0.2, 0.3], [0.9, 0.5, 0.2]], [0.4, 0.5, 0.01], [False, True]),
-        ([[0.2, 0.2, 0.1], [0.4, 0.2, 0.1], [0.9, 0.5, 0.2]], [0.4, 0.5, 0.6], [False, False]),
+        ([[0.1, 0.2, 0.3], [0.4, 0.2, 0.3], [0.9, 0.5, 0.2]], [0.1, 0.5, 0.05], [True, False, True, True]),
+        ([[0.1, 0.2, 0.3], [0.1, 0.2, 0.3], [0.9, 0.5, 0.2]], [0.1, 0.5, 0.06], [True, True, True, False]),
+        ([[0.2, 0.1, 0.3], [0.1, 0.2, 0.3], [0.9, 0.5, 0.2]], [0.5, 0.04, 0.01], [False, False, True, True]),
+        ([[0.2, 0.2, 0.1], [0.4, 0.2, 0.1], [0.9, 0.5, 0.2]], [0.4, 0.5, 0.6], [False, True, True, False]),
     ],
 )
 def test_the_order_of_windows_is_said_of_the_numbers(kl, medians, expected):
