@@ -1,13 +1,15 @@
 """What tests of several folders share."""
 
+import gc
 import sys
+from contextlib import ExitStack
 from functools import cache
 
 import hypothesis
 import pytest
 import torch
 
-from common.cli import prepare_process
+from common.cli import fast_garbage_collection, prepare_process
 from common.runs.names import ROOT
 
 hypothesis.settings.register_profile("long", max_examples=2000)
@@ -27,6 +29,14 @@ def pytest_collection_modifyitems(items):
         if "two_processes" in item.fixturenames:
             item.add_marker("slow")
     items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
+
+
+def pytest_collection_finish(session):
+    """Do not look for garbage among modules and tests, as every Trainer would when it begins."""
+    gc.collect()
+    stack = ExitStack()
+    stack.enter_context(fast_garbage_collection())
+    session.config.add_cleanup(stack.close)
 
 
 @pytest.fixture(scope="module")
