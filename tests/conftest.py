@@ -11,6 +11,7 @@ import torch
 
 from common.cli import fast_garbage_collection, prepare_process
 from common.runs.names import ROOT
+from tests.forked import keep_environment
 
 hypothesis.settings.register_profile("long", max_examples=2000)
 """20 times as many examples as by default, of the tests that do not say how many: `--hypothesis-profile long`."""
@@ -19,6 +20,7 @@ hypothesis.settings.register_profile("long", max_examples=2000)
 def pytest_configure(config):
     """Share numba's cache with the commands, and let the scripts of figures be imported as they import each other."""
     prepare_process()
+    keep_environment()
     sys.path.append(str(ROOT / "figures"))
     config.pluginmanager.import_plugin("tests.every_setting")
 
