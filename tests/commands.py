@@ -17,6 +17,7 @@ from common.cli import command
 from common.runs import resume
 from common.runs.run import Run
 from common.runs.stopping import SIGNALS
+from tests.forked import forked
 
 ROOT = Path(__file__).parents[1]
 
@@ -167,7 +168,7 @@ def kill_again_and_again(times, run, name, *words):
     Resume states are written as often as possible. `name` is the command's module.
     """
     signals = json.dumps(times * [[signal.SIGKILL]])
-    done = python("-c", KILLED_AGAIN_AND_AGAIN, signals, 1, run, name, *words)
+    done = forked("-c", KILLED_AGAIN_AND_AGAIN, signals, 1, run, name, *words)
     assert done.returncode == 0, done.stderr
     assert not Run(run).complete
     assert (run / "resume").is_dir()
@@ -180,7 +181,7 @@ STOPS = ([signal.SIGTERM], [signal.SIGUSR1], [signal.SIGTERM, signal.SIGUSR1])
 def stop_again_and_again(run, name, *words):
     """Tell a command to stop by each of `STOPS`, at moments like those of `kill_again_and_again`; here only a signal
     makes it write its state."""
-    done = python("-c", KILLED_AGAIN_AND_AGAIN, json.dumps(STOPS), 0, run, name, *words)
+    done = forked("-c", KILLED_AGAIN_AND_AGAIN, json.dumps(STOPS), 0, run, name, *words)
     assert done.returncode == 0, done.stderr
     assert not Run(run).complete
     said = [line for line in done.stderr.splitlines() if not re.match("([^ ]+|[0-9]+ students): step ", line)]

@@ -1,14 +1,17 @@
 """What tests of several folders share."""
 
+import gc
 import sys
+from contextlib import ExitStack
 from functools import cache
 
 import hypothesis
 import pytest
 import torch
 
-from common.cli import prepare_process
+from common.cli import fast_garbage_collection, prepare_process
 from common.runs.names import ROOT
+from tests.forked import keep_environment
 
 hypothesis.settings.register_profile("long", max_examples=2000)
 """20 times as many examples as by default, of the tests that do not say how many: `--hypothesis-profile long`."""
@@ -17,6 +20,7 @@ hypothesis.settings.register_profile("long", max_examples=2000)
 def pytest_configure(config):
     """Share numba's cache with the commands, and let the scripts of figures be imported as they import each other."""
     prepare_process()
+    keep_environment()
     sys.path.append(str(ROOT / "figures"))
     config.pluginmanager.import_plugin("tests.every_setting")
 
@@ -27,6 +31,14 @@ def pytest_collection_modifyitems(items):
         if "two_processes" in item.fixturenames:
             item.add_marker("slow")
     items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
+
+
+def pytest_collection_finish(session):
+    """Do not look for garbage among modules and tests, as every Trainer would when it begins."""
+    gc.collect()
+    stack = ExitStack()
+    stack.enter_context(fast_garbage_collection())
+    session.config.add_cleanup(stack.close)
 
 
 @pytest.fixture(scope="module")

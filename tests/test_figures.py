@@ -39,8 +39,9 @@ import text_mlm.train
 from common.errors import UserError
 from common.language_models.setting import config_of, task_of
 from common.text import docstrings
-from tests.commands import cut, python
+from tests.commands import cut
 from tests.documents import documents
+from tests.forked import forked
 
 ROOT = Path(__file__).resolve().parents[1]
 PNG = b"\x89PNG\r\n"
@@ -134,7 +135,7 @@ def test_the_smoke_runs_become_figures(tmp_path, monkeypatch, setting):
 
     def draw():
         script = ROOT / "figures" / "make_figures.py"
-        return python(script, setting, "--preset", "smoke", "--runs", runs, "--out", out)
+        return forked(script, setting, "--preset", "smoke", "--runs", runs, "--out", out)
 
     run("train", "smoke", "--out", teacher)
     for probe in probes:

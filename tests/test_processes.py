@@ -28,6 +28,7 @@ from common.runs.stopping import stop_requested
 from common.teachers.discovery import find_checkpoints
 from common.text.batches import TextBatches
 from tests.commands import ROOT, and_signal, exit_code, results, save_often, succeed
+from tests.forked import Pair, two_forked
 from tests.text import CORPUS, TEXT_SETTINGS
 
 PARITY = "smoke --d 6 --batch-size 8 --heads 2 --head-dim 3 --eval-samples 32 --eval-every 4 --steps 28"
@@ -48,21 +49,11 @@ KILLED = ("PCFG_mlm train", "PCFG_autoregressive distill", "text_mlm distill", "
 """One of each setting."""
 STOPPED_AT = {"parity_gpt2 train": (12, 20), **dict.fromkeys(LANGUAGE, (3, 5))}
 """Steps after three safe points and two more: of parity at evaluations, of the others at every step."""
-LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__)
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-def launch(mode, directory, *words):
-    """Start two processes of this file."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    arguments = [sys.executable, *LAUNCH, mode, str(directory), *words]
-    return subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def launched(mode, directory):
-    """Two processes of this file, to their end, which must be a good one."""
-    process = launch(mode, directory)
-    stderr = process.communicate(timeout=600)[1]
-    assert process.returncode == 0, stderr
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def main_of(command):
@@ -131,8 +122,7 @@ def in_each_process(directory):
 
 
 def waiting_to_be_killed(directory, command):
-    """A command that saves its state often, and waits in its tenth step; its number is in a file."""
-    (directory / f"number of {os.environ['RANK']}").write_text(str(os.getpid()))
+    """A command that saves its state often, and waits in its tenth step."""
     with pytest.MonkeyPatch.context() as patch:
         save_often(patch)
         calls = []
@@ -181,7 +171,7 @@ def two_processes(tmp_path_factory, one_torch_thread):
             stop_at(patch, 3)
             assert run_command(command, directory, "changing") == 75
             patch.undo()
-    launched("each", directory)
+    two_forked(__file__, "each", directory)
     return directory
 
 
@@ -190,15 +180,13 @@ def killed(two_processes):
     """The same directory, with runs of two processes that were killed and resumed."""
     for command in KILLED:
         run = two_processes / f"{command} killed"
-        with launch("killed", two_processes, command) as process:
-            while not (run / "resume" / "8").is_dir() and process.poll() is None:
-                time.sleep(0.01)
-            assert process.poll() is None, process.stderr.read()
-            process.kill()
-            for rank in (0, 1):  # torchrun gives each process a session of its own, so that they do not end with it
-                os.kill(int((two_processes / f"number of {rank}").read_text()), signal.SIGKILL)
+        pair = Pair(__file__, "killed", two_processes, command)
+        while not (run / "resume" / "8").is_dir() and pair.is_running():
+            time.sleep(0.01)
+        codes = [done.returncode for done in pair.kill()]
+        assert codes == [-signal.SIGKILL] * 2
         assert not Run(run).complete
-    launched("resuming", two_processes)
+    two_forked(__file__, "resuming", two_processes)
     return two_processes
 
 
@@ -256,7 +244,8 @@ def test_torchrun_forwards_a_stop_signal_and_one_process_resumes(tmp_path, capsy
     """torchrun itself ends with a traceback; its processes do not."""
     run = tmp_path / "PCFG_mlm train launched"
     metrics = run / "metrics.jsonl"
-    with launch("never ending", tmp_path) as process:
+    launching = [*TORCHRUN, __file__, "never ending", str(tmp_path)]
+    with subprocess.Popen(launching, env=environment(), stderr=subprocess.PIPE, text=True) as process:
         while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 2) and process.poll() is None:
             time.sleep(0.001)
         process.terminate()
@@ -272,40 +261,33 @@ def test_torchrun_forwards_a_stop_signal_and_one_process_resumes(tmp_path, capsy
     assert_near(Run(run), Run(tmp_path / "PCFG_mlm train one"))
 
 
+def assert_said_once(stderr, expected):
+    """Only the first process opens and writes the run, and says what is wrong."""
+    first, *others = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert expected in first
+    assert set(others) <= {"error: another process of this training has ended: see what it says"}
+
+
+def test_a_foreign_directory_ends_both_processes_and_is_said_once(tmp_path, one_torch_thread):
+    (tmp_path / "file").touch()
+    ended = Pair("-m", "PCFG_mlm.train", "smoke", "--out", tmp_path).wait()
+    stderr = "".join(done.stderr for done in ended)
+    assert_said_once(stderr, "is not a run")
+    assert 2 in [done.returncode for done in ended]
+    assert "Traceback" not in stderr
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("reason", ["foreign directory", "full disk"])
-def test_what_ends_the_first_process_is_said_once_and_ends_the_other(tmp_path, reason):
-    """Only the first process opens and writes the run; the other has no traceback."""
-    run = tmp_path / "run"
-    words = ["PCFG_mlm.train", "smoke", "--out", run]
-    if reason == "foreign directory":
-        run.mkdir()
-        (run / "file").touch()
-    else:
-        words += ["--heads", "16", "--checkpoint-every", "20"]
-    limit = {"foreign directory": "unlimited", "full disk": "300"}[reason]
-    launching = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        *map(str, words),
-    ]
-    command = f"ulimit -f {limit}; exec {shlex.join(launching)}"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True)
-    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    expected = {"foreign directory": "is not a run", "full disk": "once this is fixed"}[reason]
-    assert expected in errors[0]
-    assert set(errors[1:]) <= {"error: another process of this training has ended: see what it says"}
+def test_a_full_disk_ends_both_processes_and_is_said_once(tmp_path):
+    words = shlex.split(f"-m PCFG_mlm.train smoke --heads 16 --checkpoint-every 20 --out {tmp_path / 'run'}")
+    command = f"ulimit -f 300; exec {shlex.join([*TORCHRUN, *words])}"
+    ended = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert_said_once(ended.stderr, "once this is fixed")
     assert ended.stderr.count("Traceback") == 1  # torchrun's own
 
 
 @pytest.mark.slow
-def test_two_processes_train_several_students_together(tmp_path, capsys):
+def test_two_processes_train_several_students_together(tmp_path, capsys, one_torch_thread):
     """Whose collective operations must come in one order."""
     for words in (["train", "--out", tmp_path / "teacher"], ["distill", "--out", tmp_path / "one"]):
         if words[0] == "distill":
@@ -315,10 +297,7 @@ def test_two_processes_train_several_students_together(tmp_path, capsys):
         words = [words[0], "smoke", "--batch-size", "8", "--eval-samples", "32", *words[1:]]
         succeed(capsys, main_of(f"PCFG_mlm {words[0]}"), *words[1:])
     words[words.index(tmp_path / "one")] = tmp_path / "two"
-    launching = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*launching, "PCFG_mlm.distill", *map(str, words[1:])]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    two_forked("-m", "PCFG_mlm.distill", *words[1:])
     ones = sorted((tmp_path / "one").iterdir())
     assert len(ones) == 6
     for one in ones:
@@ -335,8 +314,7 @@ def accelerate_launch(directory, kind, words, on_cpu=True, **fsdp):
     file = directory / "accelerate.yaml"
     file.write_text(json.dumps(config))  # is also YAML
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "-m", *map(str, words)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
 
 
 GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are not two GPUs")

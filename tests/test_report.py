@@ -20,6 +20,7 @@ from report import read_times
 from common.errors import UserError
 from common.runs.files import write_file
 from tests.commands import python
+from tests.forked import forked
 
 ROOT = Path(__file__).resolve().parents[1]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -389,7 +390,7 @@ def test_times_and_a_report_that_are_no_files_are_refused_before_anything_is_dra
 
 def test_the_report_of_a_folder_of_runs(tmp_path):
     """With a teacher alone, one figure is drawn, and the others are named with their commands."""
-    nothing = python(ROOT / "figures" / "report.py", "--runs", tmp_path, "--preset", "smoke")
+    nothing = forked(ROOT / "figures" / "report.py", "--runs", tmp_path, "--preset", "smoke")
     assert nothing.returncode == 2
     advice = "run scripts/reproduce.sh all smoke first"
     assert nothing.stderr.splitlines()[-1] == f"error: there is nothing of the preset smoke to draw: {advice}"
@@ -397,7 +398,7 @@ def test_the_report_of_a_folder_of_runs(tmp_path):
 
     runs = tmp_path / "runs"
     for module, *words in (("train", "smoke", "--out", runs / "a"), ("probe", "--run", runs / "a", "--samples", 100)):
-        done = python("-m", f"parity_mlp.{module}", *words)
+        done = forked("-m", f"parity_mlp.{module}", *words)
         assert done.returncode == 0, done.stderr
     line = f"python -m parity_mlp.train smoke --out {runs / 'a'}"
     entry = {"setting": "parity_mlp", "preset": "smoke", "command": line, "seconds": 7, "exit": 0}

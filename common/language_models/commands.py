@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from common.arguments import option_of, require_at_least, require_seed, require_steps
 from common.attention import ATTENTION
+from common.cli import fast_garbage_collection
 from common.distillation import schedules
 from common.distillation.arguments import require_distinct, resolve_teacher, student_arguments, with_task_of
 from common.distillation.batches import Source, batch_tensors
@@ -67,6 +68,7 @@ PLURAL = ("methods", "student_heads", "steps", "seeds", "checkpoint")
 Distill = TypeVar("Distill", bound=DistillArguments)
 
 
+@fast_garbage_collection()
 def train(
     arguments: TrainArguments, presets: Mapping[str, TrainArguments], setting: Setting, argv: Sequence[str] = ()
 ) -> None:
@@ -103,6 +105,7 @@ def train(
         train_to_end([trainer_of(*given, shared)])
 
 
+@fast_garbage_collection()
 def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting, argv: Sequence[str] = ()) -> None:
     """Start or resume one run for every method, size, number of steps and seed (and first checkpoint of two-shot).
 

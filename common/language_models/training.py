@@ -2,8 +2,7 @@
 
 import gc
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +137,8 @@ def train_to_end(trainers: Sequence[RunTrainer]) -> None:
             trained to their end first.
     """
     try:
-        with _fast_garbage_collection(), warnings.catch_warnings():
+        gc.collect()  # or trainers that have ended would stay
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "the schedule is longer")  # the command says so, once for all students
             if len(trainers) == 1:
                 train_run(trainers[0], trainers[0].run.directory.name)
@@ -149,15 +149,3 @@ def train_to_end(trainers: Sequence[RunTrainer]) -> None:
             if trainer.run.complete:
                 accuracy = trainer.records[-1]["accuracy"]
                 processes_of(trainer.args).print(f"{trainer.run.directory}: accuracy {accuracy:.3f}")
-
-
-@contextmanager
-def _fast_garbage_collection() -> Iterator[None]:
-    """Look for garbage among new objects only: every Trainer does so when it begins, which takes a third of a second
-    with the half a million objects of torch and transformers."""
-    gc.collect()  # or trainers that have ended would stay
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()

@@ -33,7 +33,8 @@ from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
 from parity_gpt2 import distill, train
 from parity_gpt2.engine import MOMENTS, STEP, AdamSettings, TransformerEngine
-from tests.commands import ROOT, Killed, python, results
+from tests.commands import Killed, python, results
+from tests.forked import two_forked
 from tests.gpt2 import SHAPES, random_model, tokens_of
 
 D, BATCH = 6, 8
@@ -513,9 +514,7 @@ def in_each_process(directory):
 def two_processes(tmp_path_factory):
     directory = tmp_path_factory.mktemp("two_processes")
     assert run_command(directory, "teacher", [*TRAIN, "--seed", "5"]) == 0
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = python(*launch, __file__, directory, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert done.returncode == 0, done.stderr
+    two_forked(__file__, directory)
     return directory
 
 

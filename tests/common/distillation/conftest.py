@@ -1,20 +1,10 @@
 """Teachers, and an uninterrupted run, that the tests of this folder compare with."""
 
-import gc
-
 import pytest
 
 from common.distillation.state import weights
 from common.runs.checkpoints import read_checkpoint, save_checkpoint
 from tests.trainers import Draws, Plain, bert, content, gpt2, run_with_dropout
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _frozen_garbage():
-    """A Trainer collects garbage before it trains, which is slow if all imported modules are searched."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,6 @@
 """Students and teachers of many architectures, against a plain loop in float64."""
 
 import gc
-import os
-import subprocess
 import sys
 import weakref
 from pathlib import Path
@@ -29,7 +27,7 @@ from common.distillation.batches import ReadyBatches
 from common.distillation.schedules import Segment
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.errors import UserError
-from tests.commands import ROOT
+from tests.forked import two_forked
 from tests.models import make, save_suite
 from tests.trainers import (
     CLASSES,
@@ -374,10 +372,7 @@ def test_two_processes_train_as_one(tmp_path):
     pytest.importorskip("peft")
     for teacher in ("gpt_neox", "modernbert", "llama"):
         save_suite(tmp_path / teacher, teacher)
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
+    two_forked(__file__, tmp_path)
     for student, teacher in (("llama", "gpt_neox"), ("bert", "modernbert"), ("llama with lora", "llama")):
         sums = by_hand(student_of(student), tmp_path / teacher)
         loss, kl = np.load(tmp_path / f"{student}.npy")

@@ -6,7 +6,6 @@ Run as a script, this file is one process of a training that the tests start.
 import json
 import os
 import signal
-import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +18,8 @@ from common.distillation.run_loop import RunTrainer, train_run
 from common.errors import UserError
 from common.runs.processes import Processes, open_shared_run
 from common.runs.run import Run
-from tests.commands import ROOT, save_often, stopped
+from tests.commands import save_often, stopped
+from tests.forked import Pair, two_forked
 from tests.sample_data import SAMPLES, Stateful, Stream, masking, token_rows
 from tests.trainers import (
     BATCH,
@@ -132,12 +132,6 @@ def test_evaluations_of_the_same_weights_have_the_same_masks(tmp_path):
 # Several processes
 
 
-def launch(directory, mode):
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, mode, str(directory)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, check=False)
-
-
 KINDS = ["list", "masked", "shuffled stream"]
 
 
@@ -166,10 +160,9 @@ def main(mode, directory):
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     directory = tmp_path_factory.mktemp("two_processes")
-    assert launch(directory, "killed").returncode != 0
+    assert -signal.SIGKILL in [done.returncode for done in Pair(__file__, "killed", directory).wait()]
     assert [path.name for path in (directory / "killed" / "resume").iterdir()] == ["4"]
-    done = launch(directory, "rest")
-    assert done.returncode == 0, done.stderr
+    two_forked(__file__, "rest", directory)
     return directory
 
 

@@ -6,7 +6,6 @@ Run as a script, this file is one process of a training that the tests start and
 import json
 import os
 import shutil
-import subprocess
 import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -31,6 +30,7 @@ from common.errors import UserError
 from common.runs.processes import Processes, join_processes, open_shared_run
 from common.runs.run import Run
 from tests.commands import ROOT, Killed, save_often
+from tests.forked import two_forked
 from tests.trainers import (
     HELD_OUT,
     STEPS,
@@ -51,7 +51,6 @@ from tests.trainers import (
 )
 
 KINDS = {"bert": BertForMaskedLM, "gpt2": GPT2LMHeadModel}
-LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__)
 
 
 def sharding(args, **config):
@@ -197,9 +196,7 @@ def two_processes(tmp_path_factory, teachers):
         for kind in KINDS:
             with pytest.raises(Killed):
                 distil_run(directory / f"{kind} joined", teachers, kind, Draws(5, kill_by_exception))
-    words = [*LAUNCH, str(directory), str(teachers)]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment(), check=False)
-    assert done.returncode == 0, done.stderr
+    two_forked(__file__, directory, teachers)
     return directory
 
 

@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +25,8 @@ from common.runs.files import write_file
 from common.runs.processes import Processes, open_shared_run
 from common.runs.run import Run
 from common.teachers.discovery import find_checkpoints
-from tests.commands import ROOT, exit_code, save_often, stopped
+from tests.commands import exit_code, save_often, stopped
+from tests.forked import forked, two_forked
 from tests.trainers import (
     BATCH,
     HELD_OUT,
@@ -87,8 +87,7 @@ def test_a_run_stopped_at_a_step_resumes_bit_identical_with_the_same_random_numb
 
 
 def test_a_run_whose_process_is_killed_resumes_bit_identical(tmp_path, teachers, uninterrupted, monkeypatch):
-    words = [sys.executable, __file__, "killed", str(tmp_path / "run"), str(teachers)]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment(), check=False)
+    done = forked(__file__, "killed", tmp_path / "run", teachers)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert [path.name for path in (tmp_path / "run" / "resume").iterdir()] == ["4"]
     draws = Draws()
@@ -98,12 +97,6 @@ def test_a_run_whose_process_is_killed_resumes_bit_identical(tmp_path, teachers,
 
 
 # Several processes
-
-
-def environment():
-    """The same number of threads as in this process, as rounding depends on it."""
-    threads = str(torch.get_num_threads())
-    return {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT)}
 
 
 def distil_rows(directory, teachers):
@@ -166,10 +159,7 @@ def two_processes(tmp_path_factory, teachers):
         draws = Draws(3, send_stop_signal)
         assert exit_code(lambda name=name, draws=draws: run_with_dropout(directory / name, teachers, draws)) == 75
     assert exit_code(lambda: run_without_dropout(directory / "changing", teachers, 2, Draws(3, send_stop_signal))) == 75
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = [*launch, __file__, "shared", str(directory), str(teachers)]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment(), check=False)
-    assert done.returncode == 0, done.stderr
+    two_forked(__file__, "shared", directory, teachers)
     return directory
 
 

@@ -2,27 +2,33 @@
 
 import gc
 import weakref
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
-from common.errors import DivergedError
-from common.language_models import training
+from common import cli
+from common.errors import UserError
+from common.language_models import commands, training
 
 
-def test_garbage_is_looked_for_among_new_objects_only_during_training(monkeypatch):
-    frozen = []
+@pytest.mark.parametrize("name", ["train", "distill"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_command_looks_for_garbage_among_new_objects_only(monkeypatch, name, nested):
+    calls = []
 
-    def train(trainer, description):
-        frozen.append(gc.get_freeze_count())
-        raise DivergedError("the loss is not finite")
+    def refuse(arguments):
+        calls.append("check")
+        raise UserError("an argument is out of range")
 
-    monkeypatch.setattr(training, "train_run", train)
-    run = SimpleNamespace(complete=False, directory=SimpleNamespace(name="test"))
-    with pytest.raises(DivergedError):
-        training.train_to_end([SimpleNamespace(run=run)])
-    assert frozen[0] > 100_000
-    assert gc.get_freeze_count() == 0
+    monkeypatch.setattr(commands, "check", refuse)
+    monkeypatch.setattr(cli, "_collects_fast", nested)
+    for call in ("freeze", "unfreeze"):
+        monkeypatch.setattr(gc, call, partial(calls.append, call))
+    with pytest.raises(UserError):
+        getattr(commands, name)(None, {}, None)
+    assert calls == (["check"] if nested else ["freeze", "check", "unfreeze"])
+    assert cli._collects_fast == nested
 
 
 def test_trainers_that_have_ended_do_not_stay_in_memory(monkeypatch):

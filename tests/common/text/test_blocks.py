@@ -4,9 +4,6 @@ import errno
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -14,14 +11,14 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from common.errors import UserError
-from common.runs.names import ROOT
 from common.text import preparation as module
 from common.text.blocks import BlockFile, TextData, open_blocks, place_of
 from common.text.corpora import Corpus
 from common.text.near_duplicates import normalised
 from common.text.preparation import is_held_out, prepared
-from common.text.tokenization import load_tokenizer, plain, train_tokenizer
+from common.text.tokenization import plain, train_tokenizer
 from tests.documents import documents, hash_of, write_text
+from tests.forked import Forked, forked
 from tests.text import forget_digests
 
 FRACTION = 0.2
@@ -143,9 +140,11 @@ def test_a_loaded_tokenizer_and_bpe(corpora, blocks, tmp_path):
 
 
 def test_a_large_vocabulary_takes_four_bytes(corpora, tmp_path):
-    tokenizer = load_tokenizer(str(prepared(data_of(corpora, length=8), tmp_path).directory / "tokenizer"))
-    tokenizer.add_tokens([f"extra{i}" for i in range(70_000)])
-    tokenizer.save_pretrained(tmp_path / "large")
+    shutil.copytree(prepared(data_of(corpora, length=8), tmp_path).directory / "tokenizer", tmp_path / "large")
+    path = tmp_path / "large" / "tokenizer.json"
+    content = json.loads(path.read_bytes())
+    content["model"]["vocab"] |= {f"extra{i}": 320 + i for i in range(70_000)}
+    path.write_text(json.dumps(content))
     large = prepared(data_of(corpora[1:], tokenizer=str(tmp_path / "large")), tmp_path)
     assert large.train.dtype == np.uint32
     assert large.vocabulary == 70_320
@@ -185,17 +184,22 @@ print(len(batches), flush=True)
 
 def start(folder, corpus, resume):
     """A process that stops in the middle until there is a file."""
-    command = [sys.executable, "-c", PREPARE, str(folder), corpus, str(resume)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Forked("-c", PREPARE, folder, corpus, resume)
+
+
+def wait_until(process, is_reached):
+    while not is_reached():
+        assert process.returncode is None, process.stderr
+        time.sleep(0.01)
 
 
 @pytest.mark.slow
 def test_a_killed_preparation_starts_again(corpora, tmp_path):
     data = data_of(corpora[:1])
     process = start(tmp_path / "store", corpora[0], tmp_path / "never")
-    assert process.stdout.readline() == "in the middle\n"
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    wait_until(process, lambda: process.stdout == "in the middle\n")
+    process.process.kill()
+    process.wait()
     assert all(path.name.startswith(".") for path in (tmp_path / "store").iterdir())
     assert any(path.name.endswith(".unfinished") for path in (tmp_path / "store").iterdir())
     again, fresh = prepared(data, tmp_path / "store"), prepared(data, tmp_path / "fresh")
@@ -209,12 +213,12 @@ def test_a_killed_preparation_starts_again(corpora, tmp_path):
 def test_a_second_process_waits_and_uses_what_the_first_made(corpora, tmp_path):
     store, resume = tmp_path / "store", tmp_path / "resume"
     first = start(store, corpora[0], resume)
-    assert first.stdout.readline() == "in the middle\n"
+    wait_until(first, lambda: first.stdout == "in the middle\n")
     second = start(store, corpora[0], resume)
-    assert any("waiting for another process that prepares" in line for line in second.stderr)
+    wait_until(second, lambda: "waiting for another process that prepares" in second.stderr)
     resume.touch()
-    assert second.communicate(timeout=300)[0] == "0\n"
-    assert first.communicate(timeout=300)[0] != "0\n"
+    assert second.wait().stdout == "0\n"
+    assert first.wait().stdout != "in the middle\n0\n"
     assert (first.returncode, second.returncode) == (0, 0)
     (made,) = store.iterdir()  # and no lock
     open_blocks(made)
@@ -349,14 +353,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, bytes_at_most):
     code += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_at_most}, resource.RLIM_INFINITY)); "
     code += "runpy.run_module('text_mlm.data', run_name='__main__')"
     words = ["prepare", "--corpus", corpus, "--vocabulary", "300", "--length", "12", "--held-out", "0.2"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words],
-        cwd=ROOT,
-        env={**os.environ, "TEXT_BLOCKS": str(tmp_path / "blocks")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked("-c", code, *words, env={**os.environ, "TEXT_BLOCKS": str(tmp_path / "blocks")})
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1] == "error: File too large; once this is fixed, rerun the command to resume"
     assert len(done.stderr.splitlines()) == 2  # and the line that preparation begins

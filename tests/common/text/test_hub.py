@@ -115,16 +115,14 @@ def test_the_papers_preset_from_what_was_downloaded(setting, tmp_path, downloade
     assert own == AutoTokenizer.from_pretrained(Path(downloaded["HF_HOME"]) / kind).get_vocab()
 
 
-@pytest.mark.slow
-def test_the_papers_preset_without_a_download_is_one_line(tmp_path, downloaded):
-    environment = {**downloaded, "HF_HOME": str(tmp_path / "home"), "TEXT_BLOCKS": str(tmp_path / "blocks")}
+def test_the_papers_preset_without_a_download_is_one_line(caches, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TEXT_BLOCKS", str(tmp_path / "blocks"))
     for words, named in (
         ([], "cannot load the tokenizer bert-base-uncased "),
         (["--tokenizer", "wordpiece"], "the dataset wikimedia/wikipedia:20231101.en cannot be read from the hub"),
     ):
-        done = python("-m", "text_mlm.train", "paper", *words, "--out", tmp_path / "run", env=environment)
-        assert done.returncode == 2
-        *notes, line = done.stderr.splitlines()
+        code, (*notes, line) = MASKED.start(capsys, "train", "paper", *words, "--out", tmp_path / "run")
+        assert code == 2
         assert line.startswith("error: ")
         assert named in line
         assert all(note.startswith("preparing ") for note in notes)
