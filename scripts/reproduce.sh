@@ -22,8 +22,12 @@ stop() { # the command that runs, and then this script
 }
 trap stop INT TERM
 
+# for the scripts that `all` starts as well: the threads of a command that the user wants, and how many commands run at once
+export wanted_threads=${wanted_threads-${OMP_NUM_THREADS:-}} at_once=${at_once:-1}
+
 side_by_side() { # FIRST SECOND: two functions at once, as such small networks cannot use many threads
-    local -x OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(getconf _NPROCESSORS_ONLN) + 1) / 2))}
+    local at_once=$((2 * at_once))
+    local -x OMP_NUM_THREADS=${wanted_threads:-$((($(getconf _NPROCESSORS_ONLN) + at_once - 1) / at_once))}
     set -m # in a process group of its own, which ends with this script
     { # its commands are in the same group
         set +m
@@ -35,7 +39,7 @@ side_by_side() { # FIRST SECOND: two functions at once, as such small networks c
     stop_background() {
         kill -TERM -- "-$background" 2> /dev/null || true
     }
-    trap stop_background EXIT
+    trap 'stop_background; wait' EXIT
     trap 'stop_background; stop' INT TERM
     "$2"
     wait "$background"

@@ -78,13 +78,51 @@ def test_a_stopped_script_leaves_no_command_behind(copy, words, number, ended, s
     assert not started & {process.pid for process in processes if process.info["status"] != psutil.STATUS_ZOMBIE}
 
 
-def commands_of(copy, *words):
-    """The commands of Python that the script starts, all of which succeed at once."""
+FAILING = """#!/bin/sh
+case "$*" in
+    *.train*--seed*) # once the other teacher has begun
+        while [ ! -e begun ]; do sleep 0.01; done
+        exit 3
+        ;;
+    *.train*)
+        trap 'sleep 0.3; touch saved; exit 75' TERM
+        touch begun
+        sleep 600 > /dev/null 2>&1 &
+        wait
+        ;;
+esac
+"""
+
+
+def test_a_script_that_fails_ends_after_the_command_beside_it_has_saved_its_state(copy):
     environment = copy / "environment"
-    (environment / "python").write_text('#!/bin/sh\necho "$*" >> commands\n')
+    (environment / "python").write_text(FAILING)
     settings = {**os.environ, "VIRTUAL_ENV": str(environment), "PATH": f"{environment}:{os.environ['PATH']}"}
-    subprocess.run([copy / "scripts" / "reproduce.sh", *words], env=settings, check=True)
+    done = subprocess.run([copy / "scripts" / "reproduce.sh", "PCFG_mlm", "workstation"], env=settings, check=False)
+    assert done.returncode == 3
+    assert (copy / "saved").exists()
+
+
+def commands_of(copy, *words, shown="$*", **variables):
+    """The commands of Python that the script starts, all of which succeed at once, or what else the shell shows."""
+    environment = copy / "environment"
+    (environment / "python").write_text(f'#!/bin/sh\necho "{shown}" >> commands\n')
+    settings = {**os.environ, "VIRTUAL_ENV": str(environment), "PATH": f"{environment}:{os.environ['PATH']}"}
+    subprocess.run([copy / "scripts" / "reproduce.sh", *words], env={**settings, **variables}, check=True)
     return (copy / "commands").read_text().splitlines()
+
+
+@pytest.mark.parametrize(("wanted", "of_two", "of_four"), [("", "8", "4"), ("3", "3", "3")])
+def test_commands_that_run_at_once_share_the_processors(copy, wanted, of_two, of_four):
+    (copy / "environment" / "getconf").write_text("#!/bin/sh\necho 16\n")
+    (copy / "environment" / "getconf").chmod(0o755)
+    commands = commands_of(copy, "all", "smoke", shown="$OMP_NUM_THREADS $*", OMP_NUM_THREADS=wanted)
+    threads = {command.partition(" ")[2]: command.partition(" ")[0] for command in commands}
+    assert threads["-m parity_mlp.train smoke"] == wanted
+    for setting in ("PCFG_mlm", "PCFG_autoregressive", "text_mlm", "text_autoregressive"):
+        assert threads[f"-m {setting}.train smoke"] == of_two
+        students = {of for words, of in threads.items() if words.startswith(f"-m {setting}.distill smoke")}
+        assert students == {of_four}
 
 
 def test_all_settings_are_reproduced_and_then_reported(copy):
