@@ -74,11 +74,18 @@ done
 named=() # added words that results depend on
 is_named=yes
 options=" " # the added ones, each followed by a space
+option=
 for word in "${@:2}"; do
     printf -v quoted ' %q' "$word"
     added+=$quoted
-    option=${word%%=*}
-    [[ $word != --* ]] || options+="${option//_/-} "
+    if [[ $word == --* ]]; then
+        option=${word%%=*}
+        option=${option//_/-}
+        options+="$option "
+        values=0
+    elif [[ $option =~ ^--(steps|widths|student-heads)$ && $((++values)) -gt 1 ]]; then
+        refuse "$option takes one value here, as the number of runs of each command is fixed; got '$word' as well"
+    fi
     case $word in
         --out | --out=* | --force | --teacher | --teacher=*) refuse "$word cannot be added to all commands: $usage" ;;
         --wandb | --device) is_named= ;;

@@ -225,6 +225,8 @@ def test_a_teacher_of_ones_own_is_not_trained(project):
         ("parity_mlp smoke --teacher missing", "there is no directory missing"),
         ("parity_mlp smoke -- --force", "--force cannot be added"),
         ("parity_mlp smoke -- --out=here", "--out=here cannot be added"),
+        ("parity_mlp smoke -- --widths 8 16", "--widths takes one value here"),
+        ("parity_gpt2 smoke --teacher mine -- --lr 0.1 --student_heads 1 2", "--student-heads takes one value here"),
     ],
 )
 def test_wrong_input_is_one_line_before_anything_is_made(project, words, message):
