@@ -1,7 +1,8 @@
 """Students of several teachers, streams and seeds, compared pair by pair: figure, statements and tables.
 
 Two students are a pair if they have the same seed, and so the same initial weights, and see the same stream. Their
-accuracies are means over the teachers, so that pairs are independent of each other.
+accuracies are means over the teachers. The test and the intervals take pairs as independent of each other: what they
+say is about other seeds and streams with these teachers, not about other teachers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from findings import Finding, Table, Verdict, steps_text
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
 from numpy.typing import NDArray
-from paired_tests import compare
+from paired_tests import FEWEST_PAIRS, Comparison, compare
 
 from common.plotting import BLACK, METHODS, ORANGE, PAGE_WIDTH, SKY, Line, curve, legend_below, new_figure, panel_title
 
@@ -32,7 +33,7 @@ def accuracies(paired: Mapping[str, Any], method: str) -> NDArray[np.float64]:
 
 
 def draw(data: Mapping[str, Any]) -> Figure:
-    """(a) Final accuracy by budget and method, (b) mean differences of pairs with their 95% intervals."""
+    """(a) Final accuracy by budget and method, (b) mean differences of pairs and, with enough pairs, 95% intervals."""
     paired = data["paired"]
     steps = paired["steps"]
     figure, axes = new_figure(columns=2, width=PAGE_WIDTH, height=2.7)
@@ -41,18 +42,18 @@ def draw(data: Mapping[str, Any]) -> Figure:
     axes[0, 0].set_ylabel("accuracy")
     panel_title(axes[0, 0], f"(a) {_described(paired)}")
 
-    difference = axes[0, 1]
+    difference, intervals = axes[0, 1], len(paired["pairs"]) >= FEWEST_PAIRS
     for place, ((upper, lower), line) in enumerate(COMPARED.items()):
         found = [compare(column) for column in (accuracies(paired, upper) - accuracies(paired, lower)).T]
         means = np.asarray([each.mean for each in found])
-        errors = [means - [each.low for each in found], [each.high for each in found] - means]
+        errors = [means - [each.low for each in found], [each.high for each in found] - means] if intervals else None
         beside = np.asarray(steps) * 1.04 ** (place - 1)
         difference.errorbar(
             beside, means, errors, color=line.colour, marker=line.marker, markersize=3.5, linewidth=1, label=line.label
         )
     difference.axhline(0, color=BLACK, linewidth=0.6)
     difference.set_ylabel("difference in accuracy")
-    panel_title(difference, "(b) paired differences, 95% intervals")
+    panel_title(difference, "(b) paired differences" + (", 95% intervals" if intervals else ""))
     for axis in axes[0]:
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(FixedLocator(steps))
@@ -76,6 +77,7 @@ def describe(data: Mapping[str, Any]) -> Finding:
         by_budget = [compare(column.tolist()) for column in differences.T]
         rows.append([f"{names[0]} - {names[1]}", *map(_difference_text, by_budget)])
     budgets = [f"{steps_text(steps)} steps" for steps in paired["steps"]]
+    interval = " (95% interval)" if len(paired["pairs"]) >= FEWEST_PAIRS else ""
     return Finding(
         title="Students compared in pairs",
         claim="Progressive distillation is faster than one-shot distillation, and this is faster than training on the "
@@ -83,10 +85,10 @@ def describe(data: Mapping[str, Any]) -> Finding:
         alt="Left, final accuracy by training steps for three methods; right, the differences between methods.",
         verdicts=verdicts,
         tables=[
-            Table(f"Mean difference in accuracy (95% interval), p; {_described(paired)}", ["methods", *budgets], rows),
+            Table(f"Mean difference in accuracy{interval}, p; {_described(paired)}", ["methods", *budgets], rows),
             Table(
-                "Steps that cross entropy needs for the accuracy that students of a teacher have after these steps "
-                "(95% interval), interpolated in the logarithm of the steps",
+                "Steps that cross entropy needs for the accuracy that students of a teacher have after these steps"
+                f"{interval}, interpolated in the logarithm of the steps",
                 ["method", *budgets],
                 [[METHODS[method].label, *_steps_of_labels(paired, method)] for method in ("one-shot", "progressive")],
             ),
@@ -96,28 +98,32 @@ def describe(data: Mapping[str, Any]) -> Finding:
 
 def _described(paired: Mapping[str, Any]) -> str:
     streams, seeds = ({pair[i] for pair in paired["pairs"]} for i in (0, 1))
-    return f"{len(seeds)} seeds, {len(streams)} streams, {len(paired['teacher_seeds'])} teachers"
+    numbers = {"seed": len(seeds), "stream": len(streams), "teacher": len(paired["teacher_seeds"])}
+    return ", ".join(f"{number} {name}{'s' if number > 1 else ''}" for name, number in numbers.items())
 
 
-def _difference_text(found: Any) -> str:
-    return f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f}), {found.p:.2g}"
+def _difference_text(found: Comparison) -> str:
+    interval = f" ({found.low:+.3f} to {found.high:+.3f})" if found.pairs >= FEWEST_PAIRS else ""
+    return f"{found.mean:+.3f}{interval}, {found.p:.2g}"
 
 
 def _steps_of_labels(paired: Mapping[str, Any], method: str) -> list[str]:
-    """By budget, with intervals from resampled pairs."""
+    """By budget, with intervals from resampled pairs if there are enough."""
     steps = paired["steps"]
     labels, students = accuracies(paired, "ce"), accuracies(paired, method)
-    generator = np.random.Generator(np.random.Philox(0))
-    drawn = generator.integers(len(labels), size=(RESAMPLES, len(labels)))
     middle = steps_to_reach(steps, labels.mean(axis=0), students.mean(axis=0))
-    resampled = [steps_to_reach(steps, labels[rows].mean(axis=0), students[rows].mean(axis=0)) for rows in drawn]
-    low, high = np.quantile(resampled, [0.025, 0.975], axis=0, method="inverted_cdf")
 
     def text(number: float) -> str:
         if number == 0:
             return f"below {steps[0]:,}"
         return f"above {steps[-1]:,}" if number == np.inf else f"{number:,.0f}"
 
+    if len(labels) < FEWEST_PAIRS:
+        return [text(at) for at in middle]
+    generator = np.random.Generator(np.random.Philox(0))
+    drawn = generator.integers(len(labels), size=(RESAMPLES, len(labels)))
+    resampled = [steps_to_reach(steps, labels[rows].mean(axis=0), students[rows].mean(axis=0)) for rows in drawn]
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=0, method="inverted_cdf")
     return [f"{text(at)} ({text(left)} to {text(right)})" for at, left, right in zip(middle, low, high, strict=True)]
 
 

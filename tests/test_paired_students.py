@@ -73,6 +73,21 @@ def test_the_figure_draws_means_and_intervals(data):
         np.testing.assert_allclose(container.lines[0].get_ydata(), expected)
 
 
+def test_few_pairs_have_no_intervals(data):
+    paired = data["paired"]
+    paired["pairs"] = paired["pairs"][:1]
+    paired["teacher_seeds"] = [1]
+    paired["accuracy"] = {method: [values[0][:1]] for method, values in paired["accuracy"].items()}
+    difference = draw(data).axes[1]
+    assert difference.get_title(loc="left") + difference.get_title() == "(b) paired differences"
+    assert not any(container.has_yerr for container in difference.containers)
+    differences, steps = describe(data).tables
+    assert differences.caption == "Mean difference in accuracy, p; 1 seed, 1 stream, 1 teacher"
+    assert differences.rows[2] == ["One-shot - cross entropy", *["+0.020, 1"] * 3]
+    assert "interval)" not in steps.caption
+    assert steps.rows[0] == ["one-shot", *(f"{at * 2**0.2:,.0f}" for at in (500, 1000)), "above 2,000"]
+
+
 @pytest.mark.parametrize(
     ("wanted", "steps"),
     [(0.5, 500), (0.55, 500 * math.sqrt(2)), (0.6, 1000), (0.7, 2000), (0.49, 0), (0.71, math.inf)],
