@@ -97,6 +97,8 @@ def main(arguments: Arguments) -> None:
     Raises:
         UserError: as in the docstring of this file.
     """
+    if arguments.setting is not None and not has_preset(arguments.setting, arguments.preset):
+        raise UserError(f"{arguments.setting} has no preset {arguments.preset}: only the settings on grammars have it")
     settings = get_args(SettingName) if arguments.setting is None else (arguments.setting,)
     drawn = draw_settings(settings, arguments.preset, arguments.runs, arguments.out)
     for figures in drawn:
@@ -139,7 +141,7 @@ def draw_settings(
     """Collect the data of settings, if runs are given, write them to files, and draw every figure they suffice for.
 
     Args:
-        settings: whose figures.
+        settings: whose figures; those without the preset are left out.
         preset: of the runs.
         runs: directory of runs; without it, the committed data are drawn.
         out: directory for pictures and collected data; by default figures/, or figures/ in the directory of runs.
@@ -149,12 +151,15 @@ def draw_settings(
     """
     out = out or (FIGURES if runs is None else runs / "figures")
     found = None if runs is None else find_runs(runs)
-    return [_draw_setting(setting, preset, found, out) for setting in settings]
+    return [_draw_setting(setting, preset, found, out) for setting in settings if has_preset(setting, preset)]
+
+
+def has_preset(setting: SettingName, preset: Preset) -> bool:
+    """Whether a setting has a preset: only those on grammars have `workstation`."""
+    return preset != "workstation" or setting in pcfg_figures.FIGURES
 
 
 def _draw_setting(setting: SettingName, preset: Preset, found: Sequence[FoundRun] | None, out: Path) -> Drawn:
-    if preset == "workstation" and setting not in pcfg_figures.FIGURES:
-        return Drawn(setting, {}, {}, {})  # only the settings on grammars have it
     collect, figures_of = SETTINGS[setting]
     figures = figures_of(preset)
     path = Path("data") / f"{setting}_{preset}.json"

@@ -164,12 +164,15 @@ def _same_task(preset: str, teacher: FoundRun) -> dict[str, Any]:
 
 
 def _paired(runs: Sequence[FoundRun], preset: str, setting: SettingName, teacher: FoundRun) -> Part:
-    """Students of the preset's teacher and of those that differ from it in their seed alone, on all streams."""
+    """Students of the preset's teacher and of those that differ from it in their seed alone, on all streams.
+
+    A teacher without students is left out.
+    """
     package = PACKAGES[setting]
     found = with_arguments(teachers_among(runs), package.config(package.teachers[preset]), free=("seed",))
     name = f"teachers of {setting} {preset} with seed"
     by_seed = runs_by_key(found, lambda run: run.arguments["seed"], lambda seed: f"{name} {seed}")
-    others = [run for seed, run in sorted(by_seed.items()) if run is not teacher]
+    others = [run for seed, run in sorted(by_seed.items()) if run is not teacher and students_of(run, runs)]
     command = f"scripts/reproduce.sh {setting} {preset}"
     arguments, budgets = _same_task(preset, teacher), package.students[preset].steps
     return paired_students([teacher, *others], runs, arguments, budgets, command)

@@ -10,6 +10,7 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import export_runs
 import finding_runs
@@ -592,6 +593,13 @@ def test_students_of_several_teachers_and_streams_are_paired(tmp_path):
         np.testing.assert_allclose(paired["accuracy"][method], expected)
 
 
+def test_a_teacher_without_students_is_not_compared(tmp_path):
+    make_up_workstation(tmp_path)
+    trained = PCFG_mlm.train.PRESETS["workstation"]
+    make_up_teacher(tmp_path / "teacher3", PCFG_mlm, [0.9] * 13, replace(trained, seed=3))
+    assert collected(tmp_path, "PCFG_mlm", "workstation").data["paired"]["teacher_seeds"] == [1, 2]
+
+
 def test_a_missing_or_doubled_student_of_a_pair_is_named(tmp_path):
     make_up_workstation(tmp_path)
     one = tmp_path / "one-shot_2_1000_4000_11"
@@ -608,8 +616,10 @@ def test_a_missing_or_doubled_student_of_a_pair_is_named(tmp_path):
 
 
 def test_settings_without_a_preset_are_left_out(tmp_path):
-    drawn = make_figures.draw_settings(["parity_mlp", "text_mlm"], "workstation", tmp_path)
-    assert [(figures.pictures, figures.errors) for figures in drawn] == [({}, {})] * 2
+    drawn = make_figures.draw_settings(get_args(make_figures.SettingName), "workstation", tmp_path)
+    assert [figures.setting for figures in drawn] == ["PCFG_mlm", "PCFG_autoregressive"]
+    with pytest.raises(UserError, match=r"^text_mlm has no preset workstation"):
+        make_figures.main(make_figures.Arguments(setting="text_mlm", runs=tmp_path, preset="workstation"))
     with pytest.raises(UserError, match=r"run scripts/reproduce.sh PCFG_mlm workstation first"):
         make_figures.main(make_figures.Arguments(runs=tmp_path, preset="workstation"))
 
