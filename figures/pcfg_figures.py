@@ -180,7 +180,14 @@ def _label_ends(axis: Axes, values: Sequence[float], tokens: Sequence[int | None
             color=colours[i],
             fontsize=7,
             verticalalignment="center",
-            arrowprops={"arrowstyle": "-", "color": colours[i], "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colours[i],
+                "linewidth": 0.5,
+                "shrinkA": 0,
+                "shrinkB": 0,
+                "relpos": (0, 0.5),
+            },
         )
 
 

@@ -104,6 +104,11 @@ def cavity_at(grammar: Grammar, likelihood: ArrayLike, position: int) -> NDArray
 
     This is a row of `cavity`, with outside numbers only of the spans that have p.
 
+    Args:
+        grammar: as for `cavity`.
+        likelihood: as for `cavity`.
+        position: p, from 0 to length - 1.
+
     Raises:
         UserError: the likelihood is no array as for `cavity`, or the evidence outside of p is impossible.
     """

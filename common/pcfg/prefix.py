@@ -98,7 +98,7 @@ def _all_rows(grammar: Grammar, ids: NDArray[np.int64], rows: NDArray[np.float64
     if read < len(ids):
         raise UserError(
             f"{grammar.name} makes no sentence that begins with these {len(ids)} tokens: "
-            f"after {read} of them there is no {'other' if read < unseen else grammar.terminals[ids[read]]}"
+            f"after {read} of them there is no {'further token' if read < unseen else grammar.terminals[ids[read]]}"
         )
     return rows
 

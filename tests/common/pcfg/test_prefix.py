@@ -325,7 +325,7 @@ def test_tokens_that_no_sentence_begins_with():
         UserError, match=r"^pairs makes no sentence that begins with these 4 tokens: after 2 of them there is no a$"
     ):
         next_token_posteriors(grammar, [1, 0, 0, 1])
-    with pytest.raises(UserError, match=r"these 4 tokens: after 3 of them there is no other$"):
+    with pytest.raises(UserError, match=r"these 4 tokens: after 3 of them there is no further token$"):
         next_token_posteriors(grammar, [1, 0, 0, 1], unseen=4)
     for token in (-1, 3):
         with pytest.raises(UserError, match=r"^token ids of pairs are 0 to 2, got"):
