@@ -80,14 +80,14 @@ def describe(data: Mapping[str, Any]) -> Finding:
     interval = " (95% interval)" if len(paired["pairs"]) >= FEWEST_PAIRS else ""
     return Finding(
         title="Students compared in pairs",
-        claim="Progressive distillation is faster than one-shot distillation, and this is faster than training on the "
-        "labels: the difference in final accuracy is positive, and students reach the same accuracy in fewer steps.",
+        claim="Progressive distillation is faster than one-shot distillation, which in turn is faster than training on "
+        "the labels: students end with a higher accuracy, and reach the same accuracy in fewer steps.",
         alt="Left, final accuracy by training steps for three methods; right, the differences between methods.",
         verdicts=verdicts,
         tables=[
             Table(f"Mean difference in accuracy{interval}, p; {_described(paired)}", ["methods", *budgets], rows),
             Table(
-                "Steps that cross entropy needs for the accuracy that students of a teacher have after these steps"
+                "Steps that students trained on the labels need to reach the accuracy of distilled ones of a budget"
                 f"{interval}, interpolated in the logarithm of the steps",
                 ["method", *budgets],
                 [[METHODS[method].label, *_steps_of_labels(paired, method)] for method in ("one-shot", "progressive")],

@@ -39,7 +39,7 @@ side_by_side() { # FIRST SECOND: two functions at once, as such small networks c
     stop_background() {
         kill -TERM -- "-$background" 2> /dev/null || true
     }
-    trap 'stop_background; wait' EXIT
+    trap 'stop_background; wait "$background" || true' EXIT
     trap 'stop_background; stop' INT TERM
     "$2"
     wait "$background"
