@@ -1,6 +1,7 @@
 """What tests of several folders share."""
 
 import gc
+import signal
 import sys
 from contextlib import ExitStack
 from functools import cache
@@ -11,6 +12,7 @@ import torch
 
 from common.cli import fast_garbage_collection, prepare_process
 from common.runs.names import ROOT
+from common.runs.stopping import SIGNALS
 from tests.forked import keep_environment
 
 hypothesis.settings.register_profile("long", max_examples=2000)
@@ -39,6 +41,15 @@ def pytest_collection_finish(session):
     stack = ExitStack()
     stack.enter_context(fast_garbage_collection())
     session.config.add_cleanup(stack.close)
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """Leave no handler behind: what ended by a stop signal ignores others, and so would all that the process starts."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")

@@ -106,7 +106,7 @@ def copy_of_project(root):
     return Project(root, {**kept, **changed})
 
 
-def wait_until(condition, seconds=120):
+def wait_until(condition, seconds=600):
     """Wait for a state; the time is far more than it needs."""
     end = time.monotonic() + seconds
     while not condition():

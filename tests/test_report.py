@@ -274,7 +274,7 @@ class Page(HTMLParser):
 COMMANDS = [
     ("parity_mlp", "python -m parity_mlp.train laptop", 61),
     ("parity_mlp", "python -m parity_mlp.train laptop", 2),
-    ("PCFG_mlm", "python -m PCFG_mlm.probe nonterminals --run runs/PCFG_mlm/laptop --training 2048 --heldout 512", 5),
+    ("PCFG_mlm", "python -m PCFG_mlm.probe nonterminals --training 2048 --heldout 512 --run runs/PCFG_mlm/laptop", 5),
     ("PCFG_mlm", "python -m PCFG_mlm.train paper", 1000),
 ]
 """Setting, command and seconds; the last one is of another preset."""
@@ -303,7 +303,7 @@ def test_a_page_holds_all_that_it_shows(page, drawn):
     found = Page(page)
     assert found.opened == []
     paths = [path for one in drawn for path in one.pictures.values()]
-    assert len(found.images) == len(paths) == 13
+    assert len(found.images) == len(paths) == 14
     for image, path in zip(found.images, paths, strict=True):
         assert image["alt"].endswith(".")
         kind, _, content = image["src"].partition(",")
@@ -447,5 +447,5 @@ def test_a_browser_without_a_network_shows_the_page(page, tmp_path, width):
     dumped = subprocess.run([BROWSER, *flags, "--dump-dom", path.as_uri()], capture_output=True, text=True, check=True)
     content, window, *images = map(int, dumped.stdout.partition("<title>")[2].partition("</title>")[0].split(","))
     assert content <= window <= width
-    assert len(images) == 13
+    assert len(images) == 14
     assert min(images) > 500

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments
 
+from common.attention import ATTENTION
 from common.distillation.batch_checks import require_fitting_tokens, require_known_labels
 from common.distillation.chance import teacher_report
 from common.distillation.chunks import evaluation_values
@@ -28,6 +29,7 @@ from common.distillation.target_shards import batch_hash
 from common.distillation.targets import decode
 from common.distillation.vocabulary import classes_of, shared_classes, student_tokenizer, teacher_tokenizer
 from common.errors import UserError
+from common.fused_gelu import fuse_gelu
 from common.runs.processes import Processes
 from common.teachers.configs import read_config
 from common.teachers.discovery import Checkpoint, local_path
@@ -336,15 +338,18 @@ class Teacher:
         self._head = None
 
     def _build(self, stored: StoredModel) -> nn.Module:
-        """The stored model, with the student's attention if it has the student's architecture, and of the student's
-        class if it names that."""
+        """The stored model, with the student's attention and activation if it has the student's architecture, and of
+        the student's class if it names that."""
         attention, own_class = None, None
         if isinstance(self._student, PreTrainedModel) and self._student.config.model_type == stored.config.model_type:
             attention = self._student.config._attn_implementation
             student_class = class_of(self._student)
             is_own = student_class.__name__ in (stored.config.architectures or [])[:1]
             own_class = student_class if is_own else None
-        return build_model(stored, self._objective, dtype=self._dtype, attention=attention, model_class=own_class)
+        model = build_model(stored, self._objective, dtype=self._dtype, attention=attention, model_class=own_class)
+        if attention == ATTENTION:
+            fuse_gelu(model)
+        return model
 
     def _arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in inputs.items() if self._names is None or name in self._names}

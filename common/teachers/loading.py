@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from common.errors import UserError
-from common.fused_gelu import fuse_gelu
 from common.teachers.configs import INVALID, one_line, read_config
 from common.teachers.discovery import Checkpoint, evict, is_evictable, local_path
 from common.teachers.objective import Objective, kind_of_class
@@ -231,7 +230,6 @@ def build_model(
     model, found = loaded
     _require_all_weights(path, type(model).__name__, found, stored.tensors.keys() - numbers.keys())
     require_finite_weights(model.state_dict(), path)
-    fuse_gelu(model)
     return model
 
 

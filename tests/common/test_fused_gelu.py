@@ -8,8 +8,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.activations import NewGELUActivation
 
 from common.fused_gelu import fuse_gelu
-from common.language_models.models import Tokens, gpt2
-from common.teachers.loading import build_model, read_model
+from common.pcfg.grammar_files import load_grammar
+from PCFG_autoregressive.batches import NextTokenTask
+from PCFG_autoregressive.models import load_model, new_model
 
 
 def activations(model):
@@ -43,10 +44,13 @@ def test_a_gpt2_computes_the_same(plain):
     assert plain.config.to_dict() == config
 
 
-def test_new_models_and_those_of_checkpoints_have_it(plain, tmp_path):
-    plain.save_pretrained(tmp_path)
-    loaded = build_model(read_model(tmp_path), "causal")
-    new = gpt2(Tokens(11, 9, None, None), layers=2, heads=2, head_dim=4, dropout=0.0, seed=0)
-    assert activations(loaded) == activations(new) == [torch.nn.GELU] * 2
-    tokens = torch.arange(9).unsqueeze(0)
-    torch.testing.assert_close(loaded.eval()(tokens).logits, plain(tokens).logits, rtol=1e-5, atol=1e-6)
+def test_new_models_and_those_of_the_settings_on_grammars_have_it(tmp_path):
+    task = NextTokenTask(load_grammar("small"), "all")
+    new = new_model(task, layers=2, heads=2, head_dim=4, dropout=0.0, seed=0)
+    new.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path, task)
+    assert activations(new) == activations(loaded) == [torch.nn.GELU] * 2
+    expected = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    assert activations(expected) == [NewGELUActivation] * 2
+    tokens = torch.arange(4).unsqueeze(0)
+    torch.testing.assert_close(loaded.eval()(tokens).logits, expected(tokens).logits, rtol=1e-5, atol=1e-6)
