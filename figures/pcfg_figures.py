@@ -105,7 +105,9 @@ def curriculum(data: dict[str, Any]) -> Figure:
     for axis in axes[0]:
         finish_teacher_axis(axis, data["phases"], ngrams["steps"][0], teacher["steps"][-1])
     students.set_xlabel("first checkpoint (step)")
-    legend_below(figure, 4, f"students: mean and range of {len(two_shot['seeds'])} seeds")
+    number, others = len(two_shot["seeds"]), len(data["students"]["ce"]["seeds"])
+    seeds = f"{number} seeds" if number == others else f"{number} seeds (two-shot) and {others} seeds (others)"
+    legend_below(figure, 4, f"students: mean and range of {seeds}")
     return figure
 
 
