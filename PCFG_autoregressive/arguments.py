@@ -21,7 +21,6 @@ LAPTOP: dict[str, Any] = dict(
     batch_size=64,
     eval_samples=1024,
 )
-WORKSTATION: dict[str, Any] = LAPTOP | dict(preset="workstation")
 PAPER: dict[str, Any] = dict(preset="paper", grammar="cfg3f", layers=4, batch_size=512, lr=5e-3, eval_every=100)
 """What `train.py` and `distill.py` share of each preset."""
 

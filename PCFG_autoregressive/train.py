@@ -7,11 +7,12 @@ The run is a directory, by default in runs/PCFG_autoregressive/; rerun the comma
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.cli import command, run_command
 from common.language_models import arguments
-from PCFG_autoregressive.arguments import LAPTOP, PAPER, SMOKE, WORKSTATION, Arguments
+from common.pcfg.arguments import WORKSTATION_TEACHER
+from PCFG_autoregressive.arguments import LAPTOP, PAPER, SMOKE, Arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +20,11 @@ class TrainArguments(Arguments, arguments.TrainArguments):
     """Arguments of `train.py`."""
 
 
+LAPTOP_TEACHER = TrainArguments(**LAPTOP, heads=8, steps=2_000, lr=5e-3, eval_every=25, checkpoint_every=25)
 PRESETS = {
     "smoke": TrainArguments(**SMOKE, heads=4, steps=60, checkpoint_every=10),
-    "laptop": TrainArguments(**LAPTOP, heads=8, steps=2_000, lr=5e-3, eval_every=25, checkpoint_every=25),
-    "workstation": TrainArguments(
-        **WORKSTATION, heads=8, steps=12_000, lr=5e-3, eval_every=50, checkpoint_every=100, seed=1
-    ),
+    "laptop": LAPTOP_TEACHER,
+    "workstation": replace(LAPTOP_TEACHER, **WORKSTATION_TEACHER),
     "paper": TrainArguments(**PAPER, heads=32, steps=8_000, checkpoint_every=200),
 }
 

@@ -12,7 +12,6 @@ SMOKE: dict[str, Any] = dict(
 LAPTOP: dict[str, Any] = dict(
     preset="laptop", grammar="cfg3b", start="16", layers=2, dropout=0.0, batch_size=64, eval_samples=1024
 )
-WORKSTATION: dict[str, Any] = LAPTOP | dict(preset="workstation")
 PAPER: dict[str, Any] = dict(preset="paper", grammar="cfg3b", layers=4, batch_size=512, lr=5e-3, eval_every=100)
 """What `train.py` and `distill.py` share of each preset."""
 

@@ -8,11 +8,12 @@ All students see the same stream of sentences.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.cli import command, run_command
 from common.language_models import arguments
-from PCFG_mlm.arguments import LAPTOP, PAPER, SMOKE, WORKSTATION, Arguments
+from common.pcfg.arguments import WORKSTATION_STUDENTS
+from PCFG_mlm.arguments import LAPTOP, PAPER, SMOKE, Arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,38 +21,25 @@ class DistillArguments(Arguments, arguments.DistillArguments):
     """Arguments of `distill.py`."""
 
 
+LAPTOP_STUDENTS = DistillArguments(
+    **LAPTOP,
+    student_heads=(3,),
+    steps=(500, 700, 1_000),
+    lr=1e-2,
+    temperature=1.0,
+    teacher_range=(200, 600),
+    teacher_every=40,
+    eval_every=100,
+    checkpoint_every=0,
+    first_steps=300,
+    saturation_steps=200,
+)
 PRESETS = {
     "smoke": DistillArguments(
         **SMOKE, student_heads=(2,), steps=(60,), checkpoint_every=0, first_steps=20, saturation_steps=20
     ),
-    "laptop": DistillArguments(
-        **LAPTOP,
-        student_heads=(3,),
-        steps=(500, 700, 1_000),
-        lr=1e-2,
-        temperature=1.0,
-        teacher_range=(200, 600),
-        teacher_every=40,
-        eval_every=100,
-        checkpoint_every=0,
-        first_steps=300,
-        saturation_steps=200,
-    ),
-    "workstation": DistillArguments(
-        **WORKSTATION,
-        student_heads=(3,),
-        steps=(500, 1_000, 2_000),
-        lr=1e-2,
-        temperature=1.0,
-        seeds=(10, 11, 12, 13, 14),
-        stream_seed=3000,
-        teacher_range=(400, 1_200),
-        teacher_every=40,
-        eval_every=100,
-        checkpoint_every=0,
-        first_steps=400,
-        saturation_steps=200,
-    ),
+    "laptop": LAPTOP_STUDENTS,
+    "workstation": replace(LAPTOP_STUDENTS, **WORKSTATION_STUDENTS),
     "paper": DistillArguments(
         **PAPER,
         student_heads=(8,),

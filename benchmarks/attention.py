@@ -7,15 +7,12 @@ which 30% of the keys are hidden, as BERT has it, or a causal one. The plain way
 are those of the processor. Without dropout, results must agree before they are compared.
 """
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import measuring
 import torch
 import torch.nn.functional as F
 import tyro
-from measuring import best, row, write
+from measuring import Arguments, best, processor_milliseconds, row, write
 from torch import Tensor, nn
 
 from common.attention import attention
@@ -25,11 +22,6 @@ SIZES = {"laptop": (64, 3, 65), "published": (16, 8, 335)}
 """Samples, heads and positions."""
 DIMENSIONS = 8
 HIDDEN = 0.3
-
-
-@dataclass(frozen=True)
-class Arguments(measuring.Arguments):
-    pass
 
 
 def main(arguments: Arguments) -> None:
@@ -64,15 +56,11 @@ def milliseconds(size: str, causal: bool, dropout: float, repetitions: int) -> l
     def gradients(attend: Callable[[], Tensor]) -> tuple[Tensor, ...]:
         return torch.autograd.grad(attend(), inputs, direction)
 
-    def timed(attend: Callable[[], Tensor]) -> float:
-        begin = time.process_time()
-        gradients(attend)
-        return 1000 * (time.process_time() - begin)
-
     if not dropout:
         for expected, found in zip(gradients(plain), gradients(ours), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    return best(repetitions, lambda: timed(plain), lambda: timed(ours))
+    timed = [lambda attend=attend: processor_milliseconds(lambda: gradients(attend)) for attend in (plain, ours)]
+    return best(repetitions, *timed)
 
 
 if __name__ == "__main__":

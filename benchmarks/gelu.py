@@ -6,13 +6,9 @@ A forward and backward pass with one thread, at the sizes of the teachers of PCF
 processor, and results must agree before they are compared.
 """
 
-import time
-from dataclasses import dataclass
-
-import measuring
 import torch
 import tyro
-from measuring import best, row, write
+from measuring import Arguments, best, processor_milliseconds, row, write
 from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
 
@@ -20,11 +16,6 @@ from common.cli import command
 
 SIZES = {"laptop": (64 * 49, 4 * 64), "published": (16 * 335, 4 * 256)}
 """Positions of a batch, and width of the feed-forward layer."""
-
-
-@dataclass(frozen=True)
-class Arguments(measuring.Arguments):
-    pass
 
 
 def main(arguments: Arguments) -> None:
@@ -38,8 +29,8 @@ def main(arguments: Arguments) -> None:
         torch.testing.assert_close(gradient(fused, x, direction), gradient(composed, x, direction))
         plain, ours = best(
             arguments.repetitions,
-            lambda x=x, direction=direction, composed=composed: milliseconds(composed, x, direction),
-            lambda x=x, direction=direction, fused=fused: milliseconds(fused, x, direction),
+            lambda x=x, by=direction, f=composed: processor_milliseconds(lambda: gradient(f, x, by)),
+            lambda x=x, by=direction, f=fused: processor_milliseconds(lambda: gradient(f, x, by)),
         )
         rows.append(row(size, "milliseconds", plain, ours, plain / ours))
     write(arguments.out, 1, rows)
@@ -48,13 +39,6 @@ def main(arguments: Arguments) -> None:
 def gradient(activation: nn.Module, x: Tensor, direction: Tensor) -> Tensor:
     """Of the sum of the outputs times `direction`."""
     return torch.autograd.grad(activation(x), x, direction)[0]
-
-
-def milliseconds(activation: nn.Module, x: Tensor, direction: Tensor) -> float:
-    """Milliseconds of the processor for a forward and backward pass."""
-    begin = time.process_time()
-    gradient(activation, x, direction)
-    return 1000 * (time.process_time() - begin)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,13 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
+def processor_milliseconds(function: Callable[[], object]) -> float:
+    """Milliseconds of the processor that one call takes, in all threads."""
+    begin = time.process_time()
+    function()
+    return 1000 * (time.process_time() - begin)
+
+
 @contextmanager
 def peak_memory() -> Iterator[Callable[[], int]]:
     """Watches the process's resident set, every two milliseconds.

@@ -115,11 +115,11 @@ def paired_students(
         MissingError: a run does not exist.
         UserError: two runs have the same method, teacher, budget, stream and seed.
     """
-    heads = arguments["student_heads"][0]
+    taught = {method: teachers[:1] if method == "ce" else teachers for method in METHODS}
     found: dict[tuple[Any, ...], FoundRun] = {}
     for method in METHODS:
-        for teacher in teachers[:1] if method == "ce" else teachers:
-            wanted = {**arguments, "methods": [method], "student_heads": [heads], "checkpoint": []}
+        wanted = {**arguments, "methods": [method], "student_heads": arguments["student_heads"][:1], "checkpoint": []}
+        for teacher in taught[method]:
             some = with_arguments(students_of(teacher, runs), wanted, free=("seeds", "steps", "teacher", "stream_seed"))
             name = f"{method} students of {teacher.directory}"
             found |= runs_by_key(
@@ -129,27 +129,27 @@ def paired_students(
             )
     if not found:
         raise MissingError(f"no students of {teachers[0].directory}; create them with {command}")
+
+    def final(method: str, teacher: FoundRun, pair: tuple[int, int], steps: int) -> float:
+        run = found.get((method, teacher.directory, pair, steps))
+        if run is None:
+            raise MissingError(
+                f"no complete run of {method} students of {teacher.directory} and {steps} steps with stream {pair[0]} "
+                f"and seed {pair[1]}; create it with {command}"
+            )
+        return round(run.records()[-1]["accuracy"], 5)
+
     pairs = sorted({key[2] for key in found})
-    accuracy: dict[str, list[list[list[float]]]] = {}
-    for method in METHODS:
-        accuracy[method] = []
-        for pair in pairs:
-            of_pair = []
-            for teacher in teachers[:1] if method == "ce" else teachers:
-                keys = [(method, teacher.directory, pair, steps) for steps in budgets]
-                if missing := [key for key in keys if key not in found]:
-                    stream, seed = pair
-                    raise MissingError(
-                        f"no complete run of {method} students of {teacher.directory} and {missing[0][3]} steps with "
-                        f"stream {stream} and seed {seed}; create it with {command}"
-                    )
-                of_pair.append([round(found[key].records()[-1]["accuracy"], 5) for key in keys])
-            accuracy[method].append(of_pair)
     data = {
         "steps": list(budgets),
         "teacher_seeds": [teacher.arguments["seed"] for teacher in teachers],
         "pairs": [list(pair) for pair in pairs],
-        "accuracy": accuracy,
+        "accuracy": {
+            method: [
+                [[final(method, each, pair, steps) for steps in budgets] for each in taught[method]] for pair in pairs
+            ]
+            for method in METHODS
+        },
     }
     return Part(data, [run.argv for run in found.values()])
 

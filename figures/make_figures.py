@@ -39,22 +39,18 @@ SettingName = Literal["parity_mlp", "parity_gpt2", "PCFG_mlm", "PCFG_autoregress
 Preset = Literal["smoke", "laptop", "workstation", "paper"]
 Collect = Callable[[Sequence[FoundRun], str], Collected]
 Draw = Callable[[dict[str, Any]], Figure]
-Figures = Mapping[str, tuple[Draw, tuple[str, ...]]]
-SETTINGS: dict[SettingName, tuple[Collect, Callable[[str], Figures]]] = {
-    "parity_mlp": (partial(parity_data.collect, setting="parity_mlp"), lambda preset: parity_figures.FIGURES),
-    "parity_gpt2": (partial(parity_data.collect, setting="parity_gpt2"), lambda preset: parity_figures.FIGURES),
-    "PCFG_mlm": (partial(pcfg_data.collect, setting="PCFG_mlm"), partial(pcfg_figures.figures_of, "PCFG_mlm")),
+SETTINGS: dict[SettingName, tuple[Collect, Mapping[str, tuple[Draw, tuple[str, ...]]]]] = {
+    "parity_mlp": (partial(parity_data.collect, setting="parity_mlp"), parity_figures.FIGURES),
+    "parity_gpt2": (partial(parity_data.collect, setting="parity_gpt2"), parity_figures.FIGURES),
+    "PCFG_mlm": (partial(pcfg_data.collect, setting="PCFG_mlm"), pcfg_figures.FIGURES["PCFG_mlm"]),
     "PCFG_autoregressive": (
         partial(pcfg_data.collect, setting="PCFG_autoregressive"),
-        partial(pcfg_figures.figures_of, "PCFG_autoregressive"),
+        pcfg_figures.FIGURES["PCFG_autoregressive"],
     ),
-    "text_mlm": (partial(text_data.collect, setting="text_mlm"), lambda preset: text_figures.FIGURES),
-    "text_autoregressive": (
-        partial(text_data.collect, setting="text_autoregressive"),
-        lambda preset: text_figures.FIGURES,
-    ),
+    "text_mlm": (partial(text_data.collect, setting="text_mlm"), text_figures.FIGURES),
+    "text_autoregressive": (partial(text_data.collect, setting="text_autoregressive"), text_figures.FIGURES),
 }
-"""How the data of a setting are collected, and how each figure of a preset is drawn from which parts of them."""
+"""How the data of a setting are collected, and how each figure is drawn from which parts of them."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +156,9 @@ def has_preset(setting: SettingName, preset: Preset) -> bool:
 
 
 def _draw_setting(setting: SettingName, preset: Preset, found: Sequence[FoundRun] | None, out: Path) -> Drawn:
-    collect, figures_of = SETTINGS[setting]
-    figures = figures_of(preset)
+    collect, figures = SETTINGS[setting]
+    if preset == "workstation":
+        figures = pcfg_figures.WORKSTATION
     path = Path("data") / f"{setting}_{preset}.json"
     try:
         collected = _committed(FIGURES / path) if found is None else collect(found, preset)

@@ -245,15 +245,13 @@ FIGURES = {
     },
 }
 """How each is drawn, and the parts of the data that it needs."""
-
-
-def figures_of(setting: str, preset: str) -> Mapping[str, tuple[Any, tuple[str, ...]]]:
-    """The figures of a preset: `workstation` has students of several teachers and streams, but fewer probes."""
-    figures = FIGURES[setting]
-    if preset != "workstation":
-        return figures
-    shared = {name: figures[name] for name in ("figure1", "figure3", "figure3_windows")}
-    return {**shared, "figure_pairs": (paired_students.draw, ("paired",))}
+WORKSTATION = {
+    "figure1": (overview, OVERVIEW),
+    "figure3": (curriculum, CURRICULUM),
+    "figure3_windows": (windows, WINDOWS),
+    "figure_pairs": (paired_students.draw, ("paired",)),
+}
+"""Those of the preset `workstation`, which has fewer probes, and students of several teachers and streams."""
 
 
 def _bayes_optimal_robust(axis: Axes, value: float) -> None:

@@ -15,7 +15,8 @@ SETTINGS = ("parity_mlp", "parity_gpt2", "PCFG_mlm", "PCFG_autoregressive", "tex
 LAYERS = (
     ("common", "common.errors", "common.philox"),
     ("common.kernels",),
-    ("common.arguments", "common.attention", "common.fused_gelu", "common.plotting", "common.resources"),
+    ("common.arguments", "common.attention", "common.plotting", "common.resources"),
+    ("common.fast_layers",),
     ("common.runs",),
     ("common.cli",),
     ("common.teachers",),

@@ -29,7 +29,7 @@ from common.distillation.target_shards import batch_hash
 from common.distillation.targets import decode
 from common.distillation.vocabulary import classes_of, shared_classes, student_tokenizer, teacher_tokenizer
 from common.errors import UserError
-from common.fused_gelu import fuse_gelu
+from common.fast_layers import use_fast_layers
 from common.runs.processes import Processes
 from common.teachers.configs import read_config
 from common.teachers.discovery import Checkpoint, local_path
@@ -348,7 +348,7 @@ class Teacher:
             own_class = student_class if is_own else None
         model = build_model(stored, self._objective, dtype=self._dtype, attention=attention, model_class=own_class)
         if attention == ATTENTION:
-            fuse_gelu(model)
+            use_fast_layers(model)
         return model
 
     def _arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:

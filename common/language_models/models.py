@@ -2,7 +2,7 @@
 
 The hidden size is heads * head_dim, the width of the feed-forward layers four times that. The weights are those that
 the class of transformers draws, from the seed alone. Attention is PyTorch's scaled_dot_product_attention, except where
-common/attention.py is faster; the activation of GPT-2 is that of common/fused_gelu.py.
+common/attention.py is faster; the activation of GPT-2 is that of common/fast_layers.py.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from common.attention import ATTENTION
-from common.fused_gelu import fuse_gelu
+from common.fast_layers import use_fast_layers
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -102,6 +101,5 @@ def _drawn(make: Callable[[], Model], seed: int) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make()
-    model.set_attn_implementation(ATTENTION)
-    fuse_gelu(model)
+    use_fast_layers(model)
     return model

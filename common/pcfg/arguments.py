@@ -6,10 +6,24 @@ Importing this must stay cheap, as every command starts with it: see `common.cli
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from common.language_models import arguments
 from common.probes.arguments import ProbedArguments
+
+WORKSTATION_TEACHER: dict[str, Any] = dict(
+    preset="workstation", steps=12_000, eval_every=50, checkpoint_every=100, seed=1
+)
+WORKSTATION_STUDENTS: dict[str, Any] = dict(
+    preset="workstation",
+    steps=(500, 1_000, 2_000),
+    seeds=(10, 11, 12, 13, 14),
+    stream_seed=3000,
+    teacher_range=(400, 1_200),
+    teacher_every=40,
+    first_steps=400,
+)
+"""What the preset `workstation` changes of `laptop`."""
 
 
 @dataclass(frozen=True, kw_only=True)

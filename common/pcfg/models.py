@@ -7,9 +7,8 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from common.attention import ATTENTION
 from common.errors import UserError
-from common.fused_gelu import fuse_gelu
+from common.fast_layers import use_fast_layers
 from common.language_models.models import Tokens
 from common.pcfg.task import GrammarTask
 from common.teachers.configs import read_config
@@ -74,8 +73,7 @@ def load_checked(path: Path, task: GrammarTask, model_class: type[Model], name: 
     assert isinstance(model, model_class)
     if config.vocab_size > task.vocabulary:
         _cut_vocabulary(model, task.vocabulary)
-    model.set_attn_implementation(ATTENTION)
-    fuse_gelu(model)
+    use_fast_layers(model)
     return model
 
 

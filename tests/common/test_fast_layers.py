@@ -1,4 +1,4 @@
-"""GPT-2's activation as one operation, against the formula and transformers' own."""
+"""The fast layers of a GPT-2, against the formula and transformers' own."""
 
 import math
 
@@ -7,7 +7,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.activations import NewGELUActivation
 
-from common.fused_gelu import fuse_gelu
+from common.attention import ATTENTION
+from common.fast_layers import use_fast_layers
 from common.pcfg.grammar_files import load_grammar
 from PCFG_autoregressive.batches import NextTokenTask
 from PCFG_autoregressive.models import load_model, new_model
@@ -23,9 +24,9 @@ def plain():
     return GPT2LMHeadModel(GPT2Config(vocab_size=11, n_positions=9, n_embd=8, n_layer=2, n_head=2)).eval()
 
 
-def test_it_computes_the_formula():
-    model = torch.nn.Sequential(NewGELUActivation())
-    fuse_gelu(model)
+def test_the_activation_is_the_formula(plain):
+    use_fast_layers(plain)
+    model = plain.transformer.h[0].mlp.act
     x = torch.linspace(-12, 12, 4001, dtype=torch.float64, requires_grad=True)
     inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
     expected = x / 2 * (1 + torch.tanh(inner))
@@ -38,8 +39,9 @@ def test_a_gpt2_computes_the_same(plain):
     tokens = torch.arange(9).unsqueeze(0)
     before, config = plain(tokens).logits, plain.config.to_dict()
     assert activations(plain) == [NewGELUActivation] * 2
-    fuse_gelu(plain)
+    use_fast_layers(plain)
     assert activations(plain) == [torch.nn.GELU] * 2
+    assert plain.config._attn_implementation == ATTENTION
     torch.testing.assert_close(plain(tokens).logits, before, rtol=1e-5, atol=1e-6)
     assert plain.config.to_dict() == config
 
