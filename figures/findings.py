@@ -87,7 +87,7 @@ def accuracy_by_seed(runs: Mapping[str, Any], index: int) -> dict[int, float]:
 
 
 def ends_above(statement: str, upper: Mapping[int, float], lower: Mapping[int, float]) -> Verdict:
-    """Whether each student of one group ends above the student of another group with the same seed.
+    """Whether students of one group end above those of another group with the same seeds: `Comparison.is_above`.
 
     Args:
         statement: that says so.
@@ -96,7 +96,5 @@ def ends_above(statement: str, upper: Mapping[int, float], lower: Mapping[int, f
     seeds = sorted(upper.keys() & lower.keys())
     if not seeds:
         return Verdict(statement, False, "no seed in common")
-    means = [float(np.mean(list(final.values()))) for final in (upper, lower)]
     found = compare([upper[seed] - lower[seed] for seed in seeds])
-    numbers = f"{found.above} of {found.pairs} seeds; means {means[0]:.3f} and {means[1]:.3f}; p = {found.p:.2g}"
-    return Verdict(statement, found.above == found.pairs, numbers)
+    return Verdict(statement, found.is_above, str(found))

@@ -1,27 +1,39 @@
 """Statements and tables about the students of all settings with language models."""
 
 from collections.abc import Mapping, Sequence
-from itertools import product
 from typing import Any
 
+import numpy as np
 from findings import Table, Verdict, comma_separated, mean_and_range, steps_text
+from numpy.typing import NDArray
+from paired_tests import compare
 
 from common.plotting import METHODS
 
 
-def ends_above_at_every_budget(upper: str, lower: str, students: Mapping[str, Any], where: str = "") -> Verdict:
-    """Whether a method ends above another at every budget for every seed."""
-    first, second = students[upper], students[lower]
-    pairs = [
-        (first["accuracy"][first["seeds"].index(seed)][i], second["accuracy"][second["seeds"].index(seed)][i])
-        for seed, i in product(sorted(set(first["seeds"]) & set(second["seeds"])), range(len(first["steps"])))
-    ]
-    above = sum(one > other for one, other in pairs)
-    return Verdict(
-        f"{METHODS[upper].label.capitalize()} ends above {METHODS[lower].label} at every budget, for every seed{where}",
-        bool(pairs) and above == len(pairs),
-        f"{above} of {len(pairs)} pairs of students with the same seed and budget",
+def students_end_above(upper: str, lower: str, differences: NDArray[np.float64], where: str = "") -> Verdict:
+    """Whether one method's students end above another's on average over the budgets: `Comparison.is_above`.
+
+    Args:
+        upper, lower: the methods.
+        differences: in final accuracy, of shape (pairs, budgets).
+        where: these students are, if there are others.
+    """
+    first, second = METHODS[upper].label.capitalize(), METHODS[lower].label
+    statement = f"{first} students end above {second} students, on average over the budgets{where}"
+    if not differences.size:
+        return Verdict(statement, False, "no seed in common")
+    found = compare(differences.mean(axis=1).tolist())
+    return Verdict(statement, found.is_above, str(found))
+
+
+def differences_by_seed(upper: Mapping[str, Any], lower: Mapping[str, Any]) -> NDArray[np.float64]:
+    """Differences in final accuracy between students with the same seed, of shape (seeds, budgets)."""
+    seeds = sorted(set(upper["seeds"]) & set(lower["seeds"]))
+    first, second = (
+        np.asarray([runs["accuracy"][runs["seeds"].index(seed)] for seed in seeds]) for runs in (upper, lower)
     )
+    return first - second
 
 
 def budgets_table(

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from findings import Finding, Table, Verdict, steps_text
+from findings import Finding, Table, steps_text
+from language_model_findings import students_end_above
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
 from numpy.typing import NDArray
@@ -70,11 +71,9 @@ def describe(data: Mapping[str, Any]) -> Finding:
     verdicts, rows = [], []
     for upper, lower in COMPARED:
         differences = accuracies(paired, upper) - accuracies(paired, lower)
-        overall = compare(differences.mean(axis=1).tolist())
-        names = METHODS[upper].label.capitalize(), METHODS[lower].label
-        statement = f"{names[0]} students end above {names[1]} students, on average over the budgets"
-        verdicts.append(Verdict(statement, overall.is_above, str(overall)))
+        verdicts.append(students_end_above(upper, lower, differences))
         by_budget = [compare(column.tolist()) for column in differences.T]
+        names = METHODS[upper].label.capitalize(), METHODS[lower].label
         rows.append([f"{names[0]} - {names[1]}", *map(_difference_text, by_budget)])
     budgets = [f"{steps_text(steps)} steps" for steps in paired["steps"]]
     interval = " (95% interval)" if len(paired["pairs"]) >= FEWEST_PAIRS else ""

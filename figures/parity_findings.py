@@ -18,6 +18,7 @@ from findings import (
     steps_text,
     transition_text,
 )
+from paired_tests import compare
 from parity_data import PLACES
 
 from common.plotting import METHODS
@@ -115,7 +116,7 @@ def spike(data: Mapping[str, Any]) -> Finding:
             *(
                 ends_above(
                     "Two-shot students that learn first from the checkpoint inside the transition end above those that "
-                    f"learn first from the one {other} it, for every seed",
+                    f"learn first from the one {other} it",
                     final["inside"],
                     final[other],
                 )
@@ -195,7 +196,7 @@ FINDINGS: dict[str, Describe] = {"figure1": overview, "figure2": spike, "figure2
 def _passes_first(
     upper: str, lower: str, students: Mapping[str, Any], passed: Mapping[str, Sequence[int | None]]
 ) -> Verdict:
-    """Whether students of a method pass the transition before those of another with the same seed."""
+    """Whether students of a method pass the transition before those of another with the same seed, by a sign test."""
     never = float("inf")
     first, second = (
         {
@@ -205,10 +206,11 @@ def _passes_first(
         for method in (upper, lower)
     )
     seeds = sorted(first.keys() & second.keys())
-    before = sum(first[seed] < second[seed] for seed in seeds)
-    return Verdict(
-        f"{METHODS[upper].label.capitalize()} passes {TRANSITION_ACCURACY:.0%} before {METHODS[lower].label}, "
-        "for every seed",
-        bool(seeds) and before == len(seeds),
-        f"{before} of {len(seeds)} seeds",
+    statement = (
+        f"{METHODS[upper].label.capitalize()} students pass {TRANSITION_ACCURACY:.0%} before {METHODS[lower].label} "
+        "students"
     )
+    if not seeds:
+        return Verdict(statement, False, "no seed in common")
+    found = compare([float(first[seed] < second[seed]) - float(first[seed] > second[seed]) for seed in seeds])
+    return Verdict(statement, found.is_above, f"{found.above} of {found.pairs} seeds; p = {found.p:.2g}")

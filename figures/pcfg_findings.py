@@ -19,7 +19,7 @@ from findings import (
     steps_text,
     transition_text,
 )
-from language_model_findings import budgets_table, ends_above_at_every_budget
+from language_model_findings import budgets_table, differences_by_seed, students_end_above
 from pcfg_figures import SHARE, peak_and_fall, predicted
 
 from common.plotting import METHODS
@@ -34,7 +34,8 @@ def overview(data: Mapping[str, Any]) -> Finding:
         students = panel["students"]
         where = f" ({target})" if len(panels) > 1 else ""
         for upper, lower in (("progressive", "one-shot"), ("progressive", "ce"), ("one-shot", "ce")):
-            verdicts.append(ends_above_at_every_budget(upper, lower, students, where))
+            differences = differences_by_seed(students[upper], students[lower])
+            verdicts.append(students_end_above(upper, lower, differences, where))
         teacher, best = panel["teacher"], panel["bayes_optimal"]["accuracy"]
         caption = f"Final accuracy, {target} of {teacher['arguments']['grammar']}: mean (range)"
         tables.append(budgets_table(caption, students, teacher, best))
@@ -81,8 +82,7 @@ def curriculum(data: Mapping[str, Any]) -> Finding:
         rows.append([METHODS[method].label, "", mean_and_range([row[at] for row in runs["accuracy"]])])
         if method != "progressive":
             statement = (
-                f"Two-shot students of checkpoint {steps_text(steps[best])} end above {METHODS[method].label}, "
-                "for every seed"
+                f"Two-shot students of checkpoint {steps_text(steps[best])} end above {METHODS[method].label} students"
             )
             upper, lower = accuracy_by_seed(two_shot, best), accuracy_by_seed(runs, at)
             verdicts.append(ends_above(statement, upper, lower))

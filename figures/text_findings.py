@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from findings import Describe, Finding, Table, Verdict, comma_separated, is_inside, steps_text, transition_text
-from language_model_findings import budgets_table, ends_above_at_every_budget
+from language_model_findings import budgets_table, differences_by_seed, students_end_above
 
 PREDICTED = {"text_mlm": "masked tokens", "text_autoregressive": "next tokens"}
 """What models are asked for, by setting."""
@@ -42,7 +42,7 @@ def curriculum(data: Mapping[str, Any]) -> Finding:
                 f"{largest}; {medians[-1]:.3f} at the end",
             ),
             *(
-                ends_above_at_every_budget(upper, lower, students)
+                students_end_above(upper, lower, differences_by_seed(students[upper], students[lower]))
                 for upper, lower in (("progressive", "one-shot"), ("progressive", "ce"), ("one-shot", "ce"))
             ),
         ],
