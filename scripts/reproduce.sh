@@ -2,7 +2,7 @@
 # Install what is needed, train, probe, distill and draw.  scripts/reproduce.sh [setting|all] [preset]
 # Figures and their data go to runs/figures, the time of each command to runs/figures/times.jsonl. Rerun it to resume.
 # With `all`, the two settings on parity are run one after another, then both on grammars at once, then both on text, and
-# runs/report.html shows the results.
+# runs/report.html shows the results. Of the paper preset, nothing is run at once.
 set -euo pipefail
 
 child=""
@@ -15,23 +15,28 @@ run() { # COMMAND: in the background, so that a signal is handled at once
     return "$code"
 }
 stop() { # the command that runs, and then this script
-    trap - INT TERM
+    trap - HUP INT TERM
     [ -z "$child" ] || kill -TERM "$child" 2> /dev/null || true
     wait
     exit 143
 }
-trap stop INT TERM
+trap stop HUP INT TERM
 
 # for the scripts that `all` starts as well: the threads of a command that the user wants, and how many commands run at once
 export wanted_threads=${wanted_threads-${OMP_NUM_THREADS:-}} at_once=${at_once:-1}
 
-side_by_side() { # FIRST SECOND: two functions at once, as such small networks cannot use many threads
-    local at_once=$((2 * at_once))
+side_by_side() { # FIRST SECOND: two functions at once, as networks of a laptop's size cannot use many threads
+    if [ "$preset" = paper ]; then # each fills a GPU
+        "$1"
+        "$2"
+        return
+    fi
+    local at_once=$((2 * at_once)) code=0
     local -x OMP_NUM_THREADS=${wanted_threads:-$((($(getconf _NPROCESSORS_ONLN) + at_once - 1) / at_once))}
     set -m # in a process group of its own, which ends with this script
     { # its commands are in the same group
         set +m
-        trap stop INT TERM
+        trap stop HUP INT TERM
         "$1"
     } &
     set +m
@@ -40,11 +45,15 @@ side_by_side() { # FIRST SECOND: two functions at once, as such small networks c
         kill -TERM -- "-$background" 2> /dev/null || true
     }
     trap 'stop_background; wait "$background" || true' EXIT
-    trap 'stop_background; stop' INT TERM
+    trap 'stop_background; stop' HUP INT TERM
     "$2"
-    wait "$background"
+    wait "$background" || code=$?
+    if [ "$code" != 0 ]; then
+        echo "error: a command failed: its message is above, before those of the command beside it" >&2
+        exit "$code"
+    fi
     trap - EXIT
-    trap stop INT TERM
+    trap stop HUP INT TERM
 }
 
 setting=${1:-parity_mlp}

@@ -49,7 +49,7 @@ def copy(tmp_path):
         ("all smoke", 4, "*[yG]_*"),
     ],
 )
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stopped_script_leaves_no_command_behind(copy, words, number, ended, sent):
     """`number` commands are running, after those that match the pattern `ended` have ended."""
     environment = copy / "environment"
@@ -103,6 +103,18 @@ def test_a_script_that_fails_ends_after_the_command_beside_it_has_saved_its_stat
     assert (copy / "saved").exists()
 
 
+def test_a_failure_beside_a_longer_command_is_said_at_the_end(copy):
+    environment = copy / "environment"
+    (environment / "python").write_text(
+        '#!/bin/sh\ncase "$*" in *.train*--seed*) sleep 0.3 ;; *.train*) exit 3 ;; esac\n'
+    )
+    settings = {**os.environ, "VIRTUAL_ENV": str(environment), "PATH": f"{environment}:{os.environ['PATH']}"}
+    command = [copy / "scripts" / "reproduce.sh", "PCFG_mlm", "workstation"]
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: a command failed: its message is above")
+
+
 def commands_of(copy, *words, shown="$*", **variables):
     """The commands of Python that the script starts, all of which succeed at once, or what else the shell shows."""
     environment = copy / "environment"
@@ -123,6 +135,13 @@ def test_commands_that_run_at_once_share_the_processors(copy, wanted, of_two, of
         assert threads[f"-m {setting}.train smoke"] == of_two
         students = {of for words, of in threads.items() if words.startswith(f"-m {setting}.distill smoke")}
         assert students == {of_four}
+
+
+def test_commands_of_the_paper_preset_have_a_gpu_and_all_threads_to_themselves(copy):
+    commands = commands_of(copy, "all", "paper", shown="$OMP_NUM_THREADS $*", OMP_NUM_THREADS="")
+    assert all(command.startswith(" ") for command in commands)
+    settings = [command.split()[1].partition(".")[0] for command in commands if " -m " in command]
+    assert settings == sorted(settings, key=get_args(SettingName).index)
 
 
 def test_all_settings_are_reproduced_and_then_reported(copy):
