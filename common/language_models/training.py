@@ -17,8 +17,10 @@ from common.distillation.sharding import require_possible_fsdp
 from common.distillation.supervision import Supervision
 from common.distillation.together import train_together
 from common.errors import UserError
-from common.language_models.arguments import Arguments
+from common.language_models.arguments import Arguments, DistillArguments, TrainArguments
 from common.language_models.setting import Setting, Task
+from common.resources import Needs, transformer_needs
+from common.runs.checkpoints import number_of_checkpoints
 from common.runs.processes import Processes
 from common.runs.run import Run
 
@@ -149,3 +151,20 @@ def train_to_end(trainers: Sequence[RunTrainer]) -> None:
             if trainer.run.complete:
                 accuracy = trainer.records[-1]["accuracy"]
                 processes_of(trainer.args).print(f"{trainer.run.directory}: accuracy {accuracy:.3f}")
+
+
+def needs_of(
+    arguments: TrainArguments | DistillArguments, task: Task, heads: int, steps: int, processes: Processes
+) -> Needs:
+    """What training one model of `heads` heads for `steps` steps needs."""
+    return transformer_needs(
+        layers=arguments.layers,
+        hidden=heads * arguments.head_dim,
+        feed_forward=4 * heads * arguments.head_dim,
+        vocabulary=task.vocabulary,
+        positions=task.positions,
+        batch_tokens=arguments.batch_size / (arguments.accumulate * processes.count) * task.expected_length,
+        evaluation_tokens=arguments.eval_samples * task.expected_length,
+        checkpoints=number_of_checkpoints(steps, arguments.checkpoint_every),
+        half=arguments.precision == "bf16",
+    )
