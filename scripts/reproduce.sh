@@ -44,7 +44,7 @@ side_by_side() { # FIRST SECOND: two functions at once, as networks of a laptop'
     stop_background() {
         kill -TERM -- "-$background" 2> /dev/null || true
     }
-    trap 'stop_background; wait "$background" || true' EXIT
+    trap 'stop_background; wait "$background" 2> /dev/null || true' EXIT
     trap 'stop_background; stop' HUP INT TERM
     "$2"
     wait "$background" || code=$?
