@@ -36,7 +36,7 @@ def no_teacher(monkeypatch):
 
     def forbid():
         monkeypatch.setattr(Teachers, "load", None)
-        monkeypatch.setattr(commands, "_report", None)
+        monkeypatch.setattr(commands, "report_of_teacher", None)
 
     return forbid
 
@@ -166,8 +166,8 @@ def test_targets_that_another_process_lacks_are_missing_in_all(tmp_path, capsys,
     words = [*MLM.distill, "--methods", "one-shot", "--teacher", teacher_of(MLM)]
     words += ["--cache-teacher", tmp_path / "targets"]
     MLM.succeed(capsys, *words, "--out", tmp_path / "first")
-    reports, report = [], commands._report
-    monkeypatch.setattr(commands, "_report", lambda *given: reports.append(given) or report(*given))
+    reports, report = [], commands.report_of_teacher
+    monkeypatch.setattr(commands, "report_of_teacher", lambda *given: reports.append(given) or report(*given))
     MLM.succeed(capsys, *words, "--out", tmp_path / "second")
     assert not reports
 
@@ -175,8 +175,8 @@ def test_targets_that_another_process_lacks_are_missing_in_all(tmp_path, capsys,
         def largest(self, number):
             return max(number, 1)
 
-    missing = commands._missing_targets
-    monkeypatch.setattr(commands, "_missing_targets", lambda *given: missing(*given[:-1], BesideAnother()))
+    missing = commands.missing_targets
+    monkeypatch.setattr(commands, "missing_targets", lambda *given: missing(*given[:-1], BesideAnother()))
     MLM.succeed(capsys, *words, "--out", tmp_path / "third")
     assert len(reports) == 1
 
