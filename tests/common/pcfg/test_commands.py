@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 from dataclasses import asdict, fields, replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import torch
 from common.distillation import run_loop, together
 from common.distillation.supervision import FROM_LABELS
 from common.distillation.trainer import ProgressiveDistillationTrainer
-from common.language_models import commands as shared_commands
+from common.language_models import commands as shared_commands, students
 from common.pcfg.grammar_files import GRAMMARS, parse_grammar
 from common.runs.names import EXECUTION_ARGUMENTS
 from common.runs.processes import Processes
@@ -338,14 +339,14 @@ def test_a_run_without_a_dataset_that_an_earlier_version_made_is_complete(pcfg, 
 
 
 def test_a_student_that_diverges_does_not_stop_the_others(pcfg, tmp_path, capsys, monkeypatch, teacher):
-    trainer_arguments = shared_commands.trainer_arguments
+    trainer_arguments = students.trainer_arguments
 
     def diverging_trainer_arguments(arguments, directory, steps, seed):
         return trainer_arguments(replace(arguments, lr=1e30) if seed == 1 else arguments, directory, steps, seed)
 
     words = [*DISTILL, "--methods", "one-shot", "--teacher", teacher, "--out"]
     with monkeypatch.context() as patch:
-        patch.setattr(shared_commands, "trainer_arguments", diverging_trainer_arguments)
+        patch.setattr(students, "trainer_arguments", diverging_trainer_arguments)
         code, _, stderr = start(capsys, pcfg.main(words), *words[1:], tmp_path / "runs", "--seeds", 1, 0)
     assert code == 3
     assert "one-shot-heads1-steps12-seed1: the loss is not finite at step 5" in stderr.splitlines()[-1]
@@ -418,8 +419,9 @@ def directory_of(pcfg, monkeypatch, name, arguments):
                 **dict.fromkeys(without_work, lambda *arguments: []),
             ),
         )
-        for function, substitute in stand_in.items():
-            patch.setattr(shared_commands, function, substitute)
+        for module, function in product((shared_commands, students), stand_in):
+            if hasattr(module, function):
+                patch.setattr(module, function, stand_in[function])
         with pytest.raises(Named) as named:
             getattr(pcfg.commands[name], name)(arguments)
     return named.value.args[0]
