@@ -15,8 +15,8 @@
 # runs/SETTING/sweeps/<sweep>-SETTING-PRESET/<group>/, logs of jobs in the sweep's folder logs. Complete runs are
 # skipped: rerun the command to resume.
 
-# A sweep gets `setting`, `preset` and `size_flag` by sourcing this file, calls `new_teacher` and `students`, and ends
-# with `launch`.
+# A sweep gets `setting`, `preset` and `size_flag` by sourcing this file, calls `new_teacher` (or adds a job that trains
+# `teacher`) and `students`, and ends with `launch`.
 #
 # Its groups are those of one value of what it varies (or of one seed, where students of one seed share more), so that
 # there are two to five of them. One group of all students would save little more, and could use one device only. They
@@ -169,11 +169,16 @@ new_teacher() { # SEED: the teacher of the following students, unless --teacher 
     fi
 }
 
-students() { # NAME RUNS ARGUMENTS: a group of as many students of the current teacher, made by distill.py with these
-    local command=(python -m "$setting.distill" "$preset" --teacher "$teacher" "${@:3}") word
-    for word in "${@:3}"; do
+refuse_as_added() { # ARGUMENTS that the sweep gives
+    local word
+    for word in "$@"; do
         [[ $word != --* || $options != *" $word "* ]] || refuse "$word cannot be added: the sweep gives it"
     done
+}
+
+students() { # NAME RUNS ARGUMENTS: a group of as many students of the current teacher, made by distill.py with these
+    local command=(python -m "$setting.distill" "$preset" --teacher "$teacher" "${@:3}")
+    refuse_as_added "${@:3}"
     [ -z "$budget" ] || [[ " $* " == *" --steps "* ]] || command+=(--steps "$budget")
     add_job "$directory/$1" "$2" "$teacher" "${command[@]}"
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.distillation.arguments import student_arguments
+from common.pcfg.grammar_files import load_grammar
 from common.runs.run import Run
 from tests.commands import ROOT, files
 from tests.sweeps import assert_same_bits, assert_whole, copy_of_project, wait_until
@@ -16,7 +17,9 @@ SETTINGS = ("parity_mlp", "parity_gpt2", "PCFG_mlm", "PCFG_autoregressive", "tex
 PRESETS = ("smoke", "laptop", "paper")
 SMOKE = ("sweep_seeds.sh", "parity_mlp", "smoke")
 """A sweep."""
-SWEEPS = sorted(path.name for path in (ROOT / "scripts").glob("sweep_*.sh"))
+PLATEAUS = "sweep_plateaus.sh"
+"""The sweep over tasks, whose teachers are not the preset's."""
+SWEEPS = sorted({path.name for path in (ROOT / "scripts").glob("sweep_*.sh")} - {PLATEAUS})
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +127,65 @@ def test_every_command_of_every_sweep_is_parsed_and_they_make_each_run_once(proj
                 methods = ALL if teacher == trained[0] else TAUGHT
                 taught = {(method, ()) for method in methods}
             assert set(rows) == {(*way, *rest) for way, *rest in product(taught, *values, seeds)}
+
+
+@pytest.mark.parametrize(("setting", "preset"), [*product(("PCFG_mlm", "PCFG_autoregressive"), PRESETS)])
+def test_the_sweep_over_tasks_has_a_teacher_and_two_groups_of_students_for_each(project, setting, preset):
+    listing = listed(project, PLATEAUS, setting, preset)
+    folder = f"runs/{setting}/sweeps/plateaus-{setting}-{preset}"
+    tasks = []
+    for (train, one), (labels, many), (distilled, six) in zip(*[iter(listing)] * 3, strict=True):
+        teacher = parsed(train)
+        assert (train[2:4], one, teacher.seed) == ([f"{setting}.train", preset], 1, 3)
+        tasks.append((teacher.grammar, teacher.start, getattr(teacher, "label_level", None)))
+        name = "-".join(str(part) for part in tasks[-1] if part is not None)
+        assert [value(command, "--out") for command in (train, labels, distilled)] == [
+            f"{folder}/{name}-{end}" for end in ("teacher", "labels", "distilled")
+        ]
+        rows = {"labels": students(labels), "distilled": students(distilled)}
+        assert {name: len(set(found)) for name, found in rows.items()} == {"labels": many, "distilled": six}
+        steps = {name: column(found, 3) for name, found in rows.items()}
+        assert len(steps["labels"]) >= 3
+        assert len(steps["distilled"]) == 1
+        assert steps["distilled"] < steps["labels"]
+        sizes = {name: [column(found, number) for number in (2, 4)] for name, found in rows.items()}
+        assert sizes["labels"] == sizes["distilled"]
+        for found, methods in ((rows["labels"], {"ce"}), (rows["distilled"], TAUGHT)):
+            others = [column(found, number) for number in (2, 3, 4)]
+            ways = {(method, ()) for method in methods}
+            assert set(found) == {(*way, *rest) for way, *rest in product(ways, *others, [(30,), (31,), (32,)])}
+        arguments = parsed(distilled)
+        assert (arguments.teacher_range, arguments.teacher_every, arguments.teacher_checkpoints) == (None, None, None)
+        for command in (labels, distilled):
+            assert value(command, "--teacher") == value(train, "--out")
+            assert not {"--grammar", "--start", "--label-level"} & {*command}  # they are the teacher's
+    assert len(set(tasks)) == len(tasks)
+    if preset == "smoke":
+        assert len(tasks) == 2
+        return
+    grammars, starts, levels = (column(tasks, number) for number in range(3))
+    assert grammars == {"cfg3b", "cfg3f", "cfg3g", "cfg3h", "cfg3i"}
+    assert levels == ({None} if setting == "PCFG_mlm" else {1, 2, "all"} if preset == "laptop" else {1, 2, 3, "all"})
+    if preset == "paper":
+        assert starts == {"22"}
+    else:
+        lengths = [load_grammar(grammar, start).expected_length for grammar, start, _ in tasks]
+        assert 39 < min(lengths) < max(lengths) < 65
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("parity_mlp smoke", "parity_mlp is not on grammars: give PCFG_mlm or PCFG_autoregressive"),
+        ("text_mlm laptop", "text_mlm is not on grammars: give PCFG_mlm or PCFG_autoregressive"),
+        ("PCFG_mlm smoke --teacher mine", "--teacher cannot be given: this sweep trains a teacher for each task"),
+        ("PCFG_mlm smoke -- --start 12", "--start cannot be added: the sweep gives it"),
+        ("PCFG_mlm smoke -- --steps 12", "--steps cannot be added: the sweep gives it"),
+    ],
+)
+def test_what_the_sweep_over_tasks_does_not_take_is_one_line(project, words, message):
+    done = project.call(f"scripts/{PLATEAUS}", *words.split())
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
 
 
 def test_what_a_sweep_varies_is_what_it_is_named_after(project):
