@@ -105,7 +105,7 @@ def collect(found: Sequence[FoundRun], preset: str, setting: SettingName = "PCFG
         "two_shot": lambda: two_shot_students(
             teacher,
             students,
-            _same_task(preset, teacher),
+            same_task(preset, teacher),
             f"python -m {setting}.distill {preset} --methods two-shot",
         ),
         **({"paired": lambda: _paired(runs, preset, setting, teacher)} if preset == "workstation" else {}),
@@ -151,12 +151,12 @@ def _panel(
 
     def students() -> Part:
         command = f"python -m {setting}.distill {preset}{flags}"
-        return compared_students(teacher, runs, _same_task(preset, teacher), budgets, command, free)
+        return compared_students(teacher, runs, same_task(preset, teacher), budgets, command, free)
 
     return {"bayes_optimal": bayes_optimal, "students": students}
 
 
-def _same_task(preset: str, teacher: FoundRun) -> dict[str, Any]:
+def same_task(preset: str, teacher: FoundRun) -> dict[str, Any]:
     """The arguments of a preset's students, with the task of their teacher."""
     package = PACKAGES[teacher.setting]  # type: ignore[index]
     arguments = package.config(package.students[preset])
@@ -174,7 +174,7 @@ def _paired(runs: Sequence[FoundRun], preset: str, setting: SettingName, teacher
     by_seed = runs_by_key(found, lambda run: run.arguments["seed"], lambda seed: f"{name} {seed}")
     others = [run for seed, run in sorted(by_seed.items()) if run is not teacher and students_of(run, runs)]
     command = f"scripts/reproduce.sh {setting} {preset}"
-    arguments, budgets = _same_task(preset, teacher), package.students[preset].steps
+    arguments, budgets = same_task(preset, teacher), package.students[preset].steps
     return paired_students([teacher, *others], runs, arguments, budgets, command)
 
 

@@ -43,6 +43,7 @@ from common.text import docstrings
 from tests.commands import cut
 from tests.documents import documents
 from tests.forked import forked
+from tests.made_up_runs import make_up_run, write
 
 ROOT = Path(__file__).resolve().parents[1]
 PNG = b"\x89PNG\r\n"
@@ -192,24 +193,6 @@ def test_a_directory_without_runs_is_named(tmp_path):
         make_figures.main(make_figures.Arguments(runs=tmp_path))
     with pytest.raises(UserError, match=f"no directory {tmp_path / 'typo'}"):
         make_figures.main(make_figures.Arguments("parity_mlp", runs=tmp_path / "typo"))
-
-
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-
-
-def make_up_run(directory, setting, accuracies, losses=None, argv=(), **arguments):
-    """A complete run as far as figures read it, evaluated every 100 steps."""
-    losses = [1 - accuracy for accuracy in accuracies] if losses is None else losses
-    records = [
-        {"step": 100 * i, "loss": loss, "accuracy": accuracy}
-        for i, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))
-    ]
-    about = {"versions": {}, "commit": "c0ffee", "id": f"id of {directory.name}"}
-    write(directory / "config.json", {"setting": setting, "argv": argv, "arguments": arguments, **about})
-    write(directory / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-    write(directory / "done.json", {})
 
 
 def make_up_checkpoints(run, steps):

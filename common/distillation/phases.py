@@ -35,6 +35,10 @@ MIN_OBSERVED_TAIL = 0.2
 """The curve continues after `end` for at least this share of `end - start`. A truncated linear drop reaches 1/8."""
 
 
+class NoTransitionError(UserError):
+    """The curve has no plateau that ends in a sharp drop."""
+
+
 @dataclass(frozen=True)
 class Phases:
     """Five steps, in increasing order. An initial descent, if there is one, lies before `plateau`."""
@@ -62,8 +66,9 @@ def find_phases(steps: ArrayLike, losses: ArrayLike) -> Phases:
         losses: of shape (evaluations,).
 
     Raises:
-        UserError: the curve has no transition or ends inside it, has fewer than 8 evaluations, has steps that do not
-            increase or numbers that are not finite.
+        NoTransitionError: the curve has no transition.
+        UserError: the curve ends inside its transition, has fewer than 8 evaluations, has steps that do not increase or
+            numbers that are not finite.
     """
     x, y = np.asarray(steps, dtype=np.float64), np.asarray(losses, dtype=np.float64)
     if x.ndim != 1 or x.shape != y.shape or len(x) < MIN_EVALUATIONS:
@@ -84,7 +89,7 @@ def find_phases(steps: ArrayLike, losses: ArrayLike) -> Phases:
     right = max(1, int(np.searchsorted(hull, knee)))
     plateau, tail = hull[right - 1], hull[right]
     if height[knee] <= max(MIN_NOISE_RATIO * noise, MIN_PLATEAU_SHARE * (fit[plateau] - fit[tail])):
-        raise UserError(
+        raise NoTransitionError(
             "the curve has no transition (a plateau, then a sharp drop): train longer or evaluate more often, "
             "and pass 1 - accuracy where the curve is an accuracy"
         )

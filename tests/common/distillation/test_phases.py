@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from common.distillation.phases import Phases, _lower_hull, _non_increasing_fit, choose_checkpoints, find_phases
+from common.distillation.phases import (
+    NoTransitionError,
+    Phases,
+    _lower_hull,
+    _non_increasing_fit,
+    choose_checkpoints,
+    find_phases,
+)
 from common.errors import UserError
 
 NOISE = 0.008  # standard deviation of an accuracy of 50% on 4,096 samples
@@ -125,7 +132,7 @@ def test_curves_without_a_transition(curve, evaluations):
     steps = np.linspace(0, 1, evaluations)
     for noise in (0, NOISE):
         losses = curve(steps) + np.random.default_rng(0).normal(0, noise, evaluations)
-        with pytest.raises(UserError, match="no transition"):
+        with pytest.raises(NoTransitionError, match="no transition"):
             find_phases(steps, losses)
 
 
@@ -133,8 +140,9 @@ def test_curves_without_a_transition(curve, evaluations):
 def test_a_curve_that_ends_inside_its_transition(seen):
     steps = np.linspace(0, 0.5 + seen * 0.03, 60)
     losses = logistic(steps, 0.5, 0.03) + np.random.default_rng(0).normal(0, NOISE, 60)
-    with pytest.raises(UserError, match="ends inside"):
+    with pytest.raises(UserError, match="ends inside") as raised:
         find_phases(steps, losses)
+    assert not isinstance(raised.value, NoTransitionError)
 
 
 @pytest.mark.parametrize(
