@@ -1,5 +1,6 @@
 """Collect the data behind the figure on plateaus from runs of `scripts/sweep_plateaus.sh`; `plateaus.py` draws them."""
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -19,8 +20,8 @@ from pcfg_data import CHECKPOINTS, PACKAGES, TASK, SettingName, same_task
 
 from common.errors import UserError, listed
 
-ALL_CHECKPOINTS = dict.fromkeys(CHECKPOINTS)
-"""Arguments of students that learn from all checkpoints, for equal numbers of steps."""
+TEACHER_SEED = 3
+"""Of the sweep."""
 
 
 def collect(found: Sequence[FoundRun], preset: str) -> dict[str, Any]:
@@ -28,18 +29,19 @@ def collect(found: Sequence[FoundRun], preset: str) -> dict[str, Any]:
 
     Args:
         found: runs of any setting.
-        preset: its name. Teachers may differ from it in their task and seed, students in their budgets, and all
-            checkpoints must teach them. A teacher counts if it has progressive students.
+        preset: its name. Teachers differ from it in their task and have the seed of the sweep, students differ in
+            budgets and checkpoints. A teacher counts if it has progressive students.
 
     Returns:
         `preset`, and in `settings` by name: `commands`, `versions`, `commits`, `budgets` of the students of the labels,
-        `budget` of the others, and for each of `tasks` its `teacher`, the `best` possible accuracy, `seeds`, and
-        `accuracy` by method, of shape (seeds, budgets), with a single budget but for `ce`.
+        `budget` of the others, `teacher_range` and `teacher_every` of progressive ones, and for each of `tasks` its
+        `teacher`, the `best` possible accuracy, `seeds`, and `accuracy` by method, of shape (seeds, budgets), with a
+        single budget but for `ce`.
 
     Raises:
         MissingError: there are no such runs, or a student or a probe is missing; the message names the command that
             makes it.
-        UserError: two runs would be the same point, or distilled students have several budgets.
+        UserError: two runs would be the same point, or distilled students have several budgets or schedules.
     """
     settings = {}
     for setting in PACKAGES:
@@ -48,7 +50,7 @@ def collect(found: Sequence[FoundRun], preset: str) -> dict[str, Any]:
             settings[setting] = _of_setting(teachers, runs, preset)
     if not settings:
         raise MissingError(
-            f"no teachers of {preset} with students of all their checkpoints; create them with "
+            f"no teachers of {preset} with seed {TEACHER_SEED} and progressive students; create them with "
             f"scripts/sweep_plateaus.sh PCFG_autoregressive {preset}"
         )
     return {"preset": preset, "settings": settings}
@@ -57,8 +59,8 @@ def collect(found: Sequence[FoundRun], preset: str) -> dict[str, Any]:
 def _teachers(runs: Sequence[FoundRun], preset: str, setting: SettingName) -> list[FoundRun]:
     """Those with progressive students, in the order of their tasks."""
     package = PACKAGES[setting]
-    wanted = package.config(package.teachers[preset])
-    trained = with_arguments(teachers_among(runs), wanted, free=(*TASK, "rules", "seed"))
+    wanted = {**package.config(package.teachers[preset]), "seed": TEACHER_SEED}
+    trained = with_arguments(teachers_among(runs), wanted, free=(*TASK, "rules"))
     by_task = runs_by_key(
         [run for run in trained if _students(run, runs, preset, "progressive")],
         lambda run: tuple(str(run.arguments[name]) for name in TASK if name in run.arguments),
@@ -71,8 +73,8 @@ def _students(teacher: FoundRun, runs: Sequence[FoundRun], preset: str, method: 
     """Those of a method, with any budget and seed."""
     arguments = same_task(preset, teacher)
     own = {"methods": [method], "student_heads": arguments["student_heads"][:1], "checkpoint": []}
-    free = ("seeds", "steps", "teacher", *(CHECKPOINTS if method == "ce" else ()))
-    return with_arguments(students_of(teacher, runs), {**arguments, **own, **ALL_CHECKPOINTS}, free)
+    free = ("seeds", "steps", "teacher", *CHECKPOINTS)
+    return with_arguments(students_of(teacher, runs), {**arguments, **own}, free)
 
 
 def _of_setting(teachers: Sequence[FoundRun], runs: Sequence[FoundRun], preset: str) -> dict[str, Any]:
@@ -83,14 +85,23 @@ def _of_setting(teachers: Sequence[FoundRun], runs: Sequence[FoundRun], preset: 
         for teacher in teachers
     }
 
+    def runs_of(*methods: str) -> list[FoundRun]:
+        return [run for some in students.values() for method in methods for run in some[method]]
+
     def steps_of(*methods: str) -> set[int]:
-        return {run.arguments["steps"][0] for some in students.values() for method in methods for run in some[method]}
+        return {run.arguments["steps"][0] for run in runs_of(*methods)}
 
     distilled = sorted(steps_of("one-shot", "progressive"))
     if len(distilled) > 1:
         raise UserError(
             f"distilled students of {setting} {preset} have {listed(distilled)} steps: keep only those of one budget "
             "in the directory"
+        )
+    schedules = {json.dumps({name: run.arguments[name] for name in CHECKPOINTS}) for run in runs_of("progressive")}
+    if len(schedules) > 1:
+        raise UserError(
+            f"progressive students of {setting} {preset} have different schedules, {listed(sorted(schedules))}: keep "
+            "only those of one in the directory"
         )
     budgets = sorted({*steps_of("ce"), *distilled})
     taught = {"ce": budgets, "one-shot": distilled, "progressive": distilled}
@@ -111,6 +122,7 @@ def _of_setting(teachers: Sequence[FoundRun], runs: Sequence[FoundRun], preset: 
         "commits": sorted({run.config["commit"] for run in used if run.config.get("commit")}),
         "budgets": budgets,
         "budget": distilled[0],
+        **json.loads(schedules.pop()),
         "tasks": tasks,
     }
 

@@ -206,7 +206,8 @@ def describe(data: Mapping[str, Any]) -> Finding:
         header += [f"{METHODS[method].label}, {budget} steps" for method in ("ce", *DISTILLED)]
         header += [f"{METHODS[method].label}: steps of CE / {budget}" for method in DISTILLED]
         seeds = len(found["tasks"][0]["seeds"])
-        tables.append(Table(f"{setting} {data['preset']}, final accuracy: mean (range) of {seeds} seeds", header, rows))
+        caption = f"{setting} {data['preset']}, final accuracy: mean (range) of {seeds} seeds; {_schedule_text(found)}"
+        tables.append(Table(caption, header, rows))
     return Finding(
         title="What distillation is worth by the length of the teacher's plateau",
         claim="Progressive distillation helps where the teacher's training has a plateau, and the more the longer it "
@@ -216,6 +217,15 @@ def describe(data: Mapping[str, Any]) -> Finding:
         verdicts=verdicts,
         tables=tables,
     )
+
+
+def _schedule_text(found: Mapping[str, Any]) -> str:
+    """progressive: checkpoints 1 to 650, 12 steps each, then the final one"""
+    checkpoints = "all checkpoints"
+    if found["teacher_range"] is not None:
+        checkpoints = "checkpoints {:,} to {:,}".format(*found["teacher_range"])
+    each = "equal numbers of steps" if found["teacher_every"] is None else f"{found['teacher_every']} steps each"
+    return f"progressive: {checkpoints}, {each}, then the final one"
 
 
 def _verdicts(found: Mapping[str, Any], where: str) -> list[Verdict]:

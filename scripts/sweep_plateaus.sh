@@ -5,9 +5,8 @@
 # SETTING is PCFG_mlm or PCFG_autoregressive, and there is no --teacher: each task has its own.
 # `python figures/plateaus.py --runs runs` draws the steps saved on each task against the teacher's plateau.
 #
-# On every task, progressive students learn from all checkpoints in turn, for equal numbers of steps: a search for the
-# best ones would depend on the task. The method accelerated, at the speed at which the teacher's training fits into
-# the student's, is the same walk without the final checkpoint, which it reaches after the student's last step.
+# On every task, progressive students learn from the checkpoints of the first third of the teacher's training, in turn,
+# for half of their own, and then from the final one: a search for the best ones would depend on the task.
 
 set -euo pipefail
 # shellcheck source=scripts/sweep.sh
@@ -35,11 +34,11 @@ case "$setting $preset" in
         done
         ;;
 esac
-case "$setting $preset" in # budgets, and that of distilled students
-    *" smoke") budgets=(20 40 80) distilled=40 ;;
-    "PCFG_mlm laptop") budgets=(350 700 1400 2800) distilled=700 ;;
-    "PCFG_autoregressive laptop") budgets=(300 600 1200 2400) distilled=600 ;;
-    *" paper") budgets=(2000 4000 8000 16000) distilled=4000 ;;
+case "$setting $preset" in # budgets; that of distilled students; the last checkpoint of the third, and steps with each
+    *" smoke") budgets=(20 40 80) distilled=40 third=20 every=10 ;;
+    "PCFG_mlm laptop") budgets=(350 700 1400 2800) distilled=700 third=1000 every=17 ;;
+    "PCFG_autoregressive laptop") budgets=(300 600 1200 2400) distilled=600 third=650 every=12 ;;
+    *" paper") budgets=(2000 4000 8000 16000) distilled=4000 third=2600 every=154 ;;
 esac
 
 for task in "${tasks[@]}"; do
@@ -50,7 +49,7 @@ for task in "${tasks[@]}"; do
     teacher=$directory/$name-teacher
     add_job "$teacher" 1 - python -m "$setting.train" "$preset" "${chosen[@]}"
     students "$name-labels" $((3 * ${#budgets[@]})) --methods ce --steps "${budgets[@]}" --seeds 30 31 32
-    students "$name-distilled" 6 --methods one-shot progressive --steps "$distilled" --teacher-range None \
-        --teacher-every None --seeds 30 31 32
+    students "$name-distilled" 6 --methods one-shot progressive --steps "$distilled" --teacher-range 1 "$third" \
+        --teacher-every "$every" --seeds 30 31 32
 done
 launch

@@ -26,6 +26,7 @@ from tests.commands import ROOT, succeed
 from tests.made_up_runs import make_up_run, write
 
 BUDGETS = [300, 600, 1200, 2400]
+SWEEP = {"budgets": BUDGETS, "budget": 600, "teacher_range": [1, 650], "teacher_every": 12}
 LABELS = np.array([[0.4, 0.5, 0.6, 0.7], [0.5, 0.6, 0.7, 0.8]])
 """Of two seeds; each doubling of the steps adds 0.1."""
 STEPS = [*range(0, 1300, 100)]
@@ -67,7 +68,7 @@ def data():
     ]
     return {
         "preset": "laptop",
-        "settings": {"PCFG_autoregressive": {"budgets": BUDGETS, "budget": 600, "tasks": tasks}},
+        "settings": {"PCFG_autoregressive": {**SWEEP, "tasks": tasks}},
     }
 
 
@@ -169,7 +170,7 @@ def test_the_figure_has_a_point_for_each_task_whose_plateau_is_known(data):
 def test_two_settings_have_a_column_each(data):
     masked = made_up_task(DROP[300], 0.1)
     del masked["teacher"]["arguments"]["label_level"]
-    data["settings"]["PCFG_mlm"] = {"budgets": BUDGETS, "budget": 600, "tasks": [masked]}
+    data["settings"]["PCFG_mlm"] = {**SWEEP, "tasks": [masked]}
     titles = [axis.get_title(loc="left") for axis in draw(data).axes]
     assert titles == [
         f"{setting}: {method}"
@@ -210,7 +211,7 @@ def accuracy_of(level, method, steps, seed):
 
 def make_up_student(directory, level, method, steps, seed, **others):
     task = {"grammar": "cfg3b", "start": "18", "label_level": level}
-    schedule = {} if method == "ce" else {"teacher_range": None, "teacher_every": None}
+    schedule = {} if method == "ce" else {"teacher_range": (1, 650), "teacher_every": 12}
     arguments = resolved(replace(PCFG_autoregressive.distill.PRESETS["laptop"], **task, **schedule))
     own = {
         "methods": [method],
@@ -238,7 +239,6 @@ def made_up(tmp_path):
                 make_up_student(tmp_path / f"ce_{level}_{steps}_{seed}", level, "ce", steps, seed)
             for method in METHODS[1:]:
                 make_up_student(tmp_path / f"{method}_{level}_{seed}", level, method, 600, seed)
-    make_up_student(tmp_path / "of_chosen_checkpoints", 2, "progressive", 600, 30, teacher_every=50)
     return tmp_path
 
 
@@ -247,6 +247,7 @@ def test_data_are_those_of_the_runs(made_up):
     assert data["preset"] == "laptop"
     (found,) = data["settings"].values()
     assert (found["budgets"], found["budget"]) == (BUDGETS, 600)
+    assert (found["teacher_range"], found["teacher_every"]) == ([1, 650], 12)
     assert found["commands"] == [
         "train 1",
         "probe",
@@ -285,6 +286,12 @@ def test_points_that_are_ambiguous_are_refused(made_up):
     with pytest.raises(UserError, match="have 600 and 1200 steps: keep only those of one budget") as raised:
         collect(find_runs(made_up), "laptop")
     assert not isinstance(raised.value, MissingError)
+
+
+def test_schedules_that_differ_are_refused(made_up):
+    make_up_student(made_up / "another", 1, "progressive", 600, 32, teacher_every=50)
+    with pytest.raises(UserError, match="progressive students of PCFG_autoregressive laptop have different schedules"):
+        collect(find_runs(made_up), "laptop")
 
 
 @pytest.mark.slow

@@ -155,7 +155,11 @@ def test_the_sweep_over_tasks_has_a_teacher_and_two_groups_of_students_for_each(
             ways = {(method, ()) for method in methods}
             assert set(found) == {(*way, *rest) for way, *rest in product(ways, *others, [(30,), (31,), (32,)])}
         arguments = parsed(distilled)
-        assert (arguments.teacher_range, arguments.teacher_every, arguments.teacher_checkpoints) == (None, None, None)
+        first, third = arguments.teacher_range
+        every, saved = arguments.teacher_every, teacher.checkpoint_every
+        assert first == 1
+        assert third <= teacher.steps / 3 < third + saved
+        assert abs(every * (third // saved) - arguments.steps[0] / 2) <= third // saved  # half of the student's steps
         for command in (labels, distilled):
             assert value(command, "--teacher") == value(train, "--out")
             assert not {"--grammar", "--start", "--label-level"} & {*command}  # they are the teacher's
