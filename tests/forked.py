@@ -29,9 +29,10 @@ ENVIRONMENT: dict[str, str] = {}
 CHANGEABLE = {
     *("PYTEST_CURRENT_TEST", "TEXT_BLOCKS", "OMP_NUM_THREADS", "FSDP_CPU_RAM_EFFICIENT_LOADING"),
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
-    "TORCHELASTIC_USE_AGENT_STORE",
+    *("TORCHELASTIC_USE_AGENT_STORE", "TORCHINDUCTOR_CACHE_DIR"),
 }
-"""Variables that no module reads when it is imported, or `_run` does so again."""
+"""Variables that no module reads when it is imported, or `_run` does so again. torch sets the last one when some of its
+modules are imported."""
 
 
 def keep_environment():
