@@ -19,8 +19,8 @@ from report import read_times
 
 from common.errors import UserError
 from common.runs.files import write_file
-from tests.commands import python
-from tests.forked import forked
+from parity_mlp import probe, train
+from tests.commands import exit_code, python
 
 ROOT = Path(__file__).resolve().parents[1]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -280,16 +280,16 @@ COMMANDS = [
 """Setting, command and seconds; the last one is of another preset."""
 
 
-@pytest.fixture
-def drawn(tmp_path):
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
     """The figures of the committed data, except those of one setting, which are missing."""
     settings = [name for name in report.TITLES if name != "PCFG_autoregressive"]
-    found = make_figures.draw_settings(settings, "laptop", None, tmp_path / "figures")
+    found = make_figures.draw_settings(settings, "laptop", None, tmp_path_factory.mktemp("figures"))
     reason = UserError("there is no <run> & no probe; create it with python -m x")
     return [*found, make_figures.Drawn("PCFG_autoregressive", {}, {}, {"figure1": reason})]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(drawn):
     log = [
         {"setting": setting, "preset": line.split()[-1] if "paper" in line else "laptop", "command": line}
@@ -388,18 +388,19 @@ def test_times_and_a_report_that_are_no_files_are_refused_before_anything_is_dra
         report.main(report.Arguments(tmp_path, "smoke"))
 
 
-def test_the_report_of_a_folder_of_runs(tmp_path):
+def test_the_report_of_a_folder_of_runs(tmp_path, one_torch_thread):
     """With a teacher alone, one figure is drawn, and the others are named with their commands."""
-    nothing = forked(ROOT / "figures" / "report.py", "--runs", tmp_path, "--preset", "smoke")
-    assert nothing.returncode == 2
-    advice = "run scripts/reproduce.sh all smoke first"
-    assert nothing.stderr.splitlines()[-1] == f"error: there is nothing of the preset smoke to draw: {advice}"
+    nothing = "^there is nothing of the preset smoke to draw: run scripts/reproduce.sh all smoke first$"
+    with pytest.raises(UserError, match=nothing):
+        report.main(report.Arguments(tmp_path, "smoke"))
     assert not (tmp_path / "report.html").exists()
 
     runs = tmp_path / "runs"
-    for module, *words in (("train", "smoke", "--out", runs / "a"), ("probe", "--run", runs / "a", "--samples", 100)):
-        done = forked("-m", f"parity_mlp.{module}", *words)
-        assert done.returncode == 0, done.stderr
+    for main, *words in (
+        (train.main, "smoke", "--out", runs / "a"),
+        (probe.main, "--run", runs / "a", "--samples", 100),
+    ):
+        assert exit_code(main, *words) == 0
     line = f"python -m parity_mlp.train smoke --out {runs / 'a'}"
     entry = {"setting": "parity_mlp", "preset": "smoke", "command": line, "seconds": 7, "exit": 0}
     write_file(runs / "figures" / "times.jsonl", json.dumps({**entry, "processor": "1 x CPU"}).encode() + b"\n")
