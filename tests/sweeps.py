@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from numba.core.caching import _CacheLocator
+
 from common.runs.run import Run
 from tests.commands import ROOT, results
 
@@ -103,7 +105,23 @@ def copy_of_project(root):
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SWEEP"))}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     changed = {"VIRTUAL_ENV": str(environment), "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    if "NUMBA_CACHE_DIR" in kept:
+        changed["NUMBA_CACHE_DIR"] = str(share_compiled_code(root, Path(kept["NUMBA_CACHE_DIR"])))
     return Project(root, {**kept, **changed})
+
+
+def share_compiled_code(root, shared):
+    """Where numba finds the copy's compiled code, which it looks for by the folder of a file: it is the project's code.
+
+    Without this, the first command in every copy would compile it again.
+    """
+    cache = root / "numba"
+    cache.mkdir()
+    for package in {path.parent.relative_to(root) for path in root.rglob("*.py")}:
+        own, others = (_CacheLocator.get_suitable_cache_subpath(place / package / "any.py") for place in (root, ROOT))
+        (shared / others).mkdir(parents=True, exist_ok=True)
+        (cache / own).symlink_to(shared / others)
+    return cache
 
 
 def wait_until(condition, seconds=600):
