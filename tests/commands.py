@@ -111,7 +111,11 @@ def python(*arguments, cwd=ROOT, **settings):
     )
 
 
-KILLED_AGAIN_AND_AGAIN = """
+KILL = (signal.SIGKILL,)
+STOPS = ((signal.SIGTERM,), (signal.SIGUSR1,), (signal.SIGTERM, signal.SIGUSR1))
+"""Signals that a command gets; the two of a pair are so near that either may come first."""
+
+ENDED_AGAIN_AND_AGAIN = """
 import json
 import math
 import os
@@ -127,9 +131,7 @@ from common.runs import resume
 from common.runs.run import Run
 from common.runs.stopping import stop_requested
 
-signals, save_often, run, name, *arguments = sys.argv[1:]
-if int(save_often):
-    resume.RESUME_SECONDS, resume.RESUME_SHARE = 0, math.inf
+signals, run, name, *arguments = sys.argv[1:]
 main = import_module(name).main
 prepare_process()
 import_module(f"{name.split('.')[0]}.training")  # once, and not in every child
@@ -150,6 +152,8 @@ for sent in json.loads(signals):
     wanted = lines() + numbers.randint(1, 5)
     child = os.fork()
     if child == 0:
+        if sent == [signal.SIGKILL]:
+            resume.RESUME_SECONDS, resume.RESUME_SHARE = 0, math.inf
         command(main)
         os._exit(1)
     while lines() < wanted and os.waitpid(child, os.WNOHANG) == (0, 0):
@@ -162,31 +166,24 @@ for sent in json.loads(signals):
 """
 
 
-def kill_again_and_again(times, run, name, *words):
-    """Kill a command each time that the metrics of `run` have grown by a random number of lines, and a bit later.
+def end_again_and_again(ends, run, name, *words):
+    """End a command by each of these signals, after the metrics of `run` have grown by a random number of lines, and a
+    bit later.
 
-    Resume states are written as often as possible. `name` is the command's module.
+    A command that will be killed writes its resume state as often as possible, one that will be stopped only then. If
+    the first one is stopped, none has to start over, and they say nothing but that they are stopped. `name` is the
+    command's module.
     """
-    signals = json.dumps(times * [[signal.SIGKILL]])
-    done = forked("-c", KILLED_AGAIN_AND_AGAIN, signals, 1, run, name, *words)
+    done = forked("-c", ENDED_AGAIN_AND_AGAIN, json.dumps(ends), run, name, *words)
     assert done.returncode == 0, done.stderr
     assert not Run(run).complete
     assert (run / "resume").is_dir()
-
-
-STOPS = ([signal.SIGTERM], [signal.SIGUSR1], [signal.SIGTERM, signal.SIGUSR1])
-"""Signals that a command gets; the two of a pair are so near that either may come first."""
-
-
-def stop_again_and_again(run, name, *words):
-    """Tell a command to stop by each of `STOPS`, at moments like those of `kill_again_and_again`; here only a signal
-    makes it write its state."""
-    done = forked("-c", KILLED_AGAIN_AND_AGAIN, json.dumps(STOPS), 0, run, name, *words)
-    assert done.returncode == 0, done.stderr
-    assert not Run(run).complete
+    if ends[0] == KILL:
+        return
     said = [line for line in done.stderr.splitlines() if not re.match("([^ ]+|[0-9]+ students): step ", line)]
-    assert len(said) == len(STOPS), done.stderr
-    for line, numbers in zip(said, STOPS, strict=True):
+    stops = [sent for sent in ends if sent != KILL]
+    assert len(said) == len(stops), done.stderr
+    for line, numbers in zip(said, stops, strict=True):
         names = "|".join(number.name for number in numbers)
         assert re.fullmatch(f"stopped by ({names})( at step [0-9,]+)?: .*", line)
 

@@ -21,7 +21,6 @@ class LanguageModelSetting(Setting):
     teacher: str = "--heads 2"
     student: str = "--student-heads 1"
     student_name: str = "heads1-steps{steps}-seed{seed}"
-    kills: tuple[int, int] = (4, 2)
     wide: str = "--heads 8"
     saver: ModuleType = run_loop
     trainer: str = "common.language_models.training.RunTrainer"

@@ -60,7 +60,6 @@ MLP = Case(
     long="--width 2000 --steps 45000 --eval-every 300 --checkpoint-every 1500 --adaptive-checkpoints",
     long_students="--steps 4000 --eval-every 50 --teacher-every 333 --saturation-steps 600 "
     "--methods ce progressive until-saturation",
-    kills=(6, 6),
     wide="--width 4000",
     width_of_student=lambda checkpoint: mlp.load_model(checkpoint).output.in_features,
     width=8,
@@ -79,7 +78,6 @@ GPT2 = Case(
     long="--steps 150 --eval-every 3 --checkpoint-every 15 --dropout 0.2 --accumulate 2 --adaptive-checkpoints",
     long_students="--steps 100 --eval-every 3 --teacher-every 30 --dropout 0.2 --divergence reverse-kl "
     "--saturation-steps 6 --methods ce progressive until-saturation",
-    kills=(6, 6),
     wide="--heads 10 --dropout 0.1",
     width_of_student=lambda checkpoint: GPT2LMHeadModel.from_pretrained(checkpoint).config.n_embd,
     width=3,

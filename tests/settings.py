@@ -30,8 +30,6 @@ class Setting:
     """Arguments of train.py for a run that takes long enough to be killed."""
     long_students: str
     """The same for distill.py; every checkpoint teaches the student until saturation."""
-    kills: tuple[int, int]
-    """How often the two are killed."""
     wide: str
     """Arguments of train.py for a network of more than 50,000 bytes."""
     saver: ModuleType

@@ -1,4 +1,4 @@
-"""The commands of every setting as a user meets them: killed, stopped, out of disk, diverged, refused, called twice."""
+"""The commands as a user meets them: killed, stopped, out of disk, diverged, refused, called twice."""
 
 import itertools
 import math
@@ -10,27 +10,29 @@ import shutil
 import pytest
 import torch
 
-from common.arguments import option_of
-from common.runs.names import ROOT
 from common.runs.resume import load_resume
 from common.runs.run import Run, open_run
 from common.teachers.discovery import find_checkpoints
 from tests.commands import (
+    KILL,
+    STOPS,
     assert_named,
     change_config,
     cut,
+    end_again_and_again,
     files,
-    kill_again_and_again,
     refusals,
     results,
     results_below,
     save_often,
     start,
-    stop_again_and_again,
 )
+from tests.every_setting import one_of_each_path
 from tests.parity import CASES
 from tests.pcfg import SETTINGS
 from tests.text import TEXT_SETTINGS
+
+pytestmark = one_of_each_path
 
 # What a run is
 
@@ -81,24 +83,13 @@ def test_every_method_learns_from_the_checkpoints_of_its_schedule(setting, tmp_p
 # Killed, and stopped by a signal
 
 
-@pytest.fixture(scope="module")
-def long_run(setting, tmp_path_factory):
-    """A run that nothing interrupts."""
-    return setting.train_teacher(tmp_path_factory.mktemp("long") / "run", *setting.long.split())
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("end", ["killed", "stopped"])
-def test_a_run_ended_again_and_again_is_bit_identical(setting, tmp_path, capsys, long_run, end):
-    run = tmp_path / "run"
-    words = [*setting.train, *setting.long.split(), "--out", run]
-    module = setting.main(words).__module__
-    if end == "killed":
-        kill_again_and_again(setting.kills[0], run, module, *words[1:])
-    else:
-        stop_again_and_again(run, module, *words[1:])
-    setting.succeed(capsys, *words)
-    assert results(run) == results(long_run)
+def test_a_run_stopped_and_killed_again_and_again_is_bit_identical(setting, tmp_path, capsys):
+    words, run = [*setting.train, *setting.long.split(), "--out"], tmp_path / "run"
+    setting.succeed(capsys, *words, tmp_path / "undisturbed")
+    end_again_and_again([*STOPS, KILL, KILL, KILL], run, setting.main(words).__module__, *words[1:], run)
+    setting.succeed(capsys, *words, run)
+    assert results(run) == results(tmp_path / "undisturbed")
 
 
 @pytest.mark.slow
@@ -111,7 +102,7 @@ def test_students_killed_again_and_again_are_bit_identical(setting, tmp_path, ca
     if setting in (*SETTINGS, *TEXT_SETTINGS):  # students are trained one after the other
         shutil.copytree(last.parent, tmp_path / "killed", ignore=shutil.ignore_patterns(last.name))
     name = setting.main(words).__module__
-    kill_again_and_again(setting.kills[1], tmp_path / "killed" / last.name, name, *words[1:], tmp_path / "killed")
+    end_again_and_again([KILL, KILL], tmp_path / "killed" / last.name, name, *words[1:], tmp_path / "killed")
     setting.succeed(capsys, *words, tmp_path / "killed")
     assert results_below(tmp_path / "killed") == results_below(tmp_path / "undisturbed")
 
@@ -254,21 +245,6 @@ def test_a_gpu_that_does_not_exist_is_one_line(setting, tmp_path, capsys, teache
     assert files(tmp_path) == {}
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        ("train smokey", "smokey"),
-        ("train smoke --learning-rat 1", "--learning-rat"),
-        ("train smoke --steps many", "--steps"),
-        ("distill smoke --methods guess", "--methods"),
-    ],
-)
-def test_usage_errors_name_the_argument_and_exit_with_two(setting, capsys, words, named):
-    code, stderr = setting.start(capsys, *words.split())
-    assert code == 2
-    assert named in "\n".join(stderr)
-
-
 # Teachers
 
 
@@ -308,15 +284,6 @@ def test_a_teacher_that_is_missing_or_has_no_checkpoints_is_one_line(setting, tm
     assert files(tmp_path) == before
 
 
-def test_a_default_teacher_that_is_not_trained_yet_is_one_line(setting, tmp_path, capsys, monkeypatch):
-    for module in ("common.parity.commands", "common.language_models.commands"):
-        monkeypatch.setattr(f"{module}.RUNS", ROOT / "no-runs")
-    line = setting.fail_in_one_line(capsys, *setting.distill, "--out", tmp_path / "students")
-    advice = f"give --teacher, or train it with python -m {setting.name}.train smoke"
-    assert line == f"error: there is no teacher no-runs/{setting.name}/smoke: {advice}"
-    assert files(tmp_path) == {}
-
-
 @pytest.mark.parametrize("name", ["checkpoint-{}/model.safetensors", "checkpoint-{}/config.json", "config.json"])
 def test_a_truncated_file_of_the_teacher_is_one_line(setting, tmp_path, capsys, mine, name):
     damaged = mine / name.format(30 * setting.unit)
@@ -351,45 +318,6 @@ def test_students_of_a_teacher_that_was_trained_anew_are_not_taken_for_complete(
 
 
 # Existing directories
-
-
-TASKS = {
-    "parity_mlp": {"support": "4,7,1"},
-    "parity_gpt2": {"support": "4,1", "support_seed": 3},
-    "PCFG_mlm": {"start": "12", "mask_rate": 0.2, "hide_masked": False},
-    "PCFG_autoregressive": {"start": "12", "label_level": 1},
-    "text_mlm": {"length": 24, "held_out": 0.25, "mask_rate": 0.2},
-    "text_autoregressive": {"length": 24, "held_out": 0.25},
-}
-"""Other tasks than those of the presets."""
-
-
-def test_students_have_the_task_of_their_teacher_unless_it_is_given(setting, tmp_path, capsys):
-    task = TASKS[setting.name]
-    options = [
-        word
-        for name, value in task.items()
-        for word in ([option_of(name), str(value)] if value is not False else [option_of(f"no_{name}")])
-    ]
-    teacher = setting.train_teacher(tmp_path / "teacher", *options)
-    words = without(setting.distill, *TASK_OPTIONS)
-    words = [*words, "--methods", "one-shot", "--teacher", teacher, "--out"]
-    setting.succeed(capsys, *words, tmp_path / "student")
-    arguments, theirs = (Run(run).config["arguments"] for run in (tmp_path / "student", teacher))
-    assert {name: arguments[name] for name in task} == task
-    names = [option.removeprefix("--").replace("-", "_") for option in TASK_OPTIONS]
-    assert [arguments.get(name) for name in names] == [theirs.get(name) for name in names]
-    change_config(teacher, arguments=theirs | {next(iter(task)): {"of": "no type"}})
-    assert f"has {next(iter(task))} {{'of': 'no type'}}" in setting.fail_in_one_line(capsys, *words, tmp_path / "other")
-
-
-TASK_OPTIONS = ("--d", "--k", "--grammar", "--corpus", "--tokenizer", "--vocabulary", "--length", "--held-out")
-
-
-def without(words, *options):
-    """The words of a command without these options and their values."""
-    left_out = {place + i for place, word in enumerate(words) if word in options for i in (0, 1)}
-    return [word for place, word in enumerate(words) if place not in left_out]
 
 
 def test_a_second_process_on_the_same_run_is_refused(setting, tmp_path, capsys, mine):

@@ -1,4 +1,4 @@
-"""Half runs of every setting whose files are damaged, lost or exchanged before they are resumed."""
+"""Half runs whose files are damaged, lost or exchanged before they are resumed."""
 
 import itertools
 import json
@@ -12,11 +12,14 @@ from common.runs.resume import resume_steps
 from common.runs.run import Run
 from common.runs.table import table_row
 from common.teachers.discovery import find_checkpoints
-from tests.commands import Killed, change_config, cut, files, results, save_often
+from tests.commands import Killed, change_config, cut, exit_code, files, results, save_often
+from tests.every_setting import one_of_each_path
 from tests.parity import CASES
 
+pytestmark = one_of_each_path
 
-def kill_at_record(setting, capsys, number, *words):
+
+def kill_at_record(setting, number, *words):
     """Run a command until it is to log this record; its states are written as often as possible."""
     log, calls = Run.log, itertools.count(1)
 
@@ -29,7 +32,7 @@ def kill_at_record(setting, capsys, number, *words):
         save_often(patch)
         patch.setattr(Run, "log", log_until_killed)
         with pytest.raises(Killed):
-            setting.start(capsys, *words)
+            exit_code(setting.main(words), *words[1:])
 
 
 def swap(one, other):
@@ -106,15 +109,22 @@ def whole(setting, teacher):
     return {name: content for name, content in results(teacher).items() if not name.startswith("probes/")}
 
 
-def half_run(setting, capsys, run):
+@pytest.fixture(scope="module")
+def killed(setting, tmp_path_factory):
     """A run killed after it saved its state at 25 units, with checkpoints at 10 and 20."""
-    kill_at_record(setting, capsys, 7, *setting.train, "--out", run)
+    run = tmp_path_factory.mktemp("killed") / "run"
+    kill_at_record(setting, 7, *setting.train, "--out", run)
     assert resume_steps(run) == [25 * setting.unit]
     return run
 
 
-def test_a_damaged_half_run_is_refused_in_one_line_or_started_over_by_force(setting, tmp_path, capsys, whole):
-    half = half_run(setting, capsys, tmp_path / "half")
+@pytest.fixture
+def half(killed, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(killed, tmp_path / "half")
+
+
+def test_a_damaged_half_run_is_refused_in_one_line_or_started_over_by_force(setting, tmp_path, capsys, half, whole):
     for name, (damage, message) in DAMAGES.items():
         run = tmp_path / name
         shutil.copytree(half, run)
@@ -128,8 +138,7 @@ def test_a_damaged_half_run_is_refused_in_one_line_or_started_over_by_force(sett
     assert results(run) == whole
 
 
-def test_what_a_half_run_wrote_after_its_state_may_be_damaged(setting, tmp_path, capsys, whole):
-    half = half_run(setting, capsys, tmp_path / "half")
+def test_what_a_half_run_wrote_after_its_state_may_be_damaged(setting, capsys, half, whole):
     with (half / "metrics.jsonl").open("a") as metrics:
         metrics.write((half / "metrics.jsonl").read_text() + "[1]\n{")
     shutil.copytree(find_checkpoints(half)[0].location, half / f"checkpoint-{27 * setting.unit}")
@@ -144,7 +153,7 @@ def test_a_half_run_notices_that_its_teacher_changed(setting, tmp_path, capsys, 
     """The teacher is not a run, so that it has no id."""
     unit, foreign = setting.unit, foreign_teacher(tmp_path, teacher)
     words = [*setting.distill, "--methods", "progressive", "--teacher", foreign, "--out", tmp_path / "half"]
-    kill_at_record(setting, capsys, 3, *words)
+    kill_at_record(setting, 3, *words)
     assert resume_steps(tmp_path / "half") == [5 * unit]
     known = json.loads((tmp_path / "half" / "config.json").read_text())["teacher_checkpoints"]
     assert set(known) == {str(step * unit) for step in (10, 20, 30)}
@@ -201,7 +210,7 @@ def test_checkpoints_that_a_student_does_not_use_may_be_damaged_or_new(setting, 
     schedule = ["--methods", "custom", "--segments", f"{10 * unit}:{7 * unit}", f"{30 * unit}"]
     words = [*setting.distill, *schedule, "--teacher", foreign]
     setting.succeed(capsys, *words, "--out", tmp_path / "whole")
-    kill_at_record(setting, capsys, 3, *words, "--out", tmp_path / "half")
+    kill_at_record(setting, 3, *words, "--out", tmp_path / "half")
     shutil.copytree(foreign / f"checkpoint-{10 * unit}", foreign / f"checkpoint-{15 * unit}")
     setting.succeed(capsys, *words, "--out", tmp_path / "half")
     assert results(tmp_path / "half") == results(tmp_path / "whole")
@@ -247,8 +256,7 @@ def test_a_complete_run_whose_records_changed_is_refused_and_damaged_in_the_tabl
         assert str(run) in capsys.readouterr().err
 
 
-def test_the_end_of_another_run_does_not_make_a_run_complete(setting, tmp_path, capsys, whole, teacher):
-    half = half_run(setting, capsys, tmp_path / "half")
+def test_the_end_of_another_run_does_not_make_a_run_complete(setting, tmp_path, capsys, half, whole, teacher):
     shutil.copy(teacher / "done.json", half)
     before = files(half)
     line = setting.fail_in_one_line(capsys, *setting.train, "--out", half)
@@ -303,8 +311,7 @@ def edit_last(run):
     (run / "metrics.jsonl").write_text("".join([*lines, json.dumps({**record, "accuracy": 0.123}) + "\n"]))
 
 
-def test_a_run_without_a_saved_state_says_that_it_starts_over(setting, tmp_path, capsys, whole):
-    half = half_run(setting, capsys, tmp_path / "half")
+def test_a_run_without_a_saved_state_says_that_it_starts_over(setting, capsys, half, whole):
     shutil.rmtree(half / "resume")
     code, stderr = setting.start(capsys, *setting.train, "--out", half)
     assert code == 0

@@ -12,12 +12,13 @@ from hypothesis import given, strategies as st
 from common.arguments import option_of
 from tests import commands
 from tests.commands import files
+from tests.every_setting import EVERY_SETTING, ONE_OF_EACH_PATH
 from tests.hostile.contract import cases, within_limits
 from tests.parity import CASES
 from tests.pcfg import SETTINGS
 
 STUBBED, DONE = 30, 10
-"""Cases of each command of each of the six settings: without its work, and with it."""
+"""Cases of each command: of each setting without its work, and with it of one of those that share their code."""
 
 NUMBERS = ("-1", "0", "1", "2", "3", "0.5", "-0.0", "nan", "inf", "-inf", "1e-320", "1e30", "", "x", "٣", "0x10", "1_0")
 HUGE = (str(10**18), str(-(10**18)), str(2**63), "9" * 5000, "1e308")
@@ -134,7 +135,15 @@ def visible(word):
     return " ".join(word.splitlines()).encode("unicode_escape").decode()
 
 
-@pytest.fixture(params=["stubbed", "run"])
+with_and_without_work = pytest.mark.parametrize(
+    ("setting", "work"),
+    [*((each, "stubbed") for each in EVERY_SETTING), *((each, "run") for each in ONE_OF_EACH_PATH)],
+    indirect=True,
+    ids=lambda value: getattr(value, "name", value),
+)
+
+
+@pytest.fixture
 def work(request, setting, monkeypatch):
     """How many cases, and which numbers: any, if the work is left out, or small ones, with which it is done."""
     if request.param == "run":
@@ -155,6 +164,7 @@ def work(request, setting, monkeypatch):
     return STUBBED, NUMBERS + HUGE
 
 
+@with_and_without_work
 @pytest.mark.parametrize("command", ["train", "distill"])
 def test_training(setting, teacher, tmp_path_factory, capsys, monkeypatch, offline, work, command):
     module = setting.module(command)
@@ -190,6 +200,7 @@ def probes_of(setting):
     return {"monomials": (SMALL_PROBES["monomials"].split(), module.ProbeArguments)}
 
 
+@with_and_without_work
 def test_probes(setting, teacher, tmp_path_factory, capsys, monkeypatch, offline, work):
     probes = probes_of(setting)
     size = {"sentences": "4", "samples": "4"}
@@ -215,6 +226,7 @@ def test_probes(setting, teacher, tmp_path_factory, capsys, monkeypatch, offline
     test()
 
 
+@with_and_without_work
 def test_data(setting, tmp_path_factory, capsys, monkeypatch, offline, work):
     module = setting.module("data")
     if setting in CASES.values():
