@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,20 @@ THEN = ", then "
 
 def versions() -> dict[str, str | None]:
     """Versions of Python and of `PACKAGES`; None for one that is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+    return {"python": platform.python_version(), **{package: _version(package) for package in PACKAGES}}
 
 
+@cache
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@cache
 def commit() -> str | None:
-    """The git commit of this code, with `-dirty` if files have changed since; None outside a checkout."""
+    """The git commit of this process's code, with `-dirty` if files have changed since; None outside a checkout."""
     if not (ROOT / ".git").exists():
         return None
     describe = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
