@@ -1,6 +1,7 @@
 """What tests of several folders share."""
 
 import gc
+import os
 import signal
 import sys
 from contextlib import ExitStack
@@ -61,6 +62,14 @@ def one_torch_thread():
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_waits_for_the_disk():
+    """No test looks at what is left when the power fails. See `tests.preloaded` for other processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

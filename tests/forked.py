@@ -27,6 +27,7 @@ from common.runs.names import ROOT
 ENVIRONMENT: dict[str, str] = {}
 """The server's."""
 CHANGEABLE = {
+    *("WANDB_SERVICE", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"),  # which wandb and torch set in a process for itself
     *("PYTEST_CURRENT_TEST", "TEXT_BLOCKS", "OMP_NUM_THREADS", "FSDP_CPU_RAM_EFFICIENT_LOADING"),
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("TORCHELASTIC_USE_AGENT_STORE", "TORCHINDUCTOR_CACHE_DIR"),

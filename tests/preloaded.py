@@ -4,11 +4,13 @@ Not the commands themselves, which are run as `__main__`.
 """
 
 import gc
+import os
 from importlib import import_module
 
 from common.cli import fast_garbage_collection, prepare_process
 
 prepare_process()
+os.fsync = lambda descriptor: None  # as in tests/conftest.py
 for name in (
     *("common.language_models.commands", "common.language_models.probing"),
     *("common.parity.commands", "common.parity.probing", "common.plotting", "common.text.report"),
