@@ -63,6 +63,7 @@ def train(directory, teacher):
     return trainer, read, max(most)
 
 
+@pytest.mark.parametrize("offline", ["-tokens2B"], indirect=True)
 def test_a_suite_on_the_hub_trains_as_its_local_copy(tmp_path, suite, offline):
     assert [checkpoint.step for checkpoint in find_checkpoints(PYTHIA)] == list(PYTHIA_STEPS)
     trainer, read, most = train(tmp_path / "hub", PYTHIA)

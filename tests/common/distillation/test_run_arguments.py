@@ -14,7 +14,7 @@ from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.errors import UserError
 from common.runs.processes import Processes, open_shared_run
 from common.runs.run import Run, open_run
-from tests.commands import Killed, files, stopped
+from tests.commands import Killed, exit_code, files, stopped
 from tests.models import byte_pairs, make, save_suite
 from tests.trainers import (
     CLASSES,
@@ -144,9 +144,18 @@ def run_as(directory, stop=None, changes=None, **options):
     return made
 
 
-@pytest.fixture
-def suite(tmp_path):
-    return save_suite(tmp_path / "teacher", "bert")
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    return save_suite(tmp_path_factory.mktemp("suite") / "teacher", "bert")
+
+
+@pytest.fixture(scope="module")
+def begun(suite, tmp_path_factory):
+    """A run that was stopped at step 3, and what it learns from."""
+    supervision = {"teacher": suite, "schedule": [Segment(0, 10)], "classes": CLASSES, "check_teacher": False}
+    directory = tmp_path_factory.mktemp("begun") / "run"
+    assert exit_code(lambda: run_as(directory, 3, **supervision)) == 75
+    return directory, supervision
 
 
 @pytest.mark.parametrize(
@@ -163,14 +172,15 @@ def suite(tmp_path):
         ("classes", {}, {"classes": CLASSES - 1}),
     ],
 )
-def test_a_run_does_not_resume_with_other_arguments(tmp_path, capsys, suite, name, changes, options):
-    supervision = {"teacher": suite, "schedule": [Segment(0, 10)], "classes": CLASSES, "check_teacher": False}
-    assert stopped(capsys, lambda: run_as(tmp_path / "run", 3, **supervision)) == 3
-    before = files(tmp_path / "run" / "resume")
+def test_a_run_does_not_resume_with_other_arguments(tmp_path, begun, name, changes, options):
+    directory, supervision = shutil.copytree(begun[0], tmp_path / "run"), begun[1]
+    before = files(directory / "resume")
     with pytest.raises(UserError, match=f"began with other arguments: {name} was .* and is .*; give the same"):
-        run_as(tmp_path / "run", None, changes, **{**supervision, **options})
-    assert files(tmp_path / "run" / "resume") == before
-    run_as(tmp_path / "run", **supervision)
+        run_as(directory, None, changes, **{**supervision, **options})
+    assert files(directory / "resume") == before
+    if name == "learning_rate":
+        run_as(directory, **supervision)
+        assert Run(directory).complete
 
 
 def test_a_complete_run_gives_its_final_weights(tmp_path, capsys):

@@ -22,6 +22,7 @@ from transformers.training_args import OptimizerNames
 from common.distillation import labelled_head
 from common.distillation.batches import ReadyBatches
 from common.distillation.run_loop import train_run
+from common.distillation.schedules import Segment
 from common.distillation.sharding import OPTIMIZERS, blocks_of
 from common.distillation.target_cache import TargetCache
 from common.distillation.together import train_together
@@ -33,7 +34,6 @@ from tests.commands import ROOT, Killed, save_often
 from tests.forked import two_forked
 from tests.trainers import (
     HELD_OUT,
-    STEPS,
     STUDENTS,
     Batches,
     Draws,
@@ -50,6 +50,8 @@ from tests.trainers import (
     samples,
 )
 
+STEPS = 4
+SCHEDULE = [Segment(0, 20), Segment(1, 10), Segment(3, 30)]
 KINDS = {"bert": BertForMaskedLM, "gpt2": GPT2LMHeadModel}
 
 
@@ -96,12 +98,12 @@ def local(tensor):
 
 def distil_run(directory, teachers, kind, callback=None, optim="adamw_torch_fused", **options):
     """Train to the end of a run, from its last saved state, with clipped gradients; sharded if there are processes."""
-    args = recorded_arguments(directory, accumulate=2, eval_every=2)
+    args = recorded_arguments(directory, steps=STEPS, accumulate=2, eval_every=2, checkpoint_every=2)
     args.max_grad_norm, args.optim = 0.5, OptimizerNames(optim)
     if args.world_size > 1:
         sharding(args)
     with open_shared_run(directory, {}, Processes(args.process_index, args.world_size), setting="test") as run:
-        given = {"model": STUDENTS[kind](1, layers=2), "args": args, "run": run, **options}
+        given = {"model": STUDENTS[kind](1, layers=2), "args": args, "run": run, "schedule": SCHEDULE, **options}
         trainer = distil(directory, teachers, kind, eval_dataset=ReadyBatches(HELD_OUT), check_teacher=True, **given)
         if callback is not None:
             callback.trainer = trainer
@@ -112,7 +114,7 @@ def distil_run(directory, teachers, kind, callback=None, optim="adamw_torch_fuse
 
 def distil_rows(directory, teachers, **options):
     """A plain trainer on ordinary datasets."""
-    args = arguments(directory, logging_steps=4)
+    args = arguments(directory, steps=STEPS, logging_steps=4)
     args.train_sampling_strategy = "sequential"
     args.per_device_eval_batch_size = 3
     if args.world_size > 1:
@@ -123,6 +125,7 @@ def distil_rows(directory, teachers, **options):
         "gpt2",
         model=STUDENTS["gpt2"](1 + args.process_index, layers=2),  # the weights of the first process count
         args=args,
+        schedule=SCHEDULE,
         train_dataset=samples(make_batch(0, 2 * 8)),
         eval_dataset=samples(make_batch(90, 13)),
         data_collator=collate,
@@ -135,13 +138,13 @@ def train_in_turn(directory, teachers):
     source, trainers = Batches(), []
     with ExitStack() as stack:
         for seed in (1, 2):
-            args = recorded_arguments(directory / str(seed), eval_every=2)
+            args = recorded_arguments(directory / str(seed), steps=STEPS, eval_every=2, checkpoint_every=2)
             if args.world_size > 1:
                 sharding(args)
             processes = Processes(args.process_index, args.world_size)
             run = stack.enter_context(open_shared_run(directory / str(seed), {}, processes, setting="test"))
             options = {"args": args, "run": run, "train_dataset": source, "eval_dataset": ReadyBatches(HELD_OUT)}
-            trainers.append(distil(directory, teachers, model=bert(seed, layers=2), **options))
+            trainers.append(distil(directory, teachers, model=bert(seed, layers=2), schedule=SCHEDULE, **options))
         train_together(trainers, "test")
 
 
@@ -156,16 +159,15 @@ def main(directory, teachers):
             results[kind] = sizes.sizes
             again = distil_run(directory / kind, teachers, kind)  # complete: it gets its final weights
             results[f"{kind} losses"] = [each.evaluate()["eval_loss"] for each in (trainer, again)]
-            with suppress(Killed):
-                distil_run(directory / f"{kind} killed", teachers, kind, Draws(5, kill_by_exception))
-            distil_run(directory / f"{kind} joined", teachers, kind)
+        with suppress(Killed):
+            distil_run(directory / "gpt2 killed", teachers, "gpt2", Draws(3, kill_by_exception))
         with pytest.MonkeyPatch.context() as chunked:
             in_chunks(chunked)
-            distil_run(directory / "bert chunked", teachers, "bert")
             distil_run(directory / "gpt2 chunked", teachers, "gpt2")
+            distil_run(directory / "bert joined", teachers, "bert")
         for optim in OPTIMIZERS:
             with suppress(Killed):
-                distil_run(directory / optim, teachers, "bert", Draws(5, kill_by_exception), optim)
+                distil_run(directory / optim, teachers, "bert", Draws(3, kill_by_exception), optim)
             distil_run(directory / optim, teachers, "bert", optim=optim)
         for name in ("writing", "reading"):
             used = UsedTeachers()
@@ -193,9 +195,8 @@ def two_processes(tmp_path_factory, teachers):
     directory = tmp_path_factory.mktemp("two_processes")
     with pytest.MonkeyPatch.context() as patch:
         save_often(patch)
-        for kind in KINDS:
-            with pytest.raises(Killed):
-                distil_run(directory / f"{kind} joined", teachers, kind, Draws(5, kill_by_exception))
+        with pytest.raises(Killed):
+            distil_run(directory / "bert joined", teachers, "bert", Draws(3, kill_by_exception))
     two_forked(__file__, directory, teachers)
     return directory
 
@@ -214,7 +215,7 @@ def assert_same_run(run, expected, kind):
     assert len(records[0]) == len(records[1]) == 1 + STEPS // 2
     for here, there in zip(*records, strict=True):
         assert here == {name: value and pytest.approx(value, rel=1e-4) for name, value in there.items()}
-    for step in (4, STEPS):
+    for step in (2, STEPS):
         models = [KINDS[kind].from_pretrained(each / f"checkpoint-{step}") for each in (run, expected)]
         assert_same_model(*models, atol=1e-5)
         files = [sorted(path.name for path in (each / f"checkpoint-{step}").iterdir()) for each in (run, expected)]
@@ -224,19 +225,18 @@ def assert_same_run(run, expected, kind):
         ).read_bytes()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["", " chunked", " joined"])
-def test_two_processes_with_shards_make_the_run_of_one(alone, two_processes, kind, name):
-    """` joined` was begun by one process and killed, and resumed by two."""
-    assert_same_run(two_processes / f"{kind}{name}", alone / kind, kind)
+@pytest.mark.parametrize("name", ["bert", "gpt2", "gpt2 chunked", "bert joined"])
+def test_two_processes_with_shards_make_the_run_of_one(alone, two_processes, name):
+    """`joined` was begun by one process and killed, and resumed by two, in chunks."""
+    kind = name.split()[0]
+    assert_same_run(two_processes / name, alone / kind, kind)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_run_that_two_processes_began_with_shards_is_resumed_by_one(tmp_path, teachers, alone, two_processes, kind):
-    shutil.copytree(two_processes / f"{kind} killed", tmp_path / "run")
-    assert [path.name for path in (tmp_path / "run" / "resume").iterdir()] == ["4"]
-    distil_run(tmp_path / "run", teachers, kind)
-    assert_same_run(tmp_path / "run", alone / kind, kind)
+def test_a_run_that_two_processes_began_with_shards_is_resumed_by_one(tmp_path, teachers, alone, two_processes):
+    shutil.copytree(two_processes / "gpt2 killed", tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "resume").iterdir()] == ["2"]
+    distil_run(tmp_path / "run", teachers, "gpt2")
+    assert_same_run(tmp_path / "run", alone / "gpt2", "gpt2")
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)

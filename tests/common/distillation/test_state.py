@@ -67,22 +67,20 @@ def test_a_run_killed_at_a_step_resumes_bit_identical_with_the_same_random_numbe
     assert draws.drawn == {step: drawn[step] for step in range(first, STEPS + 1)}
 
 
-@pytest.mark.parametrize("step", range(1, STEPS + 1))
-def test_a_run_stopped_at_a_step_resumes_bit_identical_with_the_same_random_numbers(
-    tmp_path, teachers, uninterrupted, capsys, step
+def test_a_run_stopped_at_every_step_is_bit_identical_with_the_same_random_numbers(
+    tmp_path, teachers, uninterrupted, capsys
 ):
     """Most steps have no record; after the last one the run is complete."""
-    name = stopped(capsys, lambda: run_with_dropout(tmp_path / "run", teachers, Draws(step, send_stop_signal)))
     expected, drawn = uninterrupted
-    if step == STEPS:
-        assert name is None
-    else:
-        assert name == step
-        assert [path.name for path in (tmp_path / "run" / "resume").iterdir()] == [str(step)]
-        draws = Draws()
+    for step in range(1, STEPS + 1):
+        draws = Draws(step, send_stop_signal)
         random.seed(99)
-        run_with_dropout(tmp_path / "run", teachers, draws)
-        assert draws.drawn == {step: drawn[step] for step in range(step + 1, STEPS + 1)}
+        name = stopped(capsys, lambda draws=draws: run_with_dropout(tmp_path / "run", teachers, draws))
+        assert draws.drawn == {step: drawn[step]}
+        if step < STEPS:
+            assert name == step
+            assert [path.name for path in (tmp_path / "run" / "resume").iterdir()] == [str(step)]
+    assert name is None
     assert content(tmp_path / "run") == expected
 
 

@@ -1,6 +1,7 @@
 """Runs that are trained together: each has the results that it has alone, and the teacher computes its outputs once."""
 
 import math
+import shutil
 from contextlib import ExitStack
 
 import pytest
@@ -79,49 +80,27 @@ def train_all(place, teachers, names=tuple(RUNS), callbacks=None, prepare=lambda
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, teachers):
+def place_alone(tmp_path_factory, teachers):
     place = tmp_path_factory.mktemp("alone")
     train_alone(place, teachers)
-    return {name: content(place / name) for name in RUNS}
+    return place
+
+
+@pytest.fixture(scope="module")
+def alone(place_alone):
+    return contents(place_alone)
 
 
 def contents(place):
     return {name: content(place / name) for name in RUNS}
 
 
-def test_runs_are_bit_identical_to_those_trained_alone(tmp_path, teachers, alone):
-    """Of several methods, losses, sizes and lengths; with dropout, and other random numbers drawn at every step."""
-    train_all(tmp_path, teachers)
-    assert contents(tmp_path) == alone
-
-
-@pytest.mark.parametrize("order", [("short", "one-shot"), ("one-shot", "short")])
-def test_the_teacher_runs_once_for_all_students(tmp_path, teachers, monkeypatch, order):
-    """On two micro-batches of each step; a student of another seed, size, loss or number of steps adds nothing."""
-    calls = []
-
-    class Counting(LabelledHead):
-        def __call__(self, model, inputs, *arguments, **options):
-            if len(inputs["input_ids"]) > 1:  # not one of its checks, on a single sample
-                calls.append(model)
-            return super().__call__(model, inputs, *arguments, **options)
-
-    monkeypatch.setattr("common.distillation.teacher.LabelledHead", Counting)
-    steps = {"short": 4, "one-shot": 8}[order[0]]
-    for names, expected in (
-        (order[:1], steps),
-        (order, 8),
-        ((*order, "progressive"), 8 + SCHEDULE[-1].start),  # the last checkpoint is the one of one-shot
-        ((*order, "progressive", "cold", "wide"), 8 + SCHEDULE[-1].start),
-    ):
-        calls.clear()
-        train_all(tmp_path / str(len(names)), teachers, names)
-        assert len(calls) == 2 * expected
-
-
 @pytest.mark.parametrize("most", [0, 150, 2**25])
-def test_logits_that_are_too_many_to_keep_are_computed_again(tmp_path, teachers, alone, monkeypatch, most):
-    """Of all micro-batches and checkpoints of a step together."""
+def test_runs_are_bit_identical_to_those_trained_alone(tmp_path, teachers, alone, monkeypatch, most):
+    """Of several methods, losses, sizes and lengths; with dropout, and other random numbers drawn at every step.
+
+    Logits that are too many to keep, of all micro-batches and checkpoints of a step together, are computed again.
+    """
     monkeypatch.setattr("common.distillation.teacher.MOST_LOGITS", most)
     kept = []
     output = Teacher.output
@@ -137,6 +116,29 @@ def test_logits_that_are_too_many_to_keep_are_computed_again(tmp_path, teachers,
     assert max(kept) <= most
     assert (max(kept) > 0) == (most > 0)
     assert (max(kept) > 150) == (most > 150)
+
+
+@pytest.mark.parametrize("order", [("short", "one-shot"), ("one-shot", "short")])
+def test_the_teacher_runs_once_for_all_students(tmp_path, teachers, monkeypatch, order):
+    """On two micro-batches of each step; a student of another seed, size, loss or number of steps adds nothing."""
+    calls = []
+
+    class Counting(LabelledHead):
+        def __call__(self, model, inputs, *arguments, **options):
+            if len(inputs["input_ids"]) > 1:  # not one of its checks, on a single sample
+                calls.append(model)
+            return super().__call__(model, inputs, *arguments, **options)
+
+    monkeypatch.setattr("common.distillation.teacher.LabelledHead", Counting)
+    progressive = 8 + SCHEDULE[-1].start  # the last checkpoint is the one of one-shot
+    others = {
+        "short": [(order[:1], 4), ((*order, "progressive"), progressive)],
+        "one-shot": [(order[:1], 8), ((*order, "progressive", "cold", "wide"), progressive)],
+    }
+    for names, expected in [(order, 8), *others[order[0]]]:
+        calls.clear()
+        train_all(tmp_path / str(len(names)), teachers, names)
+        assert len(calls) == 2 * expected
 
 
 def test_other_data_or_another_teacher_is_not_shared(tmp_path, teachers, alone):
@@ -183,22 +185,24 @@ def test_a_student_that_diverges_leaves_the_others_alone(tmp_path, teachers, alo
             assert content(tmp_path / name) == alone[name]
 
 
-@pytest.mark.parametrize("step", range(1, 8))
-def test_a_stop_signal_saves_the_states_of_all(tmp_path, teachers, alone, capsys, step):
-    callbacks = {"wide": Draws(step, send_stop_signal)}
-    assert stopped(capsys, lambda: train_all(tmp_path, teachers, callbacks=callbacks)) == step
-    for name in RUNS:
-        if not Run(tmp_path / name).complete:
-            (state,) = (tmp_path / name / "resume").iterdir()
-            assert int(state.name) == step
+def test_a_stop_signal_saves_the_states_of_all(tmp_path, teachers, alone, capsys):
+    """Before, at and after records and checkpoints, the end of one run and other teachers' turns."""
+    for step in (1, 3, 4, 6, 7):
+        callbacks = {"wide": Draws(step, send_stop_signal)}
+        assert stopped(capsys, lambda callbacks=callbacks: train_all(tmp_path, teachers, callbacks=callbacks)) == step
+        for name in RUNS:
+            if not Run(tmp_path / name).complete:
+                (state,) = (tmp_path / name / "resume").iterdir()
+                assert int(state.name) == step
     train_all(tmp_path, teachers)
     assert contents(tmp_path) == alone
 
 
-@pytest.mark.parametrize("name", ["ce", "wide"])
-def test_killed_runs_resume_each_from_its_own_state(tmp_path, teachers, alone, monkeypatch, name):
+@pytest.mark.parametrize(("name", "steps"), [("ce", (3, 8)), ("wide", (6,))])
+def test_killed_runs_resume_each_from_its_own_state(tmp_path, teachers, alone, monkeypatch, name, steps):
+    """By the first or the last of a step, before the others' step or after it."""
     save_often(monkeypatch)
-    for step in (3, 6, 8):
+    for step in steps:
         with pytest.raises(Killed):
             train_all(tmp_path, teachers, callbacks={name: Draws(step, kill_by_exception)})
     train_all(tmp_path, teachers)
@@ -206,8 +210,8 @@ def test_killed_runs_resume_each_from_its_own_state(tmp_path, teachers, alone, m
 
 
 def test_runs_at_different_steps_are_trained_together(tmp_path, teachers, alone):
-    for number, name in enumerate(RUNS):
-        callbacks = {name: Draws(1 + number % 4, kill_by_exception)}
+    for step, name in enumerate(("ce", "progressive", "until-saturation", "wide"), 1):
+        callbacks = {name: Draws(step, kill_by_exception)}
         with pytest.MonkeyPatch.context() as patch:
             save_often(patch)
             with pytest.raises(Killed):
@@ -224,8 +228,9 @@ def test_an_error_of_one_run_frees_the_others(tmp_path, teachers):
     assert all(trainer._teacher._models.current_step is None for trainer in made)
 
 
-def test_complete_runs_are_left_as_they_are_and_give_their_weights(tmp_path, teachers, alone):
-    train_all(tmp_path, teachers, ["ce", "wide"])
+def test_complete_runs_are_left_as_they_are_and_give_their_weights(tmp_path, teachers, place_alone, alone):
+    for name in ("ce", "wide"):
+        shutil.copytree(place_alone / name, tmp_path / name)
     with ExitStack() as stack:
         trainers = []
         for name in RUNS:
