@@ -98,6 +98,14 @@ def refusals(*cases):
     )
 
 
+def assert_helpful_from_both_folders(setting):
+    """Scripts of a setting start from the root and from their folder, as far as their help, which imports little."""
+    for script, cwd in ((f"{setting}/train.py", ROOT), ("probe.py", ROOT / setting)):
+        done = python(script, "--help", cwd=cwd)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("usage: ")
+
+
 def save_often(patch):
     """Write the resume state whenever that is possible."""
     patch.setattr(resume, "RESUME_SECONDS", 0)

@@ -8,7 +8,8 @@ from huggingface_hub import constants
 from transformers import AutoModelForCausalLM
 
 from common.errors import UserError
-from tests.commands import ROOT, python
+from tests.commands import ROOT
+from tests.forked import forked
 from tests.hub import use
 from tests.models import PYTHIA, TEXT, byte_pairs, cache_pythia, make, save_pythia
 
@@ -48,7 +49,7 @@ def test_a_teacher_without_checkpoints_is_refused_in_one_line(tmp_path):
 
 def test_plain_torch(tmp_path, one_torch_thread):
     words = ("--directory", tmp_path / "teacher", "--steps", 200, "--every", 20)
-    done = python(ROOT / "examples" / "plain_torch.py", *words)
+    done = forked(ROOT / "examples" / "plain_torch.py", *words)
     assert done.returncode == 0, done.stderr
     found = dict(re.findall(r"(\w[\w ]*?) +accuracy ([0-9.]+)", done.stdout))
     assert list(found) == ["labels", "final teacher", "progressive"]

@@ -14,6 +14,7 @@ from common.parity.mlp import architecture, initial_tensors, load_model
 from common.runs.checkpoints import save_checkpoint
 from common.runs.run import Run
 from tests.commands import files, python
+from tests.forked import forked
 from tests.gpt2 import last_logits
 from tests.parity import GPT2, MLP, assert_taught, recorded_objectives
 
@@ -120,7 +121,7 @@ def test_an_error_in_a_process_of_its_own_is_one_line(tmp_path, teacher):
         ("train", [*MLP.train[1:], "--lr", 1e30], 3),
         ("distill", [*MLP.distill[1:], "--methods", "one-shot", "--alpha", 2, "--teacher", teacher], 2),
     ):
-        failed = python("-m", f"parity_mlp.{name}", *words, "--out", tmp_path / f"{name}-{code}")
+        failed = forked("-m", f"parity_mlp.{name}", *words, "--out", tmp_path / f"{name}-{code}")
         assert failed.returncode == code
         *shown, line = failed.stderr.splitlines()
         assert all(": step " in other for other in shown)

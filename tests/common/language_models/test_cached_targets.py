@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -13,21 +14,31 @@ from common.runs.names import default_name
 from common.runs.processes import Processes
 from common.runs.run import Run
 from common.teachers.loading import Teachers
-from tests.commands import and_signal, assert_named, files, refusals, results_below, save_often
+from tests.commands import and_signal, assert_named, exit_code, files, refusals, results, results_below, save_often
 from tests.pcfg import MLM, SETTINGS
 from tests.text import TEXT_SETTINGS
 
 METHODS = ("--methods", "ce", "one-shot", "progressive", "--accumulate", "2")
 
 
-@pytest.fixture(scope="module", params=[*SETTINGS, *TEXT_SETTINGS], ids=lambda setting: setting.name)
-def setting(request, one_torch_thread):
-    return request.param
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(scope="module")
-def teacher(setting, teacher_of):
-    return teacher_of(setting)
+def written(tmp_path_factory, teacher_of):
+    """The run of a student whose targets are cached beside it; its command."""
+    place = tmp_path_factory.mktemp("written")
+    words = [*MLM.distill, "--methods", "one-shot", "--teacher", teacher_of(MLM)]
+    where = ["--out", place / "first", "--cache-teacher", place / "targets"]
+    assert exit_code(MLM.main(words), *words[1:], *where) == 0
+    return place, words
+
+
+@pytest.fixture
+def cached(written, tmp_path):
+    """A command without --out, with targets that others may not change."""
+    place, words = written
+    return [*words, "--cache-teacher", shutil.copytree(place / "targets", tmp_path / "targets")]
 
 
 @pytest.fixture
@@ -41,10 +52,19 @@ def no_teacher(monkeypatch):
     return forbid
 
 
-@pytest.mark.parametrize("loss", ["--temperature 0", "--temperature 1.5 --alpha 0.3", "--divergence reverse-kl"])
-def test_exact_targets_give_the_results_of_the_teacher(tmp_path, capsys, setting, teacher, no_teacher, loss):
+@pytest.mark.parametrize(
+    ("setting", "loss"),
+    [
+        (SETTINGS[0], "--temperature 0"),
+        (SETTINGS[1], "--divergence reverse-kl"),
+        (TEXT_SETTINGS[0], "--temperature 1.5 --alpha 0.3"),
+        (TEXT_SETTINGS[1], "--temperature 0"),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_exact_targets_give_the_results_of_the_teacher(tmp_path, capsys, teacher_of, no_teacher, setting, loss):
     """Bit for bit, to the student that writes them and, without a teacher, to those that read them."""
-    words = [*setting.distill, *METHODS, *loss.split(), "--teacher", teacher]
+    words = [*setting.distill, *METHODS, *loss.split(), "--teacher", teacher_of(setting)]
     cache = ["--cache-teacher", tmp_path / "targets"]
     setting.succeed(capsys, *words, "--out", tmp_path / "live")
     setting.succeed(capsys, *words, "--out", tmp_path / "writer", *cache)
@@ -89,7 +109,7 @@ def test_until_saturation_computes_what_is_missing(tmp_path, capsys, teacher_of)
     MLM.succeed(capsys, *words, "--out", tmp_path / "live")
     for name in ("writer", "reader"):
         MLM.succeed(capsys, *words, "--out", tmp_path / name, "--cache-teacher", tmp_path / "targets")
-        assert results_below(tmp_path / name) == results_below(tmp_path / "live")
+        assert results(tmp_path / name) == results(tmp_path / "live")
 
 
 def test_warnings_are_printed_without_a_teacher(tmp_path, capsys, teacher_of, no_teacher):
@@ -115,10 +135,10 @@ def test_a_stopped_writer_resumes(tmp_path, capsys, monkeypatch, teacher_of, no_
             step = MLM.stopped(capsys, *words, "--out", tmp_path / f"stopped {call}", *cache)
         assert step
         MLM.succeed(capsys, *words, "--out", tmp_path / f"stopped {call}", *resumed)
-        assert results_below(tmp_path / f"stopped {call}") == results_below(tmp_path / "live")
+        assert results(tmp_path / f"stopped {call}") == results(tmp_path / "live")
     no_teacher()
     MLM.succeed(capsys, *words, "--out", tmp_path / "reader", *cache)
-    assert results_below(tmp_path / "reader") == results_below(tmp_path / "live")
+    assert results(tmp_path / "reader") == results(tmp_path / "live")
 
 
 def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch, teacher_of):
@@ -135,7 +155,7 @@ def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch, teacher_of):
     assert code == 2
     assert lines[-1].startswith(f"error: {tmp_path / 'targets' / 'targets.json'}: No space left on device")
     MLM.succeed(capsys, *words, "--out", tmp_path / "run", *cache)
-    assert results_below(tmp_path / "run") == results_below(tmp_path / "live")
+    assert results(tmp_path / "run") == results(tmp_path / "live")
 
 
 def test_a_disk_that_is_too_small_is_refused_before(tmp_path, capsys, monkeypatch, teacher_of):
@@ -162,13 +182,10 @@ def test_memory_that_is_too_small_is_refused_before(tmp_path, capsys, monkeypatc
     assert not (tmp_path / "run").exists()
 
 
-def test_targets_that_another_process_lacks_are_missing_in_all(tmp_path, capsys, monkeypatch, teacher_of):
-    words = [*MLM.distill, "--methods", "one-shot", "--teacher", teacher_of(MLM)]
-    words += ["--cache-teacher", tmp_path / "targets"]
-    MLM.succeed(capsys, *words, "--out", tmp_path / "first")
+def test_targets_that_another_process_lacks_are_missing_in_all(tmp_path, capsys, monkeypatch, cached):
     reports, report = [], commands.report_of_teacher
     monkeypatch.setattr(commands, "report_of_teacher", lambda *given: reports.append(given) or report(*given))
-    MLM.succeed(capsys, *words, "--out", tmp_path / "second")
+    MLM.succeed(capsys, *cached, "--out", tmp_path / "second")
     assert not reports
 
     class BesideAnother(Processes):
@@ -177,7 +194,7 @@ def test_targets_that_another_process_lacks_are_missing_in_all(tmp_path, capsys,
 
     missing = commands.missing_targets
     monkeypatch.setattr(commands, "missing_targets", lambda *given: missing(*given[:-1], BesideAnother()))
-    MLM.succeed(capsys, *words, "--out", tmp_path / "third")
+    MLM.succeed(capsys, *cached, "--out", tmp_path / "third")
     assert len(reports) == 1
 
 
@@ -188,39 +205,31 @@ def test_targets_that_another_process_lacks_are_missing_in_all(tmp_path, capsys,
     ("--temperature 1", "'targets is arg-max there and logits here'"),
     ("--accumulate 2", "'micro_batches is 1 there and 2 here'"),
 )
-def test_targets_of_something_else_are_refused_before(tmp_path, capsys, teacher_of, words, named):
-    command = [*MLM.distill, "--methods", "one-shot", "--teacher", teacher_of(MLM)]
-    command += ["--cache-teacher", tmp_path / "targets"]
-    MLM.succeed(capsys, *command, "--out", tmp_path / "first")
-    line = MLM.fail_in_one_line(capsys, *command, *words.split(), "--out", tmp_path / "second")
+def test_targets_of_something_else_are_refused_before(tmp_path, capsys, cached, words, named):
+    line = MLM.fail_in_one_line(capsys, *cached, *words.split(), "--out", tmp_path / "second")
     assert_named(line, f"'{tmp_path / 'targets'}' {named}")
     assert not (tmp_path / "second").exists()
 
 
-def test_targets_of_another_teacher_are_refused_before(tmp_path, capsys, teacher_of):
-    command = [*MLM.distill, "--methods", "one-shot", "--cache-teacher", tmp_path / "targets"]
-    MLM.succeed(capsys, *command, "--teacher", teacher_of(MLM), "--out", tmp_path / "first")
+def test_targets_of_another_teacher_are_refused_before(tmp_path, capsys, cached):
     other = MLM.train_teacher(tmp_path / "other", "--seed", "5")
     capsys.readouterr()
-    line = MLM.fail_in_one_line(capsys, *command, "--teacher", other, "--out", tmp_path / "second")
+    line = MLM.fail_in_one_line(capsys, *cached, "--teacher", other, "--out", tmp_path / "second")
     assert_named(line, "'another teacher' 'step 30'")
     assert not (tmp_path / "second").exists()
 
 
-def test_damaged_targets_are_named(tmp_path, capsys, teacher_of):
-    command = [*MLM.distill, "--methods", "one-shot", "--teacher", teacher_of(MLM)]
-    command += ["--cache-teacher", tmp_path / "targets"]
-    MLM.succeed(capsys, *command, "--out", tmp_path / "first")
+def test_damaged_targets_are_named(tmp_path, capsys, written, cached):
     (shard,) = (tmp_path / "targets").glob("*.safetensors")
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
-    code, lines = MLM.start(capsys, *command, "--out", tmp_path / "second")
+    code, lines = MLM.start(capsys, *cached, "--out", tmp_path / "second")
     assert code == 2
     assert lines[-1] == f"error: {shard} is truncated or damaged: remove it, and its targets are computed again"
     shard.unlink()
-    MLM.succeed(capsys, *command, "--out", tmp_path / "second")
-    assert results_below(tmp_path / "second") == results_below(tmp_path / "first")
+    MLM.succeed(capsys, *cached, "--out", tmp_path / "second")
+    assert results(tmp_path / "second") == results(written[0] / "first")
 
 
 @refusals(

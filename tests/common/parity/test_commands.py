@@ -15,17 +15,29 @@ from tests.commands import (
     ROOT,
     Killed,
     and_signal,
+    assert_helpful_from_both_folders,
     assert_named,
     change_config,
+    exit_code,
     files,
     python,
     refusals,
     results,
     results_below,
 )
-from tests.parity import writes_until_killed
+from tests.parity import GPT2, MLP, writes_until_killed
 
 STUDENTS = ["--methods", "ce", "progressive", "until-saturation"]
+
+
+@pytest.fixture(scope="module")
+def three(case, teacher, tmp_path_factory):
+    """Words of distill.py for three students, and what they compute undisturbed."""
+    words = [*case.distill, *STUDENTS, *case.steps(saturation_steps=6), "--teacher", teacher, "--out"]
+    words[-1:-1] = ["--dropout", "0.2", "--divergence", "reverse-kl"] if case.name == "parity_gpt2" else []
+    place = tmp_path_factory.mktemp("undisturbed")
+    assert exit_code(case.main(words), *words[1:], place) == 0
+    return words, results_below(place)
 
 
 # Killed
@@ -92,11 +104,9 @@ def test_a_student_without_a_state_starts_over_and_the_others_resume(case, tmp_p
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_students_stopped_by_a_signal_are_saved_together_and_are_bit_identical(
-    case, tmp_path, capsys, monkeypatch, teacher, owner, name, calls, units
+    case, tmp_path, capsys, monkeypatch, three, owner, name, calls, units
 ):
-    words = [*case.distill, *STUDENTS, *case.steps(saturation_steps=6), "--teacher", teacher, "--out"]
-    words[-1:-1] = ["--dropout", "0.2", "--divergence", "reverse-kl"] if case.name == "parity_gpt2" else []
-    case.succeed(capsys, *words, tmp_path / "undisturbed")
+    words, undisturbed = three
     step = None if units is None else units * case.unit
     with monkeypatch.context() as patch:
         if owner is None:
@@ -109,7 +119,7 @@ def test_students_stopped_by_a_signal_are_saved_together_and_are_bit_identical(
     for student in students:
         assert Run(student).complete if step is None else resume_steps(student) == [step]
     case.succeed(capsys, *words, tmp_path / "stopped")
-    assert results_below(tmp_path / "stopped") == results_below(tmp_path / "undisturbed")
+    assert results_below(tmp_path / "stopped") == undisturbed
 
 
 def test_a_diverged_student_stops_with_the_others_and_diverges_again(case, tmp_path, capsys, monkeypatch, teacher):
@@ -235,25 +245,24 @@ def test_a_run_without_out_is_in_the_folder_of_its_setting(case, tmp_path, capsy
 # In processes of their own
 
 
-def test_train_starts_from_every_folder(case, tmp_path, teacher):
-    for number, (arguments, cwd) in enumerate(
-        [(["-m", f"{case.name}.train"], ROOT), ([f"{case.name}/train.py"], ROOT), (["train.py"], ROOT / case.name)]
-    ):
-        run = tmp_path / str(number)
-        done = python(*arguments, *case.train[1:], "--out", run, cwd=cwd)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(f"{run}: accuracy ")
-        assert f"step {30 * case.unit:,} of {30 * case.unit:,}, loss" in done.stderr
-        assert results(run) == results(teacher)
+def test_commands_start_from_the_root_and_from_the_folder(case):
+    assert_helpful_from_both_folders(case.name)
 
 
-def test_distill_and_probe_start_from_the_folder_of_the_setting(case, tmp_path, teacher):
-    words = [*case.distill[1:], "--methods", "progressive", "--teacher", teacher, "--out", tmp_path / "run"]
-    done = python("distill.py", *words, cwd=ROOT / case.name)
+def test_train_starts_from_the_folder_of_its_setting(tmp_path, teacher_of, one_torch_thread):
+    run = tmp_path / "run"
+    done = python("train.py", *GPT2.train[1:], "--out", run, cwd=ROOT / GPT2.name)
     assert done.returncode == 0, done.stderr
-    assert Run(tmp_path / "run").complete
-    done = python("probe.py", "--samples", 100, "--degrees", 1, "--run", tmp_path / "run", cwd=ROOT / case.name)
+    assert done.stdout.startswith(f"{run}: accuracy ")
+    assert "step 30 of 30, loss" in done.stderr
+    assert results(run) == results(teacher_of(GPT2))
+
+
+def test_probe_starts_from_the_folder_of_its_setting(tmp_path, teacher_of, one_torch_thread):
+    """tests/parity_mlp/test_commands.py starts distill.py."""
+    run = shutil.copytree(teacher_of(MLP), tmp_path / "run")
+    done = python("probe.py", "--samples", 100, "--degrees", 1, "--run", run, cwd=ROOT / MLP.name)
     assert done.returncode == 0, done.stderr
-    (path,) = (tmp_path / "run" / "probes").iterdir()
+    (path,) = (run / "probes").iterdir()
     assert done.stdout == f"{path}\n"
-    assert [entry["step"] for entry in json.loads(path.read_text())["checkpoints"]] == [12 * case.unit]
+    assert [entry["step"] for entry in json.loads(path.read_text())["checkpoints"]] == [1000, 2000, 3000]

@@ -24,8 +24,10 @@ from tests.commands import (
     ROOT,
     Killed,
     and_signal,
+    assert_helpful_from_both_folders,
     assert_named,
     change_config,
+    exit_code,
     files,
     python,
     refusals,
@@ -34,7 +36,8 @@ from tests.commands import (
     save_often,
     start,
 )
-from tests.pcfg import DISTILL, SETTINGS, SMALL, TRAIN
+from tests.forked import forked
+from tests.pcfg import AUTOREGRESSIVE, DISTILL, MLM, SETTINGS, SMALL, TRAIN
 
 OTHER_TASK_WORDS = {"PCFG_mlm": ["--mask-rate", 0.2, "--no-hide-masked"], "PCFG_autoregressive": ["--label-level", 1]}
 HARDEST = {"PCFG_mlm": "--dropout 0.2", "PCFG_autoregressive": "--dropout 0.2 --label-level 2"}
@@ -101,6 +104,17 @@ def test_runs_killed_before_a_record_end_with_the_same_bits(pcfg, tmp_path, caps
 # Told to stop
 
 
+THREE = [*DISTILL, *shlex.split("--dropout 0.2 --methods progressive until-saturation ce --saturation-steps 5")]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pcfg, teacher, tmp_path_factory):
+    """What three students compute."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    assert exit_code(pcfg.main(THREE), *THREE[1:], "--teacher", teacher, "--out", place) == 0
+    return results_below(place)
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "call", "step"),
     [
@@ -112,11 +126,9 @@ def test_runs_killed_before_a_record_end_with_the_same_bits(pcfg, tmp_path, caps
     ids=["first", "between", "before the first step", "last"],
 )
 def test_students_told_to_stop_leave_together_and_resume_bit_identically(
-    pcfg, tmp_path, capsys, monkeypatch, teacher, owner, name, call, step
+    pcfg, tmp_path, capsys, monkeypatch, teacher, undisturbed, owner, name, call, step
 ):
-    words = [*DISTILL, *shlex.split("--dropout 0.2 --methods progressive until-saturation ce --saturation-steps 5")]
-    words += ["--teacher", teacher, "--out"]
-    pcfg.succeed(capsys, *words, tmp_path / "undisturbed")
+    words = [*THREE, "--teacher", teacher, "--out"]
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, and_signal(getattr(owner, name), call))
         code, _, stderr = start(capsys, pcfg.main(words), *words[1:], tmp_path / "stopped")
@@ -127,7 +139,7 @@ def test_students_told_to_stop_leave_together_and_resume_bit_identically(
     opened = {"progressive"} if step is None else {"progressive", "until-saturation", "ce"}
     assert begun == opened
     pcfg.succeed(capsys, *words, tmp_path / "stopped")
-    assert results_below(tmp_path / "stopped") == results_below(tmp_path / "undisturbed")
+    assert results_below(tmp_path / "stopped") == undisturbed
 
 
 # Wrongly called
@@ -504,22 +516,29 @@ def test_every_command_is_printed_and_parses(pcfg, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_train_and_distill_start_from_every_folder(pcfg, tmp_path, teacher):
-    done = python("train.py", *TRAIN[1:], "--out", tmp_path / "run", cwd=ROOT / pcfg.name)
+def test_train_starts_from_the_folder_of_its_setting(tmp_path, teacher_of, one_torch_thread):
+    done = python("train.py", *TRAIN[1:], "--out", tmp_path / "run", cwd=ROOT / MLM.name)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{tmp_path / 'run'}: accuracy ")
     assert "step 30 of 30, loss" in done.stderr
-    assert results(tmp_path / "run") == results(teacher)
-    words = [*DISTILL[1:], "--methods", "progressive", "--teacher", teacher, "--out"]
-    done = python(f"{pcfg.name}/distill.py", *words, tmp_path / "student")
+    assert results(tmp_path / "run") == results(teacher_of(MLM))
+
+
+@pytest.mark.slow
+def test_distill_starts_from_the_folder_of_its_setting(tmp_path, teacher_of, one_torch_thread):
+    words = [*DISTILL[1:], "--methods", "progressive", "--teacher", teacher_of(AUTOREGRESSIVE), "--out"]
+    done = python("distill.py", *words, tmp_path / "student", cwd=ROOT / AUTOREGRESSIVE.name)
     assert done.returncode == 0, done.stderr
     assert Run(tmp_path / "student").complete
     assert Run(tmp_path / "student").summary["step"] == 12
 
 
-@pytest.mark.slow
+def test_commands_start_from_the_root_and_from_the_folder(pcfg):
+    assert_helpful_from_both_folders(pcfg.name)
+
+
 def test_an_error_in_a_process_of_its_own_is_one_line(tmp_path):
-    failed = python("-m", "PCFG_mlm.train", *TRAIN[1:], "--layers", 0, "--out", tmp_path / "run")
+    failed = forked("-m", "PCFG_mlm.train", *TRAIN[1:], "--layers", 0, "--out", tmp_path / "run")
     assert failed.returncode == 2
     assert failed.stderr == "error: --layers must be at least 1, got 0\n"
     assert failed.stdout == ""

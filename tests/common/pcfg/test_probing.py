@@ -14,7 +14,7 @@ from common.pcfg import probing
 from common.probes import checkpoints
 from common.runs.run import open_run
 from tests.commands import ROOT, Killed, and_signal, assert_named, files, python, refusals
-from tests.pcfg import MLM, SETTINGS
+from tests.pcfg import AUTOREGRESSIVE, MLM, SETTINGS
 
 PROBES = {
     "ngrams": "ngrams --sentences 12 --run",
@@ -158,8 +158,9 @@ def test_a_probe_of_something_else_than_a_run_is_one_line(pcfg, run, tmp_path, c
     assert "has no checkpoint-<step>" in pcfg.fail_in_one_line(capsys, *words, run)
 
 
-def test_it_starts_from_the_folder_of_the_setting(pcfg, run):
-    done = python("probe.py", *shlex.split(PROBES["ngrams"]), run, cwd=ROOT / pcfg.name)
+def test_it_starts_from_the_folder_of_the_setting(teacher_of, tmp_path):
+    run = shutil.copytree(teacher_of(AUTOREGRESSIVE), tmp_path / "run")
+    done = python("probe.py", *shlex.split(PROBES["ngrams"]), run, cwd=ROOT / AUTOREGRESSIVE.name)
     assert done.returncode == 0, done.stderr
     (path,) = (run / "probes").iterdir()
     assert done.stdout == f"{path}\n"

@@ -13,7 +13,8 @@ import torch
 from common.errors import UserError
 from common.runs.processes import Processes, join_processes, leave_process_group, open_shared_run
 from common.runs.run import Run
-from tests.commands import ROOT, files, python
+from tests.commands import files
+from tests.forked import two_forked
 
 
 def test_alone_nothing_is_joined(monkeypatch):
@@ -100,9 +101,7 @@ def in_each_process(directory):
 
 
 def test_two_processes_share_a_run(tmp_path):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = python(*launch, __file__, tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
+    two_forked(__file__, tmp_path)
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert found == [[rank, 2, "cpu", {"lr": 0.1}, "a line\n" if rank == 0 else "", 11, False] for rank in range(2)]
 
