@@ -76,10 +76,11 @@ def held_out_like(train):
 @given(SIZES, SEEDS, st.integers(1, 40), st.integers(0, 3))
 @settings(deadline=None, max_examples=15)
 def test_an_epoch_visits_every_block_once(train, seed, batch_size, epoch):
-    """Of each corpus, whatever the batches."""
-    batches = TextBatches(blocks_of(train, held_out_like(train)), CausalText(), seed, batch_size)
-    count = min(5000, 3 * module.GROUP)
-    rows, epochs = batches.rows(0, count)
+    """Of each corpus, whatever the batches, in several groups."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "GROUP", 300)
+        batches = TextBatches(blocks_of(train, held_out_like(train)), CausalText(), seed, batch_size)
+        rows, epochs = batches.rows(0, 1000)
     for corpus in batches._ranges:
         own = (rows >= corpus.start) & (rows < corpus.stop)
         assert np.array_equal(epochs[own], np.arange(own.sum()) // len(corpus))

@@ -348,7 +348,7 @@ def test_what_cannot_be_prepared_is_one_line_and_leaves_nothing(corpora, tmp_pat
 @pytest.mark.parametrize("bytes_at_most", [5_000, 40_000])
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, bytes_at_most):
     """While the tokenizer is saved, and while blocks are written."""
-    corpus = write_text(tmp_path / "a.txt", documents(3000))
+    corpus = write_text(tmp_path / "a.txt", documents(600))
     code = "import resource, runpy, sys; import numba; import transformers; import common.text.report; "
     code += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_at_most}, resource.RLIM_INFINITY)); "
     code += "runpy.run_module('text_mlm.data', run_name='__main__')"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import datasets
@@ -92,25 +93,50 @@ def downloaded(tmp_path_factory):
     return {**kept, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "TEXT_BLOCKS": str(home / "blocks")}
 
 
+IN_TURN = """
+import json
+import runpy
+import sys
+
+for number, words in enumerate(json.loads(sys.argv[1])):
+    sys.argv = words
+    sys.stderr.write(f"command {number}\\n")
+    runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory, downloaded, one_torch_thread):
+    """What the commands of each setting write on stderr, the folder of its run, and its preset.
+
+    They run in one process, as huggingface_hub reads its environment when it is imported.
+    """
+    runs, commands = tmp_path_factory.mktemp("runs"), []
+    presets = [setting.module("train").PRESETS["paper"] for setting in TEXT_SETTINGS]
+    for setting, preset in zip(TEXT_SETTINGS, presets, strict=True):
+        prepare = ["--corpus", *preset.corpus, "--tokenizer", preset.tokenizer, *SIZES.split()]
+        out = ["--out", runs / setting.name, "--heads", 1, *MODEL.split(), *SIZES.split()]
+        commands += [[f"{setting.name}.data", "prepare", *prepare], [f"{setting.name}.train", "paper", *out]]
+    done = python("-c", IN_TURN, json.dumps([[*map(str, words)] for words in commands]), env=downloaded)
+    assert done.returncode == 0, done.stderr
+    _, *parts = re.split("^command [0-9]\n", done.stderr, flags=re.MULTILINE)
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    return {s: (*pair, runs / s.name, preset) for s, pair, preset in zip(TEXT_SETTINGS, pairs, presets, strict=True)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", TEXT_SETTINGS, ids=lambda setting: setting.name)
-def test_the_papers_preset_from_what_was_downloaded(setting, tmp_path, downloaded, one_torch_thread):
-    preset = setting.module("train").PRESETS["paper"]
-    prepare = ["--corpus", *preset.corpus, "--tokenizer", preset.tokenizer, *SIZES.split()]
-    done = python("-m", f"{setting.name}.data", "prepare", *prepare, env=downloaded)
-    assert done.returncode == 0, done.stderr
-    assert f"preparing {preset.corpus[0]} in " in done.stderr
-    out = ["--out", tmp_path / "run", "--heads", 1, *MODEL.split(), *SIZES.split()]
-    done = python("-m", f"{setting.name}.train", "paper", *out, env=downloaded)
-    assert done.returncode == 0, done.stderr
-    assert "preparing" not in done.stderr
-    run = Run(tmp_path / "run")
+def test_the_papers_preset_from_what_was_downloaded(setting, downloaded, said):
+    of_data, of_train, directory, preset = said[setting]
+    assert f"preparing {preset.corpus[0]} in " in of_data
+    assert "preparing" not in of_train
+    run = Run(directory)
     assert run.complete
     commits = run.config["arguments"]["commits"]
     assert commits["wikimedia/wikipedia:20231101.en"] == COMMIT
     (books,) = (Path(downloaded["HF_HOME"]) / "hub/datasets--bookcorpus--bookcorpus/snapshots").iterdir()
     assert commits["bookcorpus/bookcorpus@refs/convert/parquet"] == books.name
-    own = AutoTokenizer.from_pretrained(tmp_path / "run" / "checkpoint-4").get_vocab()
+    own = AutoTokenizer.from_pretrained(directory / "checkpoint-4").get_vocab()
     kind = "wordpiece" if setting is MASKED else "bpe"
     assert own == AutoTokenizer.from_pretrained(Path(downloaded["HF_HOME"]) / kind).get_vocab()
 

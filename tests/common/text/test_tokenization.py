@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 from hypothesis import assume, given, settings, strategies as st
@@ -11,11 +9,12 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from transformers import PreTrainedTokenizerFast
 
 from common.errors import UserError
-from common.runs.names import ROOT
 from common.text import encoding
 from common.text.encoding import Encoder, ends_tokens_at_spaces
 from common.text.tokenization import load_tokenizer, plain, separator_of, tokenizer_hash, train_tokenizer
+from tests.commands import python
 from tests.documents import documents
+from tests.forked import forked
 
 DOCUMENTS = documents(300)
 KINDS = ("wordpiece", "bpe")
@@ -34,15 +33,15 @@ def trained():
 def test_training_gives_the_same_in_every_process_and_with_any_threads(trained):
     code = "\n".join(
         [
+            "import os, sys",
+            "os.environ['RAYON_NUM_THREADS'] = sys.argv[1]",
             "from common.text.tokenization import tokenizer_hash, train_tokenizer",
             "from tests.documents import documents",
             f"print(*(tokenizer_hash(train_tokenizer(lambda: documents(300), kind, 400)) for kind in {KINDS!r}))",
         ]
     )
-    for environment in ({"RAYON_NUM_THREADS": "1"}, {"RAYON_NUM_THREADS": "3", "PYTHONHASHSEED": "5"}):
-        command = ["env", *(f"{name}={value}" for name, value in environment.items()), sys.executable, "-c", code]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        assert done.stdout.split() == [tokenizer_hash(trained[kind]) for kind in KINDS]
+    for done in (forked("-c", code, 1), python("-c", code, 3, env={**os.environ, "PYTHONHASHSEED": "5"})):
+        assert done.stdout.split() == [tokenizer_hash(trained[kind]) for kind in KINDS], done.stderr
 
 
 def test_the_order_of_documents_does_not_matter(trained):
