@@ -114,7 +114,7 @@ def test_a_long_trained_model_comes_within_2_percent_and_not_above(tmp_path, lev
     over sentences, which are independent of each other.
     """
     rights = "A A A [0.4] | A A [0.1] | B B B [0.1] | B B [0.4]"
-    task, batches = train_long(AUTOREGRESSIVE, tmp_path, rights, label_level=level, steps=500, eval_samples=4000)
+    task, batches = train_long(AUTOREGRESSIVE, tmp_path, rights, label_level=level, steps=300, eval_samples=2500)
     best, trained = bayes_optimal(task, batches), Run(tmp_path / "run").records()[-1]
     assert best.accuracy < 0.95
     assert trained["loss"] < 1.02 * best.loss

@@ -20,7 +20,7 @@ from parity_mlp.sgd.engine import CPUBlockEngine, make_engine
 from parity_mlp.sgd.plain import PlainEngine
 from parity_mlp.sgd.simd import LANES
 
-STEPS = 2000
+STEPS = 400
 FLOOR = -30.0
 BLOCK_ENGINES = {
     "cpu": lambda networks: CPUBlockEngine(networks, threads=1),
