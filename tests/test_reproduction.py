@@ -65,7 +65,7 @@ def test_a_stopped_script_leaves_no_command_behind(copy, words, number, ended, s
         env=settings,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background job ignores
+        preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL),  # which a shell's background job or nohup ignores
     ) as script:
         commands = copy / "commands"
         while script.poll() is None and (not commands.exists() or commands.read_text().count("\n") < number):
