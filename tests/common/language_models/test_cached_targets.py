@@ -9,7 +9,7 @@ import pytest
 
 from common import resources
 from common.distillation import target_cache
-from common.language_models import commands
+from common.language_models import commands, students
 from common.runs.names import default_name
 from common.runs.processes import Processes
 from common.runs.run import Run
@@ -176,7 +176,7 @@ def test_memory_that_is_too_small_is_refused_before(tmp_path, capsys, monkeypatc
     words += ["--temperature", "1", "--batch-size", "256"]
     code, _ = MLM.start(capsys, *words, "--out", tmp_path / "live", "--steps", "2")
     assert code == 0
-    monkeypatch.setattr(commands, "least_memory", lambda step, steps: 10**18 if step else 0)
+    monkeypatch.setattr(students, "least_memory", lambda step, steps: 10**18 if step else 0)
     line = MLM.fail_in_one_line(capsys, *words, "--cache-teacher", tmp_path / "targets")
     assert_named(line, "'1,000.0 PB of memory' \"the teacher's targets\" --targets --batch-size")
     assert not (tmp_path / "run").exists()
