@@ -15,9 +15,10 @@ from common.distillation.losses import LossArguments, check_loss_arguments
 from common.distillation.phases import choose_checkpoints
 from common.errors import UserError, listed
 from common.runs.files import read_json
+from common.runs.names import ROOT, RUNS
 from common.runs.run import Run
 from common.teachers.curves import Curve, find_log, read_curve
-from common.teachers.discovery import Checkpoint
+from common.teachers.discovery import Checkpoint, find_checkpoints
 from common.teachers.trajectory import are_small, require_trajectory
 
 
@@ -33,10 +34,40 @@ class Supervision(LossArguments):
 FROM_LABELS = Supervision(schedule=schedules.ce_only())
 
 
-def require_default_teacher(directory: Path, name: str, command: str) -> None:
-    """Reject a default teacher that does not exist; `command` trains it."""
-    if not directory.exists():
+@dataclass(frozen=True)
+class GivenTeacher:
+    """Whom all students of a command learn from."""
+
+    directory: Path
+    """Where it is, unless it is on the hub."""
+    checkpoints: Sequence[Checkpoint]
+    config: Mapping[str, Any] | None
+    """The config.json of a run of this project; None of another teacher."""
+
+
+def default_teacher(setting: str, preset: str) -> str:
+    """The run of train.py with a preset, relative to the repository's root."""
+    return (RUNS / setting / preset).relative_to(ROOT).as_posix()
+
+
+def find_teacher(name: str, pattern: str | None, setting: str, preset: str, settings: Sequence[str]) -> GivenTeacher:
+    """The teacher of this name.
+
+    Args:
+        name: from `resolve_teacher`.
+        pattern: of the names of its checkpoints, or None.
+        setting, preset: of the students.
+        settings: whose runs can be teachers.
+
+    Raises:
+        UserError: there is none, its checkpoints are not what they must be, or see `own_teacher`.
+    """
+    directory = ROOT / name
+    if name == default_teacher(setting, preset) and not directory.exists():
+        command = f"python -m {setting}.train {preset}"
         raise UserError(f"there is no teacher {name}: give --teacher, or train it with {command}")
+    checkpoints = find_checkpoints(directory if directory.exists() else name, pattern)
+    return GivenTeacher(directory, checkpoints, own_teacher(directory, settings))
 
 
 def own_teacher(directory: Path, settings: Sequence[str]) -> Mapping[str, Any] | None:

@@ -23,7 +23,6 @@ from common.language_models.students import (
     PLURAL,
     Distill,
     Student,
-    find_teacher,
     groups_of,
     missing_targets,
     prediction_notes,
@@ -32,6 +31,7 @@ from common.language_models.students import (
     student_of,
     target_cache_of,
     task_of_students,
+    with_teacher,
 )
 from common.language_models.training import (
     needs_of,
@@ -102,7 +102,7 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     require_steps(arguments)
     require_at_least(1, arguments, "student_heads")
     require_seed(arguments, "seeds", "stream_seed")
-    arguments, teacher = find_teacher(arguments, setting, argv)
+    arguments, teacher = with_teacher(arguments, setting, argv)
     students = [
         student_of(arguments, chosen, presets, setting, teacher) for chosen in student_arguments(arguments, PLURAL)
     ]

@@ -17,9 +17,10 @@ from common.distillation.evaluation import report_on
 from common.distillation.losses import IGNORED_LABEL
 from common.distillation.run_loop import RunTrainer
 from common.distillation.supervision import (
+    GivenTeacher,
     Supervision,
-    own_teacher,
-    require_default_teacher,
+    default_teacher,
+    find_teacher,
     supervision,
     used_checkpoints,
 )
@@ -46,7 +47,7 @@ from common.resources import (
 from common.runs.names import EXECUTION_ARGUMENTS, ROOT, RUNS, default_name
 from common.runs.processes import Processes
 from common.runs.run import Run
-from common.teachers.discovery import Checkpoint, find_checkpoints, local_path
+from common.teachers.discovery import Checkpoint, local_path
 from common.teachers.objective import objective_of
 from common.teachers.trajectory import checkpoint_digests
 
@@ -56,33 +57,17 @@ PLURAL = ("methods", "student_heads", "steps", "seeds", "checkpoint")
 Distill = TypeVar("Distill", bound=DistillArguments)
 
 
-@dataclass(frozen=True)
-class GivenTeacher:
-    """Whom all students learn from."""
-
-    directory: Path
-    """Where it is, unless it is on the hub."""
-    checkpoints: Sequence[Checkpoint]
-    config: Mapping[str, Any] | None
-    """The config.json of a run of the same setting; None of another teacher."""
-
-
-def find_teacher(arguments: Distill, setting: Setting, argv: Sequence[str]) -> tuple[Distill, GivenTeacher]:
-    """The teacher, and the arguments with its task, as far as the command does not say another one.
+def with_teacher(arguments: Distill, setting: Setting, argv: Sequence[str]) -> tuple[Distill, GivenTeacher]:
+    """The arguments with the teacher's task, as far as the command does not say another one, and the teacher.
 
     Raises:
         UserError: there is none, or its checkpoints are not what they must be.
     """
-    default = _default_teacher(arguments.preset, setting)
-    arguments = replace(arguments, teacher=resolve_teacher(arguments.teacher, default, ROOT))
-    directory = ROOT / arguments.teacher
-    if arguments.teacher == default:
-        require_default_teacher(directory, default, f"python -m {setting.name}.train {arguments.preset}")
-    checkpoints = find_checkpoints(directory if directory.exists() else arguments.teacher, arguments.teacher_pattern)
-    config = own_teacher(directory, (setting.name,))
+    name = resolve_teacher(arguments.teacher, default_teacher(setting.name, arguments.preset), ROOT)
+    teacher = find_teacher(name, arguments.teacher_pattern, setting.name, arguments.preset, (setting.name,))
     task_arguments = (*setting.data_arguments, *setting.prediction_arguments)
-    theirs = config and setting.as_given(config["arguments"])
-    return with_task_of(theirs, arguments, task_arguments, argv), GivenTeacher(directory, checkpoints, config)
+    theirs = teacher.config and setting.as_given(teacher.config["arguments"])
+    return with_task_of(theirs, replace(arguments, teacher=name), task_arguments, argv), teacher
 
 
 def task_of_students(arguments: DistillArguments, setting: Setting, teacher: GivenTeacher) -> Task:
@@ -247,10 +232,6 @@ def report_of_teacher(
     return report_on(model, teacher, held_out, objective_of(model), device)
 
 
-def _default_teacher(preset: str, setting: Setting) -> str:
-    return (RUNS / setting.name / preset).relative_to(ROOT).as_posix()
-
-
 def _run_directory(arguments: Distill, student: Distill, presets: Mapping[str, Distill], setting: Setting) -> Path:
     """`--out` itself for a single run, a folder in it for one of several; by default a folder in the setting's runs."""
     sizes = [f"heads{student.student_heads[0]}", f"steps{student.steps[0]}", f"seed{student.seeds[0]}"]
@@ -258,7 +239,7 @@ def _run_directory(arguments: Distill, student: Distill, presets: Mapping[str, D
     if arguments.out is not None:
         return arguments.out / "-".join(parts) if len(student_arguments(arguments, PLURAL)) > 1 else arguments.out
     name = "-".join([arguments.preset, *parts])
-    preset = replace(presets[arguments.preset], teacher=_default_teacher(arguments.preset, setting))
+    preset = replace(presets[arguments.preset], teacher=default_teacher(setting.name, arguments.preset))
     return RUNS / setting.name / default_name(student, preset, name, exclude=(*EXECUTION_ARGUMENTS, *PLURAL))
 
 

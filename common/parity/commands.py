@@ -13,10 +13,10 @@ from common.distillation.arguments import require_distinct, resolve_teacher, stu
 from common.distillation.chance import teacher_report
 from common.distillation.supervision import (
     FROM_LABELS,
+    default_teacher,
+    find_teacher,
     own_checkpoint_warnings,
-    own_teacher,
     print_notes,
-    require_default_teacher,
     schedule_warnings,
     supervision,
     trajectory_warnings,
@@ -33,7 +33,7 @@ from common.resources import require_resources, together
 from common.runs.names import EXECUTION_ARGUMENTS, ROOT, RUNS, default_name
 from common.runs.processes import join_processes, open_shared_run
 from common.runs.run import Run
-from common.teachers.discovery import Checkpoint, find_checkpoints, local_path
+from common.teachers.discovery import Checkpoint, local_path
 from common.teachers.tensors import require_finite_logits
 from common.teachers.trajectory import checkpoint_digests
 
@@ -83,14 +83,10 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
     require_distinct(arguments, plural)
     require_at_least(1, arguments, setting.sizes)
     require_seed(arguments, "seeds", "stream_seed")
-    default = _default_teacher(arguments.preset, setting)
-    arguments = replace(arguments, teacher=resolve_teacher(arguments.teacher, default, ROOT))
-    directory = ROOT / arguments.teacher
-    if arguments.teacher == default:
-        require_default_teacher(directory, default, f"python -m {setting.name}.train {arguments.preset}")
-    teacher = find_checkpoints(directory if directory.exists() else arguments.teacher, arguments.teacher_pattern)
-    own = own_teacher(directory, SETTINGS)
-    arguments = with_task_of(own and own["arguments"], arguments, TASK_ARGUMENTS, argv)
+    name = resolve_teacher(arguments.teacher, default_teacher(setting.name, arguments.preset), ROOT)
+    given = find_teacher(name, arguments.teacher_pattern, setting.name, arguments.preset, SETTINGS)
+    directory, teacher, own = given.directory, given.checkpoints, given.config
+    arguments = with_task_of(own and own["arguments"], replace(arguments, teacher=name), TASK_ARGUMENTS, argv)
     setting.check(arguments)
     task = task_of(vars(arguments))
     teacher_id = None if own is None else _check_own_teacher(arguments, directory, own)
@@ -164,10 +160,6 @@ def _plural(setting: Setting) -> tuple[str, ...]:
     return "methods", setting.sizes, "lr", "seeds", "checkpoint"
 
 
-def _default_teacher(preset: str, setting: Setting) -> str:
-    return (RUNS / setting.name / preset).relative_to(ROOT).as_posix()
-
-
 def _run_directory(arguments: Any, student: Any, presets: Mapping[str, Any], setting: Setting) -> Path:
     """`--out` itself for a single run, a folder in it for one of several; by default a folder in the setting's runs."""
     plural = _plural(setting)
@@ -176,7 +168,7 @@ def _run_directory(arguments: Any, student: Any, presets: Mapping[str, Any], set
     if arguments.out is not None:
         parts += [f"lr{student.lr[0]}"] if len(arguments.lr) > 1 else []
         return arguments.out / "-".join(parts) if len(student_arguments(arguments, plural)) > 1 else arguments.out
-    preset = replace(presets[arguments.preset], teacher=_default_teacher(arguments.preset, setting))
+    preset = replace(presets[arguments.preset], teacher=default_teacher(setting.name, arguments.preset))
     in_name = [argument for argument in plural if argument != "lr"]
     name = "-".join([arguments.preset, *parts])
     return RUNS / setting.name / default_name(student, preset, name, exclude=(*EXECUTION_ARGUMENTS, *in_name))

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from common.distillation import run_loop, together
+from common.distillation import run_loop, supervision, together
 from common.distillation.supervision import FROM_LABELS
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.language_models import commands as shared_commands, students
@@ -431,7 +431,7 @@ def directory_of(pcfg, monkeypatch, name, arguments):
                 **dict.fromkeys(without_work, lambda *arguments: []),
             ),
         )
-        for module, function in product((shared_commands, students), stand_in):
+        for module, function in product((shared_commands, students, supervision), stand_in):
             if hasattr(module, function):
                 patch.setattr(module, function, stand_in[function])
         with pytest.raises(Named) as named:
