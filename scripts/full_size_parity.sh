@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The parity results at the published size: everything behind the full-size figures and their table, in about 45
+# The parity results at the published size: everything behind the full-size figures and their tables, in about 45
 # minutes on two cores. Rerun it to resume.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -11,3 +11,8 @@ dense=(--steps 4200000 --checkpoint-every 20000 --checkpoint-from 3400000)
 python -m parity_mlp.train paper "${dense[@]}" --out runs/parity_mlp/paper-dense
 python -m parity_mlp.probe --run runs/parity_mlp/paper-dense
 python figures/make_figures.py parity_mlp --preset paper --runs runs
+
+# a second teacher, with students of its own
+python -m parity_mlp.train paper --seed 1
+python -m parity_mlp.distill paper --teacher runs/parity_mlp/paper-seed1 --widths 100 1000 \
+    --methods one-shot progressive two-shot --checkpoint before inside after
