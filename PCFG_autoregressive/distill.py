@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from common.cli import command, run_command
-from common.language_models import arguments
-from common.pcfg.arguments import WORKSTATION_STUDENTS
+from common.pcfg.arguments import WORKSTATION_STUDENTS, StudentArguments
 from PCFG_autoregressive.arguments import LAPTOP, PAPER, SMOKE, Arguments
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillArguments(Arguments, arguments.DistillArguments):
+class DistillArguments(Arguments, StudentArguments):
     """Arguments of `distill.py`."""
 
 

@@ -19,5 +19,6 @@ SETTING = grammar_setting(
     task=task_of,
     new_model=new_model,
     load_model=load_model,
+    causal=True,
     prediction_arguments=("label_level",),
 )

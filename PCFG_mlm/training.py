@@ -20,5 +20,6 @@ SETTING = grammar_setting(
     task=task_of,
     new_model=new_model,
     load_model=load_model,
+    causal=False,
     prediction_arguments=("mask_rate", "hide_masked"),
 )

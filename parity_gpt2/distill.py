@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.cli import command, run_command
-from common.distillation.arguments import DistillationArguments
+from common.parity.arguments import StudentArguments
 from parity_gpt2.arguments import LAPTOP, PAPER, SMOKE, Arguments
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillArguments(Arguments, DistillationArguments):
+class DistillArguments(Arguments, StudentArguments):
     """Arguments of `distill.py`."""
 
     student_heads: tuple[int, ...]

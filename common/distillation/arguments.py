@@ -4,15 +4,25 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
 
-from common.arguments import is_of_type
+from common.arguments import is_of_type, option_of
 from common.errors import UserError
 
 Method = Literal[
-    "ce", "one-shot", "progressive", "two-shot", "until-saturation", "accelerated", "refreshed", "custom", "explicit"
+    "ce",
+    "one-shot",
+    "progressive",
+    "two-shot",
+    "designed",
+    "until-saturation",
+    "accelerated",
+    "refreshed",
+    "custom",
+    "explicit",
 ]
 Annealing = Literal["linear", "logarithmic"]
 Divergence = Literal["forward-kl", "reverse-kl", "jensen-shannon"]
@@ -24,6 +34,10 @@ TARGET_SAMPLES = 50
 @dataclass(frozen=True, kw_only=True)
 class DistillationArguments:
     """How students are supervised."""
+
+    design_defaults = MappingProxyType[str, Any]({})
+    """Arguments of designed targets, if a setting has them, and what they are by default; None in runs of other
+    methods. One of them is plural."""
 
     teacher: str = ""
     """Directory with checkpoint-<step> folders, or a hub id; by default the run of train.py with this preset."""
@@ -50,7 +64,7 @@ class DistillationArguments:
     """First checkpoint (two-shot), one run each: a teacher step, or before, inside or after the teacher's
     transition."""
     first_steps: int
-    """Student steps with the first checkpoint (two-shot)."""
+    """Student steps with the first checkpoint (two-shot) or the designed target (designed)."""
     speed: float = 1.0
     """Teacher steps per student step (accelerated, refreshed)."""
     segments: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--plan",))] = ()
@@ -93,6 +107,29 @@ BELONGS_TO = {"start": "grammar", "weights": "corpus"}
 """Arguments of a task that say something about another one, and nothing without it."""
 
 
+def with_designs(arguments: Arguments) -> Arguments:
+    """The arguments of a command, with the defaults of designed targets if one of its methods has them.
+
+    Raises:
+        UserError: the setting has no designed targets, or an argument of them is given without the method.
+    """
+    defaults = arguments.design_defaults
+    given = {name: getattr(arguments, name) for name in defaults if getattr(arguments, name) is not None}
+    if "designed" in arguments.methods:
+        if not defaults:
+            raise UserError("--methods designed is for settings on parity and on grammars: give another method")
+        return replace(arguments, **{**defaults, **given})
+    if given:
+        raise UserError(f"{option_of(next(iter(given)))} is for --methods designed: give that too, or leave it out")
+    return arguments
+
+
+def needs_teacher(arguments: DistillationArguments) -> bool:
+    """Whether a student of a command, with `with_designs`, learns from a teacher's checkpoints."""
+    alone = ("ce", "designed") if getattr(arguments, "then", None) == "labels" else ("ce",)
+    return any(method not in alone for method in arguments.methods)
+
+
 def require_distinct(arguments: object, names: Sequence[str]) -> None:
     """Reject plural arguments with no values or repeated ones.
 
@@ -111,19 +148,22 @@ def require_distinct(arguments: object, names: Sequence[str]) -> None:
 
 
 def student_arguments(arguments: Arguments, plural: Sequence[str]) -> list[Arguments]:
-    """The arguments of each student's run: one method, one value of every other plural argument, and one first
-    checkpoint if the method is two-shot.
+    """The arguments of each student's run: one method, and one value of every other plural argument that it uses.
 
     Args:
         arguments: the command's.
-        plural: names of its plural arguments, `checkpoint` among them; the last one varies fastest.
+        plural: names of its plural arguments; the last one varies fastest, but for those of one method only.
     """
-    others = [name for name in plural if name not in ("methods", "checkpoint")]
+    of_designs = arguments.design_defaults
+    names = sorted((name for name in plural if name != "methods"), key=["checkpoint", *of_designs].__contains__)
     students = []
-    for method, *values in itertools.product(arguments.methods, *(getattr(arguments, name) for name in others)):
-        for first in arguments.checkpoint if method == "two-shot" else ("",):
-            chosen: dict[str, Any] = {name: (value,) for name, value in zip(others, values, strict=True)}
-            students.append(replace(arguments, methods=(method,), checkpoint=(first,) if first else (), **chosen))
+    for method in arguments.methods:
+        absent: dict[str, Any] = {} if method == "two-shot" else {"checkpoint": ()}
+        absent |= {} if method == "designed" else dict.fromkeys(of_designs)
+        used = [name for name in names if name not in absent]
+        for values in itertools.product(*(getattr(arguments, name) for name in used)):
+            chosen: dict[str, Any] = {name: (value,) for name, value in zip(used, values, strict=True)}
+            students.append(replace(arguments, methods=(method,), **absent, **chosen))
     return students
 
 

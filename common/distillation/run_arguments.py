@@ -159,7 +159,7 @@ def require_run_arguments(args: TrainingArguments, options: Mapping[str, Any]) -
 def training_facts(
     args: TrainingArguments,
     batch_size: int,
-    schedule: Sequence[tuple[int, int]] | None,
+    schedule: Sequence[tuple[int, int | None]] | None,
     loss_arguments: LossArguments,
     classes: int | None,
 ) -> dict[str, Any]:

@@ -279,7 +279,7 @@ class RunTrainer(ProgressiveDistillationTrainer):
             Whether it has.
         """
         has_same = (
-            bool(self._teacher.steps)
+            bool(self._teacher.sources)
             and self.train_dataset is other.train_dataset
             and self.args.gradient_accumulation_steps == other.args.gradient_accumulation_steps
             and self._teacher.is_same_as(other._teacher)

@@ -1,8 +1,9 @@
 """Which teacher checkpoint supervises which student step.
 
 A schedule is a list of `Segment`s in order: from student step `start` on, the student learns from the checkpoint that
-the teacher saved at its step `checkpoint`. The last segment has no end; an empty schedule has no teacher. The list is
-all that a trainer needs, so a schedule can be printed, stored in config.json and tested without a model.
+the teacher saved at its step `checkpoint`. The last segment has no end; an empty schedule has no teacher. A negative
+step is a designed target, which stands for a checkpoint that no teacher saved, and None is the labels. The list is all
+that a trainer needs, so a schedule can be printed, stored in config.json and tested without a model.
 
 `checkpoints` are the teacher steps at which checkpoints exist, in any order. Where a rule asks for a teacher step
 without a checkpoint, the latest earlier checkpoint is used; it is an error if there is none.
@@ -25,8 +26,8 @@ from common.errors import UserError, listed
 class Segment:
     start: int
     """First student step (counted from 0) of this segment."""
-    checkpoint: int
-    """Teacher step of the checkpoint in use."""
+    checkpoint: int | None
+    """Teacher step of the checkpoint in use; negative for a designed target, None for the labels."""
 
 
 Schedule = Sequence[Segment] | Callable[[list[tuple[int, float]]], Sequence[Segment]]
@@ -106,6 +107,25 @@ def two_shot(checkpoints: Sequence[int], first: int, first_steps: int) -> list[S
     steps = _sorted(checkpoints)
     first = _latest(steps, first, "give --checkpoint (first) a later step")
     return custom([(first, first_steps), (steps[-1], None)])
+
+
+def designed(targets: Sequence[int], first_steps: int, then: int | None) -> list[Segment]:
+    """Designed targets in turn for equal parts of `first_steps` student steps, then a checkpoint or the labels.
+
+    Args:
+        targets: negative steps, which stand for the targets.
+        first_steps: student steps with all of them.
+        then: the teacher step of the checkpoint, or None for the labels.
+
+    Raises:
+        UserError: there are fewer steps than targets, or no target.
+    """
+    if not 1 <= len(targets) <= first_steps:
+        raise UserError(
+            f"{len(targets)} designed targets need at least one step each: give --first-steps, which is {first_steps}"
+        )
+    starts = [first_steps * i // len(targets) for i in range(len(targets) + 1)]
+    return [Segment(start, target) for start, target in zip(starts, [*targets, then], strict=True)]
 
 
 def accelerated(checkpoints: Sequence[int], multiplier: float) -> list[Segment]:
@@ -200,14 +220,14 @@ def until_saturation(
 
 
 def checkpoint_at(schedule: Sequence[Segment], step: int) -> int | None:
-    """Teacher step of the checkpoint that supervises student step `step` (from 0); None without a teacher."""
+    """What supervises student step `step` (from 0), as in a `Segment`; None without a teacher."""
     if not schedule:
         return None
     return schedule[bisect_right(schedule, step, key=lambda segment: segment.start) - 1].checkpoint
 
 
 def next_checkpoint(schedule: Sequence[Segment], step: int) -> int | None:
-    """Teacher step of the first checkpoint that takes over after student step `step`; None if none does."""
+    """What takes over first after student step `step`, as in a `Segment`; None if nothing does."""
     return next((segment.checkpoint for segment in schedule if segment.start > step), None)
 
 
@@ -230,7 +250,7 @@ def check_schedule(schedule: Sequence[Segment], checkpoints: Collection[int]) ->
     if starts[:1] not in ([], [0]) or any(start >= after for start, after in pairwise(starts)):
         raise UserError(f"the segments of a schedule must begin at step 0 and be in order, got steps {starts}")
     for segment in schedule:
-        if segment.checkpoint not in checkpoints:
+        if segment.checkpoint is not None and segment.checkpoint not in checkpoints:
             raise UserError(f"the schedule names teacher step {segment.checkpoint}, which has no checkpoint")
 
 
@@ -239,10 +259,14 @@ def unused_segments(schedule: Sequence[Segment], steps: int) -> str:
     unused = [segment for segment in schedule if segment.start >= steps]
     if not unused:
         return ""
-    names = listed([segment.checkpoint for segment in unused])
+    names = [segment.checkpoint for segment in unused]
+    if names == [None]:
+        what = "the labels"
+    else:
+        what = f"teacher step{'s' * (len(unused) > 1)} {listed([name for name in names if name is not None])}"
     return (
-        f"the schedule is longer than the training of {steps:,} steps: the student does not learn from teacher step"
-        f"{'s' * (len(unused) > 1)} {names}, due at step {unused[0].start:,}"
+        f"the schedule is longer than the training of {steps:,} steps: the student does not learn from {what}, due at "
+        f"step {unused[0].start:,}"
     )
 
 
@@ -250,7 +274,7 @@ def spans(schedule: Sequence[Segment], start: int, stop: int) -> list[tuple[int,
     """Student steps `start` to `stop` (exclusive), split where the checkpoint changes.
 
     Returns:
-        (first step, step after the last, checkpoint) triples in order, none of them empty.
+        (first step, step after the last, what supervises them as in a `Segment`) in order, none of them empty.
     """
     changes = [segment.start for segment in schedule if start < segment.start < stop]
     return [(a, b, checkpoint_at(schedule, a)) for a, b in pairwise([start, *changes, stop]) if a < b]

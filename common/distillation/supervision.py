@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Supervision(LossArguments):
     schedule: schedules.Schedule
     """An empty schedule means the labels alone."""
     teacher: Sequence[Checkpoint] = ()
+    designs: Mapping[int, Any] = field(default_factory=dict)
+    """Designed targets, of a kind that the setting knows, by the negative steps that stand for them in the schedule."""
 
 
 FROM_LABELS = Supervision(schedule=schedules.ce_only())
@@ -50,7 +52,9 @@ def default_teacher(setting: str, preset: str) -> str:
     return (RUNS / setting / preset).relative_to(ROOT).as_posix()
 
 
-def find_teacher(name: str, pattern: str | None, setting: str, preset: str, settings: Sequence[str]) -> GivenTeacher:
+def find_teacher(
+    name: str, pattern: str | None, setting: str, preset: str, settings: Sequence[str], needed: bool = True
+) -> GivenTeacher:
     """The teacher of this name.
 
     Args:
@@ -58,12 +62,15 @@ def find_teacher(name: str, pattern: str | None, setting: str, preset: str, sett
         pattern: of the names of its checkpoints, or None.
         setting, preset: of the students.
         settings: whose runs can be teachers.
+        needed: False if no student learns from it; the default teacher may then be missing, and has no checkpoints.
 
     Raises:
         UserError: there is none, its checkpoints are not what they must be, or see `own_teacher`.
     """
     directory = ROOT / name
     if name == default_teacher(setting, preset) and not directory.exists():
+        if not needed:
+            return GivenTeacher(directory, (), None)
         command = f"python -m {setting}.train {preset}"
         raise UserError(f"there is no teacher {name}: give --teacher, or train it with {command}")
     checkpoints = find_checkpoints(directory if directory.exists() else name, pattern)
@@ -120,6 +127,8 @@ def supervision(
     directory: Path,
     classes: int | None,
     loss_of_record: Callable[[Mapping[str, Any]], float],
+    designs: Sequence[Any] = (),
+    then: str | None = "teacher",
 ) -> Supervision:
     """What one student learns from.
 
@@ -131,6 +140,8 @@ def supervision(
         classes: of the teacher's output, if known.
         loss_of_record: from a record of the teacher to the value whose drop is its transition: the loss, or the error
             rate 1 - accuracy.
+        designs: targets that it learns from in turn, before anything else, if its method is designed.
+        then: teacher or labels: whether it learns from the final checkpoint or from the labels after them.
 
     Raises:
         UserError: an argument of the schedule or of the loss is out of its range.
@@ -139,9 +150,16 @@ def supervision(
         return FROM_LABELS
     steps = [checkpoint.step for checkpoint in teacher]
     end_temperature = student.temperature if student.end_temperature is None else student.end_temperature
+    numbered = {i - len(designs): design for i, design in enumerate(designs)}
+    if student.methods[0] == "designed":
+        final = None if then == "labels" else schedules.one_shot(steps)[0].checkpoint
+        schedule: schedules.Schedule = schedules.designed(list(numbered), student.first_steps, final)
+    else:
+        schedule = _schedule(student, total, steps, directory, loss_of_record)
     found = Supervision(
-        schedule=_schedule(student, total, steps, directory, loss_of_record),
+        schedule=schedule,
         teacher=teacher,
+        designs=numbered,
         temperature=(student.temperature, end_temperature),
         annealing=student.annealing,
         top_k=student.top_k,

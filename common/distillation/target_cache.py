@@ -195,12 +195,12 @@ class TargetCache:
         """How many pairs of a checkpoint and a training step have no shard.
 
         Args:
-            spans: first training step, the one after the last, and the checkpoint; as of `schedules.spans`.
+            spans: first training step, the one after the last, and what supervises them; as of `schedules.spans`.
         """
         self._require_prepared()
         wanted: dict[int, set[int]] = {}
         for first, stop, checkpoint in spans:
-            if checkpoint is not None:
+            if checkpoint is not None and checkpoint >= 0:
                 wanted.setdefault(checkpoint, set()).update(range(first, stop))
         for checkpoint, steps in wanted.items():
             first, last = min(steps, default=0), max(steps, default=0)

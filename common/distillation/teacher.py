@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -63,6 +64,7 @@ class Teacher:
         autocast: returns the context that the student computes in.
         autocast_dtype: of matrix products in that context; None without autocast.
         cache: prepared for the student; where it has the targets of a batch, no model is loaded.
+        designs: models of designed targets, by the negative steps that stand for them; they are not in the cache.
     """
 
     def __init__(
@@ -78,7 +80,9 @@ class Teacher:
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         autocast_dtype: torch.dtype | None = None,
         cache: TargetCache | None = None,
+        designs: Mapping[int, nn.Module] = MappingProxyType({}),
     ) -> None:
+        self._designs = designs
         self._checkpoints = {checkpoint.step: checkpoint for checkpoint in checkpoints}
         self._student, self._objective, self._dtype, self._autocast = student, objective, dtype, autocast
         self._autocast_dtype = autocast_dtype
@@ -91,8 +95,8 @@ class Teacher:
         self._names: frozenset[str] | None = None
         self.classes: int | None = None
         """Number of classes that student and teacher share; None if their logits must have the same number."""
-        attention = attention_of(student)
-        self._identity = self._checkpoints, objective, load, dtype, autocast_dtype, class_of(student), attention, cache
+        fixed_for_student = class_of(student), attention_of(student), objective, autocast_dtype
+        self._identity = self._checkpoints, designs, cache, load, dtype, fixed_for_student
         self._cache = cache if checkpoints else None
         self._checkpoint_digests: dict[int, str] = {}
         self._shared: dict[tuple[int, int, int], LabelledOutput] | None = None
@@ -103,6 +107,11 @@ class Teacher:
     def steps(self) -> set[int]:
         """Teacher steps of the checkpoints."""
         return self._models.steps
+
+    @property
+    def sources(self) -> set[int]:
+        """All that a schedule may name: the `steps`, and the negative ones of designed targets."""
+        return self.steps | self._designs.keys()
 
     def is_same_as(self, other: "Teacher") -> bool:
         """Whether the other teacher has the same outputs."""
@@ -127,7 +136,7 @@ class Teacher:
         """
         self._models.expect_weights({int(step): digest for step, digest in digests.items()})
 
-    def check_trajectory(self, steps: Collection[int], trust: bool) -> None:
+    def check_trajectory(self, steps: Collection[int | None], trust: bool) -> None:
         """Check that some checkpoints are what their steps say; only warn about problems if they are trusted.
 
         Raises:
@@ -137,15 +146,15 @@ class Teacher:
         for finding in require_trajectory(checkpoints, trust):
             warnings.warn(finding.line, stacklevel=3)
 
-    def digests(self, steps: Collection[int]) -> dict[str, str]:
+    def digests(self, steps: Collection[int | None]) -> dict[str, str]:
         """A digest of each checkpoint of these steps, by its step as text."""
-        return checkpoint_digests([self._checkpoints[step] for step in sorted(steps)])
+        return checkpoint_digests([self._checkpoints[step] for step in sorted(self._checkpoints.keys() & steps)])
 
-    def share_classes(self, step: int, processing_class: Any, given: int | None) -> None:
+    def share_classes(self, step: int | None, processing_class: Any, given: int | None) -> None:
         """Find the classes that student and teacher share.
 
         Args:
-            step: of the checkpoint to look at.
+            step: of the checkpoint to look at; that of a designed target has the student's classes.
             processing_class: the student's tokenizer, if it is one.
             given: number of classes, if the caller knows it.
 
@@ -156,8 +165,9 @@ class Teacher:
         sizes = [classes_of(model.config) for model in (self._student,) if isinstance(model, PreTrainedModel)]
         if given is not None and not 1 <= given <= min(sizes, default=given):
             raise UserError(f"classes must be between 1 and the student's {sizes[0]:,}, got {given}")
-        if given is None and self._loads_itself and isinstance(self._student, PreTrainedModel):
-            path = local_path(self._checkpoints[step])
+        checkpoint = None if step is None else self._checkpoints.get(step)
+        if checkpoint and self._loads_itself and given is None and isinstance(self._student, PreTrainedModel):
+            path = local_path(checkpoint)
             theirs = classes_of(read_config(path))
             tokenizer = student_tokenizer(self._student, processing_class)
             self.classes = shared_classes(sizes[0], theirs, tokenizer, teacher_tokenizer(path))
@@ -190,7 +200,7 @@ class Teacher:
             UserError: as for `output`, or the cache is damaged or of something else.
         """
         has_positions = len(positions) > 0
-        if self._cache is None:
+        if self._cache is None or step in self._designs:
             is_used = has_positions or is_sharded(self._student)  # a sharded teacher computes in all processes
             return self.output(inputs, positions, step, then, device, batch) if is_used else None
         if step not in self._checkpoint_digests:
@@ -258,7 +268,7 @@ class Teacher:
         device: torch.device,
         batch: tuple[int, int] | None = None,
     ) -> LabelledOutput:
-        """What the checkpoint of teacher step `step` predicts at positions (labelled,).
+        """What the checkpoint of teacher step `step`, or a designed target, predicts at positions (labelled,).
 
         If teachers share their outputs, that on a micro-batch is computed once, and kept until the next training step.
 
@@ -277,10 +287,33 @@ class Teacher:
         key = None if self._shared is None or batch is None else (*batch, step)
         if self._shared and key in self._shared:
             return self._shared[key]
+        of_step = self._output_of_design if step in self._designs else self._output_of_checkpoint
+        output = of_step(inputs, positions, step, then, device)
+        if self._shared is not None and key is not None:
+            for other in [other for other in self._shared if other[0] != key[0]]:
+                del self._shared[other]
+            kept = sum(other.kept_logits for other in self._shared.values())
+            output = self._shared[key] = output.with_logits(MOST_LOGITS - kept)
+        return output
+
+    def _output_of_design(
+        self, inputs: Mapping[str, Any], positions: Tensor, step: int, then: int | None, device: torch.device
+    ) -> LabelledOutput:
+        """The `output` of a designed target."""
+        model = self._designs[step].to(device)
+        names = argument_names(model)
+        with torch.no_grad():
+            given = {name: value for name, value in inputs.items() if names is None or name in names}
+            return LabelledOutput(model(**given)["logits"].flatten(0, -2)[positions])
+
+    def _output_of_checkpoint(
+        self, inputs: Mapping[str, Any], positions: Tensor, step: int, then: int | None, device: torch.device
+    ) -> LabelledOutput:
+        """The `output` of a checkpoint."""
         changes = step != self._models.current_step
         if changes:
             self._remove_head()
-        model = self._models.load(step, then, device)
+        model = self._models.load(step, then if then in self._checkpoints else None, device)
         with torch.no_grad(), self._autocast():
             owner = f"the teacher in {self._checkpoints[step].location}"
             require_fitting_tokens(model, inputs, owner, check_tokens=changes or device.type == "cpu")
@@ -294,15 +327,10 @@ class Teacher:
             output = self._head(model, self._arguments(inputs), positions, chunked=True)
             if changes:
                 output.require_finite(owner)
-        if self._shared is not None and key is not None:
-            for other in [other for other in self._shared if other[0] != key[0]]:
-                del self._shared[other]
-            kept = sum(other.kept_logits for other in self._shared.values())
-            output = self._shared[key] = output.with_logits(MOST_LOGITS - kept)
         return output
 
-    def report(self, batches: Iterable[Mapping[str, Any]], step: int, shift: bool) -> str:
-        """The `teacher_report` on the checkpoint of teacher step `step`.
+    def report(self, batches: Iterable[Mapping[str, Any]], step: int | None, shift: bool) -> str:
+        """The `teacher_report` on the checkpoint of teacher step `step`; None for the last one.
 
         Args:
             batches: of evaluation data, on the device: the model's arguments and `labels`; the first
@@ -310,6 +338,7 @@ class Teacher:
             step: teacher step.
             shift: whether logits predict the label of the next position.
         """
+        step = max(self.sources) if step is None else step
         sums = torch.zeros(2, dtype=torch.float64)
         all_labels: list[Tensor] = []
         for i, batch in enumerate(batches):

@@ -74,6 +74,7 @@ class ProgressiveDistillationTrainer(Trainer):
             accuracy on the evaluation data of the last one that is used, unless the cache has all targets.
         trust_trajectory: warn about problems with the checkpoints instead of rejecting them.
         cache: of the teacher's targets on the disk, for several students; what it lacks is computed and added.
+        designs: models to learn from in place of checkpoints, by the negative steps that the schedule has for them.
         trainer_arguments: anything else that a Trainer takes.
 
     Raises:
@@ -110,6 +111,7 @@ class ProgressiveDistillationTrainer(Trainer):
         check_teacher: bool = True,
         trust_trajectory: bool = False,
         cache: TargetCache | None = None,
+        designs: Mapping[int, nn.Module] | None = None,
         **trainer_arguments: Any,
     ) -> None:
         require_honoured_arguments(model, args, trainer_arguments, not callable(schedule))
@@ -126,20 +128,20 @@ class ProgressiveDistillationTrainer(Trainer):
         self._loss_arguments = loss_arguments(temperature, alpha, alpha_steps, **loss)
         checkpoints = find_checkpoints(teacher) if isinstance(teacher, str | Path) else list(teacher or ())
         autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
-        loading: dict[str, Any] = {"load": load_teacher, "dtype": teacher_dtype, "prefetch": prefetch}
-        loading |= {"downloads_kept": downloads_kept, "autocast": self.accelerator.autocast, "cache": cache}
+        loading: dict[str, Any] = {"load": load_teacher, "dtype": teacher_dtype, "downloads_kept": downloads_kept}
+        loading |= {"prefetch": prefetch, "autocast": self.accelerator.autocast, "autocast_dtype": autocast_dtype}
         if cache is not None and checkpoints:
             cache.prepare(args, self._loss_arguments, teacher_dtype, attention_of(unwrap(model)))
-        self._teacher = Teacher(checkpoints, unwrap(model), self.objective, autocast_dtype=autocast_dtype, **loading)
+        loading |= {"cache": cache, "designs": designs or {}}
+        self._teacher = Teacher(checkpoints, unwrap(model), self.objective, **loading)
         self._schedule, self._schedule_is_fixed = schedule, not callable(schedule)
         self.records: list[dict[str, Any]] = []
-        """One for each evaluation during training. Those from before the checkpoint that training resumed from have
-        only step, loss and accuracy."""
+        """One for each evaluation; those from before a Trainer's checkpoint have only step, loss and accuracy."""
         self.update_schedule()
         self._reports_teacher = check_teacher and bool(self.segments)
         if self.segments:
             named = {segment.checkpoint for segment in self.segments}
-            used = named | {max(self._teacher.steps)} if self._schedule_is_fixed else self._teacher.steps
+            used = named | {max(self._teacher.sources)} if self._schedule_is_fixed else self._teacher.steps
             if check_teacher and load_teacher is None:
                 self._teacher.check_trajectory(used, trust_trajectory)
             self._teacher.share_classes(self.segments[0].checkpoint, self.processing_class, classes)
@@ -159,9 +161,9 @@ class ProgressiveDistillationTrainer(Trainer):
         """
         evaluations = [(record["step"], record["accuracy"]) for record in self.records if record["step"]]
         self.segments = segments_at(self._schedule, evaluations)
-        if bool(self._teacher.steps) != bool(self.segments):
+        if bool(self._teacher.sources) != bool(self.segments):
             raise UserError("give a teacher and a schedule for it, or neither to learn from the labels alone")
-        check_schedule(self.segments, self._teacher.steps)
+        check_schedule(self.segments, self._teacher.sources)
 
     @property
     def _teacher_step(self) -> int | None:
@@ -179,7 +181,7 @@ class ProgressiveDistillationTrainer(Trainer):
 
     def _report_teacher(self) -> None:
         """Print the accuracy of the last checkpoint that the student learns from, on some of the evaluation data."""
-        step = self.segments[-1].checkpoint if self._schedule_is_fixed else max(self._teacher.steps)
+        step = self.segments[-1].checkpoint if self._schedule_is_fixed else None
         first = next(iter(self.eval_dataset)) if isinstance(self.eval_dataset, dict) else None
         report = self._teacher.report(map(self._prepare_inputs, self.get_eval_dataloader(first)), step, self._shift)
         if self.is_world_process_zero():

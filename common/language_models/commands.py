@@ -6,7 +6,7 @@ from typing import Any
 
 from common.arguments import option_of, require_at_least, require_seed, require_steps
 from common.cli import fast_garbage_collection
-from common.distillation.arguments import require_distinct, student_arguments
+from common.distillation.arguments import require_distinct, student_arguments, with_designs
 from common.distillation.losses import check_loss_arguments
 from common.distillation.supervision import (
     FROM_LABELS,
@@ -20,11 +20,11 @@ from common.errors import DivergedError
 from common.language_models.arguments import TrainArguments, check
 from common.language_models.setting import Setting, config_of, task_of
 from common.language_models.students import (
-    PLURAL,
     Distill,
     Student,
     groups_of,
     missing_targets,
+    plural_of,
     prediction_notes,
     report_of_teacher,
     require_resources_of,
@@ -97,14 +97,16 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
         UserError: an argument is out of range, the teacher does not fit, or a run's directory cannot be used.
         DivergedError: a student's loss is not finite; the other students are trained first.
     """
+    arguments = with_designs(arguments)
+    plural = plural_of(arguments)
     check(arguments)
-    require_distinct(arguments, PLURAL)
+    require_distinct(arguments, plural)
     require_steps(arguments)
     require_at_least(1, arguments, "student_heads")
     require_seed(arguments, "seeds", "stream_seed")
     arguments, teacher = with_teacher(arguments, setting, argv)
     students = [
-        student_of(arguments, chosen, presets, setting, teacher) for chosen in student_arguments(arguments, PLURAL)
+        student_of(arguments, chosen, presets, setting, teacher) for chosen in student_arguments(arguments, plural)
     ]
     processes, device = processes_of(students[0].trainer_args), students[0].trainer_args.device
 
@@ -116,7 +118,7 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     groups = groups_of(unfinished, arguments.memory, task, processes, device)
     prepared = [(student.arguments, student.supervision, student.steps) for student in students]
     used = used_checkpoints(prepared)
-    last = (used or teacher.checkpoints)[-1]
+    last = (used or teacher.checkpoints)[-1] if teacher.checkpoints else None
     cache = None
     if arguments.cache_teacher is not None and used:
         cache = target_cache_of(arguments, setting, task, students)
@@ -127,14 +129,14 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
         require_first_labels(batches, min(student.steps for student in unfinished))
         shared = {**trainer_options(arguments, setting, task), "cache": cache}
     is_cached = cache is not None and not missing_targets(cache, unfinished, used, batches, task, processes)
-    if not is_cached:
+    if last is not None and not is_cached:
         setting.load_model(local_path(last), task)
     setting.check_checkpoints(used, task)
     if teacher.config is not None:
         notes += own_checkpoint_warnings(teacher.directory, used, arguments.trust_trajectory)
     digests = checkpoint_digests(used)
-    notes += [*setting.notes(local_path(last), task), *trajectory_warnings(used, arguments.trust_trajectory)]
-    notes += schedule_warnings(prepared)
+    notes += [] if last is None else setting.notes(local_path(last), task)
+    notes += [*trajectory_warnings(used, arguments.trust_trajectory), *schedule_warnings(prepared)]
     is_reported = not used or is_cached
     if is_reported and unfinished and processes.first:
         print_notes(notes)
@@ -158,7 +160,7 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
             ]
             if not trainers:
                 continue
-            if not is_reported:
+            if last is not None and not is_reported:
                 is_reported = True
                 report = report_of_teacher(last, task, arguments, setting, device)  # may raise, in every process
                 if processes.first:

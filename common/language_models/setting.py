@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from common.distillation.batches import Source
@@ -67,6 +68,10 @@ class Setting:
     """Names of the arguments that say what is predicted, such as a mask rate, in which a student may differ."""
     describe: Callable[[Mapping[str, Any]], str]
     """From a run's arguments, by name, to its data in words."""
+    designs: Callable[[Any], Sequence[Any]] = lambda arguments: ()
+    """From a student's arguments to the designed targets that it learns from in turn."""
+    designed_model: Callable[[Any, Any], nn.Module] | None = None
+    """From a task and a designed target to the model that predicts it; the same one for the same target."""
 
 
 def task_of(arguments: Any, setting: Setting) -> Any:

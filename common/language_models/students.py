@@ -11,7 +11,13 @@ from transformers import TrainingArguments
 from common.arguments import option_of
 from common.attention import ATTENTION
 from common.distillation import schedules
-from common.distillation.arguments import resolve_teacher, student_arguments, with_task_of
+from common.distillation.arguments import (
+    needs_teacher,
+    resolve_teacher,
+    student_arguments,
+    with_designs,
+    with_task_of,
+)
 from common.distillation.batches import Source, batch_tensors
 from common.distillation.evaluation import report_on
 from common.distillation.losses import IGNORED_LABEL
@@ -51,8 +57,14 @@ from common.teachers.discovery import Checkpoint, local_path
 from common.teachers.objective import objective_of
 from common.teachers.trajectory import checkpoint_digests
 
-PLURAL = ("methods", "student_heads", "steps", "seeds", "checkpoint")
-"""Arguments of distillation of which each run has one value."""
+PLURAL = ("methods", "student_heads", "steps", "seeds", "checkpoint", "windows")
+"""Arguments of distillation of which each run has one value; `windows` is of grammars only."""
+
+
+def plural_of(arguments: DistillArguments) -> list[str]:
+    """Those of `PLURAL` that a command has."""
+    return [name for name in PLURAL if getattr(arguments, name, None) is not None]
+
 
 Distill = TypeVar("Distill", bound=DistillArguments)
 
@@ -64,7 +76,8 @@ def with_teacher(arguments: Distill, setting: Setting, argv: Sequence[str]) -> t
         UserError: there is none, or its checkpoints are not what they must be.
     """
     name = resolve_teacher(arguments.teacher, default_teacher(setting.name, arguments.preset), ROOT)
-    teacher = find_teacher(name, arguments.teacher_pattern, setting.name, arguments.preset, (setting.name,))
+    is_needed = needs_teacher(arguments)
+    teacher = find_teacher(name, arguments.teacher_pattern, setting.name, arguments.preset, (setting.name,), is_needed)
     task_arguments = (*setting.data_arguments, *setting.prediction_arguments)
     theirs = teacher.config and setting.as_given(teacher.config["arguments"])
     return with_task_of(theirs, replace(arguments, teacher=name), task_arguments, argv), teacher
@@ -109,7 +122,13 @@ class Student:
     def trainer(self, setting: Setting, run: Run, task: Task, batches: Source, shared: Mapping[str, Any]) -> RunTrainer:
         """Its trainer; `shared` is from `trainer_options`."""
         (heads,), (seed,) = self.arguments.student_heads, self.arguments.seeds
-        given = (self.arguments, setting, run, self.trainer_args, task, batches, heads, seed, self.supervision)
+        designs = {
+            step: setting.designed_model(task, design)
+            for step, design in self.supervision.designs.items()
+            if setting.designed_model is not None
+        }
+        supervision = replace(self.supervision, designs=designs)
+        given = (self.arguments, setting, run, self.trainer_args, task, batches, heads, seed, supervision)
         return trainer_of(*given, shared)
 
     def digests_of_teacher(self, digests: Mapping[str, str]) -> dict[str, str]:
@@ -129,7 +148,9 @@ def student_of(
     (steps,), (seed,) = chosen.steps, chosen.seeds
     place = _run_directory(arguments, chosen, presets, setting)
     trainer_args = trainer_arguments(chosen, place, steps, seed)
-    supervised = supervision(chosen, steps, teacher.checkpoints, teacher.directory, None, lambda record: record["loss"])
+    of_teacher = teacher.checkpoints, teacher.directory, None, lambda record: record["loss"]
+    designs, then = setting.designs(chosen), getattr(chosen, "then", None)
+    supervised = supervision(chosen, steps, *of_teacher, designs, then)
     return Student(chosen, place, trainer_args, supervised)
 
 
@@ -235,11 +256,15 @@ def report_of_teacher(
 def _run_directory(arguments: Distill, student: Distill, presets: Mapping[str, Distill], setting: Setting) -> Path:
     """`--out` itself for a single run, a folder in it for one of several; by default a folder in the setting's runs."""
     sizes = [f"heads{student.student_heads[0]}", f"steps{student.steps[0]}", f"seed{student.seeds[0]}"]
-    parts = [*student.methods, *student.checkpoint, *sizes]
+    windows = [f"windows{text}" for text in getattr(student, "windows", None) or ()]
+    parts = [*student.methods, *student.checkpoint, *windows, *sizes]
     if arguments.out is not None:
-        return arguments.out / "-".join(parts) if len(student_arguments(arguments, PLURAL)) > 1 else arguments.out
+        several = len(student_arguments(arguments, plural_of(arguments))) > 1
+        return arguments.out / "-".join(parts) if several else arguments.out
     name = "-".join([arguments.preset, *parts])
     preset = replace(presets[arguments.preset], teacher=default_teacher(setting.name, arguments.preset))
+    if student.methods[0] == "designed":
+        preset = with_designs(replace(preset, methods=student.methods))
     return RUNS / setting.name / default_name(student, preset, name, exclude=(*EXECUTION_ARGUMENTS, *PLURAL))
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from common.arguments import require_at_least, require_seed, require_steps
+from common.distillation.arguments import DistillationArguments
 from common.errors import UserError
 from common.probes.arguments import ProbedArguments
 from common.runs.tracking import WandbMode
@@ -72,6 +73,23 @@ class Arguments:
     """Weights & Biases logging."""
     force: bool = False
     """Remove an existing run and start over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentArguments(DistillationArguments):
+    """How students on parity are supervised; see `common.parity.designed`."""
+
+    design_defaults = MappingProxyType({"monomials": ("1:0.16",), "coordinates": "support", "then": "teacher"})
+
+    monomials: tuple[str, ...] | None = None
+    """Targets (designed), one run each: degree:weight, or several joined by +, such as 1:0.16+2:0.1. The log odds of
+    class 0 are the sum of all monomials of these degrees, times the weight. By default 1:0.16."""
+    coordinates: str | None = None
+    """Coordinates of the monomials (designed): support; others, which draws as many outside the support, by
+    --stream-seed; or comma-separated ones. By default support."""
+    then: Literal["teacher", "labels"] | None = None
+    """What the student learns from after the designed target (designed): the final teacher, which is the default, or
+    the labels."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 
 from common.arguments import option_of, require_at_least, require_seed
-from common.distillation.arguments import require_distinct, resolve_teacher, student_arguments, with_task_of
+from common.distillation.arguments import (
+    needs_teacher,
+    require_distinct,
+    resolve_teacher,
+    student_arguments,
+    with_designs,
+    with_task_of,
+)
 from common.distillation.chance import teacher_report
 from common.distillation.supervision import (
     FROM_LABELS,
@@ -24,6 +31,7 @@ from common.distillation.supervision import (
 )
 from common.errors import UserError
 from common.parity.arguments import SETTINGS, check
+from common.parity.designed import designs_of
 from common.parity.frozen import load_network
 from common.parity.networks import Network
 from common.parity.students import Student
@@ -78,13 +86,14 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
         UserError: an argument is out of range, the teacher does not fit, or a run's directory cannot be used.
         DivergedError: a student's loss is not finite; the other students are trained first.
     """
-    plural = _plural(setting)
+    arguments, plural = with_designs(arguments), _plural(setting)
     check(arguments, arguments.lr)
-    require_distinct(arguments, plural)
+    require_distinct(arguments, [name for name in plural if getattr(arguments, name) is not None])
     require_at_least(1, arguments, setting.sizes)
     require_seed(arguments, "seeds", "stream_seed")
     name = resolve_teacher(arguments.teacher, default_teacher(setting.name, arguments.preset), ROOT)
-    given = find_teacher(name, arguments.teacher_pattern, setting.name, arguments.preset, SETTINGS)
+    is_needed = needs_teacher(arguments)
+    given = find_teacher(name, arguments.teacher_pattern, setting.name, arguments.preset, SETTINGS, is_needed)
     directory, teacher, own = given.directory, given.checkpoints, given.config
     arguments = with_task_of(own and own["arguments"], replace(arguments, teacher=name), TASK_ARGUMENTS, argv)
     setting.check(arguments)
@@ -94,14 +103,15 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
     def error_rate(record: Mapping[str, Any]) -> float:
         return 1 - record["accuracy"]
 
-    prepared = [
-        (student, supervision(student, student.steps, teacher, directory, task.classes, error_rate))
-        for student in student_arguments(arguments, plural)
-    ]
+    prepared = []
+    for student in student_arguments(arguments, plural):
+        designs = designs_of(student, task)
+        of_teacher = student.steps, teacher, directory, task.classes, error_rate
+        prepared.append((student, supervision(student, *of_teacher, designs, student.then)))
     scheduled = [(student, supervised, student.steps) for student, supervised in prepared]
     used = used_checkpoints(scheduled)
-    last = (used or teacher)[-1]
-    network = load_network(local_path(last), task)
+    last = (used or teacher)[-1] if teacher else None
+    network = load_network(local_path(last), task) if last else None
     digests = checkpoint_digests(used)
     trust = arguments.trust_trajectory
     notes = [] if own is None else own_checkpoint_warnings(directory, used, trust)
@@ -135,7 +145,7 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
             students.append(Student(run, supervised, initial, student.lr[0]))
         if students:
             if processes.first:
-                reported = [_report(network, last, task, arguments, setting, device)] if used else []
+                reported = [_report(network, used[-1], task, arguments, setting, device)] if network and used else []
                 print_notes([*notes, *reported])
             description = f"{len(students)} students"
             train_together(setting, arguments, students, arguments.stream_seed, description, device, processes)
@@ -157,18 +167,20 @@ def _report(
 
 def _plural(setting: Setting) -> tuple[str, ...]:
     """Arguments of distillation of which each run has one value."""
-    return "methods", setting.sizes, "lr", "seeds", "checkpoint"
+    return "methods", setting.sizes, "lr", "seeds", "checkpoint", "monomials"
 
 
 def _run_directory(arguments: Any, student: Any, presets: Mapping[str, Any], setting: Setting) -> Path:
     """`--out` itself for a single run, a folder in it for one of several; by default a folder in the setting's runs."""
     plural = _plural(setting)
-    parts = [*student.methods, *student.checkpoint]
+    parts = [*student.methods, *student.checkpoint, *(text.replace(":", "_") for text in student.monomials or ())]
     parts += [f"{setting.size}{getattr(student, setting.sizes)[0]}", f"seed{student.seeds[0]}"]
     if arguments.out is not None:
         parts += [f"lr{student.lr[0]}"] if len(arguments.lr) > 1 else []
         return arguments.out / "-".join(parts) if len(student_arguments(arguments, plural)) > 1 else arguments.out
     preset = replace(presets[arguments.preset], teacher=default_teacher(setting.name, arguments.preset))
+    if student.methods[0] == "designed":
+        preset = with_designs(replace(preset, methods=student.methods))
     in_name = [argument for argument in plural if argument != "lr"]
     name = "-".join([arguments.preset, *parts])
     return RUNS / setting.name / default_name(student, preset, name, exclude=(*EXECUTION_ARGUMENTS, *in_name))

@@ -12,6 +12,7 @@ from common.distillation import losses
 from common.distillation.schedules import Segment, segments_at, spans
 from common.distillation.supervision import Supervision
 from common.parity.arguments import Arguments
+from common.parity.designed import Monomials
 from common.parity.frozen import Logits, teacher_logits
 from common.parity.networks import Network
 from common.parity.objective import DIVERGENCE_CODES, Objective
@@ -25,35 +26,41 @@ class Teachers:
 
     def __init__(self, task: ParityTask, frozen_logits: Callable[[Network], Logits]) -> None:
         self._task, self._frozen_logits = task, frozen_logits
-        self._networks: dict[int, Logits] = {}
-        self._cache: dict[tuple[int, int, int], NDArray[np.float64]] = {}
+        self._networks: dict[Checkpoint | Monomials, Logits] = {}
+        self._cache: dict[tuple[Checkpoint | Monomials, int, int], NDArray[np.float64]] = {}
 
     def logits(
-        self, checkpoints: Sequence[Checkpoint], step: int, bits: NDArray[np.uint64], samples: slice
+        self, supervision: Supervision, step: int, bits: NDArray[np.uint64], samples: slice
     ) -> NDArray[np.float64]:
-        """Logits (samples, classes) of a teacher checkpoint for some samples of a range.
+        """Logits (samples, classes) of a teacher checkpoint, or of a designed target, for some samples of a range.
 
         Args:
-            checkpoints: the teacher's.
-            step: teacher step of the checkpoint.
+            supervision: of the student.
+            step: that stands for it in the student's schedule.
             bits: (samples, words), those of the range.
             samples: which of them.
 
         Raises:
             UserError: the checkpoint cannot be loaded, or its weights or logits are not finite.
         """
-        if step not in self._networks:
-            chosen = next(checkpoint for checkpoint in checkpoints if checkpoint.step == step)
-            self._networks[step] = teacher_logits(local_path(chosen), self._task, self._frozen_logits)
-        key = step, samples.start, samples.stop
+        if step in supervision.designs:
+            chosen: Checkpoint | Monomials = supervision.designs[step]
+        else:
+            chosen = next(checkpoint for checkpoint in supervision.teacher if checkpoint.step == step)
+        if chosen not in self._networks:
+            if isinstance(chosen, Monomials):
+                self._networks[chosen] = chosen.logits
+            else:
+                self._networks[chosen] = teacher_logits(local_path(chosen), self._task, self._frozen_logits)
+        key = chosen, samples.start, samples.stop
         if key not in self._cache:
-            self._cache[key] = self._networks[step](bits[samples])
+            self._cache[key] = self._networks[chosen](bits[samples])
         return self._cache[key]
 
     def end_range(self) -> None:
         """Free the logits, and the checkpoints that this range did not use."""
-        used = {step for step, _, _ in self._cache}
-        self._networks = {step: network for step, network in self._networks.items() if step in used}
+        used = {chosen for chosen, _, _ in self._cache}
+        self._networks = {chosen: network for chosen, network in self._networks.items() if chosen in used}
         self._cache = {}
 
 
@@ -109,7 +116,7 @@ class Student:
         for span_start, span_stop, checkpoint in spans(self.schedule, start, stop):
             samples = slice((span_start - start) * size, (span_stop - start) * size)
             if checkpoint is not None:
-                logits = teachers.logits(supervision.teacher, checkpoint, bits, samples)
+                logits = teachers.logits(supervision, checkpoint, bits, samples)
                 targets[samples] = losses.teacher_probabilities(
                     torch.from_numpy(logits), torch.from_numpy(temperatures[samples]), supervision.top_k
                 ).numpy()

@@ -43,6 +43,26 @@ class Arguments(arguments.Arguments, GrammarArguments):
     """Shared by `train.py` and `distill.py`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class StudentArguments(arguments.DistillArguments):
+    """How students on a grammar are trained; see `common.pcfg.window_targets`."""
+
+    design_defaults = MappingProxyType(
+        {"windows": ("5",), "windows_of": "grammar", "window_positions": True, "then": "teacher"}
+    )
+    windows: tuple[str, ...] | None = None
+    """Designed targets (designed), one run each: tokens of a window, or several windows in turn joined by +, such as
+    3+5+7. The target is the distribution of a token given those of the window and the position. By default 5."""
+    windows_of: str | None = None
+    """What the targets are of (designed): grammar, which is the default; permuted, in which contexts have each other's
+    distributions; or another grammar, as its name or name:start."""
+    window_positions: bool | None = None
+    """Whether the targets depend on the absolute position (designed); by default they do."""
+    then: Literal["teacher", "labels"] | None = None
+    """What students learn from after the designed targets (designed): the final teacher, which is the default, or the
+    labels."""
+
+
 @dataclass(frozen=True)
 class ExportArguments:
     """Write sentences of a grammar to a dataset on disk."""

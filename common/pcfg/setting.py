@@ -13,6 +13,7 @@ from common.pcfg.dataset import dataset_digest, open_dataset
 from common.pcfg.grammar_files import grammar_names, load_grammar
 from common.pcfg.models import require_room, vocabulary_note
 from common.pcfg.task import Batch, GrammarTask, rules_of
+from common.pcfg.window_targets import designs_of, window_model
 
 EVALUATION_BATCH_SIZE = 128
 """Sentences per evaluation batch."""
@@ -24,6 +25,7 @@ def grammar_setting(
     new_model: Callable[[Any, int, int, int, float, int], PreTrainedModel],
     load_model: Callable[[Path, Any], PreTrainedModel],
     prediction_arguments: tuple[str, ...],
+    causal: bool,
 ) -> Setting:
     """A setting on sentences of a grammar.
 
@@ -33,6 +35,7 @@ def grammar_setting(
         new_model: from the task, layers, heads, dimensions per head, dropout rate and seed.
         load_model: from a checkpoint's directory and the task; raises `UserError` if it does not fit the task.
         prediction_arguments: names of those that say what is predicted.
+        causal: whether a position predicts the label of the next.
     """
 
     def make_model(task: Any, arguments: Arguments, heads: int, seed: int) -> PreTrainedModel:
@@ -55,6 +58,8 @@ def grammar_setting(
         data_arguments=("grammar", "start"),
         prediction_arguments=prediction_arguments,
         describe=lambda arguments: f"the grammar {arguments['grammar']} from {arguments['start']}",
+        designs=designs_of,
+        designed_model=lambda task, design: window_model(task, design, causal),
     )
 
 

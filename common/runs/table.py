@@ -33,7 +33,7 @@ USED_BY = {
     "teacher_every": ("progressive", "refreshed"),
     "teacher_checkpoints": ("progressive",),
     "teacher_range": ("progressive",),
-    "first_steps": ("two-shot",),
+    "first_steps": ("two-shot", "designed"),
     "speed": ("accelerated", "refreshed"),
     "segments": ("custom",),
     "saturation_window": ("until-saturation",),
