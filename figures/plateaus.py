@@ -14,7 +14,6 @@ its final accuracy: if it has come at least half of the way from its first evalu
 and its plateau has length 0. Other tasks, and those whose teacher ends inside its transition, are only in the table.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -23,7 +22,6 @@ from typing import Any, Literal
 
 import numpy as np
 import tyro
-from finding_runs import MissingError, find_runs
 from findings import Finding, Table, Verdict, mean_and_range, steps_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -33,6 +31,7 @@ from paired_tests import LEVEL
 from pcfg_figures import MARKERS, predicted
 from plateau_data import collect
 from rank_correlation import rank_correlation
+from studies import present
 
 from common.cli import command
 from common.distillation.phases import NoTransitionError, find_phases
@@ -50,11 +49,8 @@ from common.plotting import (
     legend_below,
     new_figure,
     panel_title,
-    save,
 )
-from common.runs.files import write_file
 
-FIGURES = Path(__file__).resolve().parent
 DISTILLED = ("progressive", "one-shot")
 COLOURS = {1: VERMILLION, 2: ORANGE, 3: GREEN, "all": BLUE, None: BLACK}
 """By label level; None for masked tokens."""
@@ -80,21 +76,8 @@ def main(arguments: Arguments) -> None:
     Raises:
         UserError: there are no data, or runs are missing or ambiguous.
     """
-    runs, preset = arguments.runs, arguments.preset
-    out = arguments.out or (FIGURES if runs is None else runs / "figures")
-    path = Path("data") / "plateaus" / f"{preset}.json"
-    if runs is None:
-        if not (FIGURES / path).exists():
-            raise MissingError(f"figures has no {path}: give --runs, or a preset with committed data")
-        data = json.loads((FIGURES / path).read_bytes())
-    else:
-        data = collect(find_runs(runs), preset)
-        write_file(out / path, (json.dumps(data) + "\n").encode())
-    out.mkdir(parents=True, exist_ok=True)
-    picture = out / f"figure_plateaus_{preset}.png"
-    save(draw(data), picture)
-    print(picture)
-    print(markdown(describe(data)))
+    preset = arguments.preset
+    present("plateaus", preset, arguments.runs, arguments.out, lambda runs: collect(runs, preset), draw, describe)
 
 
 def plateau_of(task: Mapping[str, Any]) -> float | None:
@@ -292,18 +275,6 @@ def _ratio_text(found: Mapping[str, Any], middle: float, by_seed: Sequence[float
         return f"above {highest:g}" if ratio > highest else f"{ratio:.2f}"
 
     return f"{text(middle)} ({text(min(by_seed))} to {text(max(by_seed))})"
-
-
-def markdown(finding: Finding) -> str:
-    """A finding as text."""
-    lines = [f"{finding.title}\n", f"{finding.claim}\n"]
-    lines += [
-        f"* {verdict.statement}: {'yes' if verdict.holds else 'no'} ({verdict.numbers})" for verdict in finding.verdicts
-    ]
-    for table in finding.tables:
-        rows = [table.header, ["---"] * len(table.header), *table.rows]
-        lines += [f"\n{table.caption}\n", *(f"| {' | '.join(row)} |" for row in rows)]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import plateaus
 import pytest
+import studies
 from finding_runs import MissingError, find_runs
 from paired_students import steps_to_reach
 from plateau_data import collect
-from plateaus import describe, draw, markdown, plateau_of, steps_saved
+from plateaus import describe, draw, plateau_of, steps_saved
+from studies import markdown
 
 import PCFG_autoregressive.distill
 import PCFG_autoregressive.probe
@@ -189,7 +191,7 @@ def test_committed_data_make_the_committed_figures(tmp_path):
 
 
 def test_data_that_are_not_there_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(plateaus, "FIGURES", tmp_path)
+    monkeypatch.setattr(studies, "FIGURES", tmp_path)
     with pytest.raises(MissingError, match=r"has no data/plateaus/paper.json: give --runs"):
         plateaus.main(plateaus.Arguments(preset="paper"))
     with pytest.raises(MissingError, match=r"scripts/sweep_plateaus.sh PCFG_autoregressive paper$"):
