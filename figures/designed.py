@@ -98,8 +98,10 @@ def label_of(group: Mapping[str, Any]) -> str:
 
 
 def measure(data: Mapping[str, Any], group: Mapping[str, Any]) -> dict[tuple[int, int], float]:
-    """What students are judged by, larger being better, by stream and seed: minus the step at which they pass 95%, minus
-    infinity if they never do; on grammars the final accuracy.
+    """What students are judged by, larger being better, by stream and seed.
+
+    On parity it is minus the step at which they pass 95%, minus infinity if they never do; on grammars the final
+    accuracy.
     """
     is_parity = data["setting"].startswith("parity")
     found = {}

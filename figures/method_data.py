@@ -46,9 +46,9 @@ def collect(found: Sequence[FoundRun], setting: SettingName, preset: str) -> dic
         `setting`, `preset`, `commands`, `versions`, `commits`, the preset's `first_steps`, and `groups`: for each its
         `method`, its `steps`, its `first_steps` (None if the method has none), the other `arguments` in which it
         differs from the preset, the number of `checkpoints` that it learns from and of `teacher_steps`, at which it
-        needs an output of the teacher (the largest of its runs), and its `runs`: of each the seeds of its teacher (None without one), its stream and its weights, the step
-        at which it `passed` 95% (None if it never does), the accuracy at the switch to the second target (None without
-        one), and the final `accuracy`.
+        needs an output of the teacher (the largest of its runs), and its `runs`: of each the seeds of its `teacher`
+        (None without one), its `stream` and its weights, the step at which it `passed` 95% (None if it never does), the
+        accuracy `at_switch`, after the first steps (None without them), and the final `accuracy`.
 
     Raises:
         MissingError: there is none.
