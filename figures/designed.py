@@ -83,7 +83,8 @@ def target_of(group: Mapping[str, Any]) -> str:
         return name if set(weights) == {WEIGHT} else f"{name}, weight {comma_separated(weights)}"
     sizes = arguments["windows"][0].split("+")
     name = f"window{'s' * (len(sizes) > 1)} of {comma_separated(sizes)}"
-    return name if arguments["window_positions"] else f"{name} without position"
+    known = arguments["windows_with"]
+    return name if known == ["position"] else f"{name} with {' and '.join(known) or 'neither'}"
 
 
 def control_of(group: Mapping[str, Any]) -> str:
@@ -126,7 +127,7 @@ def main_groups(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         key=lambda group: (
             REFERENCES.index(group["method"]) if group["method"] in REFERENCES else len(REFERENCES),
             control_of(group),
-            "without" in target_of(group),
+            " with " in target_of(group),
             target_of(group).count(","),
             target_of(group),
         ),

@@ -112,7 +112,7 @@ def _coordinates(text: str, task: ParityTask, seed: int) -> tuple[int, ...]:
             raise UserError(
                 f"--coordinates others needs {len(support)} coordinates outside the support; there are {len(others)}"
             )
-        generator = np.random.Generator(np.random.Philox(key=[seed, OTHERS_STREAM]))
+        generator = np.random.Generator(np.random.Philox(key=np.array([seed, OTHERS_STREAM], np.uint64)))
         return tuple(sorted(generator.choice(others, len(support), replace=False).tolist()))
     try:
         chosen = tuple(int(i) for i in text.split(","))

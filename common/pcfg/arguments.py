@@ -26,6 +26,10 @@ WORKSTATION_STUDENTS: dict[str, Any] = dict(
 """What the preset `workstation` changes of `laptop`."""
 
 
+Known = Literal["position", "length"]
+"""What a designed target may depend on beside the tokens of a window."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GrammarArguments:
     """Which sentences a model is trained on."""
@@ -48,16 +52,17 @@ class StudentArguments(arguments.DistillArguments):
     """How students on a grammar are trained; see `common.pcfg.window_targets`."""
 
     design_defaults = MappingProxyType(
-        {"windows": ("5",), "windows_of": "grammar", "window_positions": True, "then": "teacher"}
+        {"windows": ("5",), "windows_of": "grammar", "windows_with": ("position",), "then": "teacher"}
     )
     windows: tuple[str, ...] | None = None
     """Designed targets (designed), one run each: tokens of a window, or several windows in turn joined by +, such as
-    3+5+7. The target is the distribution of a token given those of the window and the position. By default 5."""
+    3+5+7. The target is the distribution of a token given those of the window. By default 5."""
     windows_of: str | None = None
     """What the targets are of (designed): grammar, which is the default; permuted, in which contexts have each other's
     distributions; or another grammar, as its name or name:start."""
-    window_positions: bool | None = None
-    """Whether the targets depend on the absolute position (designed); by default they do."""
+    windows_with: tuple[Known, ...] | None = None
+    """What the targets depend on beside the tokens of the window (designed): the token's position in the sentence,
+    which is the default, the sentence's length, both, or neither."""
     then: Literal["teacher", "labels"] | None = None
     """What students learn from after the designed targets (designed): the final teacher, which is the default, or the
     labels."""

@@ -1,13 +1,13 @@
-"""Designed targets on grammars: the distribution of a token given its position and the tokens of a window around it.
+"""Designed targets on grammars: the distribution of a token given those of a window, its position, and the length.
 
-The window of a masked position is the position and as many tokens on each side; of a next token, it is the tokens
-before. Hidden tokens are known to be hidden. The distribution is estimated from labels of sampled sentences: with n
+Windows are those of `probe.py windows`: of n tokens, n odd, around a masked position, or the n - 1 tokens before a next
+token. Hidden tokens are known to be hidden. The distribution is estimated from labels of sampled sentences: with n
 labels in a context, of which n_v are v, and q of the next smaller window,
 
     p(v) = (n_v + s q(v)) / (n + s),    s = `SMOOTHING`,
 
 the posterior mean under a Dirichlet prior with mean q (MacKay and Peto 1995, "A hierarchical Dirichlet language model",
-Natural Language Engineering 1). The windows of a target are 1, 3, 5, ... tokens, or 0, 1, 2, ... for next tokens, up to
+Natural Language Engineering 1). The windows of a target are 1, 3, 5, ... tokens, or 1, 2, 3, ... for next tokens, up to
 its size. A context that was never seen has the distribution of the next smaller window.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from common.distillation.batches import batch_tensors
 from common.distillation.labelled_head import labelled_positions
 from common.errors import UserError
-from common.pcfg.arguments import StudentArguments
+from common.pcfg.arguments import Known, StudentArguments
 from common.pcfg.batches import TrainingBatches
 from common.pcfg.grammar_files import grammar_names, load_grammar
 from common.pcfg.task import GrammarTask
@@ -42,8 +42,8 @@ class WindowDesign:
 
     tokens: int
     """Of the window."""
-    has_position: bool
-    """Whether the target depends on the absolute position."""
+    knows: tuple[Known, ...]
+    """What the target depends on beside the window."""
     source: str
     """grammar, permuted, or another grammar as name or name:start."""
 
@@ -59,7 +59,9 @@ class Contexts:
     mask: int | None
     """Token that stands for those that attention does not see."""
     pad: int
-    has_position: bool
+    positions: int
+    """Number of positions, more than a sentence has tokens."""
+    knows: tuple[Known, ...]
 
     def numbers(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Of the contexts at all positions: (sentences, length), from tensors of that shape."""
@@ -70,9 +72,15 @@ class Contexts:
         reach = max((abs(offset) for offset in self.offsets), default=0)
         padded = nn.functional.pad(shown, (reach, reach), value=self.tokens)
         length = input_ids.shape[1]
-        found = torch.arange(length, device=input_ids.device).expand_as(input_ids) * self.has_position
+        found = torch.zeros_like(input_ids)
+        if "position" in self.knows:
+            found = found + torch.arange(length, device=input_ids.device)
+        if "length" in self.knows:
+            found = found * self.positions + (input_ids != self.pad).sum(dim=1, keepdim=True)
         for offset in self.offsets:
-            found = found * (self.tokens + 1) + padded[:, reach + offset : reach + offset + length]
+            own = offset == 0 and self.mask is not None  # a position shows itself even if attention does not see it
+            tokens = input_ids if own else padded[:, reach + offset : reach + offset + length]
+            found = found * (self.tokens + 1) + tokens
         return found
 
 
@@ -113,13 +121,13 @@ def designs_of(arguments: StudentArguments) -> list[WindowDesign]:
     Raises:
         UserError: --windows has another form, or names no window.
     """
-    if arguments.windows is None or arguments.windows_of is None or arguments.window_positions is None:
+    if arguments.windows is None or arguments.windows_of is None or arguments.windows_with is None:
         return []
     (text,) = arguments.windows
     sizes = text.split("+")
     if not all(size.isdecimal() and int(size) > 0 for size in sizes):
         raise UserError(f"--windows are numbers of tokens, several in turn joined by +, such as 3+5+7; got {text!r}")
-    return [WindowDesign(int(size), arguments.window_positions, arguments.windows_of) for size in sizes]
+    return [WindowDesign(int(size), arguments.windows_with, arguments.windows_of) for size in sizes]
 
 
 @lru_cache
@@ -133,22 +141,25 @@ def window_model(task: GrammarTask, design: WindowDesign, causal: bool) -> Windo
 
     Raises:
         UserError: the window's size is even, though it is around a masked position; it is too large for its contexts to
-            be numbered in 63 bits; or the source of the sentences is no grammar with the task's terminals.
+            be numbered in 63 bits; the length is not known; or the source is no grammar with the task's terminals.
     """
+    if causal and "length" in design.knows:
+        raise UserError("--windows-with length is for masked tokens: the length is not known before the end")
     if not causal and design.tokens % 2 == 0:
         raise UserError(f"--windows around a masked position are odd numbers of tokens, got {design.tokens}")
-    sizes = range(0, design.tokens + 1) if causal else range(1, design.tokens + 1, 2)
+    sizes = range(1, design.tokens + 1, 1 if causal else 2)
     contexts = [
         Contexts(
-            offsets=tuple(range(1 - size, 1) if causal else range(-(size // 2), size // 2 + 1)),
+            offsets=tuple(range(2 - size, 1) if causal else range(-(size // 2), size // 2 + 1)),
             tokens=task.vocabulary,
             mask=None if causal else task.mask,
             pad=task.pad,
-            has_position=design.has_position,
+            positions=task.positions + 1,
+            knows=design.knows,
         )
         for size in sizes
     ]
-    if task.positions * (task.vocabulary + 1) ** design.tokens >= 2**63:
+    if (task.positions + 1) ** 2 * (task.vocabulary + 1) ** design.tokens >= 2**63:
         raise UserError(f"--windows of {design.tokens} tokens are too large: give smaller ones")
     numbers, labels = _observations(_source(task, design), contexts, causal)
     return _fitted(contexts, numbers, labels, task.vocabulary, design.source == "permuted")
