@@ -18,6 +18,26 @@ designed() { # NAME TARGETS ARGUMENTS: a group of students with so many designed
     students "$1" $(($2 * (${#seeds[@]} - 1))) --methods designed "${@:3}" "${seeds[@]}"
 }
 
+students references $((3 * (${#seeds[@]} - 1))) --methods ce one-shot progressive "${seeds[@]}"
+
+if [[ $setting == PCFG_* ]]; then
+    case "$setting $preset" in
+        "PCFG_mlm smoke") windows=(3) one=3 other= ;;
+        "PCFG_autoregressive smoke") windows=(2) one=2 other= ;;
+        PCFG_mlm*) windows=(3 5 7 9 3+5+7) one=5 other=cfg3f ;;
+        PCFG_autoregressive*) windows=(2 3 4 5 2+3+4) one=4 other=cfg3f ;;
+    esac
+    [[ -z "$other" || $preset == paper ]] || other+=:18 # with sentences about as long
+    for then in teacher labels; do
+        designed "windows-$then" ${#windows[@]} --windows "${windows[@]}" --then "$then"
+        designed "permuted-$then" 1 --windows "$one" --windows-of permuted --then "$then"
+        [ -z "$other" ] || designed "other-grammar-$then" 1 --windows "$one" --windows-of "$other" --then "$then"
+        [ "$setting" != PCFG_mlm ] || designed "with-length-$then" 1 --windows "$one" --windows-with position length \
+            --then "$then"
+    done
+    launch
+fi
+
 # degrees of monomials; weights of degree 1, and steps with it, which are usually the preset's
 durations=()
 usual=
@@ -38,7 +58,6 @@ case "$setting $preset" in
         ;;
 esac
 
-students references $((3 * (${#seeds[@]} - 1))) --methods ce one-shot progressive "${seeds[@]}"
 for coordinates in support others; do
     for then in teacher labels; do
         designed "$coordinates-$then" ${#monomials[@]} --monomials "${monomials[@]}" \
