@@ -93,6 +93,15 @@ def control_of(group: Mapping[str, Any]) -> str:
     return str(arguments.get("coordinates") or arguments["windows_of"]) if is_control(group) else ""
 
 
+def described(group: Mapping[str, Any]) -> str:
+    """A first target within a sentence: degree 1 on the support; a window of 5 of cfg3f:18."""
+    arguments, target = group["arguments"], target_of(group)
+    if "monomials" in arguments:
+        coordinates = {"support": "the support", "others": "other coordinates"}
+        return f"{target} on {coordinates.get(arguments['coordinates'], arguments['coordinates'])}"
+    return f"{target} of the {arguments['windows_of']}" if not is_control(group) else f"{control_of(group)}: {target}"
+
+
 def label_of(group: Mapping[str, Any]) -> str:
     """A group in a figure: others: degree 3."""
     return ": ".join(filter(None, [control_of(group), target_of(group)]))
@@ -156,7 +165,7 @@ def draw(data: Mapping[str, Any]) -> Figure:
     if durations is not None:
         panel_title(axes[0, 0], "(a) students by their first target")
         _draw_durations(axes[0, 1], *durations)
-        panel_title(axes[0, 1], "(b) students that pass, of each cell")
+        panel_title(axes[0, 1], f"(b) of {durations[-1]} students, how many pass")
     return figure
 
 
@@ -197,7 +206,7 @@ def _draw_students(
         axis.axvline(max(group["steps"] for group in groups), color=GREY, linewidth=0.6)
         axis.set_xlabel("step at which a student passes 95%")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        ticks = [tick for tick in axis.get_xticks() if 0 <= tick < 0.95 * never]
+        ticks = [tick for tick in axis.get_xticks() if 0 <= tick < 0.85 * never]
         axis.set_xticks([*ticks, never], [*map(EngFormatter(sep=""), ticks), NEVER])
         axis.set_xlim(0, 1.04 * never)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=7, frameon=False, handletextpad=0.2)
@@ -229,7 +238,7 @@ def _draw_durations(axis: Axes, weights: Sequence[float], durations: Sequence[in
     axis.grid(visible=False)
     axis.set_xticks(range(len(durations)), [steps_text(steps) for steps in durations])
     axis.set_yticks(range(len(weights)), [f"{weight:g}" for weight in weights])
-    axis.set_xlabel(f"steps with the target (of {most} seeds)")
+    axis.set_xlabel("steps with the first target")
     axis.set_ylabel("weight of each coordinate")
 
 
@@ -243,14 +252,14 @@ def describe(data: Mapping[str, Any]) -> Finding:
         if is_control(group):
             continue
         after = group["arguments"]["then"]
-        what = f"{target_of(group)}, then the {'final teacher' if after == 'teacher' else 'labels'}"
+        what = f"{described(group)}, then the {'final teacher' if after == 'teacher' else 'labels'}"
         controls = [
             other
             for other in designs
             if is_control(other) and target_of(other) == target_of(group) and other["arguments"]["then"] == after
         ]
         for other in controls:
-            verdicts.append(_is_better(data, group, other, what, f"with {control_of(other)} instead"))
+            verdicts.append(_is_better(data, group, other, what, f"those of {described(other)}"))
         if labels is not None:
             verdicts.append(_is_better(data, group, labels, what, "those of the labels alone"))
     is_parity = data["setting"].startswith("parity")
@@ -287,7 +296,10 @@ def _is_better(
         found = compare([first[pair] - second[pair] for pair in pairs])
         return Verdict(statement, found.is_above, str(found))
     found = compare([float(first[pair] > second[pair]) - float(first[pair] < second[pair]) for pair in pairs])
-    return Verdict(statement, found.is_above, f"{found.above} of {found.pairs} seeds; p = {found.p:.2g}")
+    final = [{(run["stream"], run["seed"]): run["accuracy"] for run in each["runs"]} for each in (group, other)]
+    of_accuracy = compare([final[0][pair] - final[1][pair] for pair in pairs])
+    numbers = f"{found.above} of {found.pairs} seeds; p = {found.p:.2g}; final accuracy: {of_accuracy}"
+    return Verdict(statement, found.is_above, numbers)
 
 
 def _row(group: Mapping[str, Any], is_parity: bool) -> list[str]:

@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+import designed
+import method_data
 import parity_data
 import parity_figures
 import pcfg_data
@@ -159,6 +161,7 @@ def _draw_setting(setting: SettingName, preset: Preset, found: Sequence[FoundRun
     collect, figures = SETTINGS[setting]
     if preset == "workstation":
         figures = pcfg_figures.WORKSTATION
+    designed_targets = designed_data(setting, preset, found)
     path = Path("data") / f"{setting}_{preset}.json"
     try:
         collected = _committed(FIGURES / path) if found is None else collect(found, preset)
@@ -176,7 +179,26 @@ def _draw_setting(setting: SettingName, preset: Preset, found: Sequence[FoundRun
         out.mkdir(parents=True, exist_ok=True)
         pictures[name] = out / f"{name}_{setting}_{preset}.png"
         save(draw(collected.data), pictures[name])
-    return Drawn(setting, collected.data, pictures, errors)
+    if designed_targets is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        pictures["figure_designed"] = out / f"figure_designed_{setting}_{preset}.png"
+        save(designed.draw(designed_targets), pictures["figure_designed"])
+    return Drawn(setting, {**collected.data, "designed": designed_targets}, pictures, errors)
+
+
+def designed_data(setting: SettingName, preset: Preset, found: Sequence[FoundRun] | None) -> dict[str, Any] | None:
+    """The data on designed targets, of runs or committed; None if there are none, as only a sweep makes them.
+
+    Raises:
+        UserError: two runs are the same student.
+    """
+    if setting not in method_data.PACKAGES or preset == "workstation":
+        return None
+    if found is None:
+        path = FIGURES / "data" / "designed" / f"{setting}_{preset}.json"
+        return dict(json.loads(path.read_bytes())) if path.exists() else None
+    has_any = any(run.setting == setting and run.arguments.get("methods") == ["designed"] for run in found)
+    return method_data.collect(found, setting, preset) if has_any else None
 
 
 def _committed(path: Path) -> Collected:

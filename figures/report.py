@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
 
+import designed
 import jinja2
 import parity_findings
 import pcfg_findings
@@ -188,11 +189,12 @@ def section(drawn: Drawn, preset: Preset, log: Sequence[Mapping[str, Any]]) -> S
 
 
 def _picture(drawn: Drawn, name: str, path: Path) -> Picture:
+    describe = FINDINGS[drawn.setting].get(name, lambda data: designed.describe(data["designed"]))
     png = path.read_bytes()
     width, height = struct.unpack(">II", png[16:24])
     return Picture(
         anchor=f"{drawn.setting}-{name}",
-        finding=FINDINGS[drawn.setting][name](drawn.data),
+        finding=describe(drawn.data),
         source=f"data:image/png;base64,{base64.b64encode(png).decode()}",
         width=width // 2,
         wide=width > WIDE * height,

@@ -303,7 +303,7 @@ def test_a_page_holds_all_that_it_shows(page, drawn):
     found = Page(page)
     assert found.opened == []
     paths = [path for one in drawn for path in one.pictures.values()]
-    assert len(found.images) == len(paths) == 14
+    assert len(found.images) == len(paths) == 15
     for image, path in zip(found.images, paths, strict=True):
         assert image["alt"].endswith(".")
         kind, _, content = image["src"].partition(",")
@@ -448,5 +448,5 @@ def test_a_browser_without_a_network_shows_the_page(page, tmp_path, width):
     dumped = subprocess.run([BROWSER, *flags, "--dump-dom", path.as_uri()], capture_output=True, text=True, check=True)
     content, window, *images = map(int, dumped.stdout.partition("<title>")[2].partition("</title>")[0].split(","))
     assert content <= window <= width
-    assert len(images) == 14
+    assert len(images) == 15
     assert min(images) > 500

@@ -2,12 +2,13 @@ import importlib
 import re
 import shlex
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import pytest
 
-from common.distillation.arguments import student_arguments
+from common.distillation.arguments import student_arguments, with_designs
 from common.pcfg.grammar_files import load_grammar
 from common.runs.run import Run
 from tests.commands import ROOT, exit_code, files
@@ -19,7 +20,9 @@ SMOKE = ("sweep_seeds.sh", "parity_mlp", "smoke")
 """A sweep."""
 PLATEAUS = "sweep_plateaus.sh"
 """The sweep over tasks, whose teachers are not the preset's."""
-SWEEPS = sorted({path.name for path in (ROOT / "scripts").glob("sweep_*.sh")} - {PLATEAUS})
+DESIGNED = "sweep_designed.sh"
+"""The sweep over designed targets, which text does not have."""
+SWEEPS = sorted({path.name for path in (ROOT / "scripts").glob("sweep_*.sh")} - {PLATEAUS, DESIGNED})
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +132,43 @@ def test_every_command_of_every_sweep_is_parsed_and_they_make_each_run_once(proj
             assert set(rows) == {(*way, *rest) for way, *rest in product(taught, *values, seeds)}
 
 
+@pytest.mark.parametrize(("setting", "preset"), [*product(SETTINGS[:4], PRESETS)])
+def test_the_sweep_over_designed_targets_has_each_student_once_and_a_control_for_one_target_at_least(
+    project, setting, preset
+):
+    (train, one), *groups = listed(project, DESIGNED, setting, preset)
+    assert (train[2:], one) == ([f"{setting}.train", preset, "--out", f"runs/{setting}/{preset}"], 1)
+    made = []
+    for command, runs in groups:
+        assert value(command, "--teacher") == f"runs/{setting}/{preset}"
+        arguments = with_designs(parsed(command))
+        plural = [*PLURAL, "monomials", "windows"]
+        found = student_arguments(
+            arguments, [name for name in plural if isinstance(getattr(arguments, name, None), tuple)]
+        )
+        assert runs == len(found)
+        made += [replace(student, out=None) for student in found]
+    assert len(set(made)) == len(made)
+    assert {student.methods for student in made} == {(method,) for method in (*ALL, "designed")}
+    assert len({student.seeds for student in made}) == (2 if preset == "smoke" else 6)
+    designed = [student for student in made if student.methods == ("designed",)]
+    for then in ("teacher", "labels"):
+        some = [student for student in designed if student.then == then]
+        if setting.startswith("parity"):
+            targets = {(student.monomials, student.coordinates) for student in some if is_usual(student)}
+            assert targets == {*product({target for target, _ in targets}, ("support", "others"))}
+        else:
+            sources = {student.windows_of for student in some}
+            assert {"grammar", "permuted"} <= sources
+            (control,) = {student.windows for student in some if student.windows_of == "permuted"}
+            assert control in {student.windows for student in some if student.windows_of == "grammar"}
+
+
+def is_usual(student):
+    """Whether all monomials have the usual weight."""
+    return all(term.endswith(":0.16") for term in student.monomials[0].split("+"))
+
+
 @pytest.mark.parametrize(("setting", "preset"), [*product(("PCFG_mlm", "PCFG_autoregressive"), PRESETS)])
 def test_the_sweep_over_tasks_has_a_teacher_and_two_groups_of_students_for_each(project, setting, preset):
     listing = listed(project, PLATEAUS, setting, preset)
@@ -190,6 +230,12 @@ def test_the_sweep_over_tasks_has_a_teacher_and_two_groups_of_students_for_each(
 def test_what_the_sweep_over_tasks_does_not_take_is_one_line(project, words, message):
     done = project.call(f"scripts/{PLATEAUS}", *words.split())
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
+
+
+def test_text_has_no_designed_targets(project):
+    done = project.call(f"scripts/{DESIGNED}", "text_mlm", "laptop")
+    line = "error: text_mlm has no designed targets: give a setting on parity or on grammars\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
 
 
 def test_what_a_sweep_varies_is_what_it_is_named_after(project):

@@ -54,7 +54,7 @@ class ProgressiveDistillationTrainer(Trainer):
         model: the student.
         args: as for a Trainer. One process uses one device; torchrun or `accelerate launch` start several: DDP or FSDP.
         teacher: a directory with checkpoint-<step> directories, a hub id, or checkpoints. None trains on labels alone.
-        schedule: which checkpoint supervises which step.
+        schedule: which checkpoint supervises which step; negative steps are models in `designs`.
         objective: what the student predicts; by default what its class was made for.
         classes: number of leading classes that student and teacher share; by default inferred from their tokenizers
             (the student's is `processing_class`) and sizes.
@@ -74,7 +74,6 @@ class ProgressiveDistillationTrainer(Trainer):
             accuracy on the evaluation data of the last one that is used, unless the cache has all targets.
         trust_trajectory: warn about problems with the checkpoints instead of rejecting them.
         cache: of the teacher's targets on the disk, for several students; what it lacks is computed and added.
-        designs: models to learn from in place of checkpoints, by the negative steps that the schedule has for them.
         trainer_arguments: anything else that a Trainer takes.
 
     Raises:
@@ -211,8 +210,7 @@ class ProgressiveDistillationTrainer(Trainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """This process's share of `ReadyBatches` or of a map-style dataset; else as in a Trainer."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(dataset, str):
-            dataset = cast(Any, self.eval_dataset)[dataset]
+        dataset = cast(Any, self.eval_dataset)[dataset] if isinstance(dataset, str) else dataset
         if isinstance(dataset, ReadyBatches):
             batches: Any = dataset.batches
         elif self.compute_metrics is None and not is_streaming(dataset):
