@@ -18,6 +18,7 @@ Method = Literal[
     "progressive",
     "two-shot",
     "designed",
+    "auto",
     "until-saturation",
     "accelerated",
     "refreshed",

@@ -14,11 +14,13 @@ without a checkpoint, the latest earlier checkpoint is used; it is an error if t
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby, pairwise
+from typing import Any, NamedTuple
 
+from common.distillation.automatic import Anchor
 from common.errors import UserError, listed
 
 
@@ -30,13 +32,32 @@ class Segment:
     """Teacher step of the checkpoint in use; negative for a designed target, None for the labels."""
 
 
-Schedule = Sequence[Segment] | Callable[[list[tuple[int, float]]], Sequence[Segment]]
-"""Segments, or a function from the student's evaluations so far, (step, accuracy), to segments."""
+class Evaluation(NamedTuple):
+    """An evaluation of a student in training."""
+
+    step: int
+    """Student steps taken."""
+    accuracy: float
+    """In [0, 1]."""
+    kl: float | None = None
+    """Divergence from what it learned from up to here, in nats; None where it is not known."""
 
 
-def segments_at(schedule: Schedule, evaluations: list[tuple[int, float]]) -> Sequence[Segment]:
-    """The segments of a schedule, as far as the evaluations so far decide them."""
-    return schedule(evaluations) if callable(schedule) else schedule
+Schedule = Sequence[Segment] | Callable[[list[Evaluation]], Sequence[Segment]]
+"""Segments, or a function from the student's evaluations so far, but for that at step 0, to segments."""
+
+
+def segments_at(schedule: Schedule, records: Sequence[Mapping[str, Any]]) -> Sequence[Segment]:
+    """The segments of a schedule, as far as a student's evaluations so far decide them.
+
+    Args:
+        schedule: of the student.
+        records: of its evaluations, in order: step, accuracy and, if it is known, kl, as in an `Evaluation`.
+    """
+    if not callable(schedule):
+        return schedule
+    evaluated = [record for record in records if record["step"]]
+    return schedule([Evaluation(record["step"], record["accuracy"], record.get("kl")) for record in evaluated])
 
 
 def ce_only() -> list[Segment]:
@@ -173,7 +194,7 @@ def refreshed(checkpoints: Sequence[int], refresh: int, speed: float = 1) -> lis
 
 def until_saturation(
     checkpoints: Sequence[int],
-    evaluations: Sequence[tuple[int, float]],
+    evaluations: Sequence[Evaluation],
     *,
     max_steps: int,
     window: int = 5,
@@ -189,7 +210,7 @@ def until_saturation(
 
     Args:
         checkpoints: teacher steps.
-        evaluations: (student steps taken, held-out accuracy in [0, 1]) pairs, in order.
+        evaluations: in order.
         max_steps: largest number of student steps on one checkpoint.
         window: evaluations without improvement.
         threshold: the improvement that counts, in units of accuracy.
@@ -202,12 +223,11 @@ def until_saturation(
         raise UserError(f"the improvement that counts must be at least 0, got {threshold}")
     _require_positive(max_steps, "the largest number of student steps per checkpoint")
     _require_positive(window, "the window of evaluations")
-    if any(step >= after for (step, _), (after, _) in pairwise(evaluations)):
-        raise UserError("the evaluations must be in order of student steps, each step once")
+    _require_order(evaluations)
 
     segments = [Segment(0, first)]
     accuracies: list[float] = []
-    for step, accuracy in evaluations:
+    for step, accuracy, _ in evaluations:
         if len(segments) > len(later):
             break
         accuracies.append(accuracy)
@@ -216,6 +236,38 @@ def until_saturation(
         if saturated or step - segments[-1].start >= max_steps:
             segments.append(Segment(step, later[len(segments) - 1]))
             accuracies = []
+    return segments
+
+
+def until_learned(
+    anchors: Sequence[Anchor], evaluations: Sequence[Evaluation], *, share: float, max_steps: int
+) -> list[Segment]:
+    """Each checkpoint in turn until the student has learned what it predicts: the segments known so far.
+
+    At each evaluation the student moves to the next checkpoint if its divergence from the current one is at most
+    `share` of the information in the current one's predictions, or if that has been in use for at least `max_steps`.
+
+    Args:
+        anchors: checkpoints, from `choose_anchors`.
+        evaluations: in order, with the divergence from the checkpoint that was in use up to there.
+        share: of the information.
+        max_steps: largest number of student steps on one checkpoint.
+
+    Raises:
+        UserError: no checkpoint, evaluations out of order, `share` not above 0, or `max_steps` below 1.
+    """
+    _require_positive(share, "the share of the information")
+    _require_positive(max_steps, "the largest number of student steps per checkpoint")
+    _require_order(evaluations)
+    first, *later = anchors
+    segments, current = [Segment(0, first.step)], first
+    for step, _, kl in evaluations:
+        if not later:
+            break
+        is_learned = kl is not None and kl <= share * current.information
+        if is_learned or step - segments[-1].start >= max_steps:
+            current, *later = later
+            segments.append(Segment(step, current.step))
     return segments
 
 
@@ -278,6 +330,11 @@ def spans(schedule: Sequence[Segment], start: int, stop: int) -> list[tuple[int,
     """
     changes = [segment.start for segment in schedule if start < segment.start < stop]
     return [(a, b, checkpoint_at(schedule, a)) for a, b in pairwise([start, *changes, stop]) if a < b]
+
+
+def _require_order(evaluations: Sequence[Evaluation]) -> None:
+    if any(first.step >= then.step for first, then in pairwise(evaluations)):
+        raise UserError("the evaluations must be in order of student steps, each step once")
 
 
 def _sorted(checkpoints: Sequence[int]) -> list[int]:

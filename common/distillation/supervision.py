@@ -10,6 +10,7 @@ from typing import Any
 from common.arguments import option_of
 from common.distillation import schedules
 from common.distillation.arguments import DistillationArguments
+from common.distillation.automatic import LEARNED, PARTS, Anchor
 from common.distillation.choosing import find_transition
 from common.distillation.losses import LossArguments, check_loss_arguments
 from common.distillation.phases import choose_checkpoints
@@ -129,6 +130,7 @@ def supervision(
     loss_of_record: Callable[[Mapping[str, Any]], float],
     designs: Sequence[Any] = (),
     then: str | None = "teacher",
+    anchors: Sequence[Anchor] = (),
 ) -> Supervision:
     """What one student learns from.
 
@@ -142,6 +144,8 @@ def supervision(
             rate 1 - accuracy.
         designs: targets that it learns from in turn, before anything else, if its method is designed.
         then: teacher or labels: whether it learns from the final checkpoint or from the labels after them.
+        anchors: checkpoints that it learns from in turn, if its method is auto; before they are known, none stands
+            for the final one.
 
     Raises:
         UserError: an argument of the schedule or of the loss is out of its range.
@@ -154,6 +158,11 @@ def supervision(
     if student.methods[0] == "designed":
         final = None if then == "labels" else schedules.one_shot(steps)[0].checkpoint
         schedule: schedules.Schedule = schedules.designed(list(numbered), student.first_steps, final)
+    elif student.methods[0] == "auto":
+        teacher = [checkpoint for checkpoint in teacher if checkpoint.step in {anchor.step for anchor in anchors}]
+        schedule = _automatic(anchors or [Anchor(steps[-1], 0.0)], total)
+        if student.temperature == 0:
+            raise UserError("--methods auto needs probabilities, not the arg-max: give --temperature 1")
     else:
         schedule = _schedule(student, total, steps, directory, loss_of_record)
     found = Supervision(
@@ -179,11 +188,10 @@ def used_checkpoints(students: Iterable[tuple[DistillationArguments, Supervision
         students: for each, its arguments, what it learns from, and its number of steps.
     """
     used: dict[int, Checkpoint] = {}
-    for student, supervised, total in students:
-        steps = {
-            checkpoint for _, _, checkpoint in schedules.spans(schedules.segments_at(supervised.schedule, []), 0, total)
-        }
-        any_of_them = student.methods[0] == "until-saturation"
+    for _, supervised, total in students:
+        segments = schedules.segments_at(supervised.schedule, [])
+        steps = {checkpoint for _, _, checkpoint in schedules.spans(segments, 0, total)}
+        any_of_them = callable(supervised.schedule)
         used |= {found.step: found for found in supervised.teacher if any_of_them or found.step in steps}
     return [used[step] for step in sorted(used)]
 
@@ -202,8 +210,8 @@ def schedule_warnings(students: Iterable[tuple[DistillationArguments, Supervisio
     """A line for each schedule that is longer than a student's training; `students` are as of `used_checkpoints`."""
     lines = [
         schedules.unused_segments(schedules.segments_at(supervised.schedule, []), total)
-        for student, supervised, total in students
-        if student.methods[0] != "until-saturation"
+        for _, supervised, total in students
+        if not callable(supervised.schedule)
     ]
     return [f"warning: {line}" for line in dict.fromkeys(lines) if line]
 
@@ -223,7 +231,7 @@ def _schedule(
     if student.methods[0] != "until-saturation":
         return fixed_schedule(student, total, steps, directory, loss_of_record)
 
-    def until_saturation(evaluations: list[tuple[int, float]]) -> list[schedules.Segment]:
+    def until_saturation(evaluations: list[schedules.Evaluation]) -> list[schedules.Segment]:
         return schedules.until_saturation(
             steps,
             evaluations,
@@ -234,6 +242,14 @@ def _schedule(
 
     until_saturation([])  # raises if an argument is out of its range
     return until_saturation
+
+
+def _automatic(anchors: Sequence[Anchor], total: int) -> schedules.Schedule:
+    def until_learned(evaluations: list[schedules.Evaluation]) -> list[schedules.Segment]:
+        most = max(1, total // PARTS)
+        return schedules.until_learned(anchors, evaluations, share=LEARNED, max_steps=most)
+
+    return until_learned
 
 
 def fixed_schedule(

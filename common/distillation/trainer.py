@@ -158,8 +158,7 @@ class ProgressiveDistillationTrainer(Trainer):
         Raises:
             UserError: the schedule does not fit the teacher.
         """
-        evaluations = [(record["step"], record["accuracy"]) for record in self.records if record["step"]]
-        self.segments = segments_at(self._schedule, evaluations)
+        self.segments = segments_at(self._schedule, self.records)
         if bool(self._teacher.sources) != bool(self.segments):
             raise UserError("give a teacher and a schedule for it, or neither to learn from the labels alone")
         check_schedule(self.segments, self._teacher.sources)

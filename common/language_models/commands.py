@@ -22,6 +22,7 @@ from common.language_models.setting import Setting, config_of, task_of
 from common.language_models.students import (
     Distill,
     Student,
+    automatic_anchors,
     groups_of,
     missing_targets,
     plural_of,
@@ -105,12 +106,14 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     require_at_least(1, arguments, "student_heads")
     require_seed(arguments, "seeds", "stream_seed")
     arguments, teacher = with_teacher(arguments, setting, argv)
-    students = [
-        student_of(arguments, chosen, presets, setting, teacher) for chosen in student_arguments(arguments, plural)
-    ]
+    given = arguments, presets, setting, teacher
+    students = [student_of(chosen, *given) for chosen in student_arguments(arguments, plural)]
     processes, device = processes_of(students[0].trainer_args), students[0].trainer_args.device
 
     task = task_of_students(arguments, setting, teacher)  # may take minutes; what needs no data has been checked
+    if "auto" in arguments.methods:
+        anchors = automatic_anchors(arguments, teacher, task, setting, device)
+        students = [student_of(student.arguments, *given, anchors) for student in students]
     for student in students:
         check_loss_arguments(student.supervision, task.vocabulary, option_of)
     batches = setting.training_batches(arguments, task, max(arguments.steps), arguments.stream_seed)

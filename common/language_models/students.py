@@ -5,7 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import nn
 from transformers import TrainingArguments
 
 from common.arguments import option_of
@@ -18,8 +21,10 @@ from common.distillation.arguments import (
     with_designs,
     with_task_of,
 )
+from common.distillation.automatic import Anchor, choose_anchors
 from common.distillation.batches import Source, batch_tensors
 from common.distillation.evaluation import report_on
+from common.distillation.labelled_head import labelled_positions
 from common.distillation.losses import IGNORED_LABEL
 from common.distillation.run_loop import RunTrainer
 from common.distillation.supervision import (
@@ -65,6 +70,9 @@ def plural_of(arguments: DistillArguments) -> list[str]:
     """Those of `PLURAL` that a command has."""
     return [name for name in PLURAL if getattr(arguments, name, None) is not None]
 
+
+ANCHOR_LABELS = 2048
+"""Held-out labels, on which checkpoints are compared with the final one."""
 
 Distill = TypeVar("Distill", bound=DistillArguments)
 
@@ -137,10 +145,46 @@ class Student:
         return {str(checkpoint.step): digests[str(checkpoint.step)] for checkpoint in used}
 
 
+def automatic_anchors(
+    arguments: DistillArguments, teacher: GivenTeacher, task: Task, setting: Setting, device: torch.device
+) -> list[Anchor]:
+    """The checkpoints for `--methods auto`, by what they predict for labels of held-out batches.
+
+    Raises:
+        UserError: one of all checkpoints cannot be loaded, or the final one predicts the same for all samples.
+    """
+    batches, count = [], 0
+    for batch in setting.evaluation_batches(task, arguments.eval_samples):
+        batches.append(batch_tensors(batch))
+        count += int((batches[-1]["labels"] != IGNORED_LABEL).sum())
+        if count >= ANCHOR_LABELS:
+            break
+    by_step = {checkpoint.step: checkpoint for checkpoint in teacher.checkpoints}
+
+    def predict(step: int) -> NDArray[np.float32]:
+        model: nn.Module = setting.load_model(local_path(by_step[step]), task)
+        model.to(device).eval()
+        shift = objective_of(model) == "causal"
+        found = []
+        with torch.inference_mode():
+            for batch in batches:
+                inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+                logits = model(**inputs).logits.flatten(0, 1)[labelled_positions(batch["labels"], shift)]
+                found.append((logits.float() / arguments.temperature).softmax(dim=-1).cpu())
+        return torch.cat(found)[:ANCHOR_LABELS].numpy()
+
+    return choose_anchors(sorted(by_step), predict)
+
+
 def student_of(
-    arguments: Distill, chosen: Distill, presets: Mapping[str, Distill], setting: Setting, teacher: GivenTeacher
+    chosen: Distill,
+    arguments: Distill,
+    presets: Mapping[str, Distill],
+    setting: Setting,
+    teacher: GivenTeacher,
+    anchors: Sequence[Anchor] = (),
 ) -> Student:
-    """The run of one of the students that the arguments describe.
+    """The run of one of the students that the arguments describe; `anchors` is for the method auto.
 
     Raises:
         UserError: the teacher lacks a checkpoint that it is to learn from, or torch cannot train it as asked.
@@ -150,7 +194,7 @@ def student_of(
     trainer_args = trainer_arguments(chosen, place, steps, seed)
     of_teacher = teacher.checkpoints, teacher.directory, None, lambda record: record["loss"]
     designs, then = setting.designs(chosen), getattr(chosen, "then", None)
-    supervised = supervision(chosen, steps, *of_teacher, designs, then)
+    supervised = supervision(chosen, steps, *of_teacher, designs, then, anchors)
     return Student(chosen, place, trainer_args, supervised)
 
 

@@ -6,7 +6,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from common.arguments import option_of, require_at_least, require_seed
 from common.distillation.arguments import (
@@ -17,6 +19,7 @@ from common.distillation.arguments import (
     with_designs,
     with_task_of,
 )
+from common.distillation.automatic import Anchor, choose_anchors
 from common.distillation.chance import teacher_report
 from common.distillation.supervision import (
     FROM_LABELS,
@@ -32,11 +35,11 @@ from common.distillation.supervision import (
 from common.errors import UserError
 from common.parity.arguments import SETTINGS, check
 from common.parity.designed import designs_of
-from common.parity.frozen import load_network
+from common.parity.frozen import Logits, load_network, teacher_logits
 from common.parity.networks import Network
 from common.parity.students import Student
 from common.parity.task import TASK_ARGUMENTS, ParityTask, task_of
-from common.parity.training import Setting, data_needs, train_together
+from common.parity.training import Setting, data_needs, probabilities, train_together
 from common.resources import require_resources, together
 from common.runs.names import EXECUTION_ARGUMENTS, ROOT, RUNS, default_name
 from common.runs.processes import join_processes, open_shared_run
@@ -44,6 +47,9 @@ from common.runs.run import Run
 from common.teachers.discovery import Checkpoint, local_path
 from common.teachers.tensors import require_finite_logits
 from common.teachers.trajectory import checkpoint_digests
+
+ANCHOR_SAMPLES = 8192
+"""On which checkpoints are compared with the final one."""
 
 
 def train(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: Sequence[str] = ()) -> None:
@@ -103,11 +109,12 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
     def error_rate(record: Mapping[str, Any]) -> float:
         return 1 - record["accuracy"]
 
+    anchors = automatic_anchors(arguments, teacher, task, setting) if "auto" in arguments.methods else []
     prepared = []
     for student in student_arguments(arguments, plural):
         designs = designs_of(student, task)
         of_teacher = student.steps, teacher, directory, task.classes, error_rate
-        prepared.append((student, supervision(student, *of_teacher, designs, student.then)))
+        prepared.append((student, supervision(student, *of_teacher, designs, student.then, anchors)))
     scheduled = [(student, supervised, student.steps) for student, supervised in prepared]
     used = used_checkpoints(scheduled)
     last = (used or teacher)[-1] if teacher else None
@@ -142,7 +149,7 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
             with processes.main_process_first():  # what one of them refuses, all of them do
                 run.keep_teacher(of_student)
             initial = setting.new_network(student, getattr(student, setting.sizes)[0], student.seeds[0])
-            students.append(Student(run, supervised, initial, student.lr[0]))
+            students.append(Student(run, supervised, initial, student.lr[0], student.methods[0] == "auto"))
         if students:
             if processes.first:
                 reported = [_report(network, used[-1], task, arguments, setting, device)] if network and used else []
@@ -151,6 +158,26 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
             train_together(setting, arguments, students, arguments.stream_seed, description, device, processes)
         for made in students:
             processes.print(f"{made.run.directory}: accuracy {made.records[-1]['accuracy']:.3f}")
+
+
+def automatic_anchors(
+    arguments: Any, teacher: Sequence[Checkpoint], task: ParityTask, setting: Setting
+) -> list[Anchor]:
+    """The checkpoints for `--methods auto`.
+
+    Raises:
+        UserError: one of all checkpoints cannot be loaded, or the final one predicts the same for all samples.
+    """
+    bits = task.sample(arguments.stream_seed, "probe", 0, ANCHOR_SAMPLES)
+    by_step = {checkpoint.step: checkpoint for checkpoint in teacher}
+
+    def logits_of(network: Network) -> Logits:
+        return setting.frozen_logits(network, task.d, arguments.device, setting.precision(arguments))
+
+    def predict(step: int) -> NDArray[np.float64]:
+        return probabilities(teacher_logits(local_path(by_step[step]), task, logits_of)(bits))
+
+    return choose_anchors(sorted(by_step), predict)
 
 
 def _report(

@@ -73,6 +73,8 @@ class Student:
     initial: Network
     lr: float
     """Peak learning rate."""
+    records_divergence: bool = False
+    """Whether its evaluations have the divergence from what it learns from, which its schedule depends on."""
     step: int = 0
     """Steps taken."""
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -81,8 +83,7 @@ class Student:
     @property
     def schedule(self) -> Sequence[Segment]:
         """The teacher's checkpoints that supervise it, as far as its evaluations decide them."""
-        evaluations = [(record["step"], record["accuracy"]) for record in self.records if record["step"]]
-        return segments_at(self.supervision.schedule, evaluations)
+        return segments_at(self.supervision.schedule, self.records)
 
     def objective(
         self,

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.distillation import losses
+from common.distillation.automatic import divergence
 from common.distillation.schedules import checkpoint_at
 from common.errors import DivergedError
 from common.parity.arguments import Arguments, Precision
@@ -215,16 +216,21 @@ class _Training:
 
     def _evaluate(self, i: int) -> None:
         student = self._students[i]
-        loss, accuracy = score(self._engine.logits(i, self._eval_bits), self._eval_labels)
+        logits = self._engine.logits(i, self._eval_bits)
+        loss, accuracy = score(logits, self._eval_labels)
         if not np.isfinite(loss):
             raise _diverged(student)
+        taught_by = checkpoint_at(student.schedule, max(student.step - 1, 0))
         record = {
             "step": student.step,
             "samples": student.step * self._arguments.batch_size,
             "loss": loss,
             "accuracy": accuracy,
-            "teacher": checkpoint_at(student.schedule, max(student.step - 1, 0)),
+            "teacher": taught_by,
         }
+        if student.records_divergence and taught_by is not None:
+            theirs = self._teachers.logits(student.supervision, taught_by, self._eval_bits, slice(None))
+            record["kl"] = divergence(probabilities(theirs), probabilities(logits))
         student.records.append(record)
         if self._processes.first:
             student.run.log(record)
@@ -284,6 +290,11 @@ def score(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[float
     """Mean cross entropy, in nats, and accuracy of logits (samples, classes) for labels (samples,)."""
     loss = losses.label_cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).mean().item()
     return loss, float((logits.argmax(axis=1) == labels).mean())
+
+
+def probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of the classes, from logits (samples, classes)."""
+    return torch.from_numpy(logits).softmax(dim=1).numpy()
 
 
 def _restore(students: Sequence[Student], processes: Processes) -> list[Network]:
