@@ -7,10 +7,14 @@ and p the final one,
     what c lacks of the final  D(c) = mean over x of KL(p(x) || p_c(x)) / I(final).
 
 I is the mutual information between sample and predicted class: 0 for a constant prediction. D is 1 for the best
-constant and 0 for the final checkpoint, and falls from one to the other in the teacher's transition. The checkpoints
-are those where D is nearest to `LACKING`. The student moves on from one once its divergence from it is at most
-`LEARNED` of the checkpoint's information, and in any case after one of `PARTS` equal parts of its steps, so that half
-of them are left for the final one.
+constant and 0 for the final checkpoint, and falls from one to the other in the teacher's transition. The student learns
+first from the checkpoint where D is nearest to `LACKING`, until its divergence from it is at most `LEARNED` of the
+checkpoint's information, or for `LONGEST` of its steps, and then from the final one.
+
+The three numbers were chosen with one teacher on parity (100, 4), and checked with two others: with students of width
+10, six seeds each, they pass 95% at 67k, 118k and 58k on average. Three checkpoints, at 0.75, 0.5 and 0.25, are slower
+on parity (108k, 114k, 80k) and no better on the grammar of PCFG_mlm (0.688 instead of 0.695, three seeds); later ones,
+at 0.1 and below, fail.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +25,9 @@ from numpy.typing import NDArray
 
 from common.errors import UserError
 
-LACKING = (0.75, 0.5, 0.25)
-LEARNED = 0.25
-PARTS = 6
+LACKING = 0.25
+LEARNED = 0.5
+LONGEST = 1 / 6
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Anchor:
 
 
 def choose_anchors(steps: Sequence[int], predict: Callable[[int], NDArray[np.floating]]) -> list[Anchor]:
-    """The checkpoints that a student learns from in turn; the final one is the last.
+    """The checkpoint that a student learns from first, and the final one; if there are no others, the final one alone.
 
     Args:
         steps: teacher steps of the checkpoints, increasing, at least one.
@@ -53,13 +57,14 @@ def choose_anchors(steps: Sequence[int], predict: Callable[[int], NDArray[np.flo
             f"checkpoint {steps[-1]} predicts the same for all samples, so that nothing can be learned from it: give "
             "another --teacher"
         )
-    lacking, own = [], []
+    anchors = [Anchor(steps[-1], all_information)]
+    nearest = np.inf
     for step in steps[:-1]:
         predicted = predict(step).astype(np.float64)
-        lacking.append(divergence(final, predicted) / all_information)
-        own.append(information(predicted))
-    chosen = sorted({int(np.abs(np.array(lacking) - share).argmin()) for share in LACKING} if lacking else ())
-    return [*(Anchor(steps[i], own[i]) for i in chosen), Anchor(steps[-1], all_information)]
+        distance = abs(divergence(final, predicted) / all_information - LACKING)
+        if distance < nearest:
+            nearest, anchors = distance, [Anchor(step, information(predicted)), anchors[-1]]
+    return anchors
 
 
 def information(probabilities: NDArray[np.float64]) -> float:

@@ -227,7 +227,7 @@ def until_saturation(
 
     segments = [Segment(0, first)]
     accuracies: list[float] = []
-    for step, accuracy, _ in evaluations:
+    for step, accuracy, *_ in evaluations:
         if len(segments) > len(later):
             break
         accuracies.append(accuracy)
@@ -333,7 +333,7 @@ def spans(schedule: Sequence[Segment], start: int, stop: int) -> list[tuple[int,
 
 
 def _require_order(evaluations: Sequence[Evaluation]) -> None:
-    if any(first.step >= then.step for first, then in pairwise(evaluations)):
+    if any(first[0] >= then[0] for first, then in pairwise(evaluations)):
         raise UserError("the evaluations must be in order of student steps, each step once")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from common.arguments import option_of
 from common.distillation import schedules
 from common.distillation.arguments import DistillationArguments
-from common.distillation.automatic import LEARNED, PARTS, Anchor
+from common.distillation.automatic import LEARNED, LONGEST, Anchor
 from common.distillation.choosing import find_transition
 from common.distillation.losses import LossArguments, check_loss_arguments
 from common.distillation.phases import choose_checkpoints
@@ -246,7 +246,7 @@ def _schedule(
 
 def _automatic(anchors: Sequence[Anchor], total: int) -> schedules.Schedule:
     def until_learned(evaluations: list[schedules.Evaluation]) -> list[schedules.Segment]:
-        most = max(1, total // PARTS)
+        most = max(1, round(total * LONGEST))
         return schedules.until_learned(anchors, evaluations, share=LEARNED, max_steps=most)
 
     return until_learned
