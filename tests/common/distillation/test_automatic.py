@@ -42,8 +42,8 @@ def test_the_first_checkpoint_is_the_one_that_lacks_a_quarter_of_the_final_one()
     assert lacking[10] == pytest.approx(1, abs=1e-3)
     first, last = choose_anchors(list(shares), predictions.__getitem__)
     expected = min(list(shares)[:-1], key=lambda step: abs(lacking[step] - LACKING))
-    assert expected == 50
-    assert first == Anchor(50, pytest.approx(information(predictions[50])))
+    assert expected == 40
+    assert first == Anchor(40, pytest.approx(information(predictions[40])))
     assert last == Anchor(70, pytest.approx(information(final)))
 
 
