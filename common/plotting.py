@@ -45,6 +45,7 @@ METHODS = {
     "two-shot inside": Line("two-shot, inside", GREEN, "-", "d"),
     "two-shot after": Line("two-shot, after", PURPLE, "-", ">"),
     "until-saturation": Line("until saturation", ORANGE, "-", "^"),
+    "auto": Line("auto", PURPLE, "-", "P"),
     "bayes-optimal": Line("Bayes-optimal", BLACK, "-."),
 }
 

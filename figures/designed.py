@@ -8,7 +8,7 @@ The first command draws the data in figures/data/designed/; the second collects 
 table. On parity a student is measured by the step at which it passes 95%, on grammars by its final accuracy.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,8 +26,8 @@ from studies import present
 from common.cli import command
 from common.plotting import BLACK, GREY, METHODS, PAGE_WIDTH, VERMILLION, new_figure, panel_title
 
-REFERENCES = ("ce", "one-shot", "progressive")
-"""Methods that designed targets are compared with."""
+REFERENCES = ("ce", "one-shot", "progressive", "two-shot", "until-saturation", "auto")
+"""Methods that designed targets are compared with, as far as there are such students."""
 WEIGHT = "0.16"
 """Of monomials that differ in their degrees only."""
 NEVER = "never"
@@ -107,18 +107,23 @@ def label_of(group: Mapping[str, Any]) -> str:
     return ": ".join(filter(None, [control_of(group), target_of(group)]))
 
 
-def measure(data: Mapping[str, Any], group: Mapping[str, Any]) -> dict[tuple[int, int], float]:
-    """What students are judged by, larger being better, by stream and seed.
+def by_pair(group: Mapping[str, Any], value: Callable[[Mapping[str, Any]], float]) -> dict[tuple[int, int], float]:
+    """A number of each student, by its stream and its seed: a mean over teachers, if there are several."""
+    found: dict[tuple[int, int], list[float]] = {}
+    for run in group["runs"]:
+        found.setdefault((run["stream"], run["seed"]), []).append(value(run))
+    return {pair: float(np.mean(values)) for pair, values in found.items()}
 
-    On parity it is minus the step at which they pass 95%, minus infinity if they never do; on grammars the final
+
+def merit(data: Mapping[str, Any], run: Mapping[str, Any]) -> float:
+    """What a student is judged by, larger being better.
+
+    On parity it is minus the step at which it passes 95%, minus infinity if it never does; on grammars the final
     accuracy.
     """
-    is_parity = data["setting"].startswith("parity")
-    found = {}
-    for run in group["runs"]:
-        passed = -np.inf if run["passed"] is None else -float(run["passed"])
-        found[run["stream"], run["seed"]] = passed if is_parity else run["accuracy"]
-    return found
+    if not data["setting"].startswith("parity"):
+        return float(run["accuracy"])
+    return -np.inf if run["passed"] is None else -float(run["passed"])
 
 
 def main_groups(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -180,7 +185,7 @@ def _draw_students(
         if group["method"] != "designed":
             colour = METHODS[group["method"]].colour
         has_teacher = group["method"] not in ("ce",) and group["arguments"].get("then") != "labels"
-        values = np.array(list(measure(data, group).values()))
+        values = np.array([merit(data, run) for run in group["runs"]])
         x = np.where(np.isinf(values), never, -values) if is_parity else values
         spread = np.linspace(-0.16, 0.16, len(x)) + (0.1 if has_teacher else -0.1) * (group["method"] == "designed")
         axis.plot(
@@ -259,9 +264,9 @@ def describe(data: Mapping[str, Any]) -> Finding:
             if is_control(other) and target_of(other) == target_of(group) and other["arguments"]["then"] == after
         ]
         for other in controls:
-            verdicts.append(_is_better(data, group, other, what, f"those of {described(other)}"))
+            verdicts.append(is_better(data, group, other, what, f"those of {described(other)}"))
         if labels is not None:
-            verdicts.append(_is_better(data, group, labels, what, "those of the labels alone"))
+            verdicts.append(is_better(data, group, labels, what, "those of the labels alone"))
     is_parity = data["setting"].startswith("parity")
     header = ["first target", "control", "then", "steps of it", "at the switch", "final accuracy"]
     header += ["passed at"] if is_parity else []
@@ -282,11 +287,11 @@ def describe(data: Mapping[str, Any]) -> Finding:
     )
 
 
-def _is_better(
+def is_better(
     data: Mapping[str, Any], group: Mapping[str, Any], other: Mapping[str, Any], what: str, than: str
 ) -> Verdict:
     """Whether students of a group do better than others of the same stream and seed."""
-    first, second = measure(data, group), measure(data, other)
+    first, second = (by_pair(each, lambda run: merit(data, run)) for each in (group, other))
     pairs = sorted(first.keys() & second.keys())
     is_parity = data["setting"].startswith("parity")
     statement = f"Students of {what}, {'pass 95% before' if is_parity else 'end above'} {than}"
@@ -296,7 +301,7 @@ def _is_better(
         found = compare([first[pair] - second[pair] for pair in pairs])
         return Verdict(statement, found.is_above, str(found))
     found = compare([float(first[pair] > second[pair]) - float(first[pair] < second[pair]) for pair in pairs])
-    final = [{(run["stream"], run["seed"]): run["accuracy"] for run in each["runs"]} for each in (group, other)]
+    final = [by_pair(each, lambda run: run["accuracy"]) for each in (group, other)]
     of_accuracy = compare([final[0][pair] - final[1][pair] for pair in pairs])
     numbers = f"{found.above} of {found.pairs} seeds; p = {found.p:.2g}; final accuracy: {of_accuracy}"
     return Verdict(statement, found.is_above, numbers)

@@ -33,7 +33,9 @@ OF_RUN = ("teacher", "seeds", "stream_seed")
 """Arguments that tell the runs of a group apart."""
 
 
-def collect(found: Sequence[FoundRun], setting: SettingName, preset: str) -> dict[str, Any]:
+def collect(
+    found: Sequence[FoundRun], setting: SettingName, preset: str, changed: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Students by what they learn from.
 
     Args:
@@ -41,6 +43,7 @@ def collect(found: Sequence[FoundRun], setting: SettingName, preset: str) -> dic
         setting: whose students.
         preset: its name. Students have the first size and learning rate of the preset, and may differ from it in how
             they are supervised and for how many steps.
+        changed: arguments in which they all differ from the preset.
 
     Returns:
         `setting`, `preset`, `commands`, `versions`, `commits`, the preset's `first_steps`, and `groups`: for each its
@@ -54,7 +57,7 @@ def collect(found: Sequence[FoundRun], setting: SettingName, preset: str) -> dic
         MissingError: there is none.
         UserError: two runs are the same student.
     """
-    usual = _usual(setting, preset)
+    usual = _usual(setting, preset) | dict(changed or {})
     seeds = {str(run.config.get("id")): int(run.arguments.get("seed", 0)) for run in found if not run.is_student}
     students = [run for run in found if run.setting == setting and run.is_student and _belongs(run, usual)]
     if not students:
