@@ -28,6 +28,8 @@ from common.errors import UserError
 LACKING = 0.25
 LEARNED = 0.5
 LONGEST = 1 / 6
+LEAST_INFORMATION = 1e-10
+"""Of predictions that differ by more than rounding, in nats."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def choose_anchors(steps: Sequence[int], predict: Callable[[int], NDArray[np.flo
     """
     final = predict(steps[-1]).astype(np.float64)
     all_information = information(final)
-    if not all_information > 1e-6:
+    if not all_information > LEAST_INFORMATION:
         raise UserError(
             f"checkpoint {steps[-1]} predicts the same for all samples, so that nothing can be learned from it: give "
             "another --teacher"
