@@ -24,7 +24,7 @@ from paired_tests import compare
 from studies import present
 
 from common.cli import command
-from common.plotting import BLACK, GREY, METHODS, PAGE_WIDTH, VERMILLION, new_figure, panel_title
+from common.plotting import BLACK, GREY, METHODS, PAGE_WIDTH, VERMILLION, legend_below, new_figure, panel_title
 
 REFERENCES = ("ce", "one-shot", "progressive", "two-shot", "until-saturation", "auto")
 """Methods that designed targets are compared with, as far as there are such students."""
@@ -171,6 +171,7 @@ def draw(data: Mapping[str, Any]) -> Figure:
         panel_title(axes[0, 0], "(a) students by their first target")
         _draw_durations(axes[0, 1], *durations)
         panel_title(axes[0, 1], f"(b) of {durations[-1]} students, how many pass")
+    legend_below(figure, 2)
     return figure
 
 
@@ -214,7 +215,6 @@ def _draw_students(
         ticks = [tick for tick in axis.get_xticks() if 0 <= tick < 0.85 * never]
         axis.set_xticks([*ticks, never], [*map(EngFormatter(sep=""), ticks), NEVER])
         axis.set_xlim(0, 1.04 * never)
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=7, frameon=False, handletextpad=0.2)
 
 
 def _durations(data: Mapping[str, Any]) -> tuple[list[float], list[int], Any, int] | None:
@@ -257,7 +257,7 @@ def describe(data: Mapping[str, Any]) -> Finding:
         if is_control(group):
             continue
         after = group["arguments"]["then"]
-        what = f"{described(group)}, then the {'final teacher' if after == 'teacher' else 'labels'}"
+        what = f"{described(group)}, then the {'final teacher' if after == 'teacher' else 'labels'},"
         controls = [
             other
             for other in designs
@@ -294,7 +294,7 @@ def is_better(
     first, second = (by_pair(each, lambda run: merit(data, run)) for each in (group, other))
     pairs = sorted(first.keys() & second.keys())
     is_parity = data["setting"].startswith("parity")
-    statement = f"Students of {what}, {'pass 95% before' if is_parity else 'end above'} {than}"
+    statement = f"Students of {what} {'pass 95% before' if is_parity else 'end above'} {than}"
     if not pairs:
         return Verdict(statement, False, "no seed in common")
     if not is_parity:

@@ -118,7 +118,14 @@ def _runs(runs: Sequence[FoundRun], way: str, seeds: Mapping[str, int]) -> dict[
     """The runs of a group, and what they need of a teacher."""
 
     def key(run: FoundRun) -> tuple[int, int, int]:
-        taught = seeds.get(str(run.arguments.get("teacher_id")), -1) if _teacher_steps(run) else -1
+        if not _teacher_steps(run):
+            return -1, run.arguments["stream_seed"], run.arguments["seeds"][0]
+        taught = seeds.get(str(run.arguments.get("teacher_id")))
+        if taught is None:
+            raise MissingError(
+                f"the teacher of {run.directory}, {run.arguments['teacher']}, is not in the directory of runs: give "
+                "one that contains both"
+            )
         return taught, run.arguments["stream_seed"], run.arguments["seeds"][0]
 
     by_key = runs_by_key(runs, key, lambda key: f"{way} with teacher {key[0]}, stream {key[1]} and seed {key[2]}")

@@ -1,6 +1,6 @@
 """One table of all methods: how many steps students need, how well they end, and what it takes of a teacher.
 
-    python figures/methods.py parity_mlp --runs runs/parity_mlp/sweeps/methods-parity_mlp-laptop
+    python figures/methods.py parity_mlp --runs runs
     python figures/methods.py parity_mlp
 
 The first command collects the runs of `scripts/sweep_methods.sh`, of a directory at any depth, the second reads the

@@ -161,6 +161,12 @@ def test_missing_and_ambiguous_runs_are_refused(parity, tmp_path):
         collect(find_runs(parity), "parity_mlp", "laptop")
 
 
+def test_a_teacher_elsewhere_is_missed(parity):
+    (parity / "teacher").rename(parity.parent / "elsewhere")
+    with pytest.raises(MissingError, match=r"the teacher of .*designed-.*, , is not in the directory of runs"):
+        collect(find_runs(parity), "parity_mlp", "laptop")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", ["parity_mlp", "PCFG_mlm"])
 def test_the_smoke_sweep_becomes_a_figure(setting, tmp_path, monkeypatch, capsys, one_torch_thread):
