@@ -127,11 +127,8 @@ def _row(group: Mapping[str, Any], is_parity: bool) -> list[str]:
     passed = [run["passed"] for run in runs if run["passed"] is not None]
     row = [name_of(group), str(len(runs))]
     if is_parity:
-        times = (
-            f"{steps_text(np.mean(passed))} ({steps_text(min(passed))} to {steps_text(max(passed))})"
-            if passed
-            else "never"
-        )
+        numbers = (float(np.mean(passed)), min(passed), max(passed)) if passed else ()
+        times = "{} ({} to {})".format(*(steps_text(float(f"{step:.3g}")) for step in numbers)) if passed else "never"
         row.append(times if len(passed) in (0, len(runs)) else f"{times}, {len(passed)} of them")
     row.append(mean_and_range([run["accuracy"] for run in runs]))
     return [*row, str(group["checkpoints"] or "–"), steps_text(group["teacher_steps"] or None)]
