@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
+from finding_runs import FoundRun
 from findings import Finding, Table, Verdict, comma_separated, mean_and_range, steps_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -31,6 +32,8 @@ REFERENCES = ("ce", "one-shot", "progressive", "two-shot", "until-saturation", "
 WEIGHT = "0.16"
 """Of monomials that differ in their degrees only."""
 NEVER = "never"
+SEEDS = range(40, 46)
+"""Of the students of `scripts/sweep_designed.sh`."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,20 @@ def main(arguments: Arguments) -> None:
         f"{setting}_{preset}",
         arguments.runs,
         arguments.out,
-        lambda runs: collect(runs, setting, preset),
+        lambda runs: collect_designed(runs, setting, preset),
         draw,
         describe,
     )
+
+
+def collect_designed(found: Sequence[FoundRun], setting: SettingName, preset: str) -> dict[str, Any]:
+    """The students of the sweep, as `collect` groups them.
+
+    Raises:
+        MissingError: there is none, or its teacher is missing.
+        UserError: two runs are the same student.
+    """
+    return collect(found, setting, preset, f"scripts/sweep_designed.sh {setting} {preset}", SEEDS)
 
 
 def is_control(group: Mapping[str, Any]) -> bool:

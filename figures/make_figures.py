@@ -161,7 +161,6 @@ def _draw_setting(setting: SettingName, preset: Preset, found: Sequence[FoundRun
     collect, figures = SETTINGS[setting]
     if preset == "workstation":
         figures = pcfg_figures.WORKSTATION
-    designed_targets = designed_data(setting, preset, found)
     path = Path("data") / f"{setting}_{preset}.json"
     try:
         collected = _committed(FIGURES / path) if found is None else collect(found, preset)
@@ -179,11 +178,18 @@ def _draw_setting(setting: SettingName, preset: Preset, found: Sequence[FoundRun
         out.mkdir(parents=True, exist_ok=True)
         pictures[name] = out / f"{name}_{setting}_{preset}.png"
         save(draw(collected.data), pictures[name])
-    if designed_targets is not None:
+    data = collected.data
+    try:
+        targets = designed_data(setting, preset, found)
+    except UserError as error:
+        errors["figure_designed"] = error
+        targets = None
+    if targets is not None:
         out.mkdir(parents=True, exist_ok=True)
         pictures["figure_designed"] = out / f"figure_designed_{setting}_{preset}.png"
-        save(designed.draw(designed_targets), pictures["figure_designed"])
-    return Drawn(setting, {**collected.data, "designed": designed_targets}, pictures, errors)
+        save(designed.draw(targets), pictures["figure_designed"])
+        data = {**data, "designed": targets}
+    return Drawn(setting, data, pictures, errors)
 
 
 def designed_data(setting: SettingName, preset: Preset, found: Sequence[FoundRun] | None) -> dict[str, Any] | None:
@@ -197,8 +203,13 @@ def designed_data(setting: SettingName, preset: Preset, found: Sequence[FoundRun
     if found is None:
         path = FIGURES / "data" / "designed" / f"{setting}_{preset}.json"
         return dict(json.loads(path.read_bytes())) if path.exists() else None
-    has_any = any(run.setting == setting and run.arguments.get("methods") == ["designed"] for run in found)
-    return method_data.collect(found, setting, preset) if has_any else None
+    has_any = any(
+        run.setting == setting
+        and run.arguments.get("methods") == ["designed"]
+        and run.arguments["seeds"][0] in designed.SEEDS
+        for run in found
+    )
+    return designed.collect_designed(found, setting, preset) if has_any else None
 
 
 def _committed(path: Path) -> Collected:

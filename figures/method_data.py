@@ -3,7 +3,7 @@
 import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import pcfg_data
 from finding_runs import FoundRun, MissingError, runs_by_key
 
 from common.distillation.arguments import DistillationArguments
+from common.errors import UserError
 from common.parity import arguments as parity
 from common.pcfg import arguments as pcfg
 from common.runs.finding import passed_at
@@ -34,7 +35,12 @@ OF_RUN = ("teacher", "seeds", "stream_seed")
 
 
 def collect(
-    found: Sequence[FoundRun], setting: SettingName, preset: str, changed: Mapping[str, Any] | None = None
+    found: Sequence[FoundRun],
+    setting: SettingName,
+    preset: str,
+    command: str,
+    seeds: Collection[int],
+    changed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Students by what they learn from.
 
@@ -43,6 +49,8 @@ def collect(
         setting: whose students.
         preset: its name. Students have the first size and learning rate of the preset, and may differ from it in how
             they are supervised and for how many steps.
+        command: that makes them.
+        seeds: of students; others are left out.
         changed: arguments in which they all differ from the preset.
 
     Returns:
@@ -58,12 +66,17 @@ def collect(
         UserError: two runs are the same student.
     """
     usual = _usual(setting, preset) | dict(changed or {})
-    seeds = {str(run.config.get("id")): int(run.arguments.get("seed", 0)) for run in found if not run.is_student}
-    students = [run for run in found if run.setting == setting and run.is_student and _belongs(run, usual)]
+    teachers = {str(run.config.get("id")): int(run.arguments.get("seed", 0)) for run in found if not run.is_student}
+    students = [
+        run
+        for run in found
+        if run.setting == setting and run.is_student and run.arguments["seeds"][0] in seeds and _belongs(run, usual)
+    ]
     if not students:
-        raise MissingError(
-            f"no students of {setting} {preset}; create them with scripts/sweep_designed.sh {setting} {preset}"
-        )
+        raise MissingError(f"no such students of {setting} {preset}; create them with {command}")
+    used = {str(run.arguments.get("teacher_id")) for run in students if _teacher_steps(run)} & teachers.keys()
+    if len({teachers[teacher] for teacher in used}) < len(used):
+        raise UserError(f"students of {setting} {preset} have two teachers of one seed: keep only those of one of them")
     groups: dict[str, list[FoundRun]] = {}
     for run in students:
         groups.setdefault(json.dumps(_way(run, usual)), []).append(run)
@@ -74,7 +87,7 @@ def collect(
         "versions": students[0].config["versions"],
         "commits": sorted({run.config["commit"] for run in students if run.config.get("commit")}),
         "first_steps": usual["first_steps"],
-        "groups": [{**json.loads(way), **_runs(groups[way], way, seeds)} for way in sorted(groups)],
+        "groups": [{**json.loads(way), **_runs(groups[way], way, teachers)} for way in sorted(groups)],
     }
 
 
@@ -114,13 +127,13 @@ def _way(run: FoundRun, usual: Mapping[str, Any]) -> dict[str, Any]:
     return {"method": method, "steps": steps, "first_steps": first_steps, "arguments": differing}
 
 
-def _runs(runs: Sequence[FoundRun], way: str, seeds: Mapping[str, int]) -> dict[str, Any]:
-    """The runs of a group, and what they need of a teacher."""
+def _runs(runs: Sequence[FoundRun], way: str, teachers: Mapping[str, int]) -> dict[str, Any]:
+    """The runs of a group, and what they need of a teacher; `teachers` are their seeds by id."""
 
     def key(run: FoundRun) -> tuple[int, int, int]:
         if not _teacher_steps(run):
             return -1, run.arguments["stream_seed"], run.arguments["seeds"][0]
-        taught = seeds.get(str(run.arguments.get("teacher_id")))
+        taught = teachers.get(str(run.arguments.get("teacher_id")))
         if taught is None:
             raise MissingError(
                 f"the teacher of {run.directory}, {run.arguments['teacher']}, is not in the directory of runs: give "

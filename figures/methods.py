@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 from designed import REFERENCES, by_pair, described, draw, is_better, merit
+from finding_runs import FoundRun
 from findings import Finding, Table, Verdict, mean_and_range, steps_text
 from method_data import SettingName, collect
 from studies import present
@@ -24,6 +25,8 @@ from common.cli import command
 from common.errors import UserError
 from common.plotting import METHODS
 
+SEEDS = range(50, 55)
+"""Of the students of `scripts/sweep_methods.sh`."""
 COMPARED = "auto"
 """The method that is compared with all others."""
 
@@ -52,8 +55,12 @@ def main(arguments: Arguments) -> None:
     """
     setting, preset, changed = arguments.setting, arguments.preset, parse(arguments.changed)
     key = "_".join([setting, preset, *(f"{name}{value}" for name, value in changed.items())])
-    runs, out = arguments.runs, arguments.out
-    present("methods", key, runs, out, lambda found: collect(found, setting, preset, changed), draw, describe)
+    command = f"scripts/sweep_methods.sh {setting} {preset}"
+
+    def data_of(found: Sequence[FoundRun]) -> dict[str, Any]:
+        return collect(found, setting, preset, command, SEEDS, changed)
+
+    present("methods", key, arguments.runs, arguments.out, data_of, draw, describe)
 
 
 def parse(texts: Sequence[str]) -> dict[str, int | float | str]:
@@ -78,27 +85,29 @@ def parse(texts: Sequence[str]) -> dict[str, int | float | str]:
 
 def describe(data: Mapping[str, Any]) -> Finding:
     """A row for each method, and whether the automatic schedule is better than each of them."""
-    groups = sorted(data["groups"], key=lambda group: [*REFERENCES, "designed"].index(group["method"]))
+    order = [*REFERENCES, "designed"]
+    shown = [group for group in data["groups"] if group["method"] in order]
+    groups = sorted(shown, key=lambda group: order.index(group["method"]))
     is_parity = data["setting"].startswith("parity")
     header = ["method", "students", "passes 95% at: mean (range)"] if is_parity else ["method", "students"]
-    header += ["final accuracy: mean (range)", "checkpoints", "steps with a teacher"]
+    header += ["final accuracy: mean (range)", "steps", "checkpoints used", "steps with a teacher"]
     teachers = {run["teacher"] for group in groups for run in group["runs"] if run["teacher"] is not None}
     auto = next((group for group in groups if group["method"] == COMPARED), None)
     verdicts: list[Verdict] = []
     for group in groups if auto is not None else ():
-        if group is not auto:
+        if group is not auto and group["steps"] == auto["steps"]:
             verdicts.append(is_better(data, auto, group, "the automatic schedule", f"those of {name_of(group)}"))
             if is_parity:
                 verdicts[-1] = _with_ratio(verdicts[-1], data, auto, group)
     return Finding(
         title="All methods",
-        claim="Without any choice by hand, the automatic schedule is as good as the best schedule that was chosen by "
-        "hand.",
+        claim="The automatic schedule, for which nothing is chosen by hand, is better than other methods. (With five "
+        "seeds, whose accuracies are means over the teachers, all must agree, and p is 0.06 at least.)",
         alt="Students by their method, and how well they learn the task.",
         verdicts=verdicts,
         tables=[
             Table(
-                f"{data['setting']} {data['preset']}, {len(teachers)} teachers, {steps_text(groups[0]['steps'])} steps",
+                f"{data['setting']} {data['preset']}, {len(teachers)} teachers; auto compares all checkpoints first",
                 header,
                 [_row(group, is_parity) for group in groups],
             )
@@ -131,7 +140,8 @@ def _row(group: Mapping[str, Any], is_parity: bool) -> list[str]:
         times = "{} ({} to {})".format(*(steps_text(float(f"{step:.3g}")) for step in numbers)) if passed else "never"
         row.append(times if len(passed) in (0, len(runs)) else f"{times}, {len(passed)} of them")
     row.append(mean_and_range([run["accuracy"] for run in runs]))
-    return [*row, str(group["checkpoints"] or "–"), steps_text(group["teacher_steps"] or None)]
+    used = str(group["checkpoints"] or "–")
+    return [*row, steps_text(group["steps"]), used, steps_text(group["teacher_steps"] or None)]
 
 
 if __name__ == "__main__":

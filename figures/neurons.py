@@ -94,9 +94,11 @@ def collect(found: Sequence[FoundRun], preset: str) -> dict[str, Any]:
     saved = [run for run in students_of(teacher, runs) if run.arguments["checkpoint_every"] > 0]
     command = f"python -m parity_mlp.distill {preset} --checkpoint-every N --methods METHODS"
     networks = {"teacher": _network([teacher])}
-    free = ("seeds", "teacher", "checkpoint_every", "checkpoint", *package.students[preset].design_defaults)
+    free = ("seeds", "teacher", "checkpoint_every", "checkpoint")
+    defaults = package.students[preset].design_defaults
     for method in ORDER[1:]:
         wanted = {**usual, "methods": [method], "widths": usual["widths"][:1], "lr": usual["lr"][:1]}
+        wanted |= defaults if method == "designed" else {}
         some = with_arguments(saved, wanted, free=free)
         if some:
             networks[method] = _network(list(runs_by_seed(some, f"{method} students", command).values()))

@@ -188,8 +188,13 @@ def section(drawn: Drawn, preset: Preset, log: Sequence[Mapping[str, Any]]) -> S
     )
 
 
+def _describe_designed(data: Mapping[str, Any]) -> Finding:
+    """What the figure shows that only the sweep over designed targets gives."""
+    return designed.describe(data["designed"])
+
+
 def _picture(drawn: Drawn, name: str, path: Path) -> Picture:
-    describe = FINDINGS[drawn.setting].get(name, lambda data: designed.describe(data["designed"]))
+    describe = {**FINDINGS[drawn.setting], "figure_designed": _describe_designed}[name]
     png = path.read_bytes()
     width, height = struct.unpack(">II", png[16:24])
     return Picture(

@@ -24,10 +24,11 @@ if [[ $setting == PCFG_* ]]; then
     case "$setting $preset" in
         "PCFG_mlm smoke") windows=(3) one=3 other= ;;
         "PCFG_autoregressive smoke") windows=(2) one=2 other= ;;
-        PCFG_mlm*) windows=(3 5 7 9 3+5+7) one=5 other=cfg3f ;;
-        PCFG_autoregressive*) windows=(2 3 4 5 2+3+4) one=4 other=cfg3f ;;
+        "PCFG_mlm paper") windows=(3 5 7 9 3+5+7) one=5 other=cfg3f ;;
+        "PCFG_autoregressive paper") windows=(2 3 4 5 2+3+4) one=4 other=cfg3b ;;
+        PCFG_mlm*) windows=(3 5 7 9 3+5+7) one=5 other=cfg3f:18 ;; # whose sentences are about as long
+        PCFG_autoregressive*) windows=(2 3 4 5 2+3+4) one=4 other=cfg3b:16 ;;
     esac
-    [[ -z "$other" || $preset == paper ]] || other+=:18 # with sentences about as long
     for then in teacher labels; do
         designed "windows-$then" ${#windows[@]} --windows "${windows[@]}" --then "$then"
         designed "permuted-$then" 1 --windows "$one" --windows-of permuted --then "$then"

@@ -24,7 +24,7 @@ def test_usage_errors_name_the_argument_and_exit_with_two(setting, capsys, words
 
 
 def test_a_default_teacher_that_is_not_trained_yet_is_one_line(setting, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("common.distillation.supervision.RUNS", ROOT / "no-runs")
+    monkeypatch.setattr("common.distillation.given_teacher.RUNS", ROOT / "no-runs")
     line = setting.fail_in_one_line(capsys, *setting.distill, "--out", tmp_path / "students")
     advice = f"give --teacher, or train it with python -m {setting.name}.train smoke"
     assert line == f"error: there is no teacher no-runs/{setting.name}/smoke: {advice}"

@@ -40,7 +40,8 @@ class Evaluation(NamedTuple):
     accuracy: float
     """In [0, 1]."""
     kl: float | None = None
-    """Divergence from what it learned from up to here, in nats; None where it is not known."""
+    """Divergence from what it learned from up to here, in nats: on parity on held-out samples, elsewhere the mean over
+    the training steps since the evaluation before. None where it is not known."""
 
 
 Schedule = Sequence[Segment] | Callable[[list[Evaluation]], Sequence[Segment]]
@@ -254,7 +255,7 @@ def until_learned(
         max_steps: largest number of student steps on one checkpoint.
 
     Raises:
-        UserError: no checkpoint, evaluations out of order, `share` not above 0, or `max_steps` below 1.
+        UserError: evaluations out of order or without divergence, `share` not above 0, or `max_steps` below 1.
     """
     _require_positive(share, "the share of the information")
     _require_positive(max_steps, "the largest number of student steps per checkpoint")
@@ -264,8 +265,12 @@ def until_learned(
     for step, _, kl in evaluations:
         if not later:
             break
-        is_learned = kl is not None and kl <= share * current.information
-        if is_learned or step - segments[-1].start >= max_steps:
+        if kl is None:
+            raise UserError(
+                f"the evaluation at step {step:,} has no divergence from the teacher, which the schedule depends on: "
+                "resume with a RunTrainer, which records it"
+            )
+        if kl <= share * current.information or step - segments[-1].start >= max_steps:
             current, *later = later
             segments.append(Segment(step, current.step))
     return segments

@@ -1,6 +1,5 @@
 """What a student learns from, by the arguments of distill.py: a teacher's checkpoints, their schedule, and the loss."""
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,16 +9,14 @@ from typing import Any
 from common.arguments import option_of
 from common.distillation import schedules
 from common.distillation.arguments import DistillationArguments
-from common.distillation.automatic import LEARNED, LONGEST, Anchor
+from common.distillation.automatic import LACKING, LEARNED, LEAST_LACKING, LONGEST, MOST_LACKING, Anchor
 from common.distillation.choosing import find_transition
 from common.distillation.losses import LossArguments, check_loss_arguments
 from common.distillation.phases import choose_checkpoints
 from common.errors import UserError, listed
-from common.runs.files import read_json
-from common.runs.names import ROOT, RUNS
 from common.runs.run import Run
 from common.teachers.curves import Curve, find_log, read_curve
-from common.teachers.discovery import Checkpoint, find_checkpoints
+from common.teachers.discovery import Checkpoint
 from common.teachers.trajectory import are_small, require_trajectory
 
 
@@ -35,90 +32,6 @@ class Supervision(LossArguments):
 
 
 FROM_LABELS = Supervision(schedule=schedules.ce_only())
-
-
-@dataclass(frozen=True)
-class GivenTeacher:
-    """Whom all students of a command learn from."""
-
-    directory: Path
-    """Where it is, unless it is on the hub."""
-    checkpoints: Sequence[Checkpoint]
-    config: Mapping[str, Any] | None
-    """The config.json of a run of this project; None of another teacher."""
-
-
-def default_teacher(setting: str, preset: str) -> str:
-    """The run of train.py with a preset, relative to the repository's root."""
-    return (RUNS / setting / preset).relative_to(ROOT).as_posix()
-
-
-def find_teacher(
-    name: str, pattern: str | None, setting: str, preset: str, settings: Sequence[str], needed: bool = True
-) -> GivenTeacher:
-    """The teacher of this name.
-
-    Args:
-        name: from `resolve_teacher`.
-        pattern: of the names of its checkpoints, or None.
-        setting, preset: of the students.
-        settings: whose runs can be teachers.
-        needed: False if no student learns from it; the default teacher may then be missing, and has no checkpoints.
-
-    Raises:
-        UserError: there is none, its checkpoints are not what they must be, or see `own_teacher`.
-    """
-    directory = ROOT / name
-    if name == default_teacher(setting, preset) and not directory.exists():
-        if not needed:
-            return GivenTeacher(directory, (), None)
-        command = f"python -m {setting}.train {preset}"
-        raise UserError(f"there is no teacher {name}: give --teacher, or train it with {command}")
-    checkpoints = find_checkpoints(directory if directory.exists() else name, pattern)
-    return GivenTeacher(directory, checkpoints, own_teacher(directory, settings))
-
-
-def own_teacher(directory: Path, settings: Sequence[str]) -> Mapping[str, Any] | None:
-    """The config of a teacher that is a run of this project; None for any other teacher.
-
-    Args:
-        directory: the teacher's.
-        settings: whose runs can be teachers.
-
-    Raises:
-        UserError: the run is incomplete or of another setting, or its config.json is damaged.
-    """
-    path = directory / "config.json"
-    if not os.path.lexists(path) or not isinstance(read_json(path, "give another --teacher").get("arguments"), dict):
-        return None
-    run = Run(directory)
-    if run.setting not in settings:
-        raise UserError(f"the teacher in {directory} is a run of {run.setting}: give a run of {' or '.join(settings)}")
-    if not run.complete:
-        raise UserError(f"the teacher's run in {directory} is not complete: rerun its train.py command to finish it")
-    run.require_results()
-    return run.config
-
-
-def own_checkpoint_warnings(directory: Path, used: Sequence[Checkpoint], trust: bool) -> list[str]:
-    """A line if a teacher that is a run of this project lacks checkpoints that it saved, and is trusted all the same.
-
-    Args:
-        directory: the run's.
-        used: the checkpoints that supervise students.
-        trust: accept a run that lacks checkpoints.
-
-    Raises:
-        UserError: it lacks checkpoints and is not trusted, or a checkpoint is not the one that the run saved.
-    """
-    missing = Run(directory).missing_checkpoints([checkpoint.step for checkpoint in used])
-    if not missing:
-        return []
-    count = f"{len(missing)} checkpoints" if len(missing) > 1 else "a checkpoint"
-    line = f"the teacher's run in {directory} lacks {count} that it saved, such as {missing[-1]}"
-    if not trust:
-        raise UserError(f"{line}: copy them again, or use the others with --trust-trajectory")
-    return [f"warning: {line}"]
 
 
 def supervision(
@@ -156,13 +69,13 @@ def supervision(
     end_temperature = student.temperature if student.end_temperature is None else student.end_temperature
     numbered = {i - len(designs): design for i, design in enumerate(designs)}
     if student.methods[0] == "designed":
-        final = None if then == "labels" else schedules.one_shot(steps)[0].checkpoint
+        teacher = () if then == "labels" else teacher
+        final = schedules.one_shot(steps)[0].checkpoint if teacher else None
         schedule: schedules.Schedule = schedules.designed(list(numbered), student.first_steps, final)
     elif student.methods[0] == "auto":
         teacher = [checkpoint for checkpoint in teacher if checkpoint.step in {anchor.step for anchor in anchors}]
-        schedule = _automatic(anchors or [Anchor(steps[-1], 0.0)], total)
-        if student.temperature == 0:
-            raise UserError("--methods auto needs probabilities, not the arg-max: give --temperature 1")
+        schedule = _automatic(anchors or [Anchor(steps[-1], 0.0, 0.0)], total)
+        _require_plain_targets(student)
     else:
         schedule = _schedule(student, total, steps, directory, loss_of_record)
     found = Supervision(
@@ -242,6 +155,49 @@ def _schedule(
 
     until_saturation([])  # raises if an argument is out of its range
     return until_saturation
+
+
+def _require_plain_targets(student: DistillationArguments) -> None:
+    """Refuse what changes the divergence that is compared with a checkpoint's information.
+
+    Raises:
+        UserError: names the option.
+    """
+    usual = {"temperature": (1,), "end_temperature": (None, 1), "top_k": (None,), "divergence": ("forward-kl",)}
+    for name, allowed in usual.items():
+        if getattr(student, name) not in allowed:
+            raise UserError(
+                f"--methods auto compares forward KL divergences of all classes at temperature 1: {option_of(name)} "
+                f"{getattr(student, name)} does not fit"
+            )
+
+
+def require_early_evaluation(every: int, total: int) -> None:
+    """Refuse evaluations so far apart that an automatic schedule, which moves on at evaluations, would do so late.
+
+    Args:
+        every: steps between evaluations.
+        total: steps of the student.
+
+    Raises:
+        UserError: there is none in the first half.
+    """
+    if every > max(1, total // 2):
+        raise UserError(
+            f"--methods auto moves on at evaluations, and --eval-every {every:,} leaves none in the first half of "
+            f"{total:,} steps: give a smaller one"
+        )
+
+
+def automatic_notes(anchors: Sequence[Anchor]) -> list[str]:
+    """A line on the first checkpoint of automatic schedules, with a warning if it lacks too much or too little."""
+    if len(anchors) == 1:
+        return [f"warning: --methods auto has only checkpoint {anchors[0].step:,} to learn from"]
+    first = anchors[0]
+    line = f"auto: checkpoint {first.step:,} first, which lacks {first.lacking:.2f} of the final one's information"
+    if LEAST_LACKING <= first.lacking <= MOST_LACKING:
+        return [line]
+    return [f"warning: {line}; no checkpoint lacks about {LACKING}, and others may not help"]
 
 
 def _automatic(anchors: Sequence[Anchor], total: int) -> schedules.Schedule:

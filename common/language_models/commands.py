@@ -7,11 +7,14 @@ from typing import Any
 from common.arguments import option_of, require_at_least, require_seed, require_steps
 from common.cli import fast_garbage_collection
 from common.distillation.arguments import require_distinct, student_arguments, with_designs
+from common.distillation.automatic import Anchor
+from common.distillation.given_teacher import own_checkpoint_warnings, teacher_id_of
 from common.distillation.losses import check_loss_arguments
 from common.distillation.supervision import (
     FROM_LABELS,
-    own_checkpoint_warnings,
+    automatic_notes,
     print_notes,
+    require_early_evaluation,
     schedule_warnings,
     trajectory_warnings,
     used_checkpoints,
@@ -111,7 +114,9 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     processes, device = processes_of(students[0].trainer_args), students[0].trainer_args.device
 
     task = task_of_students(arguments, setting, teacher)  # may take minutes; what needs no data has been checked
+    anchors: list[Anchor] = []
     if "auto" in arguments.methods:
+        require_early_evaluation(arguments.eval_every, min(arguments.steps))
         anchors = automatic_anchors(arguments, teacher, task, setting, device)
         students = [student_of(student.arguments, *given, anchors) for student in students]
     for student in students:
@@ -125,8 +130,11 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
     cache = None
     if arguments.cache_teacher is not None and used:
         cache = target_cache_of(arguments, setting, task, students)
-    notes = [] if teacher.config is None else prediction_notes(arguments, setting, teacher.config)
+    notes = automatic_notes(anchors) if anchors else []
+    notes += [] if teacher.config is None else prediction_notes(arguments, setting, teacher.config)
     shared: dict[str, Any] = {}
+    for student in unfinished:
+        student.designed_models(setting, task)  # which may be refused
     if unfinished:
         notes += require_resources_of(groups, cache, task, batches, processes, device)
         require_first_labels(batches, min(student.steps for student in unfinished))
@@ -145,7 +153,8 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
         print_notes(notes)
 
     def opened(student: Student) -> AbstractContextManager[Run]:
-        config = {**config_of(student.arguments, task, setting), "teacher_id": (teacher.config or {}).get("id")}
+        own = teacher_id_of(student.directory, (teacher.config or {}).get("id"), bool(student.supervision.teacher))
+        config = {**config_of(student.arguments, task, setting), "teacher_id": own}
         options = {"argv": argv, "force": arguments.force, "wandb": arguments.wandb, "group": arguments.preset}
         return open_shared_run(student.directory, config, processes, setting=setting.name, **options)
 

@@ -24,17 +24,11 @@ from common.distillation.arguments import (
 from common.distillation.automatic import Anchor, choose_anchors
 from common.distillation.batches import Source, batch_tensors
 from common.distillation.evaluation import report_on
+from common.distillation.given_teacher import GivenTeacher, default_teacher, find_teacher
 from common.distillation.labelled_head import labelled_positions
 from common.distillation.losses import IGNORED_LABEL
 from common.distillation.run_loop import RunTrainer
-from common.distillation.supervision import (
-    GivenTeacher,
-    Supervision,
-    default_teacher,
-    find_teacher,
-    supervision,
-    used_checkpoints,
-)
+from common.distillation.supervision import Supervision, supervision, used_checkpoints
 from common.distillation.target_cache import TargetCache
 from common.distillation.target_shards import least_memory
 from common.errors import UserError
@@ -72,7 +66,7 @@ def plural_of(arguments: DistillArguments) -> list[str]:
 
 
 ANCHOR_LABELS = 2048
-"""Held-out labels, on which checkpoints are compared with the final one."""
+"""Held-out labels on which checkpoints are compared with the final one, about."""
 
 Distill = TypeVar("Distill", bound=DistillArguments)
 
@@ -130,14 +124,19 @@ class Student:
     def trainer(self, setting: Setting, run: Run, task: Task, batches: Source, shared: Mapping[str, Any]) -> RunTrainer:
         """Its trainer; `shared` is from `trainer_options`."""
         (heads,), (seed,) = self.arguments.student_heads, self.arguments.seeds
-        designs = {
-            step: setting.designed_model(task, design)
-            for step, design in self.supervision.designs.items()
-            if setting.designed_model is not None
-        }
-        supervision = replace(self.supervision, designs=designs)
+        supervision = replace(self.supervision, designs=self.designed_models(setting, task))
         given = (self.arguments, setting, run, self.trainer_args, task, batches, heads, seed, supervision)
         return trainer_of(*given, shared)
+
+    def designed_models(self, setting: Setting, task: Task) -> dict[int, nn.Module]:
+        """The models of its designed targets, made once for all students.
+
+        Raises:
+            UserError: a target does not fit the task.
+        """
+        if setting.designed_model is None:
+            return {}
+        return {step: setting.designed_model(task, design) for step, design in self.supervision.designs.items()}
 
     def digests_of_teacher(self, digests: Mapping[str, str]) -> dict[str, str]:
         """Of the checkpoints that it learns from, by step."""
@@ -148,17 +147,15 @@ class Student:
 def automatic_anchors(
     arguments: DistillArguments, teacher: GivenTeacher, task: Task, setting: Setting, device: torch.device
 ) -> list[Anchor]:
-    """The checkpoints for `--methods auto`, by what they predict for labels of held-out batches.
+    """The checkpoints for `--methods auto`, by what they predict for held-out labels, of sentences of all lengths.
 
     Raises:
         UserError: one of all checkpoints cannot be loaded, or the final one predicts the same for all samples.
     """
-    batches, count = [], 0
-    for batch in setting.evaluation_batches(task, arguments.eval_samples):
-        batches.append(batch_tensors(batch))
-        count += int((batches[-1]["labels"] != IGNORED_LABEL).sum())
-        if count >= ANCHOR_LABELS:
-            break
+    held_out = [batch_tensors(batch) for batch in setting.evaluation_batches(task, arguments.eval_samples)]
+    count = sum(int((batch["labels"] != IGNORED_LABEL).sum()) for batch in held_out)
+    every = max(1, count // ANCHOR_LABELS)
+    batches = [{name: tensor[::every] for name, tensor in batch.items()} for batch in held_out]
     by_step = {checkpoint.step: checkpoint for checkpoint in teacher.checkpoints}
 
     def predict(step: int) -> NDArray[np.float32]:
@@ -170,8 +167,8 @@ def automatic_anchors(
             for batch in batches:
                 inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
                 logits = model(**inputs).logits.flatten(0, 1)[labelled_positions(batch["labels"], shift)]
-                found.append((logits.float() / arguments.temperature).softmax(dim=-1).cpu())
-        return torch.cat(found)[:ANCHOR_LABELS].numpy()
+                found.append(logits.float().softmax(dim=-1).cpu())
+        return torch.cat(found).numpy()
 
     return choose_anchors(sorted(by_step), predict)
 

@@ -85,8 +85,8 @@ class StudentArguments(DistillationArguments):
     """Targets (designed), one run each: degree:weight, or several joined by +, such as 1:0.16+2:0.1. The log odds of
     class 0 are the sum of all monomials of these degrees, times the weight. By default 1:0.16."""
     coordinates: str | None = None
-    """Coordinates of the monomials (designed): support; others, which draws as many outside the support, by
-    --stream-seed; or comma-separated ones. By default support."""
+    """Coordinates of the monomials (designed): support; others, which draws as many outside the support for
+    each seed; or comma-separated ones. By default support."""
     then: Literal["teacher", "labels"] | None = None
     """What the student learns from after the designed target (designed): the final teacher, which is the default, or
     the labels."""

@@ -21,12 +21,12 @@ from common.distillation.arguments import (
 )
 from common.distillation.automatic import Anchor, choose_anchors
 from common.distillation.chance import teacher_report
+from common.distillation.given_teacher import default_teacher, find_teacher, own_checkpoint_warnings, teacher_id_of
 from common.distillation.supervision import (
     FROM_LABELS,
-    default_teacher,
-    find_teacher,
-    own_checkpoint_warnings,
+    automatic_notes,
     print_notes,
+    require_early_evaluation,
     schedule_warnings,
     supervision,
     trajectory_warnings,
@@ -109,7 +109,12 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
     def error_rate(record: Mapping[str, Any]) -> float:
         return 1 - record["accuracy"]
 
-    anchors = automatic_anchors(arguments, teacher, task, setting) if "auto" in arguments.methods else []
+    processes, device = join_processes(arguments.device)
+    setting.check_processes(arguments, processes)
+    anchors: list[Anchor] = []
+    if "auto" in arguments.methods:
+        require_early_evaluation(arguments.eval_every, arguments.steps)
+        anchors = automatic_anchors(arguments, teacher, task, setting, device)
     prepared = []
     for student in student_arguments(arguments, plural):
         designs = designs_of(student, task)
@@ -121,10 +126,9 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
     network = load_network(local_path(last), task) if last else None
     digests = checkpoint_digests(used)
     trust = arguments.trust_trajectory
-    notes = [] if own is None else own_checkpoint_warnings(directory, used, trust)
+    notes = automatic_notes(anchors) if anchors else []
+    notes += [] if own is None else own_checkpoint_warnings(directory, used, trust)
     notes += [*trajectory_warnings(used, trust), *schedule_warnings(scheduled)]
-    processes, device = join_processes(arguments.device)
-    setting.check_processes(arguments, processes)
     places = [(student, _run_directory(arguments, student, presets, setting)) for student, _ in prepared]
     unfinished = [(student, place) for student, place in places if arguments.force or not Run(place).complete]
     if unfinished:
@@ -136,11 +140,11 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
     with ExitStack() as stack:
         students = []
         for (student, supervised), (_, run_directory) in zip(prepared, places, strict=True):
-            config = {**asdict(student), "teacher_id": teacher_id}
+            needed = used_checkpoints([(student, supervised, student.steps)])
+            config = {**asdict(student), "teacher_id": teacher_id_of(run_directory, teacher_id, bool(needed))}
             options = {"force": student.force, "wandb": student.wandb, "group": student.preset}
             opened = open_shared_run(run_directory, config, processes, setting=setting.name, argv=argv, **options)
             run = stack.enter_context(opened)
-            needed = used_checkpoints([(student, supervised, student.steps)])
             of_student = {str(checkpoint.step): digests[str(checkpoint.step)] for checkpoint in needed}
             if run.complete:
                 run.require_teacher(of_student)
@@ -161,7 +165,7 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
 
 
 def automatic_anchors(
-    arguments: Any, teacher: Sequence[Checkpoint], task: ParityTask, setting: Setting
+    arguments: Any, teacher: Sequence[Checkpoint], task: ParityTask, setting: Setting, device: str
 ) -> list[Anchor]:
     """The checkpoints for `--methods auto`.
 
@@ -172,7 +176,7 @@ def automatic_anchors(
     by_step = {checkpoint.step: checkpoint for checkpoint in teacher}
 
     def logits_of(network: Network) -> Logits:
-        return setting.frozen_logits(network, task.d, arguments.device, setting.precision(arguments))
+        return setting.frozen_logits(network, task.d, device, setting.precision(arguments))
 
     def predict(step: int) -> NDArray[np.float64]:
         return probabilities(teacher_logits(local_path(by_step[step]), task, logits_of)(bits))

@@ -55,14 +55,14 @@ class Monomials:
 
 
 def designs_of(student: StudentArguments, task: ParityTask) -> list[Monomials]:
-    """The designed targets of a student's run, from its arguments.
+    """The designed targets of a student's run, from its arguments; each seed has other coordinates of its own.
 
     Raises:
         UserError: as for `monomials_of`.
     """
     if student.monomials is None or student.coordinates is None:
         return []
-    return [monomials_of(text, student.coordinates, task, student.stream_seed) for text in student.monomials]
+    return [monomials_of(text, student.coordinates, task, student.seeds[0]) for text in student.monomials]
 
 
 def krawtchouk(n: int, degree: int, j: int) -> int:

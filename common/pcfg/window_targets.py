@@ -26,10 +26,10 @@ from common.errors import UserError
 from common.pcfg.arguments import Known, StudentArguments
 from common.pcfg.batches import TrainingBatches
 from common.pcfg.grammar_files import grammar_names, load_grammar
-from common.pcfg.task import GrammarTask
+from common.pcfg.task import GrammarTask, rules_of
 
-SENTENCES = 2**18
-"""From which a target is estimated."""
+SENTENCES, LABELS = 2**18, 2**21
+"""From which a target is estimated: no more of either."""
 BATCH_SIZE = 256
 SMOOTHING = 4.0
 SEED = 0x77696E646F77
@@ -148,20 +148,22 @@ def window_model(task: GrammarTask, design: WindowDesign, causal: bool) -> Windo
     if not causal and design.tokens % 2 == 0:
         raise UserError(f"--windows around a masked position are odd numbers of tokens, got {design.tokens}")
     sizes = range(1, design.tokens + 1, 1 if causal else 2)
+    source = _source(task, design)
+    positions = max(task.positions, source.positions) + 1
     contexts = [
         Contexts(
             offsets=tuple(range(2 - size, 1) if causal else range(-(size // 2), size // 2 + 1)),
             tokens=task.vocabulary,
             mask=None if causal else task.mask,
             pad=task.pad,
-            positions=task.positions + 1,
+            positions=positions,
             knows=design.knows,
         )
         for size in sizes
     ]
-    if (task.positions + 1) ** 2 * (task.vocabulary + 1) ** design.tokens >= 2**63:
+    if positions**2 * (task.vocabulary + 1) ** design.tokens >= 2**63:
         raise UserError(f"--windows of {design.tokens} tokens are too large: give smaller ones")
-    numbers, labels = _observations(_source(task, design), contexts, causal)
+    numbers, labels = _observations(source, contexts, causal)
     return _fitted(contexts, numbers, labels, task.vocabulary, design.source == "permuted")
 
 
@@ -175,6 +177,8 @@ def _source(task: GrammarTask, design: WindowDesign) -> GrammarTask:
     except UserError as error:
         known = f"grammar, permuted, or another grammar such as {grammar_names()[0]}, with :start"
         raise UserError(f"--windows-of {design.source}: {error} (it is {known})") from error
+    if rules_of(grammar) == rules_of(task.grammar) and grammar.start == task.grammar.start:
+        raise UserError(f"--windows-of {design.source} is the task's own grammar: leave it out, or give another one")
     if grammar.terminals != task.grammar.terminals:
         raise UserError(f"--windows-of {design.source} has other terminals than {task.grammar.name}")
     return replace(task, grammar=grammar)
@@ -186,10 +190,14 @@ def _observations(
     """For each window the number of the context of each label, and the labels, all (labels,)."""
     batches = TrainingBatches(task, SEED, BATCH_SIZE)
     numbers: list[list[Tensor]] = [[] for _ in contexts]
-    labels = []
+    labels: list[Tensor] = []
+    count = 0
     for step in range(SENTENCES // BATCH_SIZE):
         batch = batch_tensors(batches.batch(step))
         positions = labelled_positions(batch["labels"], causal)
+        count += len(positions)
+        if count > LABELS:
+            break
         labels.append(batch["labels"].flatten()[positions + causal])
         for found, of_window in zip(numbers, contexts, strict=True):
             numbered = of_window.numbers(batch["input_ids"], batch.get("attention_mask"))
@@ -204,7 +212,9 @@ def _fitted(
     classes: int,
     is_permuted: bool,
 ) -> WindowModel:
-    """The model for what `_observations` found; permuted, contexts of a window have each other's distributions."""
+    """The model for what `_observations` found; permuted, contexts of a window have each other's distributions, however
+    frequent they are.
+    """
     base = np.bincount(labels, minlength=classes) + 0.5
     base /= base.sum()
     generator = np.random.Generator(np.random.Philox(SEED))

