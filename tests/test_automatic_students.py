@@ -1,5 +1,9 @@
 """Students of `--methods auto` in every setting: whom they learn from, stopped and resumed, and what is refused."""
 
+import shutil
+
+import pytest
+
 from common.runs.run import Run
 from tests.commands import and_signal, results
 from tests.every_setting import one_of_each_path
@@ -33,7 +37,44 @@ def test_a_stopped_student_resumes_to_the_same_bits(setting, teacher, tmp_path, 
 
 
 @one_of_each_path
-def test_the_arg_max_is_refused(setting, teacher, tmp_path, capsys):
-    words = [*setting.distill, "--methods", "auto", "--temperature", "0", "--teacher", teacher]
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--temperature", "0"), ("--end-temperature", "2"), ("--top-k", "1"), ("--divergence", "reverse-kl")],
+)
+def test_other_divergences_are_refused(setting, teacher, tmp_path, capsys, option, value):
+    words = [*setting.distill, *AUTO, "--teacher", teacher, "--out", tmp_path / "student", option, value]
+    line = setting.fail_in_one_line(capsys, *words)
+    reason = "compares forward KL divergences of all classes at temperature 1"
+    assert line.startswith(f"error: --methods auto {reason}: {option} {value}")
+    assert not (tmp_path / "student").exists()
+
+
+@one_of_each_path
+def test_evaluations_too_far_apart_are_refused(setting, teacher, tmp_path, capsys):
+    words = [*setting.distill, *AUTO, *setting.steps(eval_every=7), "--teacher", teacher]
     line = setting.fail_in_one_line(capsys, *words, "--out", tmp_path / "student")
-    assert line == "error: --methods auto needs probabilities, not the arg-max: give --temperature 1"
+    assert "leaves none in the first half of" in line
+    assert not (tmp_path / "student").exists()
+
+
+@one_of_each_path
+def test_a_teacher_with_one_checkpoint_is_all_there_is_to_learn_from(setting, teacher, tmp_path, capsys):
+    last = f"checkpoint-{30 * setting.unit}"
+    shutil.copytree(teacher / last, tmp_path / "teacher" / last)
+    words = [*setting.distill, *AUTO, "--teacher", tmp_path / "teacher", "--out", tmp_path / "student"]
+    code, stderr = setting.start(capsys, *words)
+    assert code == 0
+    assert any("auto has only checkpoint" in line for line in stderr)
+    assert {record["teacher"] for record in Run(tmp_path / "student").records()} == {30 * setting.unit}
+
+
+@one_of_each_path
+def test_students_without_a_teacher_stay_complete_after_one_is_trained(setting, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("common.distillation.given_teacher.RUNS", tmp_path / "no-runs")
+    monkeypatch.setattr("common.distillation.given_teacher.ROOT", tmp_path)
+    words = [*setting.distill, "--methods", "ce", "--out", tmp_path / "student"]
+    setting.succeed(capsys, *words)
+    assert Run(tmp_path / "student").config["arguments"]["teacher_id"] is None
+    default = tmp_path / "no-runs" / setting.name / "smoke"
+    setting.train_teacher(default)
+    assert setting.succeed(capsys, *words).endswith("is complete\n")

@@ -153,7 +153,7 @@ def test_students_of_another_preset_or_size_do_not_count(parity):
 
 def test_missing_and_ambiguous_runs_are_refused(parity, tmp_path):
     with pytest.raises(
-        MissingError, match=r"no students of parity_mlp paper; .*scripts/sweep_designed.sh parity_mlp pap"
+        MissingError, match=r"no such students of parity_mlp paper; .*scripts/sweep_designed.sh parity_mlp pap"
     ):
         collect(find_runs(parity), "parity_mlp", "paper")
     make_up(parity / "copy", parity_mlp.distill, "parity_mlp", "ce", NEVER, 40)

@@ -43,8 +43,8 @@ def test_the_first_checkpoint_is_the_one_that_lacks_a_quarter_of_the_final_one()
     first, last = choose_anchors(list(shares), predictions.__getitem__)
     expected = min(list(shares)[:-1], key=lambda step: abs(lacking[step] - LACKING))
     assert expected == 40
-    assert first == Anchor(40, pytest.approx(information(predictions[40])))
-    assert last == Anchor(70, pytest.approx(information(final)))
+    assert first == Anchor(40, pytest.approx(information(predictions[40])), pytest.approx(lacking[40]))
+    assert last == Anchor(70, pytest.approx(information(final)), 0)
 
 
 def test_a_single_checkpoint_is_all_there_is():
@@ -57,7 +57,7 @@ def test_a_final_checkpoint_that_predicts_the_same_for_all_samples_is_refused():
         choose_anchors([3, 9], mixtures({3: 0.5, 9: 0.0}).__getitem__)
 
 
-ANCHORS = [Anchor(50, 0.4), Anchor(70, 0.6)]
+ANCHORS = [Anchor(50, 0.4, 0.25), Anchor(70, 0.6, 0.0)]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,6 @@ ANCHORS = [Anchor(50, 0.4), Anchor(70, 0.6)]
         ([0.3, 0.21, 0.2, 0.1], 300),
         ([0.3, 0.3, 0.3, 0.3, 0.3, 0.3], 500),  # after max_steps
         ([0.1], 100),
-        ([None, None, 0.1], 300),
         ([0.3, 0.3], None),
     ],
 )
@@ -85,6 +84,10 @@ def test_the_student_moves_on_once_it_has_learned_the_checkpoint_or_after_the_lo
         ({"share": 0}, "the share of the information must be positive"),
         ({"max_steps": 0}, "the largest number of student steps per checkpoint must be positive"),
         ({"evaluations": [Evaluation(5, 0.5), Evaluation(5, 0.6)]}, "must be in order of student steps"),
+        (
+            {"evaluations": [Evaluation(5, 0.5)]},
+            "the evaluation at step 5 has no divergence .*: resume with a RunTrainer",
+        ),
     ],
 )
 def test_arguments_out_of_range_are_refused(changed, message):

@@ -145,6 +145,7 @@ def test_another_grammar_with_the_same_terminals_can_be_the_source(pcfg, few_sen
         (25, (), "grammar", "--windows of 25 tokens are too large"),
         (3, (), "nonsense", "--windows-of nonsense: .* permuted, or another grammar such as"),
         (3, (), "cfg3b:nothing", "--windows-of cfg3b:nothing: "),
+        (3, (), "small", "--windows-of small is the task's own grammar"),
     ],
 )
 def test_targets_that_cannot_be_made_are_refused(pcfg, tokens, known, source, message):
