@@ -94,7 +94,7 @@ def collect(
 def _usual(setting: SettingName, preset: str) -> dict[str, Any]:
     """The arguments of the preset's students, as config.json has them, with one size and rate."""
     arguments = PACKAGES[setting].students[preset]
-    usual = asdict(arguments)
+    usual = PACKAGES[setting].config(arguments) if setting in pcfg_data.PACKAGES else asdict(arguments)
     for name in {"widths", "student_heads", "lr"} & usual.keys():
         usual[name] = usual[name][:1] if isinstance(usual[name], tuple) else usual[name]
     plain: dict[str, Any] = json.loads(json.dumps(usual, default=os.fspath))

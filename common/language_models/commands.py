@@ -101,9 +101,9 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
         UserError: an argument is out of range, the teacher does not fit, or a run's directory cannot be used.
         DivergedError: a student's loss is not finite; the other students are trained first.
     """
+    check(arguments)
     arguments = with_designs(arguments)
     plural = plural_of(arguments)
-    check(arguments)
     require_distinct(arguments, plural)
     require_steps(arguments)
     require_at_least(1, arguments, "student_heads")
