@@ -38,10 +38,12 @@ TITLES: dict[SettingName, str] = {
     "text_mlm": "BERT on natural language, masked prediction",
     "text_autoregressive": "GPT-NeoX on natural language, next-token prediction",
 }
+DESIGNED: dict[str, Describe] = {"figure_designed": lambda data: designed.describe(data["designed"])}
+"""The figure of runs that only a sweep makes."""
 FINDINGS: dict[str, Mapping[str, Describe]] = {
-    "parity_mlp": parity_findings.FINDINGS,
-    "parity_gpt2": parity_findings.FINDINGS,
-    **pcfg_findings.FINDINGS,
+    "parity_mlp": {**parity_findings.FINDINGS, **DESIGNED},
+    "parity_gpt2": {**parity_findings.FINDINGS, **DESIGNED},
+    **{setting: {**findings, **DESIGNED} for setting, findings in pcfg_findings.FINDINGS.items()},
     **text_findings.FINDINGS,
 }
 """By setting and figure."""
@@ -188,18 +190,12 @@ def section(drawn: Drawn, preset: Preset, log: Sequence[Mapping[str, Any]]) -> S
     )
 
 
-def _describe_designed(data: Mapping[str, Any]) -> Finding:
-    """What the figure shows that only the sweep over designed targets gives."""
-    return designed.describe(data["designed"])
-
-
 def _picture(drawn: Drawn, name: str, path: Path) -> Picture:
-    describe = {**FINDINGS[drawn.setting], "figure_designed": _describe_designed}[name]
     png = path.read_bytes()
     width, height = struct.unpack(">II", png[16:24])
     return Picture(
         anchor=f"{drawn.setting}-{name}",
-        finding=describe(drawn.data),
+        finding=FINDINGS[drawn.setting][name](drawn.data),
         source=f"data:image/png;base64,{base64.b64encode(png).decode()}",
         width=width // 2,
         wide=width > WIDE * height,

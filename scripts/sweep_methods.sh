@@ -12,7 +12,7 @@ student_seeds=(50 51 52 53 54)
 teacher_seeds=(5 6)
 [ -z "$own_teacher" ] || teacher_seeds=(5)
 
-methods=(one-shot progressive two-shot until-saturation auto)
+methods=(one-shot progressive two-shot until-saturation)
 for teacher_seed in "${teacher_seeds[@]}"; do
     new_teacher "$teacher_seed"
     for then in teacher labels; do
@@ -25,5 +25,6 @@ for teacher_seed in "${teacher_seeds[@]}"; do
     [ "$teacher_seed" != 5 ] || group=(ce "${methods[@]}")
     students "methods-$teacher_seed" $((${#group[@]} * ${#student_seeds[@]})) --methods "${group[@]}" \
         --seeds "${student_seeds[@]}"
+    students "auto-$teacher_seed" ${#student_seeds[@]} --methods auto --temperature 1 --seeds "${student_seeds[@]}"
 done
 launch

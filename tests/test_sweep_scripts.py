@@ -22,7 +22,9 @@ PLATEAUS = "sweep_plateaus.sh"
 """The sweep over tasks, whose teachers are not the preset's."""
 DESIGNED = "sweep_designed.sh"
 """The sweep over designed targets, which text does not have."""
-SWEEPS = sorted({path.name for path in (ROOT / "scripts").glob("sweep_*.sh")} - {PLATEAUS, DESIGNED})
+METHODS = "sweep_methods.sh"
+"""The sweep over methods, with teachers of its own seeds."""
+SWEEPS = sorted({path.name for path in (ROOT / "scripts").glob("sweep_*.sh")} - {PLATEAUS, DESIGNED, METHODS})
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +164,34 @@ def test_the_sweep_over_designed_targets_has_each_student_once_and_a_control_for
             assert {"grammar", "permuted"} <= sources
             (control,) = {student.windows for student in some if student.windows_of == "permuted"}
             assert control in {student.windows for student in some if student.windows_of == "grammar"}
+
+
+@pytest.mark.parametrize(("setting", "preset"), [*product(SETTINGS, PRESETS)])
+def test_the_sweep_over_methods_has_each_student_once_and_all_methods_for_both_teachers(project, setting, preset):
+    made = {}
+    for command, runs in listed(project, METHODS, setting, preset):
+        if command[2].endswith("train"):
+            made[value(command, "--out")] = parsed(command).seed, []
+            continue
+        arguments = with_designs(parsed(command))
+        plural = [*PLURAL, "monomials", "windows"]
+        found = student_arguments(
+            arguments, [name for name in plural if isinstance(getattr(arguments, name, None), tuple)]
+        )
+        assert runs == len(found)
+        made[value(command, "--teacher")][1].extend(replace(student, out=None) for student in found)
+    assert [seed for seed, _ in made.values()] == [5, 6]
+    first, second = ([*students] for _, students in made.values())
+    assert all(len(set(students)) == len(students) for students in (first, second))
+    for students in (first, second):
+        assert len({student.seeds for student in students}) == (2 if preset == "smoke" else 5)
+    ways = [
+        {(*student.methods, getattr(student, "then", None)) for student in students} for students in (first, second)
+    ]
+    taught = {(method, None) for method in ("one-shot", "progressive", "two-shot", "until-saturation", "auto")}
+    designed = set() if setting.startswith("text") else {("designed", "teacher")}
+    assert ways[1] == taught | designed
+    assert ways[0] - ways[1] == {("ce", None), *(("designed", "labels") for _ in designed)}
 
 
 def is_usual(student):
