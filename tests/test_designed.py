@@ -15,6 +15,7 @@ from finding_runs import MissingError, find_runs
 import parity_mlp.distill
 import PCFG_mlm.distill
 from common.errors import UserError
+from common.pcfg import window_targets
 from tests.commands import ROOT, succeed
 from tests.made_up_runs import make_up_run
 
@@ -171,6 +172,7 @@ def test_a_teacher_elsewhere_is_missed(parity):
 @pytest.mark.parametrize("setting", ["parity_mlp", "PCFG_mlm"])
 def test_the_smoke_sweep_becomes_a_figure(setting, tmp_path, monkeypatch, capsys, one_torch_thread):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(window_targets, "SENTENCES", 4096)
     script = [ROOT / "scripts" / "sweep_designed.sh", setting, "smoke", "--dry-run"]
     for line in subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines():
         _, _, name, *words = shlex.split(line, comments=True)
