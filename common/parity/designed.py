@@ -89,6 +89,8 @@ def monomials_of(text: str, coordinates: str, task: ParityTask, seed: int) -> Mo
     weights: list[tuple[int, float]] = []
     for term in text.split("+"):
         degree, _, weight = term.partition(":")
+        if not (degree.isascii() and degree.isdecimal()):
+            raise UserError(form)
         try:
             weights.append((int(degree), float(weight)))
         except ValueError:

@@ -125,7 +125,7 @@ def designs_of(arguments: StudentArguments) -> list[WindowDesign]:
         return []
     (text,) = arguments.windows
     sizes = text.split("+")
-    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+    if not all(size.isascii() and size.isdecimal() and int(size) > 0 for size in sizes):
         raise UserError(f"--windows are numbers of tokens, several in turn joined by +, such as 3+5+7; got {text!r}")
     return [WindowDesign(int(size), arguments.windows_with, arguments.windows_of) for size in sizes]
 

@@ -57,6 +57,8 @@ def test_other_coordinates_are_as_many_and_none_of_the_support(seed):
     [
         ("1", "support", "degree:weight, such as 1:0.16 or .*, got '1'"),
         ("a:1", "support", "got 'a:1'"),
+        ("１:1", "support", "got '１:1'"),
+        (" 1:1", "support", "got ' 1:1'"),
         ("", "support", "got ''"),
         ("2:1+1:1", "support", "each degree once, in ascending order"),
         ("1:1+1:2", "support", "each degree once"),
