@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from finding_runs import FoundRun
+from finding_runs import FoundRun, MissingError
 from findings import Finding, Table, Verdict, comma_separated, mean_and_range, steps_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -31,6 +31,7 @@ REFERENCES = ("ce", "one-shot", "progressive", "two-shot", "until-saturation", "
 """Methods that designed targets are compared with, as far as there are such students."""
 WEIGHT = "0.16"
 """Of monomials that differ in their degrees only."""
+DESIGN_ARGUMENTS = {"monomials", "coordinates", "windows", "windows_of", "windows_with", "then"}
 NEVER = "never"
 SEEDS = range(40, 46)
 """Of the students of `scripts/sweep_designed.sh`."""
@@ -75,7 +76,11 @@ def collect_designed(found: Sequence[FoundRun], setting: SettingName, preset: st
         MissingError: there is none, or its teacher is missing.
         UserError: two runs are the same student.
     """
-    return collect(found, setting, preset, f"scripts/sweep_designed.sh {setting} {preset}", SEEDS)
+    command = f"scripts/sweep_designed.sh {setting} {preset}"
+    data = collect(found, setting, preset, command, SEEDS)
+    if not any(group["method"] == "designed" for group in data["groups"]):
+        raise MissingError(f"no designed students of {setting} {preset}; create them with {command}")
+    return data
 
 
 def is_control(group: Mapping[str, Any]) -> bool:
@@ -141,11 +146,13 @@ def merit(data: Mapping[str, Any], run: Mapping[str, Any]) -> float:
 
 def main_groups(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """References and designs with the preset's steps and weights: references, designs, controls."""
-    steps = max(group["steps"] for group in data["groups"] if group["method"] == "designed")
+    steps = max((group["steps"] for group in data["groups"] if group["method"] == "designed"), default=0)
 
     def is_shown(group: Mapping[str, Any]) -> bool:
         if group["method"] != "designed":
             return group["method"] in REFERENCES and not group["arguments"]
+        if not group["arguments"].keys() <= DESIGN_ARGUMENTS:
+            return False
         return group["first_steps"] == data["first_steps"] and ", weight" not in target_of(group)
 
     shown = [group for group in data["groups"] if group["steps"] == steps and is_shown(group)]
@@ -166,7 +173,8 @@ def duration_groups(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [
         group
         for group in data["groups"]
-        if target_of(group).partition(",")[0] == "degree 1"
+        if group["method"] == "designed"
+        and target_of(group).partition(",")[0] == "degree 1"
         and not is_control(group)
         and group["arguments"]["then"] == "labels"
     ]
@@ -175,6 +183,11 @@ def duration_groups(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def draw(data: Mapping[str, Any]) -> Figure:
     """Every student by its first target; on parity, beside it, how strong and how long a target of degree 1 must be."""
     groups = main_groups(data)
+    if not groups:
+        raise MissingError(
+            f"there are no designed students with the {data['first_steps']:,} first steps and the other arguments of "
+            f"{data['setting']} {data['preset']}"
+        )
     rows = list(dict.fromkeys(map(label_of, groups)))
     durations = _durations(data)
     columns = 2 if durations is not None else 1

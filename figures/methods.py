@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from designed import REFERENCES, by_pair, described, draw, is_better, merit
+from designed import DESIGN_ARGUMENTS, REFERENCES, by_pair, described, draw, is_better, merit
 from finding_runs import FoundRun
 from findings import Finding, Table, Verdict, mean_and_range, steps_text
 from method_data import SettingName, collect
@@ -86,7 +86,8 @@ def parse(texts: Sequence[str]) -> dict[str, int | float | str]:
 def describe(data: Mapping[str, Any]) -> Finding:
     """A row for each method, and whether the automatic schedule is better than each of them."""
     order = [*REFERENCES, "designed"]
-    shown = [group for group in data["groups"] if group["method"] in order]
+    usual = {"temperature", *DESIGN_ARGUMENTS}  # the sweep gives it to auto
+    shown = [group for group in data["groups"] if group["method"] in order and group["arguments"].keys() <= usual]
     groups = sorted(shown, key=lambda group: order.index(group["method"]))
     is_parity = data["setting"].startswith("parity")
     header = ["method", "students", "passes 95% at: mean (range)"] if is_parity else ["method", "students"]

@@ -26,6 +26,7 @@ def runs(tmp_path):
             given = {"teacher_id": f"id of teacher{teacher}"}
             passes = PASSING[2 + 2 * number]
             make_up(tmp_path, parity_mlp.distill, "parity_mlp", "auto", passes, seed, **given)
+            given["checkpoint"] = ["inside"]
             make_up(tmp_path, parity_mlp.distill, "parity_mlp", "two-shot", PASSING[6], seed, **given)
     for seed in SEEDS:
         make_up(tmp_path, parity_mlp.distill, "parity_mlp", "ce", [0.5] * 9, seed)

@@ -144,7 +144,8 @@ def distill(arguments: Distill, presets: Mapping[str, Distill], setting: Setting
         setting.load_model(local_path(last), task)
     setting.check_checkpoints(used, task)
     if teacher.config is not None:
-        notes += own_checkpoint_warnings(teacher.directory, used, arguments.trust_trajectory)
+        compared = teacher.checkpoints if anchors else used
+        notes += own_checkpoint_warnings(teacher.directory, compared, arguments.trust_trajectory)
     digests = checkpoint_digests(used)
     notes += [] if last is None else setting.notes(local_path(last), task)
     notes += [*trajectory_warnings(used, arguments.trust_trajectory), *schedule_warnings(prepared)]

@@ -127,7 +127,7 @@ def distill(arguments: Any, presets: Mapping[str, Any], setting: Setting, argv: 
     digests = checkpoint_digests(used)
     trust = arguments.trust_trajectory
     notes = automatic_notes(anchors) if anchors else []
-    notes += [] if own is None else own_checkpoint_warnings(directory, used, trust)
+    notes += [] if own is None else own_checkpoint_warnings(directory, teacher if anchors else used, trust)
     notes += [*trajectory_warnings(used, trust), *schedule_warnings(scheduled)]
     places = [(student, _run_directory(arguments, student, presets, setting)) for student, _ in prepared]
     unfinished = [(student, place) for student, place in places if arguments.force or not Run(place).complete]

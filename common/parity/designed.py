@@ -9,10 +9,11 @@ With A the support, degree 1 says which coordinates matter; degree k is the answ
 target is as informative about itself, but says nothing about the support.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from math import comb, isfinite
+from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from common.errors import UserError
 from common.parity.arguments import StudentArguments
 from common.parity.task import WORD, ParityTask
 
+MOST_WEIGHT = 1000
 OTHERS_STREAM = 0x6F746872
 """Differs from the numbers of other streams, so that the choice of other coordinates reuses none of their bits."""
 
@@ -89,7 +91,7 @@ def monomials_of(text: str, coordinates: str, task: ParityTask, seed: int) -> Mo
     weights: list[tuple[int, float]] = []
     for term in text.split("+"):
         degree, _, weight = term.partition(":")
-        if not (degree.isascii() and degree.isdecimal()):
+        if not re.fullmatch("[0-9]|[1-9][0-9]{1,3}", degree):
             raise UserError(form)
         try:
             weights.append((int(degree), float(weight)))
@@ -97,8 +99,8 @@ def monomials_of(text: str, coordinates: str, task: ParityTask, seed: int) -> Mo
             raise UserError(form) from None
         if not 1 <= weights[-1][0] <= len(chosen):
             raise UserError(f"--monomials has degree {degree}, but the --coordinates are {len(chosen)}")
-        if not isfinite(weights[-1][1]) or weights[-1][1] == 0:
-            raise UserError(f"--monomials needs weights that are finite and not 0, got {weight}")
+        if not 0 < abs(weights[-1][1]) <= MOST_WEIGHT:
+            raise UserError(f"--monomials needs weights that are not 0 and at most {MOST_WEIGHT:,}, got {weight}")
     if any(degree >= after for (degree, _), (after, _) in pairwise(weights)):
         raise UserError(f"{form}: give each degree once, in ascending order")
     return Monomials(tuple(weights), chosen)

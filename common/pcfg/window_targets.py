@@ -11,6 +11,7 @@ Natural Language Engineering 1). The windows of a target are 1, 3, 5, ... tokens
 its size. A context that was never seen has the distribution of the next smaller window.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -125,7 +126,7 @@ def designs_of(arguments: StudentArguments) -> list[WindowDesign]:
         return []
     (text,) = arguments.windows
     sizes = text.split("+")
-    if not all(size.isascii() and size.isdecimal() and int(size) > 0 for size in sizes):
+    if not all(re.fullmatch("[1-9][0-9]{0,5}", size) for size in sizes):
         raise UserError(f"--windows are numbers of tokens, several in turn joined by +, such as 3+5+7; got {text!r}")
     return [WindowDesign(int(size), arguments.windows_with, arguments.windows_of) for size in sizes]
 
@@ -147,6 +148,8 @@ def window_model(task: GrammarTask, design: WindowDesign, causal: bool) -> Windo
         raise UserError("--windows-with length is for masked tokens: the length is not known before the end")
     if not causal and design.tokens % 2 == 0:
         raise UserError(f"--windows around a masked position are odd numbers of tokens, got {design.tokens}")
+    if design.tokens > 64:
+        raise UserError(f"--windows of {design.tokens} tokens are too large: give smaller ones")
     sizes = range(1, design.tokens + 1, 1 if causal else 2)
     source = _source(task, design)
     positions = max(task.positions, source.positions) + 1
@@ -172,11 +175,13 @@ def _source(task: GrammarTask, design: WindowDesign) -> GrammarTask:
     if design.source in ("grammar", "permuted"):
         return task
     name, _, start = design.source.partition(":")
+    if name not in grammar_names():  # a file might change before a run resumes
+        known = ", ".join(grammar_names())
+        raise UserError(f"--windows-of is grammar, permuted, or one of {known}, with :start; got {design.source}")
     try:
         grammar = load_grammar(name, start or None)
     except UserError as error:
-        known = f"grammar, permuted, or another grammar such as {grammar_names()[0]}, with :start"
-        raise UserError(f"--windows-of {design.source}: {error} (it is {known})") from error
+        raise UserError(f"--windows-of {design.source}: {error}") from error
     if rules_of(grammar) == rules_of(task.grammar) and grammar.start == task.grammar.start:
         raise UserError(f"--windows-of {design.source} is the task's own grammar: leave it out, or give another one")
     if grammar.terminals != task.grammar.terminals:

@@ -142,8 +142,9 @@ def test_another_grammar_with_the_same_terminals_can_be_the_source(pcfg, few_sen
 @pytest.mark.parametrize(
     ("tokens", "known", "source", "message"),
     [
+        (100_001, (), "grammar", "--windows of 100001 tokens are too large"),
         (25, (), "grammar", "--windows of 25 tokens are too large"),
-        (3, (), "nonsense", "--windows-of nonsense: .* permuted, or another grammar such as"),
+        (3, (), "nonsense", "--windows-of is grammar, permuted, or one of .*cfg3b, .*; got nonsense"),
         (3, (), "cfg3b:nothing", "--windows-of cfg3b:nothing: "),
         (3, (), "small", "--windows-of small is the task's own grammar"),
     ],
