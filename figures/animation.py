@@ -19,6 +19,7 @@ from matplotlib.artist import Artist
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
+from common.arguments import require_at_least
 from common.cli import command
 from common.distillation.phases import find_phases
 from common.errors import UserError
@@ -69,12 +70,22 @@ def main(arguments: Arguments) -> None:
     Raises:
         UserError: the directory is no such run, or it has no checkpoints around a transition.
     """
+    require_at_least(1, arguments, "neurons", "frames")
+    if arguments.out is not None and (arguments.out.suffix != ".gif" or not arguments.out.parent.is_dir()):
+        raise UserError(f"--out must be a .gif file in a directory that exists, got {arguments.out}")
     run = Run(arguments.run)
     if run.setting != "parity_mlp":
         raise UserError(f"{arguments.run} is a run of {run.setting}: give one of parity_mlp")
     task = task_of(run.config["arguments"])
     if task.classes > 2:
         raise UserError(f"{arguments.run} has {task.classes} labels: give a run with two")
+    if run.config["arguments"]["layers"] > 1:
+        raise UserError(f"{arguments.run} has several hidden layers: give a run with one")
+    (support,) = task.supports
+    if not len(support) <= arguments.coordinates <= task.d:
+        raise UserError(
+            f"--coordinates must be from {len(support)}, the support, to {task.d}; got {arguments.coordinates}"
+        )
     records = run.records()
     steps, accuracy = ([record[name] for record in records] for name in ("step", "accuracy"))
     phases = find_phases(steps, [1 - value for value in accuracy])
@@ -87,7 +98,6 @@ def main(arguments: Arguments) -> None:
     if len(checkpoints) < 3:
         raise UserError(f"{arguments.run} has {len(checkpoints)} checkpoints around its transition: save more of them")
     chosen = np.unique(np.linspace(0, len(checkpoints) - 1, arguments.frames).round().astype(int))
-    (support,) = task.supports
     shown = [*support, *(i for i in range(task.d) if i not in support)][: arguments.coordinates]
     last = read_arrays(local_path(checkpoints[-1]))
     weights = last["hidden.0.weight"]

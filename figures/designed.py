@@ -10,8 +10,7 @@ table. On parity a student is measured by the step at which it passes 95%, on gr
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -22,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from method_data import SettingName, collect
 from paired_tests import compare
-from studies import present
+from studies import StudyArguments, present
 
 from common.cli import command
 from common.plotting import BLACK, GREY, METHODS, PAGE_WIDTH, VERMILLION, legend_below, new_figure, panel_title
@@ -37,18 +36,12 @@ SEEDS = range(40, 46)
 """Of the students of `scripts/sweep_designed.sh`."""
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(StudyArguments):
     """Arguments of `designed.py`."""
 
     setting: Annotated[SettingName, tyro.conf.Positional]
     """Setting of the students."""
-    runs: Path | None = None
-    """Directory of runs, at any depth, to collect data from; by default the committed data are drawn."""
-    preset: Literal["smoke", "laptop", "paper"] = "laptop"
-    """Preset of the runs."""
-    out: Path | None = None
-    """Directory for the picture and collected data; by default figures/, or figures/ inside --runs."""
 
 
 def main(arguments: Arguments) -> None:
@@ -58,15 +51,11 @@ def main(arguments: Arguments) -> None:
         UserError: there are no data, or runs are missing or ambiguous.
     """
     setting, preset = arguments.setting, arguments.preset
-    present(
-        "designed",
-        f"{setting}_{preset}",
-        arguments.runs,
-        arguments.out,
-        lambda runs: collect_designed(runs, setting, preset),
-        draw,
-        describe,
-    )
+
+    def data_of(found: Sequence[FoundRun]) -> dict[str, Any]:
+        return collect_designed(found, setting, preset)
+
+    present("designed", f"{setting}_{preset}", arguments, data_of, draw, describe)
 
 
 def collect_designed(found: Sequence[FoundRun], setting: SettingName, preset: str) -> dict[str, Any]:
@@ -125,6 +114,16 @@ def label_of(group: Mapping[str, Any]) -> str:
     return ": ".join(filter(None, [control_of(group), target_of(group)]))
 
 
+def with_what_follows(group: Mapping[str, Any]) -> str:
+    """A designed target and what students learn from after it, within a sentence."""
+    return f"{described(group)}, then the {'labels' if group['arguments']['then'] == 'labels' else 'final teacher'}"
+
+
+def is_parity(data: Mapping[str, Any]) -> bool:
+    """Whether students are judged by the step at which they pass 95%."""
+    return str(data["setting"]).startswith("parity")
+
+
 def by_pair(group: Mapping[str, Any], value: Callable[[Mapping[str, Any]], float]) -> dict[tuple[int, int], float]:
     """A number of each student, by its stream and its seed: a mean over teachers, if there are several."""
     found: dict[tuple[int, int], list[float]] = {}
@@ -139,7 +138,7 @@ def merit(data: Mapping[str, Any], run: Mapping[str, Any]) -> float:
     On parity it is minus the step at which it passes 95%, minus infinity if it never does; on grammars the final
     accuracy.
     """
-    if not data["setting"].startswith("parity"):
+    if not is_parity(data):
         return float(run["accuracy"])
     return -np.inf if run["passed"] is None else -float(run["passed"])
 
@@ -205,34 +204,32 @@ def _draw_students(
     axis: Axes, data: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], rows: Sequence[str]
 ) -> None:
     """A point for each student, in the row of its first target; filled if the final teacher follows."""
-    is_parity = data["setting"].startswith("parity")
     never = 1.08 * max(group["steps"] for group in groups)
     for group in groups:
         colour = GREY if is_control(group) else VERMILLION
         if group["method"] != "designed":
             colour = METHODS[group["method"]].colour
-        has_teacher = group["method"] not in ("ce",) and group["arguments"].get("then") != "labels"
+        has_teacher = group["method"] != "ce" and group["arguments"].get("then") != "labels"
         values = np.array([merit(data, run) for run in group["runs"]])
-        x = np.where(np.isinf(values), never, -values) if is_parity else values
+        x = np.where(np.isinf(values), never, -values) if is_parity(data) else values
         spread = np.linspace(-0.16, 0.16, len(x)) + (0.1 if has_teacher else -0.1) * (group["method"] == "designed")
+        y = rows.index(label_of(group)) + spread
         axis.plot(
             x,
-            rows.index(label_of(group)) + spread,
+            y,
             "o",
             color=colour,
             markersize=2.8,
             markerfacecolor=colour if has_teacher else "white",
             markeredgewidth=0.7,
         )
-        if not is_parity:
-            axis.plot(
-                [values.mean()] * 2, rows.index(label_of(group)) + spread.mean() + np.array([-0.3, 0.3]), color=colour
-            )
+        if not is_parity(data):
+            axis.plot([values.mean()] * 2, y.mean() + np.array([-0.3, 0.3]), color=colour)
     axis.set_yticks(range(len(rows)), rows)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     for handle, face in (("then the final teacher", BLACK), ("then the labels", "white")):
         axis.plot([], [], "o", color=BLACK, markerfacecolor=face, markersize=2.8, markeredgewidth=0.7, label=handle)
-    if not is_parity:
+    if not is_parity(data):
         axis.set_xlabel("final accuracy")
     else:
         axis.axvline(max(group["steps"] for group in groups), color=GREY, linewidth=0.6)
@@ -283,7 +280,7 @@ def describe(data: Mapping[str, Any]) -> Finding:
         if is_control(group):
             continue
         after = group["arguments"]["then"]
-        what = f"{described(group)}, then the {'final teacher' if after == 'teacher' else 'labels'},"
+        what = f"{with_what_follows(group)},"
         controls = [
             other
             for other in designs
@@ -293,9 +290,8 @@ def describe(data: Mapping[str, Any]) -> Finding:
             verdicts.append(is_better(data, group, other, what, f"those of {described(other)}"))
         if labels is not None:
             verdicts.append(is_better(data, group, labels, what, "those of the labels alone"))
-    is_parity = data["setting"].startswith("parity")
     header = ["first target", "control", "then", "steps of it", "at the switch", "final accuracy"]
-    header += ["passed at"] if is_parity else []
+    header += ["passed at"] if is_parity(data) else []
     return Finding(
         title="What a first target must have",
         claim="Checkpoints inside the transition help because they have easy structure of the task: a target that has "
@@ -307,7 +303,7 @@ def describe(data: Mapping[str, Any]) -> Finding:
                 f"{data['setting']} {data['preset']}, {steps_text(groups[0]['steps'])} steps: mean (range) of seeds "
                 f"{comma_separated(sorted({run['seed'] for run in groups[0]['runs']}))}",
                 header,
-                [_row(group, is_parity) for group in groups],
+                [_row(group, is_parity(data)) for group in groups],
             )
         ],
     )
@@ -319,11 +315,10 @@ def is_better(
     """Whether students of a group do better than others of the same stream and seed."""
     first, second = (by_pair(each, lambda run: merit(data, run)) for each in (group, other))
     pairs = sorted(first.keys() & second.keys())
-    is_parity = data["setting"].startswith("parity")
-    statement = f"Students of {what} {'pass 95% before' if is_parity else 'end above'} {than}"
+    statement = f"Students of {what} {'pass 95% before' if is_parity(data) else 'end above'} {than}"
     if not pairs:
         return Verdict(statement, False, "no seed in common")
-    if not is_parity:
+    if not is_parity(data):
         found = compare([first[pair] - second[pair] for pair in pairs])
         return Verdict(statement, found.is_above, str(found))
     found = compare([float(first[pair] > second[pair]) - float(first[pair] < second[pair]) for pair in pairs])
@@ -333,13 +328,13 @@ def is_better(
     return Verdict(statement, found.is_above, numbers)
 
 
-def _row(group: Mapping[str, Any], is_parity: bool) -> list[str]:
+def _row(group: Mapping[str, Any], shows_steps: bool) -> list[str]:
     """The row of a group in the table."""
     switch = [run["at_switch"] for run in group["runs"] if run["at_switch"] is not None]
     after = group["arguments"].get("then", "")
     row = [target_of(group), control_of(group), after, steps_text(group["first_steps"])]
     row += [mean_and_range(switch) if switch else "", mean_and_range([run["accuracy"] for run in group["runs"]])]
-    return row + ([comma_separated([steps_text(run["passed"]) for run in group["runs"]])] if is_parity else [])
+    return row + ([comma_separated([steps_text(run["passed"]) for run in group["runs"]])] if shows_steps else [])
 
 
 if __name__ == "__main__":

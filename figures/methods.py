@@ -10,16 +10,15 @@ final accuracy. `--changed d=50 k=5` is for sweeps with arguments after `--`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from designed import DESIGN_ARGUMENTS, REFERENCES, by_pair, described, draw, is_better, merit
+from designed import DESIGN_ARGUMENTS, REFERENCES, by_pair, draw, is_better, is_parity, merit, with_what_follows
 from finding_runs import FoundRun
 from findings import Finding, Table, Verdict, mean_and_range, steps_text
 from method_data import SettingName, collect
-from studies import present
+from studies import StudyArguments, present
 
 from common.cli import command
 from common.errors import UserError
@@ -31,20 +30,14 @@ COMPARED = "auto"
 """The method that is compared with all others."""
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(StudyArguments):
     """Arguments of `methods.py`."""
 
     setting: Annotated[SettingName, tyro.conf.Positional]
     """Setting of the students."""
-    runs: Path | None = None
-    """Directory of runs, at any depth, to collect data from; by default the committed data are read."""
-    preset: Literal["smoke", "laptop", "paper"] = "laptop"
-    """Preset of the runs."""
     changed: tuple[str, ...] = ()
     """Arguments in which all runs differ from the preset, such as d=50 k=5."""
-    out: Path | None = None
-    """Directory for the picture and collected data; by default figures/, or figures/ inside --runs."""
 
 
 def main(arguments: Arguments) -> None:
@@ -60,7 +53,7 @@ def main(arguments: Arguments) -> None:
     def data_of(found: Sequence[FoundRun]) -> dict[str, Any]:
         return collect(found, setting, preset, command, SEEDS, changed)
 
-    present("methods", key, arguments.runs, arguments.out, data_of, draw, describe)
+    present("methods", key, arguments, data_of, draw, describe)
 
 
 def parse(texts: Sequence[str]) -> dict[str, int | float | str]:
@@ -89,8 +82,7 @@ def describe(data: Mapping[str, Any]) -> Finding:
     usual = {"temperature", *DESIGN_ARGUMENTS}  # the sweep gives it to auto
     shown = [group for group in data["groups"] if group["method"] in order and group["arguments"].keys() <= usual]
     groups = sorted(shown, key=lambda group: order.index(group["method"]))
-    is_parity = data["setting"].startswith("parity")
-    header = ["method", "students", "passes 95% at: mean (range)"] if is_parity else ["method", "students"]
+    header = ["method", "students", "passes 95% at: mean (range)"] if is_parity(data) else ["method", "students"]
     header += ["final accuracy: mean (range)", "steps", "checkpoints used", "steps with a teacher"]
     teachers = {run["teacher"] for group in groups for run in group["runs"] if run["teacher"] is not None}
     auto = next((group for group in groups if group["method"] == COMPARED), None)
@@ -98,7 +90,7 @@ def describe(data: Mapping[str, Any]) -> Finding:
     for group in groups if auto is not None else ():
         if group is not auto and group["steps"] == auto["steps"]:
             verdicts.append(is_better(data, auto, group, "the automatic schedule", f"those of {name_of(group)}"))
-            if is_parity:
+            if is_parity(data):
                 verdicts[-1] = _with_ratio(verdicts[-1], data, auto, group)
     return Finding(
         title="All methods",
@@ -110,7 +102,7 @@ def describe(data: Mapping[str, Any]) -> Finding:
             Table(
                 f"{data['setting']} {data['preset']}, {len(teachers)} teachers; auto compares all checkpoints first",
                 header,
-                [_row(group, is_parity) for group in groups],
+                [_row(group, is_parity(data)) for group in groups],
             )
         ],
     )
@@ -120,7 +112,7 @@ def name_of(group: Mapping[str, Any]) -> str:
     """A method within a sentence or a table."""
     if group["method"] != "designed":
         return METHODS[group["method"]].label
-    return f"{described(group)}, then the {'final teacher' if group['arguments']['then'] == 'teacher' else 'labels'}"
+    return with_what_follows(group)
 
 
 def _with_ratio(
@@ -132,11 +124,11 @@ def _with_ratio(
     return Verdict(verdict.statement, verdict.holds, f"{ratio}; {verdict.numbers}")
 
 
-def _row(group: Mapping[str, Any], is_parity: bool) -> list[str]:
+def _row(group: Mapping[str, Any], shows_steps: bool) -> list[str]:
     runs = group["runs"]
     passed = [run["passed"] for run in runs if run["passed"] is not None]
     row = [name_of(group), str(len(runs))]
-    if is_parity:
+    if shows_steps:
         numbers = (float(np.mean(passed)), min(passed), max(passed)) if passed else ()
         times = "{} ({} to {})".format(*(steps_text(float(f"{step:.3g}")) for step in numbers)) if passed else "never"
         row.append(times if len(passed) in (0, len(runs)) else f"{times}, {len(passed)} of them")

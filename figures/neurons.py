@@ -9,16 +9,15 @@ panel for each method. Both print statements, the numbers that decide them, and 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import parity_data
 import tyro
 from finding_runs import FoundRun, MissingError, only_run, runs_by_seed, students_of, with_arguments
 from findings import Finding, Table, Verdict, mean_and_range, steps_text
 from matplotlib.figure import Figure
-from studies import present
+from studies import StudyArguments, present
 
 from common.cli import command
 from common.parity.networks import read_arrays
@@ -40,7 +39,8 @@ from common.probes.neurons import probe_neurons
 from common.runs.finding import TRANSITION_ACCURACY
 from common.teachers.discovery import find_checkpoints, local_path
 
-ORDER = ("teacher", "ce", "one-shot", "progressive", "two-shot", "designed")
+ORDER = ("ce", "one-shot", "progressive", "two-shot", "until-saturation", "auto", "designed")
+"""Of the methods."""
 CURVES = {
     "accuracy": Line("accuracy", METHODS["ce"].colour, ":"),
     "support": Line("neurons that hold a coordinate of the support", VERMILLION),
@@ -49,26 +49,14 @@ CURVES = {
 }
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """Arguments of `neurons.py`."""
-
-    runs: Path | None = None
-    """Directory of runs, at any depth, to collect data from; by default the committed data are drawn."""
-    preset: Literal["smoke", "laptop", "paper"] = "laptop"
-    """Preset of the runs."""
-    out: Path | None = None
-    """Directory for the picture and collected data; by default figures/, or figures/ inside --runs."""
-
-
-def main(arguments: Arguments) -> None:
+def main(arguments: StudyArguments) -> None:
     """Collect data, if runs are given, draw, and print what the figure shows.
 
     Raises:
         UserError: there are no data, or runs are missing or ambiguous.
     """
     preset = arguments.preset
-    present("neurons", preset, arguments.runs, arguments.out, lambda runs: collect(runs, preset), draw, describe)
+    present("neurons", preset, arguments, lambda runs: collect(runs, preset), draw, describe)
 
 
 def collect(found: Sequence[FoundRun], preset: str) -> dict[str, Any]:
@@ -94,12 +82,11 @@ def collect(found: Sequence[FoundRun], preset: str) -> dict[str, Any]:
     saved = [run for run in students_of(teacher, runs) if run.arguments["checkpoint_every"] > 0]
     command = f"python -m parity_mlp.distill {preset} --checkpoint-every N --methods METHODS"
     networks = {"teacher": _network([teacher])}
-    free = ("seeds", "teacher", "checkpoint_every", "checkpoint")
-    defaults = package.students[preset].design_defaults
-    for method in ORDER[1:]:
+    for method in ORDER:
         wanted = {**usual, "methods": [method], "widths": usual["widths"][:1], "lr": usual["lr"][:1]}
-        wanted |= defaults if method == "designed" else {}
-        some = with_arguments(saved, wanted, free=free)
+        wanted |= {} if method == "two-shot" else {"checkpoint": []}
+        wanted |= package.students[preset].design_defaults if method == "designed" else {}
+        some = with_arguments(saved, wanted, free=("seeds", "teacher", "checkpoint_every"))
         if some:
             networks[method] = _network(list(runs_by_seed(some, f"{method} students", command).values()))
     if len(networks) == 1:
@@ -211,4 +198,4 @@ def describe(data: Mapping[str, Any]) -> Finding:
 
 
 if __name__ == "__main__":
-    command(lambda: main(tyro.cli(Arguments, description=__doc__)))
+    command(lambda: main(tyro.cli(StudyArguments, description=__doc__)))

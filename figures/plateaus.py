@@ -15,10 +15,8 @@ and its plateau has length 0. Other tasks, and those whose teacher ends inside i
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tyro
@@ -31,7 +29,7 @@ from paired_tests import LEVEL
 from pcfg_figures import MARKERS, predicted
 from plateau_data import collect
 from rank_correlation import rank_correlation
-from studies import present
+from studies import StudyArguments, present
 
 from common.cli import command
 from common.distillation.phases import NoTransitionError, find_phases
@@ -58,26 +56,14 @@ BESIDE = 0.03
 """Distance between the points of tasks without a plateau, as a fraction of the longest one."""
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """Arguments of `plateaus.py`."""
-
-    runs: Path | None = None
-    """Directory of runs, at any depth, to collect data from; by default the committed data are drawn."""
-    preset: Literal["smoke", "laptop", "paper"] = "laptop"
-    """Preset of the runs."""
-    out: Path | None = None
-    """Directory for the picture and collected data; by default figures/, or figures/ inside --runs."""
-
-
-def main(arguments: Arguments) -> None:
+def main(arguments: StudyArguments) -> None:
     """Collect data, if runs are given, draw, and print what the figure shows.
 
     Raises:
         UserError: there are no data, or runs are missing or ambiguous.
     """
     preset = arguments.preset
-    present("plateaus", preset, arguments.runs, arguments.out, lambda runs: collect(runs, preset), draw, describe)
+    present("plateaus", preset, arguments, lambda runs: collect(runs, preset), draw, describe)
 
 
 def plateau_of(task: Mapping[str, Any]) -> float | None:
@@ -278,4 +264,4 @@ def _ratio_text(found: Mapping[str, Any], middle: float, by_seed: Sequence[float
 
 
 if __name__ == "__main__":
-    command(lambda: main(tyro.cli(Arguments, description=__doc__)))
+    command(lambda: main(tyro.cli(StudyArguments, description=__doc__)))

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from finding_runs import FoundRun, MissingError, find_runs
 from findings import Describe, Finding
@@ -15,11 +16,22 @@ from common.runs.files import write_file
 FIGURES = Path(__file__).resolve().parent
 
 
+@dataclass(frozen=True, kw_only=True)
+class StudyArguments:
+    """What the commands of all studies take."""
+
+    runs: Path | None = None
+    """Directory of runs, at any depth, to collect data from; by default the committed data are drawn."""
+    preset: Literal["smoke", "laptop", "paper"] = "laptop"
+    """Preset of the runs."""
+    out: Path | None = None
+    """Directory for the picture and collected data; by default figures/, or figures/ inside --runs."""
+
+
 def present(
     study: str,
     key: str,
-    runs: Path | None,
-    out: Path | None,
+    arguments: StudyArguments,
     collect: Callable[[Sequence[FoundRun]], Mapping[str, Any]],
     draw: Callable[[Mapping[str, Any]], Figure],
     describe: Describe,
@@ -29,8 +41,7 @@ def present(
     Args:
         study: names data/STUDY/KEY.json and figure_STUDY_KEY.png.
         key: of the data, such as a preset.
-        runs: directory of runs, at any depth; by default the committed data are drawn.
-        out: directory for the picture and collected data; by default figures/, or figures/ inside `runs`.
+        arguments: of the command.
         collect: makes data of runs.
         draw: draws data.
         describe: says what they show.
@@ -38,7 +49,8 @@ def present(
     Raises:
         UserError: there are no data, or runs are missing or ambiguous.
     """
-    out = out or (FIGURES if runs is None else runs / "figures")
+    runs = arguments.runs
+    out = arguments.out or (FIGURES if runs is None else runs / "figures")
     path = Path("data") / study / f"{key}.json"
     if runs is None:
         if not (FIGURES / path).exists():

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The parity results at the published size: everything behind the full-size figures and their tables, in about 45
-# minutes on two cores. Rerun it to resume.
+# minutes on two cores, and then students of a second teacher. Rerun it to resume.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 

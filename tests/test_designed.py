@@ -177,7 +177,7 @@ def test_the_smoke_sweep_becomes_a_figure(setting, tmp_path, monkeypatch, capsys
     for line in subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines():
         _, _, name, *words = shlex.split(line, comments=True)
         succeed(capsys, importlib.import_module(name).main, *words)
-    designed.main(designed.Arguments(setting, runs=Path("runs"), preset="smoke"))
+    designed.main(designed.Arguments(setting=setting, runs=Path("runs"), preset="smoke"))
     picture, *text = capsys.readouterr().out.splitlines()
     assert Path(picture).read_bytes().startswith(b"\x89PNG\r\n")
     assert sum(line.startswith("* Students of ") for line in text) >= 4
@@ -187,5 +187,5 @@ def test_committed_data_are_drawn(tmp_path):
     paths = sorted((ROOT / "figures" / "data" / "designed").glob("*.json"))
     for path in paths:
         setting, _, preset = path.stem.rpartition("_")
-        designed.main(designed.Arguments(setting, preset=preset, out=tmp_path))
+        designed.main(designed.Arguments(setting=setting, preset=preset, out=tmp_path))
         assert (tmp_path / f"figure_designed_{path.stem}.png").read_bytes().startswith(b"\x89PNG\r\n")

@@ -81,5 +81,5 @@ def test_committed_data_are_shown(tmp_path, capsys):
         setting = next(name for name in ("parity_mlp", "PCFG_mlm", "PCFG_autoregressive") if name in path.stem)
         preset, *changed = path.stem.removeprefix(f"{setting}_").split("_")
         words = tuple(f"{text.rstrip('0123456789')}={text.lstrip('abcdefghijklmnopqrstuvwxyz')}" for text in changed)
-        methods.main(methods.Arguments(setting, preset=preset, changed=words, out=tmp_path))
+        methods.main(methods.Arguments(setting=setting, preset=preset, changed=words, out=tmp_path))
         assert "| auto |" in capsys.readouterr().out

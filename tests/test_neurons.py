@@ -7,6 +7,7 @@ import animation
 import neurons
 import parity_data
 import pytest
+import studies
 from finding_runs import MissingError, find_runs
 from neurons import collect, describe, draw
 from PIL import Image
@@ -100,7 +101,7 @@ def test_missing_runs_are_named(data, runs):
 
 def test_committed_data_are_drawn(tmp_path):
     for path in (ROOT / "figures" / "data" / "neurons").glob("*.json"):
-        neurons.main(neurons.Arguments(preset=path.stem, out=tmp_path))
+        neurons.main(studies.StudyArguments(preset=path.stem, out=tmp_path))
         assert (tmp_path / f"figure_neurons_{path.stem}.png").read_bytes().startswith(b"\x89PNG\r\n")
 
 
@@ -138,3 +139,19 @@ def test_a_run_without_checkpoints_in_its_transition_is_refused(runs, tmp_path):
     (run / "checkpoint-3000").symlink_to(runs / "teacher" / "checkpoint-3000")
     with pytest.raises(UserError, match="has 0 checkpoints around its transition: save more of them"):
         animation.main(animation.Arguments(run))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"frames": 0}, "--frames must be at least 1"),
+        ({"neurons": -5}, "--neurons must be at least 1"),
+        ({"coordinates": 1}, "--coordinates must be from 2, the support, to 40; got 1"),
+        ({"out": "picture.png"}, "--out must be a .gif file in a directory that exists"),
+        ({"out": "nowhere/picture.gif"}, "--out must be a .gif file in a directory that exists"),
+    ],
+)
+def test_arguments_of_the_animation_that_do_not_fit_are_refused(runs, tmp_path, changed, message):
+    changed = {name: tmp_path / value if name == "out" else value for name, value in changed.items()}
+    with pytest.raises(UserError, match=message):
+        animation.main(animation.Arguments(runs / "teacher", **changed))

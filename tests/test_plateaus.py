@@ -185,7 +185,7 @@ def test_two_settings_have_a_column_each(data):
 
 def test_committed_data_make_the_committed_figures(tmp_path):
     for path in (ROOT / "figures" / "data" / "plateaus").glob("*.json"):
-        plateaus.main(plateaus.Arguments(preset=path.stem, out=tmp_path))
+        plateaus.main(studies.StudyArguments(preset=path.stem, out=tmp_path))
         name = f"figure_plateaus_{path.stem}.png"
         assert (tmp_path / name).exists() == (ROOT / "figures" / name).exists()
 
@@ -193,9 +193,9 @@ def test_committed_data_make_the_committed_figures(tmp_path):
 def test_data_that_are_not_there_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "FIGURES", tmp_path)
     with pytest.raises(MissingError, match=r"has no data/plateaus/paper.json: give --runs"):
-        plateaus.main(plateaus.Arguments(preset="paper"))
+        plateaus.main(studies.StudyArguments(preset="paper"))
     with pytest.raises(MissingError, match=r"scripts/sweep_plateaus.sh PCFG_autoregressive paper$"):
-        plateaus.main(plateaus.Arguments(runs=tmp_path, preset="paper"))
+        plateaus.main(studies.StudyArguments(runs=tmp_path, preset="paper"))
 
 
 SETTING = PCFG_autoregressive.training.SETTING
@@ -305,7 +305,7 @@ def test_the_smoke_sweep_becomes_a_figure(tmp_path, monkeypatch, capsys, one_tor
         succeed(capsys, importlib.import_module(name).main, *words)
         if name.endswith("train"):
             succeed(capsys, PCFG_autoregressive.probe.main, "bayes-optimal", "--run", words[-1])
-    plateaus.main(plateaus.Arguments(runs=Path("runs"), preset="smoke"))
+    plateaus.main(studies.StudyArguments(runs=Path("runs"), preset="smoke"))
     picture, *text = capsys.readouterr().out.splitlines()
     assert Path(picture).read_bytes().startswith(b"\x89PNG\r\n")
     assert sum(line.startswith("| small |") for line in text) == 2

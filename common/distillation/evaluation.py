@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from common.distillation.batches import batch_tensors
 from common.distillation.chance import teacher_report
@@ -16,7 +17,7 @@ from common.errors import UserError
 from common.runs.progress import progress
 from common.teachers.curves import Curve
 from common.teachers.discovery import Checkpoint, local_path
-from common.teachers.objective import Objective
+from common.teachers.objective import Objective, objective_of
 
 
 def evaluate_checkpoints(
@@ -113,3 +114,19 @@ def _evaluate(
         raise UserError("the student's evaluation data has no labels: give batches with labels")
     loss, accuracy = (sums / count).tolist()
     return loss, accuracy
+
+
+@torch.inference_mode()
+def logits_at(model: PreTrainedModel, chosen: Sequence[tuple[Any, Tensor]]) -> Tensor:
+    """Logits of a model in evaluation mode, on its own device, for the labels of some batches: (labels, vocabulary)."""
+    model.eval()
+    shift, head, found = objective_of(model) == "causal", LabelledHead(model), []
+    try:
+        for batch, labels in chosen:
+            tensors = batch_tensors(batch)
+            inputs = {key: tensor.to(model.device) for key, tensor in tensors.items() if key != "labels"}
+            positions = labelled_positions(labels, shift).to(model.device)
+            found.append(head(model, inputs, positions, chunked=False).logits().cpu())
+    finally:
+        head.remove()
+    return torch.cat(found)

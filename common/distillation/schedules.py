@@ -316,14 +316,14 @@ def unused_segments(schedule: Sequence[Segment], steps: int) -> str:
     unused = [segment for segment in schedule if segment.start >= steps]
     if not unused:
         return ""
-    names = [segment.checkpoint for segment in unused]
-    if names == [None]:
-        what = "the labels"
-    else:
-        what = f"teacher step{'s' * (len(unused) > 1)} {listed([name for name in names if name is not None])}"
+    saved = [step for segment in unused if (step := segment.checkpoint) is not None and step >= 0]
+    designed = [step for segment in unused if (step := segment.checkpoint) is not None and step < 0]
+    names = [f"{len(designed)} designed target{'s' * (len(designed) > 1)}"] if designed else []
+    names += [f"teacher step{'s' * (len(saved) > 1)} {listed(saved)}"] if saved else []
+    names += ["the labels"] if len(saved) + len(designed) < len(unused) else []
     return (
-        f"the schedule is longer than the training of {steps:,} steps: the student does not learn from {what}, due at "
-        f"step {unused[0].start:,}"
+        f"the schedule is longer than the training of {steps:,} steps: the student does not learn from "
+        f"{' and '.join(names)}, due at step {unused[0].start:,}"
     )
 
 

@@ -92,6 +92,8 @@ class Teacher:
         place: dict[str, Any] = {"place": shard} if is_sharded(student) else {}
         self._models = Teachers(checkpoints, read, build, prefetch, downloads_kept, **place)
         self._head: LabelledHead | None = None
+        self._current_step: int | None = None
+        """Whose head it is."""
         self._names: frozenset[str] | None = None
         self.classes: int | None = None
         """Number of classes that student and teacher share; None if their logits must have the same number."""
@@ -287,8 +289,7 @@ class Teacher:
         key = None if self._shared is None or batch is None else (*batch, step)
         if self._shared and key in self._shared:
             return self._shared[key]
-        of_step = self._output_of_design if step in self._designs else self._output_of_checkpoint
-        output = of_step(inputs, positions, step, then, device)
+        output = self._computed(inputs, positions, step, then, device)
         if self._shared is not None and key is not None:
             for other in [other for other in self._shared if other[0] != key[0]]:
                 del self._shared[other]
@@ -296,32 +297,25 @@ class Teacher:
             output = self._shared[key] = output.with_logits(MOST_LOGITS - kept)
         return output
 
-    def _output_of_design(
+    def _computed(
         self, inputs: Mapping[str, Any], positions: Tensor, step: int, then: int | None, device: torch.device
     ) -> LabelledOutput:
-        """The `output` of a designed target."""
-        model = self._designs[step].to(device)
-        names = argument_names(model)
-        with torch.no_grad():
-            given = {name: value for name, value in inputs.items() if names is None or name in names}
-            return LabelledOutput(model(**given)["logits"].flatten(0, -2)[positions])
-
-    def _output_of_checkpoint(
-        self, inputs: Mapping[str, Any], positions: Tensor, step: int, then: int | None, device: torch.device
-    ) -> LabelledOutput:
-        """The `output` of a checkpoint."""
-        changes = step != self._models.current_step
+        """The `output`, which no other student has asked for."""
+        changes = step != self._current_step
         if changes:
             self._remove_head()
-        model = self._models.load(step, then if then in self._checkpoints else None, device)
-        with torch.no_grad(), self._autocast():
+        if step in self._designs:
+            model, owner = self._designs[step].to(device), "the designed target"
+        else:
+            model = self._models.load(step, then if then in self._checkpoints else None, device)
             owner = f"the teacher in {self._checkpoints[step].location}"
+        with torch.no_grad(), self._autocast():
             require_fitting_tokens(model, inputs, owner, check_tokens=changes or device.type == "cpu")
             if changes:
                 self._names = argument_names(model)
                 if (config := getattr(model, "config", None)) is not None:
                     config.use_cache = False  # with which transformers does not keep packed samples apart
-                self._head = LabelledHead(model, self.classes, self._autocast_dtype)
+                self._head, self._current_step = LabelledHead(model, self.classes, self._autocast_dtype), step
                 self._head.check(self._arguments(inputs), owner if self._objective == "causal" else None)
             assert self._head is not None
             output = self._head(model, self._arguments(inputs), positions, chunked=True)
@@ -364,7 +358,7 @@ class Teacher:
     def _remove_head(self) -> None:
         if self._head is not None:
             self._head.remove()
-        self._head = None
+        self._head = self._current_step = None
 
     def _build(self, stored: StoredModel) -> nn.Module:
         """The stored model, with the student's attention and activation if it has the student's architecture, and of

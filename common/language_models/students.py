@@ -23,9 +23,8 @@ from common.distillation.arguments import (
 )
 from common.distillation.automatic import Anchor, choose_anchors
 from common.distillation.batches import Source, batch_tensors
-from common.distillation.evaluation import report_on
+from common.distillation.evaluation import logits_at, report_on
 from common.distillation.given_teacher import GivenTeacher, default_teacher, find_teacher
-from common.distillation.labelled_head import labelled_positions
 from common.distillation.losses import IGNORED_LABEL
 from common.distillation.run_loop import RunTrainer
 from common.distillation.supervision import Supervision, supervision, used_checkpoints
@@ -156,19 +155,13 @@ def automatic_anchors(
     count = sum(int((batch["labels"] != IGNORED_LABEL).sum()) for batch in held_out)
     every = max(1, count // ANCHOR_LABELS)
     batches = [{name: tensor[::every] for name, tensor in batch.items()} for batch in held_out]
+    chosen = [(batch, batch["labels"]) for batch in batches]
     by_step = {checkpoint.step: checkpoint for checkpoint in teacher.checkpoints}
 
     def predict(step: int) -> NDArray[np.float32]:
-        model: nn.Module = setting.load_model(local_path(by_step[step]), task)
-        model.to(device).eval()
-        shift = objective_of(model) == "causal"
-        found = []
-        with torch.inference_mode():
-            for batch in batches:
-                inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
-                logits = model(**inputs).logits.flatten(0, 1)[labelled_positions(batch["labels"], shift)]
-                found.append(logits.float().softmax(dim=-1).cpu())
-        return torch.cat(found).numpy()
+        model = setting.load_model(local_path(by_step[step]), task)
+        nn.Module.to(model, device)
+        return logits_at(model, chosen).softmax(dim=-1).numpy()
 
     return choose_anchors(sorted(by_step), predict)
 

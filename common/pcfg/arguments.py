@@ -56,7 +56,8 @@ class StudentArguments(arguments.DistillArguments):
     )
     windows: tuple[str, ...] | None = None
     """Designed targets (designed), one run each: tokens of a window, or several windows in turn joined by +, such as
-    3+5+7. The target is the distribution of a token given those of the window. By default 5."""
+    3+5+7. The target is the distribution of a token given those of the window, and at --temperature 0 its arg-max. By
+    default 5."""
     windows_of: str | None = None
     """What the targets are of (designed): grammar, which is the default; permuted, in which contexts have each other's
     distributions; or another grammar, as its name or name:start."""

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from common.arguments import require_at_least, require_seed, worker_threads
 from common.distillation.batches import batch_tensors
-from common.distillation.labelled_head import LabelledHead, labelled_positions
+from common.distillation.evaluation import logits_at
 from common.distillation.losses import IGNORED_LABEL
 from common.errors import UserError
 from common.language_models.probing import probe_models, probed_task
@@ -36,7 +36,6 @@ from common.pcfg.setting import EVALUATION_BATCH_SIZE
 from common.pcfg.task import GrammarTask
 from common.resources import require_memory
 from common.runs.progress import progress
-from common.teachers.objective import objective_of
 
 _CHOICE_STREAM = 0x77696E64
 """Differs from other streams' numbers, so that the choice of positions does not reuse their random bits."""
@@ -151,22 +150,6 @@ def _posteriors(
             found.append(of_place)
             show(len(found))
     return torch.from_numpy(np.stack(found))
-
-
-@torch.inference_mode()
-def logits_at(model: PreTrainedModel, chosen: Sequence[tuple[Any, Tensor]]) -> Tensor:
-    """Logits of a model in evaluation mode, on its own device, for the labels of some batches: (labels, vocabulary)."""
-    model.eval()
-    shift, head, found = objective_of(model) == "causal", LabelledHead(model), []
-    try:
-        for batch, labels in chosen:
-            tensors = batch_tensors(batch)
-            inputs = {key: tensor.to(model.device) for key, tensor in tensors.items() if key != "labels"}
-            positions = labelled_positions(labels, shift).to(model.device)
-            found.append(head(model, inputs, positions, chunked=False).logits().cpu())
-    finally:
-        head.remove()
-    return torch.cat(found)
 
 
 def divergences(exact: Tensor, logits: Tensor) -> Tensor:

@@ -13,12 +13,14 @@ from common.distillation.schedules import (
     ce_only,
     checkpoint_at,
     custom,
+    designed,
     one_shot,
     progressive,
     refreshed,
     spans,
     two_shot,
     until_saturation,
+    unused_segments,
 )
 from common.errors import UserError
 
@@ -222,3 +224,26 @@ def test_a_teacher_without_checkpoints_is_an_error(make):
 def test_a_wrong_argument_is_an_error(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("steps", "names"),
+    [
+        (5, "2 designed targets and teacher step 90, due at step 10"),
+        (15, "1 designed target and teacher step 90, due at step 20"),
+        (25, "teacher step 90, due at step 30"),
+    ],
+)
+def test_what_a_student_will_not_learn_from_is_named(steps, names):
+    schedule = designed([-3, -2, -1], 30, 90)
+    assert unused_segments(schedule, steps).endswith(f"the student does not learn from {names}")
+    assert unused_segments(schedule, 31) == ""
+    to_labels = designed([-1], 30, None)
+    assert unused_segments(to_labels, 30).endswith("the student does not learn from the labels, due at step 30")
+
+
+def test_designed_targets_have_equal_parts_of_the_first_steps():
+    starts = [(segment.start, segment.checkpoint) for segment in designed([-3, -2, -1], 10, 90)]
+    assert starts == [(0, -3), (3, -2), (6, -1), (10, 90)]
+    with pytest.raises(UserError, match="3 designed targets need at least one step each: .* which is 2"):
+        designed([-3, -2, -1], 2, 90)
