@@ -245,5 +245,5 @@ def test_what_a_student_will_not_learn_from_is_named(steps, names):
 def test_designed_targets_have_equal_parts_of_the_first_steps():
     starts = [(segment.start, segment.checkpoint) for segment in designed([-3, -2, -1], 10, 90)]
     assert starts == [(0, -3), (3, -2), (6, -1), (10, 90)]
-    with pytest.raises(UserError, match="3 designed targets need at least one step each: .* which is 2"):
+    with pytest.raises(UserError, match=r"3 designed targets need at least one step each: .* which is 2"):
         designed([-3, -2, -1], 2, 90)
